@@ -1,0 +1,1 @@
+"""Few-shot tuning methods; `METHODS` in `registry.py` lists them."""

@@ -1,0 +1,119 @@
+"""What the project needs from a CLIP-like model, whatever its origin.
+
+Notation: b images, t texts, d feature dimension, s image side in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class BackboneError(ValueError):
+    """A backbone cannot be built: its message says the rule, the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """The test-time image transform, on batches of equally large uint8 images."""
+
+    image_size: int
+    """Side of the square the model reads, in pixels."""
+    mean: tuple[float, float, float]
+    """Per-channel mean, of values in 0..1."""
+    std: tuple[float, float, float]
+    """Per-channel standard deviation, of values in 0..1."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """How pixels are resampled."""
+    resize_mode: Literal["shortest", "squash"] = "shortest"
+    """`shortest`: the shorter side becomes `image_size`, then a centre crop; `squash`: both do."""
+
+    def resize(self, images: Tensor) -> Tensor:
+        """uint8 [n, 3, h, w] -> uint8 [n, 3, s, s]."""
+        size, (height, width) = self.image_size, images.shape[-2:]
+        if self.resize_mode == "squash":
+            target = (size, size)
+        elif height <= width:
+            target = (size, max(size, int(size * width / height)))
+        else:
+            target = (max(size, int(size * height / width)), size)
+        if target != (height, width):
+            pixels = functional.interpolate(
+                images.float(), target, mode=self.interpolation, antialias=True
+            )
+            images = pixels.round_().clamp_(0, 255).to(torch.uint8)
+        top, left = (target[0] - size) // 2, (target[1] - size) // 2
+        return images[..., top : top + size, left : left + size].contiguous()
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """[n, 3, s, s] with values 0..255 (uint8 or float) -> float32, zero mean, unit spread."""
+        mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(3, 1, 1)
+        return (images.float() / 255 - mean) / std
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen CLIP in float32: two towers, a tokenizer, and the facts that identify them."""
+
+    name: str
+    """The name it was asked for by, e.g. `tiny` or `ViT-B-16:openai`."""
+    model: nn.Module
+    """An open_clip CLIP in evaluation mode; none of its parameters requires a gradient."""
+    tokenizer: Callable[[list[str]], Tensor]
+    """Texts -> int64 token ids [t, context length]."""
+    preprocess: Preprocess
+    """The test-time image transform."""
+    activation: str
+    """`gelu` or `quick_gelu`: what the text tower (and a ViT's image tower) really runs."""
+    fingerprint: str
+    """Hex digest over architecture, activation, weights and preprocessing."""
+
+    @property
+    def visual(self) -> nn.Module:
+        """The image tower."""
+        return self.model.get_submodule("visual")
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The temperature's inverse, exp(logit_scale): a positive scalar tensor."""
+        return self.model.get_parameter("logit_scale").exp().reshape(())
+
+    @property
+    def tower(self) -> Literal["vit", "resnet", "other"]:
+        """The family of the image tower, by the layers it has."""
+        if hasattr(self.visual, "transformer"):
+            return "vit"
+        return "resnet" if hasattr(self.visual, "attnpool") else "other"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.get_parameter("logit_scale").device
+
+    @property
+    def feature_dim(self) -> int:
+        """Length d of image and text features."""
+        return int(self.encode_text(["x"]).shape[1])
+
+    def to(self, device: torch.device | str) -> Backbone:
+        """The same backbone with its weights on `device` (moved, not copied)."""
+        self.model.to(device)
+        return self
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Preprocessed float32 [b, 3, s, s] -> float32 [b, d], not normalised."""
+        features: Tensor = self.visual(images)
+        return features.float()
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """t texts -> float32 [t, d], not normalised."""
+        encode: Callable[[Tensor], Tensor] = self.model.encode_text  # type: ignore[assignment]
+        return encode(self.tokenizer(list(texts)).to(self.device)).float()

@@ -1,0 +1,117 @@
+"""The interface of a few-shot tuning method.
+
+Notation: b batch, c classes, d feature dimension, n training images, s image side.
+
+A method owns its trainable tensors and nothing else. It never sees labels outside `backward` and
+`prepare`, never touches the backbone's weights, draws random numbers from the generator that it is
+handed and no other, and does its own backward pass, so that a method whose gradient is not that of
+one loss (gradient dropout) needs no special case in the trainer.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from trainables.backbones.base import Backbone
+
+Preset = Literal["paper", "reference", "clean"]
+"""`paper`: the text. `reference`: the authors' code, bug for bug. `clean`: documented mends."""
+
+
+class MethodError(ValueError):
+    """A method and its surroundings do not fit: rule, value and remedy in one message."""
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Base of all method configurations; every field is documented where it is declared."""
+
+    prompts: Preset = "paper"
+    """Which variant of the data set's prompt templates the class features are made from."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training step's data."""
+
+    inputs: Tensor
+    """Image features [b, d] or preprocessed images [b, 3, s, s], as the method `reads`."""
+    labels: Tensor
+    """int64 [b], in 0..c-1."""
+    zero_shot_logits: Tensor | None = None
+    """[b, c]: the zero-shot model on the same views; given when the method `uses_zero_shot`."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a method may know of the training that lies ahead."""
+
+    learning_rates: tuple[float, ...]
+    """One per optimiser step, in order."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay rates."""
+
+
+class Method(nn.Module, ABC):
+    """One way to tune a frozen backbone on a few labelled images."""
+
+    Config: ClassVar[type[MethodConfig]]
+    reads: ClassVar[Literal["features", "images"]]
+
+    @classmethod
+    @abstractmethod
+    def build(
+        cls, config: Any, backbone: Backbone, class_features: Tensor, schedule: Schedule
+    ) -> Self:
+        """A fresh method.
+
+        `config` is an instance of `cls.Config`; `class_features` is float32 [c, d], one vector a
+        class, not normalised. Raises `MethodError` when config and backbone do not fit.
+        """
+
+    @abstractmethod
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Inputs (see `reads`) -> logits [b, c], already multiplied by the logit scale."""
+
+    @abstractmethod
+    def backward(self, batch: Batch, rng: torch.Generator) -> dict[str, float]:
+        """Fills `.grad` of every trainable tensor; returns scalars, `train/loss` among them."""
+
+    @abstractmethod
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The tensors that the optimiser moves, by name, in a fixed order; may be empty."""
+
+    @property
+    def uses_zero_shot(self) -> bool:
+        """Whether `backward` needs `Batch.zero_shot_logits`."""
+        return False
+
+    def prepare(self, batches: Iterable[Batch]) -> None:  # noqa: B027 - optional by design
+        """Called once before the first step with one epoch of batches; nothing by default."""
+
+    def forecast(self) -> dict[str, float]:
+        """Scalars known before training, e.g. the flip budget."""
+        return {}
+
+    def warnings(self) -> list[str]:
+        """Sentences the user should read before training, e.g. that no bit can flip."""
+        return []
+
+    def progress(self) -> dict[str, float]:
+        """Scalars about the learned tensors after an epoch, e.g. the number of flipped bits."""
+        return {}
+
+    @abstractmethod
+    def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """What was learned, without optimiser state: tensors for a safetensors file, and its
+        string metadata with `format` and `format_version`."""
+
+    @abstractmethod
+    def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """The inverse of `artifact`; raises `MethodError` for damage or another format."""
