@@ -1,0 +1,1 @@
+"""Data sets, few-shot draws, prompts, and the seal on test data."""

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from trainables.data.prompts import PromptSet
+from trainables.data.sealed import TestPermit
 from trainables.methods.base import Preset
 
 SplitName = Literal["train", "val"]
@@ -67,3 +68,6 @@ class Dataset(Protocol):
 
     def split(self, name: SplitName) -> Split:
         """The pool that few-shot sets are drawn from."""
+
+    def sealed_split(self, permit: TestPermit) -> Split:
+        """The test split, against a permit (see `sealed.py`); raises `SealedError`."""

@@ -1,0 +1,86 @@
+"""scikit-learn's handwritten digits: 1,797 real images of 8x8 pixels that ship inside a dependency.
+
+The split, fixed for ever: within each class the images are sorted by the SHA-256 of their 64 pixel
+bytes; the first n // 2 are test, the next n // 6 validation, the rest train. It depends on no
+generator and on no file order, and holds 896 test, 296 validation and 605 train images.
+
+Source: E. Alpaydin, C. Kaynak, «Optical Recognition of Handwritten Digits», UCI repository (1998).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from trainables.data.base import Split, SplitName, fingerprint
+from trainables.data.prompts import PromptSet, prompt_set
+from trainables.data.sealed import SealedError, TestPermit
+from trainables.methods.base import Preset
+
+_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+@dataclass(frozen=True)
+class Digits:
+    """The digits upright, or turned by 180 degrees (a harder task for a model that can read)."""
+
+    name: str
+    """Registry name."""
+    half_turns: int = 0
+    """How often each image is turned by 180 degrees: 0 or 1."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The digits in words."""
+        return _NAMES
+
+    @property
+    def flip(self) -> bool:
+        """A mirrored digit is another sign."""
+        return False
+
+    def prompts(self, variant: Preset) -> PromptSet:
+        """One template; the same in all variants."""
+        return prompt_set(self.name, _NAMES, variant)
+
+    def split(self, name: SplitName) -> Split:
+        """`train` (605 images) or `val` (296); raises `SealedError` for anything else."""
+        if name not in ("train", "val"):
+            raise SealedError(f"Only 'train' and 'val' are open, got '{name}'.")
+        return self._rows(name)
+
+    def sealed_split(self, permit: TestPermit) -> Split:
+        """The 896 test images."""
+        permit.check(self.name)
+        return self._rows("test")
+
+    def _rows(self, name: str) -> Split:
+        pixels, labels = load_digits(return_X_y=True)
+        grey = np.rint(pixels * (255 / 16)).astype(np.uint8)
+        rows = _partition(grey, labels)[name]
+        images = torch.from_numpy(grey[rows]).view(-1, 1, 8, 8).expand(-1, 3, -1, -1)
+        images = torch.rot90(images, 2 * self.half_turns, (2, 3)).contiguous()
+        target = torch.from_numpy(labels[rows].astype(np.int64))
+        return Split(images, target, _digest(self.name, images, target))
+
+
+def _partition(grey: np.ndarray, labels: np.ndarray) -> dict[str, list[int]]:
+    """Row numbers of each split, by the rule at the top of this file."""
+    rows: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+    for label in range(len(_NAMES)):
+        members = np.flatnonzero(labels == label).tolist()
+        members.sort(key=lambda row: hashlib.sha256(grey[row].tobytes()).digest())
+        test, val = len(members) // 2, len(members) // 6
+        rows["test"] += members[:test]
+        rows["val"] += members[test : test + val]
+        rows["train"] += members[test + val :]
+    return rows
+
+
+def _digest(name: str, images: Tensor, labels: Tensor) -> str:
+    return fingerprint(name.encode(), images.numpy().tobytes(), labels.numpy().tobytes())

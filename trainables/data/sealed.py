@@ -1,0 +1,60 @@
+"""The seal on test data.
+
+The test split decides nothing: it is read once, after the search, to report the winner. A data
+set hands it out only against a `TestPermit`; a permit is made here only, after the read has been
+recorded; and a process that trains trials is sealed, so that no method, data set or space running
+in it can obtain one. `search/evaluate.py` is the only module that may import `read_test_split`
+(a test reads the syntax trees and holds this).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainables.data.base import Dataset, Split
+
+_SEAL = "FEWSHOT_TEST_SPLIT_SEALED"
+
+
+class SealedError(RuntimeError):
+    """Somebody asked for test data who may not have it."""
+
+
+@dataclass(frozen=True)
+class TestPermit:
+    """Leave to read one data set's test split, once the read has been recorded."""
+
+    __test__ = False  # not a test class, whatever its name suggests to pytest
+
+    dataset: str
+    """Registry name of the data set."""
+
+    def check(self, dataset: str) -> None:
+        """Raises `SealedError` for another data set's permit or inside a sealed process."""
+        if os.environ.get(_SEAL):
+            raise SealedError(
+                "Test data cannot be read in a process that trains trials: the objective of a "
+                "search is validation data. Test figures come from the evaluation at its end."
+            )
+        if dataset != self.dataset:
+            raise SealedError(f"A permit for '{self.dataset}' does not open '{dataset}'.")
+
+
+def seal_process() -> None:
+    """Refuse test data in this process, and in those that it starts, from now on."""
+    os.environ[_SEAL] = "1"
+
+
+def read_test_split(dataset: Dataset, record: Callable[[], None]) -> Split:
+    """The test split. `record` must write down the read and return before any data is given.
+
+    Raises `SealedError` in a sealed process, before anything is recorded.
+    """
+    permit = TestPermit(dataset.name)
+    permit.check(dataset.name)
+    record()
+    return dataset.sealed_split(permit)

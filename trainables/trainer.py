@@ -1,0 +1,182 @@
+"""Training of one method on one few-shot draw: an epoch, an evaluation, the state between.
+
+Notation: n training images, b batch, c classes, s image side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from trainables.data.augment import random_resized_crop
+from trainables.data.registry import open_dataset
+from trainables.methods.base import Batch, Schedule
+from trainables.methods.registry import METHODS
+from trainables.optim import adam
+from trainables.trial import TrialConfig
+from trainables.workbench import View, Workbench
+
+_EVAL_BATCH = 128
+
+
+class NonFiniteError(FloatingPointError):
+    """Training left the real numbers."""
+
+
+class Trainer:
+    """One method, its optimiser and its three private generators."""
+
+    def __init__(
+        self, config: TrialConfig, bench: Workbench, dataset: str, shots: int, seed: int
+    ) -> None:
+        """Raises `MethodError`, `DataError`, `BackboneError`."""
+        self.config, self.bench, self.dataset = config, bench, dataset
+        self.train, self.val = bench.views(dataset, shots, seed)
+        variant = config.method_config.prompts
+        self._zero_shot = bench.zero_shot(dataset, variant)
+        self._flip = open_dataset(dataset).flip
+        schedule = Schedule(config.optim.learning_rates(len(self.train.labels)))
+        self.method = METHODS[config.method].build(
+            config.method_config,
+            bench.backbone,
+            bench.class_features(dataset, variant),
+            schedule,
+        )
+        # One generator a purpose, so that one method's appetite for random numbers cannot
+        # change the order of images or the crops.
+        self._rng = {
+            purpose: _generator(config.seed, seed, purpose)
+            for purpose in ("order", "crop", "method")
+        }
+        self._train_logits: Tensor | None = None
+        self.epoch = 0
+        """Epochs trained so far."""
+        self._optimiser: torch.optim.Adam | None = None
+
+    @property
+    def epochs(self) -> int:
+        """Epochs until the end: 0 for a method with nothing to train."""
+        return self.config.optim.epochs if self._trains else 0
+
+    @property
+    def _trains(self) -> bool:
+        return METHODS[self.config.method].trains
+
+    def run_epoch(self) -> dict[str, float]:
+        """One pass over the training images; returns `train/*`, `val/*` and the method's own
+        scalars. Raises `NonFiniteError`."""
+        if self.epoch == 0:
+            self.method.prepare(self._batches())
+        optimiser = self._open_optimiser()
+        rate = self.config.optim.lr_at(self.epoch)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        sums: dict[str, float] = {}
+        steps = 0
+        for batch in self._batches():
+            for name, value in self.method.backward(batch, self._rng["method"]).items():
+                sums[name] = sums.get(name, 0.0) + value
+            optimiser.step()
+            steps += 1
+        self.epoch += 1
+        metrics = {name: total / steps for name, total in sums.items()}
+        metrics |= {"train/lr": rate} | self.validate() | self.method.progress()
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise NonFiniteError(f"{name} became {value} in epoch {self.epoch}")
+        return metrics
+
+    def validate(self) -> dict[str, float]:
+        """Accuracy (a fraction) and mean cross entropy on the few-shot validation images."""
+        logits = self.logits(self.val)
+        return {
+            "val/accuracy": accuracy(logits, self.val.labels),
+            "val/loss": float(functional.cross_entropy(logits, self.val.labels)),
+        }
+
+    @torch.no_grad()
+    def logits(self, view: View) -> Tensor:
+        """Logits [n, c] of the tuned model on `view`."""
+        if self.method.reads == "features":
+            return self.method(view.features)
+        normalise = self.bench.backbone.preprocess.normalise
+        batches = view.images.split(_EVAL_BATCH)
+        return torch.cat([self.method(normalise(batch)) for batch in batches])
+
+    def _batches(self) -> Iterator[Batch]:
+        """One epoch in random order; see `OptimConfig.batch_size` for the last batch."""
+        view, images = self.train, len(self.train.labels)
+        size = self.config.optim.batch_size
+        order = torch.randperm(images, generator=self._rng["order"])
+        for step in range(self.config.optim.steps_per_epoch(images)):
+            index = order[step * size : (step + 1) * size].to(view.labels.device)
+            if self.method.reads == "features":
+                inputs = view.features[index]
+                logits = self._cached_zero_shot()[index] if self.method.uses_zero_shot else None
+            elif self.config.crop_scale < 1:
+                crops = random_resized_crop(
+                    view.images[index], self.config.crop_scale, self._flip, self._rng["crop"]
+                )
+                inputs = self.bench.backbone.preprocess.normalise(crops)
+                logits = self._zero_shot(inputs) if self.method.uses_zero_shot else None
+            else:
+                inputs = self.bench.backbone.preprocess.normalise(view.images[index])
+                logits = self._cached_zero_shot()[index] if self.method.uses_zero_shot else None
+            yield Batch(inputs, view.labels[index], logits)
+
+    def _cached_zero_shot(self) -> Tensor:
+        """Zero-shot logits [n, c] of the test view: the same in every epoch."""
+        if self._train_logits is None:
+            normalise = self.bench.backbone.preprocess.normalise
+            batches = self.train.images.split(_EVAL_BATCH)
+            self._train_logits = torch.cat([self._zero_shot(normalise(b)) for b in batches])
+        return self._train_logits
+
+    def _open_optimiser(self) -> torch.optim.Adam:
+        # Made at the first step, when `prepare` has settled which tensors are trained.
+        if self._optimiser is None:
+            self._optimiser = adam(self.method.trainable().values(), self.config.optim)
+        return self._optimiser
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that the rest of the training depends on: tensors, and plain JSON."""
+        tensors = {f"method/{k}": v for k, v in self.method.state_dict().items()}
+        tensors |= {f"rng/{k}": rng.get_state() for k, rng in self._rng.items()}
+        if self._optimiser is not None:
+            for index, moments in self._optimiser.state_dict()["state"].items():
+                tensors |= {f"adam/{index}/{k}": v for k, v in moments.items()}
+        return tensors, {"epoch": self.epoch}
+
+    def load_state(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+        """Continue from `state`, bit for bit."""
+        self.epoch = int(plain["epoch"])
+        self.method.load_state_dict(_under(tensors, "method/"))
+        for purpose, state in _under(tensors, "rng/").items():
+            self._rng[purpose].set_state(state.cpu())
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in _under(tensors, "adam/").items():
+            index, name = key.split("/")
+            moments.setdefault(int(index), {})[name] = value
+        if moments:
+            optimiser = self._open_optimiser()
+            optimiser.load_state_dict(optimiser.state_dict() | {"state": moments})
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share of rows [n, c] whose largest logit is at the label [n]: a fraction."""
+    return float((logits.argmax(-1) == labels).double().mean())
+
+
+def _generator(*key: object) -> torch.Generator:
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
