@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 IMAGE_SIZE = 32
@@ -74,7 +74,7 @@ def _thicken(x: Tensor, hardness: float, generator: torch.Generator) -> Tensor:
 
 
 def _deform(x: Tensor, hardness: float, generator: torch.Generator) -> Tensor:
-    """Rotate (sd 12 degrees), scale, squeeze, shear, shift, bend. (b, 1, s, s) -> (b, 1, 32, 32)."""
+    """Rotate (sd 12 degrees), scale, squeeze, shear, shift, bend. To (b, 1, 32, 32)."""
     b = len(x)
     n = hardness * _normal((b, 6), generator)
     angle = n[:, 0] * (12 * torch.pi / 180)

@@ -6,7 +6,7 @@ no handwriting is involved.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ MASK_SIZE = 40
 _BOX = 26  # longest side of the ink inside a mask, pixels; the rest is room for augmentation
 _DRAW = 160  # drawing resolution before the reduction to a mask, pixels
 
-Points = NDArray[np.float64]
+Points = NDArray[np.floating]  # (n, 2), x to the right and y down, any unit
 
 
 @dataclass(frozen=True)
@@ -57,108 +57,38 @@ TEMPLATES = (
 )
 """Caption templates; «{}» takes kind and name, so «a photo of the digit three.» is among them."""
 
-# The mathematical digits from U+1D7CE: five styles of 0-9, one after the other.
-_DIGITS = tuple(
-    (name, str(i) + "".join(chr(0x1D7CE + 10 * style + i) for style in range(5)))
-    for i, name in enumerate("zero one two three four five six seven eight nine".split())
-)
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # Without iota, kappa, nu, omicron and upsilon, which look like Latin letters.
-_GREEK = tuple(
-    zip(
-        "alpha beta gamma delta epsilon zeta eta theta lambda mu xi pi rho sigma tau phi chi psi "
-        "omega".split(),
-        "αβγδεζηθλμξπρστφχψω",
-        strict=True,
-    )
+_GREEK = (
+    *(("alpha", "α"), ("beta", "β"), ("gamma", "γ"), ("delta", "δ"), ("epsilon", "ε")),
+    *(("zeta", "ζ"), ("eta", "η"), ("theta", "θ"), ("lambda", "λ"), ("mu", "μ"), ("xi", "ξ")),
+    *(("pi", "π"), ("rho", "ρ"), ("sigma", "σ"), ("tau", "τ"), ("phi", "φ"), ("chi", "χ")),
+    *(("psi", "ψ"), ("omega", "ω")),
 )
 _SYMBOLS = (
-    ("plus", "+"),
-    ("equals", "="),
-    ("less than", "<"),
-    ("greater than", ">"),
-    ("question mark", "?"),
-    ("exclamation mark", "!"),
-    ("ampersand", "&"),
-    ("percent", "%"),
-    ("hash", "#"),
-    ("at sign", "@"),
-    ("dollar", "$"),
-    ("asterisk", "*"),
-    ("slash", "/"),
+    *(("plus", "+"), ("equals", "="), ("less than", "<"), ("greater than", ">")),
+    *(("question mark", "?"), ("exclamation mark", "!"), ("ampersand", "&"), ("percent", "%")),
+    *(("hash", "#"), ("at sign", "@"), ("dollar", "$"), ("asterisk", "*"), ("slash", "/")),
+)
+_SHAPES = (
+    *("disc", "square", "triangle", "diamond", "star", "heart", "crescent", "arrow", "cross"),
+    *("house", "zigzag", "spiral"),
 )
 
 
-def _polar(angles: Points, radii: Points | float) -> Points:
-    """Points at angles (radians, 0 up, clockwise) and radii; y grows downwards. (n, 2)."""
-    return np.stack([np.sin(angles) * radii, -np.cos(angles) * radii], axis=1)
-
-
-def _turn(n: int) -> Points:
-    """n angles evenly around the circle, radians. (n,)."""
-    return np.arange(n) * (2 * np.pi / n)
-
-
-def _corners(*xy: tuple[float, float]) -> Points:
-    return np.array(xy, dtype=np.float64)
-
-
-def _heart() -> Points:
-    t = _turn(80)
-    x = 16 * np.sin(t) ** 3
-    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-    return np.stack([x, -y], axis=1)
-
-
-def _crescent() -> Points:
-    outer = _polar(np.linspace(0.25, 0.75, 40) * 2 * np.pi + np.pi / 2, 1.0)
-    bend = outer * np.array([0.35, 1.0])
-    return np.concatenate([outer, bend[::-1]])
-
-
-_SHAPES: tuple[tuple[str, Callable[[], Points]], ...] = (
-    ("disc", lambda: _polar(_turn(80), 1.0)),
-    ("square", lambda: _corners((0, 0), (1, 0), (1, 1), (0, 1))),
-    ("triangle", lambda: _polar(_turn(3), 1.0)),
-    ("diamond", lambda: _polar(_turn(4), np.array([1, 0.7, 1, 0.7]))),
-    ("star", lambda: _polar(_turn(10), np.array([1, 0.4] * 5))),
-    ("heart", _heart),
-    ("crescent", _crescent),
-    (
-        "arrow",
-        lambda: _corners((0, 2), (4, 2), (4, 0), (8, 3), (4, 6), (4, 4), (0, 4)),
-    ),
-    (
-        "cross",
-        lambda: _corners(
-            *((1, 0), (2, 0), (2, 1), (3, 1), (3, 2), (2, 2)),
-            *((2, 3), (1, 3), (1, 2), (0, 2), (0, 1), (1, 1)),
-        ),
-    ),
-    ("house", lambda: _corners((0, 3), (3, 0), (6, 3), (5, 3), (5, 7), (1, 7), (1, 3))),
-    (
-        "zigzag",
-        lambda: _corners(
-            (0, 1), (1, 0), (2, 1), (3, 0), (4, 1), (4, 1.4), (3, 0.4), (2, 1.4), (1, 0.4), (0, 1.4)
-        ),
-    ),
-    ("spiral", lambda: _spiral()),
-)
-
-
-def _spiral() -> Points:
-    t = np.linspace(0.15, 1, 120)
-    outer, inner = _polar(t * 5 * np.pi, t), _polar(t * 5 * np.pi, t - 0.14)
-    return np.concatenate([outer, inner[::-1]])
+def _digit(value: int) -> str:
+    """The digit in ASCII and in the five mathematical styles from U+1D7CE, ten codes each."""
+    return str(value) + "".join(chr(0x1D7CE + 10 * style + value) for style in range(5))
 
 
 CONCEPTS: tuple[Concept, ...] = (
-    *(Concept("digit", name, chars, 0.40 / 10) for name, chars in _DIGITS),
+    *(Concept("digit", name, _digit(i), 0.40 / 10) for i, name in enumerate(_DIGITS)),
     *(Concept("capital letter", c, c.upper(), 0.16 / 26) for c in _LETTERS),
     *(Concept("small letter", c, c, 0.16 / 26) for c in _LETTERS),
     *(Concept("greek letter", name, char, 0.06 / 19) for name, char in _GREEK),
     *(Concept("symbol", name, char, 0.07 / 13) for name, char in _SYMBOLS),
-    *(Concept("shape", name, "", 0.15 / 12) for name, _ in _SHAPES),
+    *(Concept("shape", name, "", 0.15 / 12) for name in _SHAPES),
 )
 """The 106 concepts: 10 digits, 26 + 26 letters, 19 Greek, 13 symbols, 12 drawn shapes."""
 
@@ -190,7 +120,7 @@ def draw_masks(fonts: tuple[str, ...], *, shapes: bool = True) -> tuple[Tensor, 
         (n,) int64, ascending.
     """
     faces = [_Face(name) for name in fonts]
-    outlines = dict(_SHAPES)
+    outlines = _outlines()
     masks: list[NDArray[np.float32]] = []
     labels: list[int] = []
     for label, concept in enumerate(CONCEPTS):
@@ -198,7 +128,7 @@ def draw_masks(fonts: tuple[str, ...], *, shapes: bool = True) -> tuple[Tensor, 
         if concept.characters:
             drawn = [image for face in faces for image in face.draw(concept.characters)]
         elif shapes:
-            drawn = [_draw_polygon(outlines[concept.name]())]
+            drawn = [_draw_polygon(outlines[concept.name])]
         masks += [_to_mask(image) for image in drawn]
         labels += [label] * len(drawn)
     return torch.from_numpy(np.stack(masks)), torch.tensor(labels)
@@ -228,8 +158,50 @@ class _Face:
             yield image
 
 
+def _polar(angles: Points, radii: Points | float) -> Points:
+    """(n, 2) points at n angles (radians, 0 up, clockwise) and radii."""
+    return np.stack([np.sin(angles) * radii, -np.cos(angles) * radii], axis=1)
+
+
+def _corners(*xy: tuple[float, float]) -> Points:
+    return np.array(xy, dtype=np.float64)
+
+
+def _outlines() -> dict[str, Points]:
+    """The closed outline of every drawn shape."""
+
+    def turn(n: int) -> Points:
+        return np.arange(n) * (2 * np.pi / n)
+
+    t = turn(80)
+    heart_x = 16 * np.sin(t) ** 3
+    heart_y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    left = _polar(np.linspace(0.25, 0.75, 40) * 2 * np.pi + np.pi / 2, 1.0)
+    r = np.linspace(0.15, 1, 120)
+    return {
+        "disc": _polar(t, 1.0),
+        "square": _corners((0, 0), (1, 0), (1, 1), (0, 1)),
+        "triangle": _polar(turn(3), 1.0),
+        "diamond": _polar(turn(4), np.array([1, 0.7, 1, 0.7])),
+        "star": _polar(turn(10), np.array([1, 0.4] * 5)),
+        "heart": np.stack([heart_x, -heart_y], axis=1),
+        "crescent": np.concatenate([left, (left * np.array([0.35, 1.0]))[::-1]]),
+        "arrow": _corners((0, 2), (4, 2), (4, 0), (8, 3), (4, 6), (4, 4), (0, 4)),
+        "cross": _corners(
+            *((1, 0), (2, 0), (2, 1), (3, 1), (3, 2), (2, 2)),
+            *((2, 3), (1, 3), (1, 2), (0, 2), (0, 1), (1, 1)),
+        ),
+        "house": _corners((0, 3), (3, 0), (6, 3), (5, 3), (5, 7), (1, 7), (1, 3)),
+        "zigzag": _corners(
+            *((0, 1), (1, 0), (2, 1), (3, 0), (4, 1)),
+            *((4, 1.4), (3, 0.4), (2, 1.4), (1, 0.4), (0, 1.4)),
+        ),
+        "spiral": np.concatenate([_polar(r * 5 * np.pi, r), _polar(r * 5 * np.pi, r - 0.14)[::-1]]),
+    }
+
+
 def _draw_polygon(points: Points) -> Image.Image:
-    """A filled closed polygon, given as (n, 2) points in any unit."""
+    """A filled polygon, scaled to fill the drawing."""
     low = points.min(axis=0)
     points = (points - low) / (points.max(axis=0) - low).max() * (_DRAW - 1)
     image = Image.new("L", (_DRAW, _DRAW))
@@ -248,4 +220,4 @@ def _to_mask(image: Image.Image) -> NDArray[np.float32]:
     mask = Image.new("L", (MASK_SIZE, MASK_SIZE))
     corner = ((MASK_SIZE - size[0]) // 2, (MASK_SIZE - size[1]) // 2)
     mask.paste(ink.resize(size, Image.Resampling.BOX), corner)
-    return np.asarray(mask, dtype=np.float32) / 255
+    return np.asarray(mask, dtype=np.float32) / np.float32(255)

@@ -92,7 +92,7 @@ class PretrainConfig:
     seed: int = 0
     """Seed of the initial weights and of every batch."""
     batch: int = 128
-    """Images per step; at least `concepts`."""
+    """Images per step."""
     concepts: int = 40
     """Different concepts per step; each has one caption and at least one image."""
     coloured: int = 13
@@ -113,6 +113,14 @@ class PretrainConfig:
     """Hardness at the first step."""
     token_std: float = 0.1
     """Standard deviation of the initial token embedding."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.concepts <= min(self.batch, len(CONCEPTS)) or self.coloured > self.batch:
+            raise ValueError(
+                f"a step shows each of its concepts and coloured captions at least once: "
+                f"concepts={self.concepts} and coloured={self.coloured} must not exceed "
+                f"batch={self.batch}, nor concepts the {len(CONCEPTS)} that exist"
+            )
 
 
 @dataclass(frozen=True)
@@ -207,16 +215,12 @@ def pretrain(
         nn.init.normal_(model.token_embedding.weight, std=config.token_std)
     sampler = Sampler(config, torch.Generator().manual_seed(config.seed))
     average = {name: p.detach().clone() for name, p in model.named_parameters()}
-    parameters = [*model.parameters(), prototypes]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim >= 2]},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ],
-        lr=config.lr,
-        betas=(0.9, 0.98),
-        weight_decay=config.weight_decay,
-    )
+    parameters: list[nn.Parameter] = [*model.parameters(), prototypes]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
 
     losses: list[float] = []
     start = time.monotonic()
