@@ -62,11 +62,7 @@ class Trainer:
     @property
     def epochs(self) -> int:
         """Epochs until the end: 0 for a method with nothing to train."""
-        return self.config.optim.epochs if self._trains else 0
-
-    @property
-    def _trains(self) -> bool:
-        return METHODS[self.config.method].trains
+        return self.config.optim.epochs if self.method.trainable() else 0
 
     def run_epoch(self) -> dict[str, float]:
         """One pass over the training images; returns `train/*`, `val/*` and the method's own

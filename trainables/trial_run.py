@@ -11,6 +11,7 @@ import json
 import math
 import os
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +36,11 @@ class Report:
 
     step: int
     """Parts done, from 1."""
-    value: float
-    """The objective so far: mean `val/accuracy` over the seeds that have been trained."""
+    values: tuple[float, ...]
+    """The objective after each part so far: `val/accuracy`, a fraction; see `TrialRun`."""
     rows: tuple[dict[str, float], ...]
-    """One row of metrics per epoch of this part; `epoch` among them."""
+    """One row of metrics per epoch since the last report, `epoch` and `time` (unix seconds)
+    among them; after a continuation, every row since the beginning."""
     finished: bool
     """Whether the whole budget has been trained."""
     metrics: dict[str, float]
@@ -60,6 +62,8 @@ class TrialRun:
         self.cells = [Trainer(config, bench, task.dataset, task.shots, s) for s in task.seeds]
         self.step = 0
         self._values: list[float] = []
+        self._rows: list[dict[str, float]] = []
+        self._told = 0
 
     @property
     def steps(self) -> int:
@@ -79,26 +83,33 @@ class TrialRun:
         return self.cells[0].method.warnings()
 
     def advance(self) -> Report:
-        """Train the next part; raises `NonFiniteError`."""
-        if self.in_sequence:
-            cell = self.cells[self.step]
-            rows = [cell.run_epoch() | {"epoch": _epoch(self, cell)} for _ in range(cell.epochs)]
-            rows = rows or [cell.validate() | {"epoch": float(self.step)}]
-        else:
-            stride = max(1, math.ceil(self.cells[0].epochs / PARTS))
-            rows = []
-            for _ in range(min(stride, self.cells[0].epochs - self.cells[0].epoch)):
-                rows.append(_mean([cell.run_epoch() for cell in self.cells]))
-                rows[-1]["epoch"] = float(self.cells[0].epoch)
-            rows = rows or [_mean([cell.validate() for cell in self.cells]) | {"epoch": 0.0}]
-        self.step += 1
-        value = rows[-1]["val/accuracy"]
-        self._values.append(value)
-        latest = {k: v for k, v in rows[-1].items() if k != "epoch"}
+        """Train the next part, if one is left, and report; raises `NonFiniteError`."""
+        if not self.finished:
+            rows = self._train_cell() if self.in_sequence else self._train_side_by_side()
+            self.step += 1
+            self._rows += rows
+            self._values.append(rows[-1]["val/accuracy"])
+        latest = {k: v for k, v in self._rows[-1].items() if k not in ("epoch", "time")}
         metrics = _mean([cell.method.forecast() for cell in self.cells]) | latest
         if self.in_sequence:
             metrics["val/accuracy"] = sum(self._values) / len(self._values)
-        return Report(self.step, value, tuple(rows), self.finished, metrics)
+        news, self._told = self._rows[self._told :], len(self._rows)
+        return Report(self.step, tuple(self._values), tuple(news), self.finished, metrics)
+
+    def _train_cell(self) -> list[dict[str, float]]:
+        cell = self.cells[self.step]
+        first = self.step * max(1, cell.epochs)
+        return [_stamped(cell.run_epoch(), first + cell.epoch) for _ in range(cell.epochs)] or [
+            _stamped(cell.validate(), first)
+        ]
+
+    def _train_side_by_side(self) -> list[dict[str, float]]:
+        lead = self.cells[0]
+        stride = max(1, math.ceil(lead.epochs / PARTS))
+        return [
+            _stamped(_mean([cell.run_epoch() for cell in self.cells]), lead.epoch)
+            for _ in range(min(stride, lead.epochs - lead.epoch))
+        ] or [_stamped(_mean([cell.validate() for cell in self.cells]), 0)]
 
     def save(self, path: Path) -> None:
         """Write everything that continuing needs: to a temporary name, then renamed.
@@ -110,7 +121,8 @@ class TrialRun:
             cell_tensors, plain = cell.state()
             tensors |= {f"{index}/{key}": t.contiguous() for key, t in cell_tensors.items()}
             cells.append(plain)
-        plain = {"step": self.step, "values": self._values, "cells": cells}
+        plain: dict[str, Any] = {"step": self.step, "values": self._values, "rows": self._rows}
+        plain["cells"] = cells
         metadata = _FORMAT | {"run": json.dumps(plain), "config": self._identity()}
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
@@ -137,7 +149,8 @@ class TrialRun:
             prefix = f"{index}/"
             own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
             cell.load_state(own, plain["cells"][index])
-        self.step, self._values = plain["step"], plain["values"]
+        self.step, self._values, self._rows = plain["step"], plain["values"], plain["rows"]
+        self._told = 0
         return True
 
     def save_artifacts(self, folder: Path) -> list[Path]:
@@ -156,8 +169,8 @@ class TrialRun:
         return f"{self.config.fingerprint()}/{self.task}/{mode}"
 
 
-def _epoch(run: TrialRun, cell: Trainer) -> float:
-    return float(run.step * cell.epochs + cell.epoch)
+def _stamped(row: dict[str, float], epoch: int) -> dict[str, float]:
+    return row | {"epoch": float(epoch), "time": time.time()}
 
 
 def _mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:

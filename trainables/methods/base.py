@@ -13,15 +13,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from trainables.backbones.base import Backbone
+from trainables.data.prompts import PromptVariant
+from trainables.optim import OptimConfig
 
 Preset = Literal["paper", "reference", "clean"]
 """`paper`: the text. `reference`: the authors' code, bug for bug. `clean`: documented mends."""
+
+
+Tower = Literal["vit", "resnet", "other"]
+"""The family of an image tower, see `Backbone.tower`."""
 
 
 class MethodError(ValueError):
@@ -32,8 +38,25 @@ class MethodError(ValueError):
 class MethodConfig:
     """Base of all method configurations; every field is documented where it is declared."""
 
-    prompts: Preset = "paper"
+    prompts: PromptVariant = "paper"
     """Which variant of the data set's prompt templates the class features are made from."""
+
+    def problems(self) -> list[str]:
+        """Every broken rule, with value and remedy; empty when all is well."""
+        if self.prompts in get_args(PromptVariant):
+            return []
+        return [f"prompts must be one of {get_args(PromptVariant)}, got {self.prompts!r}"]
+
+
+class Recipe(NamedTuple):
+    """A preset: everything about a training that the paper, its code or we have settled."""
+
+    config: Any
+    """An instance of the method's `Config`."""
+    optim: OptimConfig
+    """How long and how fast."""
+    crop_scale: float
+    """Smallest share of the image's area a random crop may take; 1 = no augmentation."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +86,16 @@ class Method(nn.Module, ABC):
 
     Config: ClassVar[type[MethodConfig]]
     reads: ClassVar[Literal["features", "images"]]
+
+    @classmethod
+    @abstractmethod
+    def preset(
+        cls, name: Preset, *, dataset: str, shots: int, images: int, tower: Tower = "vit"
+    ) -> Recipe:
+        """The settings for `dataset` (a registry name) at `shots` images a class.
+
+        `images` is the size n of the training set; `tower` the family of the image tower.
+        """
 
     @classmethod
     @abstractmethod
