@@ -1,0 +1,1 @@
+"""What runs a sweep: `python -m search.run --help`."""

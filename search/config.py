@@ -1,0 +1,164 @@
+"""What a sweep is: one frozen record, checked as a whole, kept as JSON in the sweep's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from search.pruners import PRUNERS
+from search.samplers import SAMPLERS
+from spaces.registry import SPACES
+from trainables.backbones.base import BackboneError
+from trainables.backbones.registry import check_spec
+from trainables.data.base import DataError
+from trainables.data.few_shot import draw_few_shot
+from trainables.data.registry import DATASETS, open_dataset
+from trainables.suggest import did_you_mean
+from trainables.trial import TaskSpec
+
+DEFAULT_TRIALS = 20
+IDENTITY = ("space", "task", "sampler", "pruner", "seed")
+"""Settings that make a sweep what it is; the others may differ when it is resumed."""
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """One hyper-parameter search over one few-shot task."""
+
+    space: str = "rmt"
+    """Registry name of the space."""
+    task: TaskSpec = TaskSpec("digits", "tiny", 16, (1,))
+    """What every trial solves."""
+    trials: int = DEFAULT_TRIALS
+    """Finished trials to reach, those of earlier runs counted in."""
+    sampler: str = "tpe"
+    """Registry name of the Optuna sampler."""
+    pruner: str = "asha"
+    """Registry name of the Optuna pruner."""
+    seed: int = 0
+    """Seeds the sampler and the training of every trial."""
+    time_budget: float | None = None
+    """Seconds after which no part of a trial is begun; none by default."""
+    eval_seeds: int = 3
+    """Fresh few-shot draws that the winner is re-trained on before the test split is read."""
+    name: str = ""
+    """Folder name of the sweep; derived from the identity where empty."""
+    storage: str = "sweeps"
+    """Folder that holds the sweeps."""
+    tracking_uri: str = ""
+    """MLflow tracking URI, or `none`; a sqlite file in the storage where empty."""
+    address: str = ""
+    """Ray cluster to join; a private local one where empty."""
+    device: str = "auto"
+    """`auto`, `cpu` or `cuda`."""
+    cpus_per_trial: float = 1
+    """CPU cores a trial occupies, and threads it trains with."""
+    gpus_per_trial: float | None = None
+    """GPUs (or a share of one) a trial occupies; chosen where none is given."""
+    max_concurrent: int | None = None
+    """Most trials at a time; as many as fit where none is given."""
+    checkpoint_seconds: float = 5.0
+    """Least time between two checkpoints of a trial, in seconds."""
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that may not change when a sweep is resumed."""
+        plain = self.to_dict()
+        return {key: plain[key] for key in IDENTITY}
+
+    @property
+    def sweep_name(self) -> str:
+        """`name`, or one that the same identity always gets."""
+        if self.name:
+            return self.name
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+        backbone = re.sub(r"[^A-Za-z0-9]+", "-", Path(self.task.backbone).name).strip("-")
+        return f"{self.space}-{self.task.dataset}-{backbone}-{self.task.shots}shot-{digest[:6]}"
+
+    @property
+    def folder(self) -> Path:
+        """The sweep's folder, absolute."""
+        return (Path(self.storage).expanduser() / self.sweep_name).resolve()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> SweepConfig:
+        """The inverse of `to_dict`; raises `TypeError` for unknown fields."""
+        task = plain["task"] | {"seeds": tuple(plain["task"]["seeds"])}
+        return cls(**(dict(plain) | {"task": TaskSpec(**task)}))
+
+    def problems(self) -> list[str]:
+        """Every broken rule that can be seen without loading a model or asking a server."""
+        found = [
+            did_you_mean(kind, value, known)
+            for kind, value, known in (
+                ("space", self.space, SPACES),
+                ("sampler", self.sampler, SAMPLERS),
+                ("pruner", self.pruner, PRUNERS),
+                ("data set", self.task.dataset, DATASETS),
+            )
+            if value not in known
+        ]
+        for option, number, least in (
+            ("--trials", self.trials, 1),
+            ("--shots", self.task.shots, 1),
+            ("--eval-seeds", self.eval_seeds, 1),
+            ("--seed", self.seed, 0),
+            ("--max-concurrent", 1 if self.max_concurrent is None else self.max_concurrent, 1),
+        ):
+            if number < least:
+                found.append(f"{option} must be at least {least}, got {number}.")
+        if not self.task.seeds:
+            found.append("--seeds must name at least one seed, e.g. --seeds 1,2,3.")
+        elif min(self.task.seeds) < 0:
+            found.append(f"--seeds must not be negative, got {min(self.task.seeds)}.")
+        elif len(set(self.task.seeds)) < len(self.task.seeds):
+            seeds = ",".join(map(str, self.task.seeds))
+            found.append(f"--seeds must differ from each other, got {seeds}.")
+        if self.time_budget is not None and self.time_budget <= 0:
+            found.append(f"--time-budget must be positive, got {self.time_budget:g} s.")
+        if self.cpus_per_trial <= 0:
+            found.append(f"--cpus-per-trial must be positive, got {self.cpus_per_trial:g}.")
+        if self.gpus_per_trial is not None and self.gpus_per_trial < 0:
+            found.append(f"--gpus-per-trial must not be negative, got {self.gpus_per_trial:g}.")
+        if self.device not in ("auto", "cpu", "cuda"):
+            found.append(f"--device must be auto, cpu or cuda, got '{self.device}'.")
+        if self.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
+            found.append(
+                "--name must be letters, digits, '.', '_' and '-' (at most 100, the first a "
+                f"letter or digit), got '{self.name}'."
+            )
+        try:
+            check_spec(self.task.backbone)
+        except BackboneError as error:
+            found.append(str(error))
+        if self.task.dataset in DATASETS and self.task.shots >= 1:
+            try:
+                draw_few_shot(open_dataset(self.task.dataset), self.task.shots, 0)
+            except DataError as error:
+                found.append(str(error))
+        return found
+
+
+def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """One line per setting that differs: option, stored value, asked value."""
+    flat_stored, flat_asked = _flat(stored), _flat(asked)
+    return [
+        f"{key}: the sweep has {json.dumps(flat_stored.get(key))}, "
+        f"asked for {json.dumps(flat_asked.get(key))}"
+        for key in sorted(flat_stored | flat_asked)
+        if flat_stored.get(key) != flat_asked.get(key)
+    ]
+
+
+def _flat(plain: Mapping[str, Any]) -> dict[str, Any]:
+    task = {f"{key}": value for key, value in plain.get("task", {}).items()}
+    return {key: value for key, value in plain.items() if key != "task"} | task

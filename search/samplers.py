@@ -1,0 +1,65 @@
+"""Optuna's samplers by name.
+
+A sampler is made anew for every question, seeded by the sweep's seed and the trial's number: its
+answer depends on the ledger alone, so that a search continued after a crash goes on as if nothing
+had happened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable
+
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    NSGAIISampler,
+    RandomSampler,
+    TPESampler,
+)
+
+STARTUP_TRIALS = 8
+"""Random trials before a model-based sampler begins."""
+
+
+def _tpe(seed: int) -> BaseSampler:
+    return TPESampler(
+        seed=seed, multivariate=True, group=True, n_startup_trials=STARTUP_TRIALS
+    )
+
+
+def _gp(seed: int) -> BaseSampler:
+    return GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+
+
+def _cmaes(seed: int) -> BaseSampler:
+    # Categorical and conditional parameters are outside CMA-ES's reach: they are drawn at random.
+    return CmaEsSampler(seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False)
+
+
+def _random(seed: int) -> BaseSampler:
+    return RandomSampler(seed=seed)
+
+
+def _nsga2(seed: int) -> BaseSampler:
+    return NSGAIISampler(seed=seed, population_size=STARTUP_TRIALS)
+
+
+SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+    "tpe": _tpe,
+    "gp": _gp,
+    "cmaes": _cmaes,
+    "random": _random,
+    "nsga2": _nsga2,
+}
+
+
+def make_sampler(name: str, seed: int, number: int) -> BaseSampler:
+    """The sampler that answers for trial `number`."""
+    digest = hashlib.sha256(f"{name}/{seed}/{number}".encode()).digest()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return SAMPLERS[name](int.from_bytes(digest[:4], "big"))
