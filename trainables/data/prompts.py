@@ -1,8 +1,29 @@
-"""Prompt templates: each data set's, once, with the variants in which paper and code differ."""
+"""Prompt templates: each data set's, once, with the variants in which paper and code differ.
+
+Notation: c classes, d feature dimension.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from trainables.backbones.base import Backbone
+
+PromptVariant = Literal["paper", "reference", "clean", "single"]
+"""Whose texts describe the classes.
+
+`paper`: TaskRes, table 7 (seven templates on ImageNet); `_` in a class name read as a space.
+`reference`: TaskRes's released code: an eighth ImageNet template, Food101 without its article, and
+class names fed raw, so that the tokenizer sees `_` as a token of its own.
+`single`: R-AMT, text and code: one template a data set, names lower-cased with `_` as a space.
+`clean`: `paper`, with each text's feature scaled to unit length before the mean over templates.
+"""
 
 
 @dataclass(frozen=True)
@@ -19,3 +40,77 @@ class PromptSet:
     def texts(self) -> list[list[str]]:
         """One list per class, one text per template."""
         return [[t.format(name) for t in self.templates] for name in self.class_names]
+
+
+PHOTO = "a photo of a {}."
+
+SEVEN = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+"""CLIP's selected ImageNet templates, as TaskRes lists them."""
+
+TEMPLATES: dict[str, str] = {
+    "imagenet": PHOTO,
+    "imagenet_v2": PHOTO,
+    "imagenet_sketch": PHOTO,
+    "imagenet_a": PHOTO,
+    "imagenet_r": PHOTO,
+    "caltech101": PHOTO,
+    "stanford_cars": PHOTO,
+    "sun397": PHOTO,
+    "oxford_pets": "a photo of a {}, a type of pet.",
+    "oxford_flowers": "a photo of a {}, a type of flower.",
+    "food101": "a photo of {}, a type of food.",
+    "fgvc_aircraft": "a photo of a {}, a type of aircraft.",
+    "dtd": "{} texture.",
+    "eurosat": "a centered satellite photo of {}.",
+    "ucf101": "a photo of a person doing {}.",
+    "digits": "a photo of the digit {}.",
+    "digits-rotated": "a photo of the digit {}.",
+}
+"""The one template of each data set in both papers' released code."""
+
+
+def prompt_templates(dataset: str, variant: PromptVariant) -> tuple[str, ...]:
+    """The templates of `dataset`; one that is not listed in `TEMPLATES` gets «a photo of a {}.»"""
+    if variant != "single" and dataset.startswith("imagenet"):
+        return (*SEVEN, PHOTO) if variant == "reference" else SEVEN
+    if variant in ("paper", "clean") and dataset == "food101":
+        return ("a photo of a {}, a type of food.",)
+    return (TEMPLATES.get(dataset, PHOTO),)
+
+
+def prompt_set(dataset: str, class_names: Sequence[str], variant: PromptVariant) -> PromptSet:
+    """The prompts of `dataset` (a registry name) for its raw `class_names`.
+
+    Raises `ValueError` for a variant that does not exist.
+    """
+    if variant not in get_args(PromptVariant):
+        known = ", ".join(get_args(PromptVariant))
+        raise ValueError(f"prompts must be one of {known}; got {variant!r}")
+    names = tuple(class_names)
+    if variant != "reference":
+        names = tuple(name.replace("_", " ") for name in names)
+    if variant == "single":  # no change for CLIP's own tokenizer, which lower-cases by itself
+        names = tuple(name.lower() for name in names)
+    return PromptSet(names, prompt_templates(dataset, variant), normalise_each=variant == "clean")
+
+
+def class_features(backbone: Backbone, prompts: PromptSet) -> Tensor:
+    """float32 [c, d]: the mean over templates of each class's text features, not normalised.
+
+    Texts are encoded 256 at a time: a thousand classes with eight templates need little memory.
+    """
+    texts = [text for row in prompts.texts() for text in row]
+    features = torch.cat(
+        [backbone.encode_text(texts[i : i + 256]) for i in range(0, len(texts), 256)]
+    )
+    if prompts.normalise_each:
+        features = functional.normalize(features, dim=-1)
+    return features.view(-1, len(prompts.templates), features.shape[1]).mean(dim=1)

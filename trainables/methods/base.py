@@ -125,7 +125,7 @@ class Method(nn.Module, ABC):
         """Whether `backward` needs `Batch.zero_shot_logits`."""
         return False
 
-    def prepare(self, batches: Iterable[Batch]) -> None:  # noqa: B027 - optional by design
+    def prepare(self, batches: Iterable[Batch]) -> None:
         """Called once before the first step with one epoch of batches; nothing by default."""
 
     def forecast(self) -> dict[str, float]:

@@ -1,0 +1,14 @@
+"""The methods that can be named on the command line."""
+
+from __future__ import annotations
+
+from trainables.methods.base import Method
+from trainables.methods.rmt import MaskTuning
+from trainables.methods.taskres import TaskRes
+from trainables.methods.zero_shot import ZeroShot
+
+METHODS: dict[str, type[Method]] = {
+    "zero-shot": ZeroShot,
+    "taskres": TaskRes,
+    "rmt": MaskTuning,
+}

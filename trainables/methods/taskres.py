@@ -1,0 +1,187 @@
+"""TaskRes: a residual on the text features (Yu et al., CVPR 2023, arXiv:2211.10277).
+
+Notation: t base features [c, d], x residual [c, d], alpha its weight, z image features [b, d].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainables.backbones.base import Backbone
+from trainables.methods.base import (
+    Batch,
+    Method,
+    MethodConfig,
+    MethodError,
+    Preset,
+    Recipe,
+    Schedule,
+    Tower,
+)
+from trainables.optim import OptimConfig
+
+_FORMAT = {"format": "taskres", "format_version": "1"}
+
+
+@dataclass(frozen=True)
+class TaskResConfig(MethodConfig):
+    """Where the residual goes and how much it weighs."""
+
+    alpha: float = 0.5
+    """Weight of the residual; where it is learned, its first value."""
+    learn_alpha: bool = False
+    """Train alpha = tanh(a), a scalar, along with the residual (table 5; not in their code)."""
+    normalise_base: bool = False
+    """Scale t to unit length before the residual is added; the authors' code does not."""
+
+    def problems(self) -> list[str]:
+        """See `MethodConfig.problems`."""
+        found = super().problems()
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            found.append(f"alpha must be positive and finite, got {self.alpha}: use e.g. 0.5")
+        elif self.learn_alpha and self.alpha >= 1:
+            found.append(
+                f"alpha must be below 1 to be learned as tanh(a), got {self.alpha}: "
+                "use e.g. 0.5, or learn_alpha=False"
+            )
+        return found
+
+
+class TaskRes(Method):
+    """logits = exp(logit_scale) cos(z, t + alpha x): eqs. 5-6, on the text side (TaskRes-T).
+
+    It reads features of the test view, computed once. The released code trains on random crops
+    (scale 0.08-1) and flips instead, which the paper does not mention: a deviation that makes a
+    training cost a second.
+    """
+
+    Config: ClassVar[type[MethodConfig]] = TaskResConfig
+    reads: ClassVar[Literal["features", "images"]] = "features"
+    base: Tensor
+    scale: Tensor
+    fixed_alpha: Tensor
+
+    def __init__(
+        self, config: TaskResConfig, base: Tensor, scale: Tensor, fingerprint: str
+    ) -> None:
+        """`base` [c, d], `scale` a scalar tensor: exp(logit_scale)."""
+        super().__init__()
+        self.register_buffer("base", base, persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
+        self.residual = nn.Parameter(torch.zeros_like(base))
+        self.alpha_logit: nn.Parameter | None = None
+        if config.learn_alpha:
+            # The paper gives neither start nor scope: one scalar that starts at the fixed alpha.
+            start = torch.tensor(math.atanh(config.alpha), device=base.device)
+            self.alpha_logit = nn.Parameter(start)
+        alpha = torch.tensor(config.alpha, device=base.device)
+        self.register_buffer("fixed_alpha", alpha, persistent=False)
+        self._fingerprint = fingerprint
+
+    @classmethod
+    def preset(
+        cls,
+        name: Preset,
+        *,
+        dataset: str,
+        shots: int,
+        images: int,
+        tower: Tower = "vit",
+    ) -> Recipe:
+        """Section 4.1 of the paper.
+
+        `reference` adds the weight decay of 5e-4 that the released code inherits from its
+        framework's defaults, and its prompts.
+        """
+        del images, tower
+        config = TaskResConfig(prompts=name, alpha=1.0 if dataset == "oxford_flowers" else 0.5)
+        optim = OptimConfig(
+            lr=2e-4 if dataset == "imagenet" else 2e-3,
+            epochs=100 if shots <= 4 else 200,
+            batch_size=256,
+            weight_decay=5e-4 if name == "reference" else 0.0,
+            warmup_epochs=1,
+        )
+        return Recipe(config, optim, crop_scale=1.0)
+
+    @classmethod
+    def build(
+        cls,
+        config: TaskResConfig,
+        backbone: Backbone,
+        class_features: Tensor,
+        schedule: Schedule,
+    ) -> Self:
+        """See `Method.build`."""
+        del schedule
+        if problems := config.problems():
+            raise MethodError("; ".join(problems))
+        base = class_features.detach().clone()
+        if config.normalise_base:
+            base = functional.normalize(base, dim=-1)
+        return cls(config, base, backbone.logit_scale.detach().clone(), backbone.fingerprint)
+
+    @property
+    def alpha(self) -> Tensor:
+        """The weight of the residual, a scalar tensor."""
+        return self.fixed_alpha if self.alpha_logit is None else self.alpha_logit.tanh()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Image features [b, d] -> logits [b, c]."""
+        weight = functional.normalize(self.base + self.alpha * self.residual, dim=-1)
+        return self.scale * functional.normalize(inputs, dim=-1) @ weight.T
+
+    def backward(self, batch: Batch, rng: torch.Generator) -> dict[str, float]:
+        """Cross entropy (eq. 7); no random numbers."""
+        del rng
+        self.zero_grad(set_to_none=True)
+        loss = functional.cross_entropy(self(batch.inputs), batch.labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return {"train/loss": loss.item()}
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The residual and, where it is learned, alpha's argument a."""
+        return dict(self.named_parameters())
+
+    @torch.no_grad()
+    def progress(self) -> dict[str, float]:
+        """Size of the residual without alpha: mean |x| and mean length of its rows; alpha."""
+        return {
+            "residual/mean": self.residual.abs().mean().item(),
+            "residual/norm": self.residual.norm(dim=-1).mean().item(),
+            "residual/alpha": self.alpha.item(),
+        }
+
+    def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """`residual` [c, d] and `alpha` []."""
+        tensors = {"residual": self.residual, "alpha": self.alpha}
+        metadata = _FORMAT | {"backbone": self._fingerprint}
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, metadata
+
+    @torch.no_grad()
+    def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """See `Method.load_artifact`; class features and backbone must be those of the training."""
+        expected = _FORMAT | {"backbone": self._fingerprint}
+        if {key: metadata.get(key) for key in expected} != expected:
+            raise MethodError(
+                f"the artifact's metadata must contain {expected}, got {dict(metadata)}: "
+                "load it with the method and backbone it was trained with"
+            )
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        wanted = {"residual": tuple(self.residual.shape), "alpha": ()}
+        if shapes != wanted or not all(t.isfinite().all() for t in tensors.values()):
+            raise MethodError(
+                f"the artifact must hold finite tensors of shapes {wanted}, got {shapes}: "
+                "load it with the classes it was trained on"
+            )
+        self.residual.copy_(tensors["residual"])
+        self.fixed_alpha.copy_(tensors["alpha"])
+        # tanh(atanh(alpha)) could differ in the last bit: a loaded alpha is no longer trained.
+        self.alpha_logit = None
