@@ -9,11 +9,13 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
@@ -23,6 +25,15 @@ from trainables.backbones.tiny import augment, glyphs, pretrain
 SHIPPED = Path(pretrain.__file__).parent
 SHORT = pretrain.PretrainConfig(steps=4, batch=16, concepts=8, coloured=3, warmup=2)
 FILES = (pretrain.CONFIG_FILE, pretrain.MERGES_FILE, pretrain.WEIGHTS_FILE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Steps this small only lose time to threads, most of all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +56,9 @@ def test_open_clip_loads_the_folder(folder: Path) -> None:
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 3) == 1.055
     activations = [m for m in model.modules() if "gelu" in type(m).__name__.lower()]
     assert [type(m) for m in activations] == [nn.GELU] * 6
-    assert "mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)" in str(preprocess).replace("[", "(").replace(
-        "]", ")"
-    )
+    red = preprocess(Image.new("RGB", (50, 20), (255, 0, 0)))
+    assert red.shape == (3, 32, 32)
+    assert red.amin(dim=(1, 2)).tolist() == red.amax(dim=(1, 2)).tolist() == [1, -1, -1]
     saved = load_file(folder / pretrain.WEIGHTS_FILE)
     loaded = model.state_dict()
     assert saved.keys() == loaded.keys()
@@ -76,13 +87,13 @@ def test_any_text_has_ids_in_range(folder: Path) -> None:
 
 
 def test_zero_shot_of_the_shipped_weights() -> None:
-    """The numbers of the run that made the shipped files, with room for another CPU's rounding."""
+    """The numbers of the run that made the shipped files, with room for rounding on another CPU."""
     assert pretrain.report(SHIPPED) == pytest.approx(
         {
-            "digits": 0.74,
-            "digits turned by 180 degrees": 0.37,
+            "digits": 0.751,
+            "digits turned by 180 degrees": 0.395,
             "held-out fonts, digits": 1.0,
-            "held-out fonts, all concepts": 0.9,
+            "held-out fonts, all concepts": 0.751,
         },
         abs=0.01,
     )
@@ -99,7 +110,7 @@ def test_files_are_readable_and_nothing_partial_is_left(written: Path) -> None:
 def test_a_fresh_process_gives_the_same_bytes(written: Path, tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; import torch; "
-        f"torch.set_num_threads({torch.get_num_threads()}); "
+        "torch.set_num_threads(1); "
         "from trainables.backbones.tiny.pretrain import PretrainConfig, pretrain; "
         f"pretrain({SHORT!r}, Path({str(tmp_path)!r}))"
     )
@@ -146,8 +157,7 @@ def test_one_positive_each_is_clip_s_own_loss() -> None:
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    threads = str(torch.get_num_threads())
-    pretrain.main(["--out", str(tmp_path), "--steps", "1", "--seed", "3", "--threads", threads])
+    pretrain.main(["--out", str(tmp_path), "--steps", "1", "--seed", "3", "--threads", "1"])
     assert capsys.readouterr().out.startswith("step 1/1")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
 

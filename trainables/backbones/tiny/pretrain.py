@@ -6,9 +6,18 @@ writes a folder that `open_clip.create_model_and_transforms("local-dir:DIR")` lo
 merges its tokenizer needs:
 `SimpleTokenizer(bpe_path=DIR/bpe_merges.txt.gz, context_length=24)`.
 
-Honesty about the evaluation. No image of scikit-learn's digits is used in training; `--report`
-only measures on them afterwards. The run length and the augmentation follow a recipe whose author
-had seen zero-shot accuracy on those digits, so that number is not blind.
+The shipped files come from the defaults, seed 0 and two threads: 8 minutes. They are the first
+and only full run of this script, and `--report` printed
+
+    digits: 75.1%
+    digits turned by 180 degrees: 39.5%
+    held-out fonts, digits: 100.0%
+    held-out fonts, all concepts: 75.1%
+
+(the last takes similar characters, such as c and C, or 0 and o, for different concepts). No image
+of scikit-learn's digits is used in training; `--report` only measures on them afterwards. But the
+run length, the augmentation and the mixture of concepts follow a recipe whose author had seen
+zero-shot accuracy on those digits, so that number is not blind.
 
 Notation: b images, t captions, C concepts, d = 128 embedding dimensions.
 """
