@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+Interpolation = Literal["bicubic", "bilinear"]
+ResizeMode = Literal["shortest", "squash"]
+
 
 class BackboneError(ValueError):
     """A backbone cannot be built: its message says the rule, the value and the remedy."""
@@ -28,9 +31,9 @@ class Preprocess:
     """Per-channel mean, of values in 0..1."""
     std: tuple[float, float, float]
     """Per-channel standard deviation, of values in 0..1."""
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    interpolation: Interpolation = "bicubic"
     """How pixels are resampled."""
-    resize_mode: Literal["shortest", "squash"] = "shortest"
+    resize_mode: ResizeMode = "shortest"
     """`shortest`: the shorter side becomes `image_size`, then a centre crop; `squash`: both do."""
 
     def resize(self, images: Tensor) -> Tensor:

@@ -1,0 +1,31 @@
+"""Backbones by name or specification."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from trainables.backbones.base import Backbone
+from trainables.backbones.open_clip import open_folder, open_spec
+
+BACKBONES: dict[str, Path] = {
+    "tiny": Path(__file__).parent / "tiny",
+}
+"""Models that are part of this project: name -> folder in open_clip's layout."""
+
+
+def load_backbone(spec: str, device: torch.device | str = "cpu") -> Backbone:
+    """The backbone `spec` on `device`: float32, in evaluation mode, without gradients.
+
+    `spec` is a name in `BACKBONES`, or one of
+    `ARCH` or `ARCH:TAG` (downloaded by open_clip; `ARCH` means `ARCH:openai`),
+    `ARCH:FILE` (.safetensors, .pt, .pth, .bin), `ARCH-gelu:FILE` (plain GELU on purpose),
+    `openai:FILE` (a state dict in OpenAI's layout, .npz too; dimensions inferred),
+    `DIR` or `local-dir:DIR` (`open_clip_config.json` and `open_clip_model.safetensors`).
+
+    Raises `BackboneError`.
+    """
+    folder = BACKBONES.get(spec)
+    backbone = open_folder(folder, spec) if folder is not None else open_spec(spec)
+    return backbone.to(device)
