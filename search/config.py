@@ -14,8 +14,6 @@ from typing import Any
 from search.pruners import PRUNERS
 from search.samplers import SAMPLERS
 from spaces.registry import SPACES
-from trainables.backbones.base import BackboneError
-from trainables.backbones.registry import check_spec
 from trainables.data.base import DataError
 from trainables.data.few_shot import draw_few_shot
 from trainables.data.registry import DATASETS, open_dataset
@@ -136,10 +134,6 @@ class SweepConfig:
                 "--name must be letters, digits, '.', '_' and '-' (at most 100, the first a "
                 f"letter or digit), got '{self.name}'."
             )
-        try:
-            check_spec(self.task.backbone)
-        except BackboneError as error:
-            found.append(str(error))
         if self.task.dataset in DATASETS and self.task.shots >= 1:
             try:
                 draw_few_shot(open_dataset(self.task.dataset), self.task.shots, 0)

@@ -26,9 +26,7 @@ STARTUP_TRIALS = 8
 
 
 def _tpe(seed: int) -> BaseSampler:
-    return TPESampler(
-        seed=seed, multivariate=True, group=True, n_startup_trials=STARTUP_TRIALS
-    )
+    return TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=STARTUP_TRIALS)
 
 
 def _gp(seed: int) -> BaseSampler:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from spaces.base import Setting, preset_trial
-from trainables.methods.rmt import MaskConfig
+from trainables.methods.rmt import MaskTuningConfig
 from trainables.optim import OptimConfig
 from trainables.trial import TrialConfig
 
@@ -44,7 +44,7 @@ class MaskSpace:
         """See `paper`."""
         paper = self.paper
         optim, method = paper.optim, paper.method_config
-        assert isinstance(method, MaskConfig)
+        assert isinstance(method, MaskTuningConfig)
         gap = method.init - method.threshold
         step = {
             "lr": optim.lr,
@@ -67,7 +67,7 @@ class MaskSpace:
         """Conditional: the norm loss has a weight only where there is one."""
         paper = self.paper
         method = paper.method_config
-        assert isinstance(method, MaskConfig)
+        assert isinstance(method, MaskTuningConfig)
         masked = trial.suggest_categorical("masked", self._layers())
         patch_embedding = trial.suggest_categorical("patch_embedding", [False, True])
         threshold = trial.suggest_float("threshold", 1e-3, 9e-3)

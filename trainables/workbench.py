@@ -16,9 +16,8 @@ from torch.nn import functional
 from trainables.backbones.base import Backbone
 from trainables.backbones.registry import load_backbone
 from trainables.data.few_shot import draw_few_shot
-from trainables.data.prompts import class_features
+from trainables.data.prompts import PromptVariant, class_features
 from trainables.data.registry import open_dataset
-from trainables.methods.base import Preset
 
 _ENCODE_BATCH = 128
 
@@ -54,7 +53,7 @@ class Workbench:
     def __init__(self, backbone: str, device: str) -> None:
         self.spec, self.device = backbone, device
         self._views: dict[tuple[str, int, int], tuple[View, View]] = {}
-        self._classes: dict[tuple[str, Preset], Tensor] = {}
+        self._classes: dict[tuple[str, PromptVariant], Tensor] = {}
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -79,7 +78,7 @@ class Workbench:
             resized, encode_images(self.backbone, resized), labels.to(self.backbone.device)
         )
 
-    def class_features(self, dataset: str, variant: Preset) -> Tensor:
+    def class_features(self, dataset: str, variant: PromptVariant) -> Tensor:
         """float32 [c, d], one vector a class, not normalised."""
         key = (dataset, variant)
         if key not in self._classes:
@@ -87,7 +86,7 @@ class Workbench:
             self._classes[key] = class_features(self.backbone, prompts)
         return self._classes[key]
 
-    def zero_shot(self, dataset: str, variant: Preset) -> Callable[[Tensor], Tensor]:
+    def zero_shot(self, dataset: str, variant: PromptVariant) -> Callable[[Tensor], Tensor]:
         """Preprocessed images [b, 3, s, s] -> zero-shot logits [b, c], without gradient."""
         classes = self.class_features(dataset, variant)
 

@@ -11,9 +11,8 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from trainables.data.prompts import PromptSet
+from trainables.data.prompts import PromptSet, PromptVariant
 from trainables.data.sealed import TestPermit
-from trainables.methods.base import Preset
 
 SplitName = Literal["train", "val"]
 
@@ -63,7 +62,7 @@ class Dataset(Protocol):
     def flip(self) -> bool:
         """Whether a mirrored image still shows its class: false for writing."""
 
-    def prompts(self, variant: Preset) -> PromptSet:
+    def prompts(self, variant: PromptVariant) -> PromptSet:
         """The texts that describe the classes."""
 
     def split(self, name: SplitName) -> Split:

@@ -18,9 +18,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from trainables.data.base import Split, SplitName, fingerprint
-from trainables.data.prompts import PromptSet, prompt_set
+from trainables.data.prompts import PromptSet, PromptVariant, prompt_set
 from trainables.data.sealed import SealedError, TestPermit
-from trainables.methods.base import Preset
 
 _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -44,7 +43,7 @@ class Digits:
         """A mirrored digit is another sign."""
         return False
 
-    def prompts(self, variant: Preset) -> PromptSet:
+    def prompts(self, variant: PromptVariant) -> PromptSet:
         """One template; the same in all variants."""
         return prompt_set(self.name, _NAMES, variant)
 

@@ -1,0 +1,20 @@
+"""Settings of the libraries that can only be made before they are imported."""
+
+from __future__ import annotations
+
+import os
+
+
+def quiet_environment() -> None:
+    """Settings that Ray and torch read when they are imported or started."""
+    for key, value in {
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DEDUP_LOGS": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    }.items():
+        os.environ.setdefault(key, value)

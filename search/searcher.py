@@ -1,0 +1,113 @@
+"""Ray's questions to the ledger: what shall run next, and what became of it.
+
+Ray is the executor. The searcher hands out what the ledger issues; the scheduler passes on what
+workers say and stops what the pruner gives up. Neither remembers anything of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from search.ledger import Ledger, Live, Result
+from search.observer import Observer
+from trainables.trainable import Assignment, Message
+
+Assign = Callable[[Live], Assignment]
+"""How an issued trial becomes a worker's job."""
+
+
+class StudySearcher(Searcher):
+    """Issues trials until the ledger holds enough, no more than fit at a time."""
+
+    def __init__(
+        self, ledger: Ledger, assign: Assign, trials: int, slots: int, observer: Observer
+    ) -> None:
+        super().__init__()
+        self._ledger, self._assign, self._observer = ledger, assign, observer
+        self._trials, self._slots = trials, slots
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # noqa: ARG002 - Ray's
+        """The next trial's configuration; None while all slots are taken."""
+        if not self._ledger.waiting and self._ledger.issued >= self._trials:
+            return Searcher.FINISHED
+        if len(self._ledger.live) >= self._slots:
+            return None
+        live = self._ledger.ask()
+        self._observer.started(live)
+        return {"assignment": asdict(self._assign(live))}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Nothing: the scheduler hears of every end, with more detail."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the ledger is on disk."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore: a restart opens the ledger."""
+
+
+class StudyScheduler(FIFOScheduler):
+    """Reports to the study, asks the pruner, commits every end."""
+
+    def __init__(self, ledger: Ledger, observer: Observer) -> None:
+        super().__init__()
+        self._ledger, self._observer = ledger, observer
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """A part has been trained and more are left."""
+        message = self._hear(result)
+        if message.report is None or not self._ledger.should_prune(message.number):
+            return TrialScheduler.CONTINUE
+        self._end(self._ledger.finish(message.number, "PRUNED", message.report.values))
+        return TrialScheduler.STOP
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        """A trial has stopped: by its own last word, by the pruner (committed already), or
+        because the sweep stops (then it is left to be continued)."""
+        if "message" not in result:
+            return
+        last = Message.decode(result["message"])
+        if last.outcome == "running" or last.number not in self._ledger.live:
+            return
+        message = self._hear(result)
+        if message.report is None:
+            self._end(
+                self._ledger.finish(
+                    message.number, "FAIL", reason=message.reason, details=message.details
+                )
+            )
+        else:
+            self._end(self._ledger.finish(message.number, "COMPLETE", message.report.values))
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """The worker died, and Ray has used up its retries."""
+        number = trial.config["assignment"]["number"]
+        if number not in self._ledger.live:
+            return
+        details = ""
+        if trial.error_file:
+            details = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
+        lines = [line for line in details.splitlines() if line.strip()]
+        reason = f"the worker died: {lines[-1].strip() if lines else 'no message'}"
+        self._end(self._ledger.finish(number, "FAIL", reason=reason, details=details))
+
+    def _hear(self, result: dict[str, Any]) -> Message:
+        message = Message.decode(result["message"])
+        live = self._ledger.live[message.number]
+        live.train_seconds += message.seconds
+        if message.report is not None:
+            self._ledger.report(message.number, message.report.values, message.report.metrics)
+        self._observer.heard(message)
+        return message
+
+    def _end(self, result: Result) -> None:
+        self._observer.ended(result, self._ledger)

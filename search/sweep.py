@@ -1,0 +1,339 @@
+"""A sweep from its first question to its summary."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import signal
+import stat
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.stopper import Stopper
+from rich.console import Console
+
+from search.config import SweepConfig
+from search.evaluate import EVALUATION, Evaluation, evaluate, stored_evaluation
+from search.files import write_json
+from search.ledger import Ledger, Live, Result
+from search.lock import SweepLock
+from search.mirror import Mirror
+from search.observer import Observers
+from search.outbox import Outbox
+from search.preflight import SWEEP_FILE, Plan, preflight
+from search.problems import UsageError
+from search.progress import Progress
+from search.pruners import IN_SEQUENCE
+from search.resources import Machine, Placement, place
+from search.searcher import StudyScheduler, StudySearcher
+from search.tracking import MlflowTracker, NullTracker, Tracker
+from trainables.trainable import Assignment, FewShotTrainable, Message
+
+RETRIES = 2
+"""How often a trial is started again after its worker has died."""
+_DELIVERY_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run of the driver ended."""
+
+    config: SweepConfig
+    """The sweep's configuration, with its name."""
+    folder: Path
+    """The sweep's folder."""
+    evaluation: Evaluation | None
+    """None where no trial is complete or the run was interrupted."""
+    states: dict[str, int]
+    """Trials by state."""
+    unfinished: int
+    """Trials that were begun and wait to be continued."""
+    interrupted: bool
+    """Whether somebody stopped the run."""
+    tracking_uri: str
+    """Where the runs are; `none` without tracking."""
+    undelivered: int
+    """Tracking events that could not be delivered yet."""
+    overhead: float | None
+    """Median seconds that a trial cost outside training, with warm workers."""
+
+
+def run_sweep(config: SweepConfig, console: Console) -> Outcome:
+    """Start or continue a sweep; raises `UsageError` before any work when something is wrong."""
+    plan = preflight(config)
+    folder = plan.config.folder
+    with SweepLock(folder):
+        task = plan.config.task
+        ledger = Ledger(
+            folder, plan.space, plan.config.sampler, plan.config.pruner, plan.config.seed
+        )
+        if not (folder / SWEEP_FILE).exists():
+            write_json(folder / SWEEP_FILE, plan.record())
+        tracker = _tracker(plan)
+        tracker.open_sweep(
+            {key: value for key, value in plan.config.to_dict().items() if key != "task"}
+            | asdict(task),
+            {f"fingerprint.{key}": value for key, value in plan.fingerprints.items()},
+        )
+        try:
+            return _run(plan, ledger, tracker, console)
+        finally:
+            tracker.close(0.0)
+
+
+def _run(plan: Plan, ledger: Ledger, tracker: Tracker, console: Console) -> Outcome:
+    config = plan.config
+    stop = StopSwitch(config.time_budget)
+    clock = _Clock()
+    evaluation = stored_evaluation(ledger, config)
+    todo = ledger.waiting + max(0, config.trials - ledger.issued)
+    if todo or evaluation is None:
+        with stop.listening(), _ray(config, console):
+            placement = plan.placement or _place_on_cluster(config)
+            if todo:
+                console.print(_opening(plan, ledger, placement, todo), highlight=False)
+                with Progress(console, ledger, config.trials, config.name) as progress:
+                    observers = Observers([progress, Mirror(tracker, plan.fingerprints), clock])
+                    _fit(plan, ledger, placement, observers, stop)
+            if ledger.best() is not None and not stop.interrupted:
+                evaluation = stored_evaluation(ledger, config)
+                if evaluation is None:
+                    with console.status("Re-training the winner and reading the test split"):
+                        evaluation = evaluate(
+                            ledger, plan.space, plan.setting, config, placement
+                        )
+    artifacts: list[Path] = []
+    if evaluation is not None:
+        artifacts = [ledger.folder / EVALUATION, *sorted((ledger.folder / "winner").glob("*"))]
+    best = ledger.best()
+    tracker.close_sweep(
+        "INTERRUPTED" if stop.interrupted else "COMPLETE",
+        {} if best is None else {"search.best_trial": str(best.number)},
+        _summary_metrics(evaluation),
+        artifacts,
+    )
+    undelivered = tracker.close(_DELIVERY_SECONDS)
+    states = [result.state for result in ledger.results.values()]
+    return Outcome(
+        config,
+        ledger.folder,
+        evaluation,
+        {state: states.count(state) for state in ("COMPLETE", "PRUNED", "FAIL")},
+        ledger.waiting + len(ledger.live),
+        stop.interrupted,
+        plan.tracking_uri,
+        undelivered,
+        clock.overhead(),
+    )
+
+
+def _fit(
+    plan: Plan, ledger: Ledger, placement: Placement, observer: Observers, stop: StopSwitch
+) -> None:
+    """Let Ray run what the ledger issues, until it issues no more or the switch is thrown."""
+    config = plan.config
+
+    def assign(live: Live) -> Assignment:
+        return Assignment(
+            number=live.number,
+            trial=live.config.to_dict(),
+            task=asdict(config.task),
+            folder=str(ledger.trial_folder(live.number)),
+            device=placement.device,
+            threads=max(1, math.floor(placement.cpus)),
+            in_sequence=config.pruner in IN_SEQUENCE,
+            checkpoint_seconds=config.checkpoint_seconds,
+        )
+
+    resources = {"cpu": placement.cpus, "gpu": placement.gpus}
+    # Ray's own record of the experiment is scaffolding: the ledger is what counts.
+    with tempfile.TemporaryDirectory(prefix="few-shot-sweep-") as scaffold:
+        tuner = tune.Tuner(
+            tune.with_resources(FewShotTrainable, resources),
+            tune_config=tune.TuneConfig(
+                search_alg=StudySearcher(ledger, assign, config.trials, placement.slots, observer),
+                scheduler=StudyScheduler(ledger, observer),
+                num_samples=-1,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                storage_path=scaffold,
+                name="sweep",
+                stop=stop,
+                failure_config=tune.FailureConfig(max_failures=RETRIES),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+
+
+class StopSwitch(Stopper):
+    """Ends a sweep gracefully: after its time budget, or when somebody asks it to stop."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self.interrupted = False
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Never a single trial."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether no further part of any trial shall begin."""
+        late = self._deadline is not None and time.monotonic() > self._deadline
+        return self.interrupted or late
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """While open, Ctrl-C and SIGTERM throw the switch; a second one stops at once."""
+
+        def throw(signum: int, frame: FrameType | None) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+
+        previous = {number: signal.signal(number, throw) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class _Clock:
+    """Measures what a trial costs outside training: the time from the end of one trial to the
+    end of the next in the same slot, less the time the worker spent training."""
+
+    def __init__(self) -> None:
+        self._begun: dict[int, float] = {}
+        self._freed: list[float] = []
+        self._costs: list[float] = []
+
+    def started(self, live: Live) -> None:
+        """See `Observer`. A trial takes the slot that has been free the longest."""
+        if self._freed:
+            self._begun[live.number] = self._freed.pop(0)
+
+    def heard(self, message: Message) -> None:
+        """See `Observer`."""
+
+    def ended(self, result: Result, ledger: Ledger) -> None:
+        """See `Observer`."""
+        now = time.monotonic()
+        begun = self._begun.pop(result.number, None)
+        if begun is not None:
+            self._costs.append(now - begun - result.train_seconds)
+        self._freed.append(now)
+
+    def overhead(self) -> float | None:
+        """Median cost in seconds; none before a warm worker has finished a trial."""
+        return statistics.median(self._costs) if self._costs else None
+
+
+@contextlib.contextmanager
+def _ray(config: SweepConfig, console: Console) -> Iterator[None]:
+    """A connection to Ray: the cluster at `address`, or a private one that ends with the sweep.
+
+    Raises `UsageError` when the cluster does not answer.
+    """
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"ray\..*")
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    with console.status("Starting Ray"):
+        if config.address:
+            try:
+                ray.init(address=config.address, **common)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise UsageError(
+                    [
+                        f"--address must name a running Ray cluster, and '{config.address}' does "
+                        f"not answer ({str(error).splitlines()[0]}). Start one (`ray up`), or "
+                        "leave the option away to use this machine."
+                    ]
+                ) from error
+        else:
+            ray.init(include_dashboard=False, object_store_memory=_OBJECT_STORE, **common)
+            _protect_token()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+_OBJECT_STORE = 256 * 2**20  # bytes: artifacts travel through it, images do not
+
+
+def _protect_token() -> None:
+    """Ray writes its authentication token readable by everybody."""
+    token = Path.home() / ".ray" / "auth_token"
+    if token.exists() and stat.S_IMODE(token.stat().st_mode) != 0o600:
+        token.chmod(0o600)
+
+
+def _cluster() -> Machine:
+    """The nodes of the connected cluster."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Machine(
+        int(sum(node.get("CPU", 0) for node in nodes)),
+        int(sum(node.get("GPU", 0) for node in nodes)),
+        max((node.get("CPU", 0) for node in nodes), default=0),
+        elastic=True,
+    )
+
+
+def _place_on_cluster(config: SweepConfig) -> Placement:
+    placement, problems = place(config, _cluster())
+    if placement is None:
+        raise UsageError(problems)
+    return placement
+
+
+def _tracker(plan: Plan) -> Tracker:
+    if plan.tracking_uri == "none":
+        return NullTracker()
+    return MlflowTracker(
+        plan.tracking_uri,
+        plan.config.name,
+        Outbox(plan.config.folder / "outbox.jsonl"),
+        plan.config.folder.parent / "mlartifacts",
+    )
+
+
+def _opening(plan: Plan, ledger: Ledger, placement: Placement, todo: int) -> str:
+    task, done = plan.config.task, len(ledger.results)
+    where = "GPU" if placement.device == "cuda" else "CPU"
+    parts = [
+        f"Sweep {plan.config.name}: {plan.config.space} on {task.dataset}, {task.shots} shots, "
+        f"backbone {task.backbone}.",
+        f"{todo} trials to run, {placement.slots} at a time on the {where}.",
+    ]
+    if done:
+        parts.insert(1, f"{done} trials are finished already.")
+    if ledger.waiting:
+        parts.insert(2, f"{ledger.waiting} interrupted trials are continued.")
+    return " ".join(parts)
+
+
+def _summary_metrics(evaluation: Evaluation | None) -> dict[str, float]:
+    if evaluation is None:
+        return {}
+    metrics = {"val/accuracy_winner": evaluation.validation}
+    for score in evaluation.scores:
+        name = score.label.replace("-", "_")
+        metrics[f"test/accuracy_{name}"] = score.mean
+        if score.deviation is not None:
+            metrics[f"test/deviation_{name}"] = score.deviation
+    return metrics
