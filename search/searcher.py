@@ -33,6 +33,10 @@ class StudySearcher(Searcher):
         self._ledger, self._assign, self._observer = ledger, assign, observer
         self._trials, self._slots = trials, slots
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Empty: Ray pickles its searcher to be able to restore itself, which is never asked."""
+        return {}
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # noqa: ARG002 - Ray's
         """The next trial's configuration; None while all slots are taken."""
         if not self._ledger.waiting and self._ledger.issued >= self._trials:
@@ -61,6 +65,10 @@ class StudyScheduler(FIFOScheduler):
     def __init__(self, ledger: Ledger, observer: Observer) -> None:
         super().__init__()
         self._ledger, self._observer = ledger, observer
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Empty, as the searcher's."""
+        return {}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """A part has been trained and more are left."""
