@@ -1,0 +1,78 @@
+"""A small world: two backbones, and a few-shot task that can be learned in a few steps."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from trainables.backbones.base import Backbone, Preprocess
+from trainables.backbones.open_clip import open_clip
+from trainables.backbones.registry import load_backbone
+from trainables.data.prompts import PromptVariant, class_features, prompt_set
+
+TRANSFORM = Preprocess(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), resize_mode="squash")
+CLASSES = ("red_square", "blue_circle", "green_star", "black_cross")
+
+
+@dataclass(frozen=True)
+class World:
+    """What a method meets."""
+
+    backbone: Backbone
+    images: Tensor
+    labels: Tensor
+    image_features: Tensor
+
+    def class_features(self, variant: PromptVariant = "paper") -> Tensor:
+        return class_features(self.backbone, prompt_set("imagenet", CLASSES, variant))
+
+    def zero_shot(self, variant: PromptVariant = "paper") -> Tensor:
+        text = functional.normalize(self.class_features(variant), dim=-1)
+        return (
+            self.backbone.logit_scale * functional.normalize(self.image_features, dim=-1) @ text.T
+        )
+
+    def inputs(self, reads: str) -> Tensor:
+        return self.image_features if reads == "features" else self.images
+
+
+@cache
+def small_resnet() -> Backbone:
+    """A random ResNet with the embedded model's text tower."""
+    tiny = load_backbone("tiny")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = open_clip.CLIP(
+            128,
+            {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64},
+            {"context_length": 24, "vocab_size": 1536, "width": 32, "heads": 2, "layers": 1},
+        )
+        for norm in model.visual.modules():
+            if isinstance(norm, torch.nn.BatchNorm2d):  # a fresh block's last norm is zero
+                torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+    model.logit_scale.data.fill_(math.log(100))  # as trained models have it
+    model.eval().requires_grad_(False)
+    return Backbone("small-resnet", model, tiny.tokenizer, TRANSFORM, "gelu", "0" * 64)
+
+
+@pytest.fixture(params=["vit", "resnet"], scope="package")
+def world(request: pytest.FixtureRequest) -> World:
+    backbone = load_backbone("tiny") if request.param == "vit" else small_resnet()
+    rng = torch.Generator().manual_seed(0)
+    patterns = torch.randn(len(CLASSES), 3, 32, 32, generator=rng)
+    labels = torch.arange(len(CLASSES)).repeat(4)
+    images = patterns[labels] + 0.3 * torch.randn(16, 3, 32, 32, generator=rng)
+    return World(backbone, images, labels, backbone.encode_image(images))
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # at these sizes more only wait for each other
+    yield
+    torch.set_num_threads(before)
