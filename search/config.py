@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from trainables.data.registry import DATASETS, open_dataset
 from trainables.suggest import did_you_mean
 from trainables.trial import TaskSpec
 
-DEFAULT_TRIALS = 20
 IDENTITY = ("space", "task", "sampler", "pruner", "seed")
 """Settings that make a sweep what it is; the others may differ when it is resumed."""
 
@@ -31,9 +30,11 @@ class SweepConfig:
 
     space: str = "rmt"
     """Registry name of the space."""
-    task: TaskSpec = TaskSpec("digits", "tiny", 16, (1,))
+    task: TaskSpec = field(
+        default_factory=lambda: TaskSpec("digits", "tiny", 16, SPACES["rmt"].seeds)
+    )
     """What every trial solves."""
-    trials: int = DEFAULT_TRIALS
+    trials: int = SPACES["rmt"].trials
     """Finished trials to reach, those of earlier runs counted in."""
     sampler: str = "tpe"
     """Registry name of the Optuna sampler."""

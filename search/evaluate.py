@@ -143,9 +143,7 @@ def evaluate(
     ]
     trained: list[Candidate] = ray.get(jobs)
     images, values = ray.get(
-        score.remote(
-            trained, asdict(config.task), str(ledger.folder), placement.device, threads
-        )
+        score.remote(trained, asdict(config.task), str(ledger.folder), placement.device, threads)
     )
     scores = tuple(
         Score(label, tuple(v for c, v in zip(trained, values, strict=True) if c.label == label))

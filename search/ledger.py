@@ -81,6 +81,8 @@ class Live:
     """Parts whose value the study knows."""
     train_seconds: float = 0.0
     """Training time heard of in this run of the driver."""
+    forecast: dict[str, float] = field(default_factory=dict)
+    """What the method said before training."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The latest metrics heard of."""
 
@@ -183,7 +185,7 @@ class Ledger:
             state,
             value,
             tuple(values),
-            live.metrics,
+            live.forecast | live.metrics,
             dict(live.trial.params),
             live.config.to_dict(),
             live.train_seconds,

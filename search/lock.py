@@ -21,7 +21,7 @@ class SweepLock:
 
     def __enter__(self) -> Self:
         """Raises `UsageError`, naming the holder, while another driver runs the sweep."""
-        file = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115 - held open while locked
+        file = open(self._path, "a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

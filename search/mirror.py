@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,7 @@ class Mirror:
 
     def __init__(self, tracker: Tracker, fingerprints: Mapping[str, str]) -> None:
         self._tracker, self._fingerprints = tracker, fingerprints
+        self._warnings: dict[int, str] = {}
 
     def started(self, live: Live) -> None:
         """Resolved parameters, with the preset they are, if any, and what they were run on."""
@@ -25,7 +27,11 @@ class Mirror:
         self._tracker.start_trial(live.number, config.flat(), tags)
 
     def heard(self, message: Message) -> None:
-        """Every epoch's metrics, in one call a report."""
+        """Every epoch's metrics, in one call a report; a forecast stands at epoch 0."""
+        if message.warnings:
+            self._warnings[message.number] = " ".join(message.warnings)
+        if message.forecast:
+            self._tracker.log(message.number, [Row(0, time.time(), message.forecast)])
         if message.report is None:
             return
         rows = [
@@ -44,8 +50,9 @@ class Mirror:
         config = folder / "config.json"
         config.write_text(json.dumps(result.config, indent=1) + "\n", encoding="utf-8")
         tags = {"search.reason": result.reason} if result.reason else {}
-        metrics = {key: v for key, v in result.metrics.items() if key.split("/")[0] == "flip"}
-        metrics["train/seconds"] = result.train_seconds
+        if warning := self._warnings.pop(result.number, ""):
+            tags["search.warning"] = warning
+        metrics = {"train/seconds": result.train_seconds}
         if result.value is not None:
             metrics["objective"] = result.value
         self._tracker.finish_trial(

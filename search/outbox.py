@@ -64,17 +64,22 @@ class Outbox:
         """Yield the undelivered events in order, each with the offset to mark once it is delivered.
 
         A line that is not JSON (a damaged disk) comes as an event of the kind "unreadable".
+
+        Raises:
+            OSError: the file cannot be read any more.
         """
         offset, end = self._delivered, self._end
         with self.path.open("rb") as lines:
             lines.seek(offset)
             while offset < end:
                 line = lines.readline()
+                if not line:
+                    raise OSError(errno.EIO, "the outbox has become shorter", str(self.path))
                 offset += len(line)
                 yield offset, _parse(line)
 
     def undelivered(self) -> int:
-        """How many events are still to be delivered."""
+        """How many events are still to be delivered. Raises OSError, as `pending`."""
         return sum(1 for _ in self.pending())
 
     def mark_delivered(self, offset: int) -> None:

@@ -87,13 +87,11 @@ def tracking_uri(config: SweepConfig) -> str:
     return f"sqlite:///{Path(config.storage).expanduser().resolve() / 'mlflow.db'}"
 
 
-def _plan(
-    config: SweepConfig, backbone: Backbone, placement: Placement | None, uri: str
-) -> Plan:
+def _plan(config: SweepConfig, backbone: Backbone, placement: Placement | None, uri: str) -> Plan:
     dataset = open_dataset(config.task.dataset)
     images = len(draw_few_shot(dataset, config.task.shots, config.task.seeds[0]).train.labels)
     setting = Setting(config.task.dataset, config.task.shots, images, backbone.tower)
-    space = SPACES[config.space](setting)
+    space = SPACES[config.space].build(setting)
     try:
         problems = space.paper.problems()
     except MethodError as error:

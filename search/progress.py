@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -27,6 +28,7 @@ class Progress:
         self._recent: list[Result] = []
         self._shares: dict[int, tuple[int, float]] = {}
         self._warned: set[str] = set()
+        self._forecasts: dict[int, dict[str, float]] = {}
         self._display: Display | None = None
 
     def __enter__(self) -> Self:
@@ -59,14 +61,21 @@ class Progress:
         if message.report is not None:
             value = message.report.metrics["val/accuracy"]
             self._shares[message.number] = (message.report.step, value)
+        if message.forecast:
+            self._forecasts[message.number] = message.forecast
         for warning in message.warnings:
-            if warning not in self._warned:
-                self._warned.add(warning)
-                self._console.print(f"trial {message.number}: {warning}", style="yellow")
+            # In full the first time; afterwards its headline is enough.
+            headline = warning.split(":")[0]
+            text = f"{headline}." if headline in self._warned else warning
+            self._warned.add(headline)
+            self._console.print(
+                f"trial {message.number:>3} {text}", style="yellow", highlight=False
+            )
 
     def ended(self, result: Result, ledger: Ledger) -> None:
         """See `Observer`."""
         self._shares.pop(result.number, None)
+        self._forecasts.pop(result.number, None)
         self._recent = [*self._recent, result][-5:]
         if result.state == "FAIL":
             self._console.print(
@@ -105,7 +114,7 @@ class Progress:
             self._row(table, result, result.state.lower(), "")
         for number, (part, value) in sorted(self._shares.items()):
             live = ledger.live.get(number)
-            chosen = short(live.trial.params) if live else ""
+            chosen = short(self._forecasts.get(number, {}) | (live.trial.params if live else {}))
             shown = percent(None if part == 0 else value)
             table.add_row(str(number), f"part {part}", shown, "", chosen, style="dim")
         return Group(line, bar, table)
@@ -134,7 +143,7 @@ def percent(fraction: float | None) -> str:
     return "    -" if fraction is None else f"{100 * fraction:5.1f} %"
 
 
-def short(parameters: dict[str, object]) -> str:
+def short(parameters: Mapping[str, object]) -> str:
     """Parameters on one line, numbers with three digits."""
     return "  ".join(
         f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,7 +23,7 @@ from search.pruners import PRUNERS  # noqa: E402
 from search.samplers import SAMPLERS  # noqa: E402
 from search.summary import print_summary  # noqa: E402
 from search.sweep import run_sweep  # noqa: E402
-from spaces.registry import SPACES  # noqa: E402
+from spaces.registry import SPACES, Entry  # noqa: E402
 from trainables.data.registry import DATASETS  # noqa: E402
 
 _TASK = ("dataset", "backbone", "shots", "seeds")
@@ -88,14 +88,15 @@ def build_parser() -> argparse.ArgumentParser:
         type=_integers,
         metavar="N,N,...",
         help="few-shot draws that a trial is averaged over (default: "
-        f"{','.join(map(str, default.task.seeds))})",
+        f"{_by_space(lambda entry: ','.join(map(str, entry.seeds)))})",
     )
     how = parser.add_argument_group("how it is searched")
     how.add_argument(
         "--trials",
         type=int,
         metavar="N",
-        help=f"finished trials to reach, earlier runs counted in (default: {default.trials})",
+        help="finished trials to reach, earlier runs counted in (default: "
+        f"{_by_space(lambda entry: str(entry.trials))})",
     )
     how.add_argument(
         "--sampler",
@@ -147,7 +148,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     machine = parser.add_argument_group("what it runs on")
     machine.add_argument(
-        "--address", metavar="HOST:PORT", help="Ray cluster to join, or auto (default: this machine)"
+        "--address",
+        metavar="HOST:PORT",
+        help="Ray cluster to join, or auto (default: this machine)",
     )
     machine.add_argument(
         "--device", metavar="NAME", help="auto, cpu or cuda (default: a GPU where there is one)"
@@ -200,6 +203,9 @@ def configure(arguments: Sequence[str]) -> SweepConfig:
         storage = Path(given.get("storage", base.storage)).expanduser()
         stored = load_record(storage / resume)["config"]
         base = SweepConfig.from_dict(dict(stored) | {"name": resume, "storage": str(storage)})
+    elif given.get("space", base.space) in SPACES:
+        effort = SPACES[given.get("space", base.space)]
+        given = {"trials": effort.trials, "seeds": effort.seeds} | given
     plain = base.to_dict()
     plain["task"] |= {key: given.pop(key) for key in _TASK if key in given}
     config = SweepConfig.from_dict(plain | given)
@@ -238,6 +244,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if outcome.interrupted:
         return 130
     return 0 if outcome.states["COMPLETE"] else 1
+
+
+def _by_space(value: Callable[[Entry], str]) -> str:
+    """A default that depends on the space, e.g. `1 for rmt, 3 for taskres`."""
+    names: dict[str, list[str]] = {}
+    for name, entry in SPACES.items():
+        names.setdefault(value(entry), []).append(name)
+    return "; ".join(f"{value} for {' and '.join(spaces)}" for value, spaces in names.items())
 
 
 def _integers(text: str) -> tuple[int, ...]:

@@ -37,10 +37,10 @@ class StudySearcher(Searcher):
         """Empty: Ray pickles its searcher to be able to restore itself, which is never asked."""
         return {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # noqa: ARG002 - Ray's
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's configuration; None while all slots are taken."""
         if not self._ledger.waiting and self._ledger.issued >= self._trials:
-            return Searcher.FINISHED
+            return str(Searcher.FINISHED)
         if len(self._ledger.live) >= self._slots:
             return None
         live = self._ledger.ask()
@@ -74,9 +74,9 @@ class StudyScheduler(FIFOScheduler):
         """A part has been trained and more are left."""
         message = self._hear(result)
         if message.report is None or not self._ledger.should_prune(message.number):
-            return TrialScheduler.CONTINUE
+            return str(TrialScheduler.CONTINUE)
         self._end(self._ledger.finish(message.number, "PRUNED", message.report.values))
-        return TrialScheduler.STOP
+        return str(TrialScheduler.STOP)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """A trial has stopped: by its own last word, by the pruner (committed already), or
@@ -87,7 +87,7 @@ class StudyScheduler(FIFOScheduler):
         if last.outcome == "running" or last.number not in self._ledger.live:
             return
         message = self._hear(result)
-        if message.report is None:
+        if message.outcome == "failed" or message.report is None:
             self._end(
                 self._ledger.finish(
                     message.number, "FAIL", reason=message.reason, details=message.details
@@ -112,6 +112,7 @@ class StudyScheduler(FIFOScheduler):
         message = Message.decode(result["message"])
         live = self._ledger.live[message.number]
         live.train_seconds += message.seconds
+        self._ledger.live[message.number].forecast |= message.forecast
         if message.report is not None:
             self._ledger.report(message.number, message.report.values, message.report.metrics)
         self._observer.heard(message)

@@ -109,9 +109,7 @@ def _run(plan: Plan, ledger: Ledger, tracker: Tracker, console: Console) -> Outc
                 evaluation = stored_evaluation(ledger, config)
                 if evaluation is None:
                     with console.status("Re-training the winner and reading the test split"):
-                        evaluation = evaluate(
-                            ledger, plan.space, plan.setting, config, placement
-                        )
+                        evaluation = evaluate(ledger, plan.space, plan.setting, config, placement)
     artifacts: list[Path] = []
     if evaluation is not None:
         artifacts = [ledger.folder / EVALUATION, *sorted((ledger.folder / "winner").glob("*"))]
@@ -171,6 +169,7 @@ def _fit(
                 name="sweep",
                 stop=stop,
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
             ),
         )

@@ -147,10 +147,10 @@ class NullTracker(Tracker):
     def close_sweep(self, *_: object, **__: object) -> None:
         pass
 
-    def flush(self, timeout: float) -> int:  # noqa: ARG002
+    def flush(self, timeout: float) -> int:
         return 0
 
-    def close(self, timeout: float) -> int:  # noqa: ARG002
+    def close(self, timeout: float) -> int:
         return 0
 
 
@@ -227,7 +227,7 @@ class MlflowTracker(Tracker):
     def flush(self, timeout: float) -> int:
         with self._moved:
             self._moved.wait_for(lambda: not self._outbox.behind, timeout)
-        return self._outbox.undelivered()
+        return self._undelivered()
 
     def close(self, timeout: float) -> int:
         deadline = time.monotonic() + timeout
@@ -238,7 +238,7 @@ class MlflowTracker(Tracker):
         # A call that hangs is left behind: the thread is a daemon, its event still in the outbox.
         self._thread.join(max(0.1, deadline - time.monotonic()))
         self._outbox.close()
-        return self._outbox.undelivered()
+        return self._undelivered()
 
     def _start(
         self, number: int | None, params: Mapping[str, object], tags: Mapping[str, str]
@@ -288,9 +288,9 @@ class MlflowTracker(Tracker):
         """The thread: deliver, mark, go on; wait and repeat where MLflow is away."""
         wait, limit, suspect = 0.0, _GROUP, -1
         while self._wait_for_events():
-            group = _next_group(self._outbox.pending(), limit)
-            offset, event = group[-1]
             try:
+                group = _next_group(self._outbox.pending(), limit)
+                offset, event = group[-1]
                 self._mirror.connect()
                 self._mirror.deliver([event for _, event in group])
             except _RefusedError as error:
@@ -315,6 +315,13 @@ class MlflowTracker(Tracker):
                 self._outbox.mark_delivered(offset)
             with self._moved:
                 self._moved.notify_all()
+
+    def _undelivered(self) -> int:
+        try:
+            return self._outbox.undelivered()
+        except OSError as error:  # someone has removed the sweep's folder
+            self._warn_once("append", "The events for MLflow were lost: %s", error)
+            return 1  # at least
 
     def _wait_for_events(self) -> bool:
         with self._moved:
@@ -663,6 +670,8 @@ def _check_sqlite(uri: str, timeout: float) -> None:
             sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", timeout=timeout, uri=True)
         ) as database:
             database.execute("BEGIN IMMEDIATE")
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            database.execute(f"PRAGMA user_version = {version}")
             database.rollback()
     except sqlite3.Error as error:
         raise TrackingError(

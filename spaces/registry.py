@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from spaces.base import Setting, Space
 from spaces.rmt import MaskSpace
 from spaces.taskres import TaskResSpace
 
-SPACES: dict[str, Callable[[Setting], Space]] = {
-    "rmt": MaskSpace,
-    "rmt-budget": partial(MaskSpace, vary="flip_budget"),
-    "taskres": TaskResSpace,
+
+@dataclass(frozen=True)
+class Entry:
+    """A space, and the effort that suits what its trials cost."""
+
+    build: Callable[[Setting], Space]
+    """Makes the space for a task."""
+    trials: int
+    """Trials of a sweep where the user does not say."""
+    seeds: tuple[int, ...]
+    """Few-shot draws a trial is averaged over where the user does not say."""
+
+
+SPACES: dict[str, Entry] = {
+    # A mask trial is seconds to hours of training; a residual trial on cached features is not
+    # even one second, so three draws, which make its value much less noisy, cost nothing.
+    "rmt": Entry(MaskSpace, trials=16, seeds=(1,)),
+    "rmt-budget": Entry(partial(MaskSpace, vary="flip_budget"), trials=16, seeds=(1,)),
+    "taskres": Entry(TaskResSpace, trials=40, seeds=(1, 2, 3)),
 }

@@ -9,10 +9,10 @@ with different epochs, batch sizes and thresholds comparable.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from spaces.base import Setting, preset_trial
-from trainables.methods.rmt import MaskTuningConfig
+from trainables.methods.rmt import Masked, MaskTuningConfig
 from trainables.optim import OptimConfig
 from trainables.trial import TrialConfig
 
@@ -68,7 +68,7 @@ class MaskSpace:
         paper = self.paper
         method = paper.method_config
         assert isinstance(method, MaskTuningConfig)
-        masked = trial.suggest_categorical("masked", self._layers())
+        masked = cast("Masked", trial.suggest_categorical("masked", self._layers()))
         patch_embedding = trial.suggest_categorical("patch_embedding", [False, True])
         threshold = trial.suggest_float("threshold", 1e-3, 9e-3)
         init = trial.suggest_float("init", 1e-2, 2e-2)
@@ -101,7 +101,7 @@ class MaskSpace:
         )
         return paper if found == paper else replace(found, preset="search")
 
-    def _layers(self) -> list[str]:
+    def _layers(self) -> list[Masked]:
         # A ResNet has no MLP blocks, and the paper masks all of its convolutions.
         vit = self.setting.tower == "vit"
         return ["mhsa", "mlp", "all", "dynamic"] if vit else ["all", "dynamic"]

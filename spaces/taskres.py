@@ -46,6 +46,8 @@ class TaskResSpace:
         """Conditional: a learned alpha starts below 1, the range of tanh; the strength of the
         weight decay and the warm-up's rate exist only where there is decay and warm-up."""
         paper = self.paper
+        method = paper.method_config
+        assert isinstance(method, TaskResConfig)
         learn_alpha = trial.suggest_categorical("learn_alpha", [False, True])
         if learn_alpha:
             alpha = trial.suggest_float("alpha_start", 0.1, 0.9)
@@ -61,7 +63,7 @@ class TaskResSpace:
             warmup_lr = trial.suggest_float("warmup_lr", 1e-6, 1e-3, log=True)
         found = replace(
             paper,
-            method_config=replace(paper.method_config, alpha=alpha, learn_alpha=learn_alpha),
+            method_config=replace(method, alpha=alpha, learn_alpha=learn_alpha),
             optim=replace(
                 paper.optim,
                 lr=lr,

@@ -53,13 +53,15 @@ class Message:
     outcome: Literal["running", "finished", "failed"]
     """`finished`: the whole budget was trained; `failed`: see `reason`."""
     report: Report | None
-    """The report, unless the trial failed."""
+    """The report; none from a trial that failed or has not begun to train."""
     reason: str
     """One line for a failed trial, else empty."""
     details: str
     """The traceback of a failed trial, else empty."""
+    forecast: dict[str, float]
+    """What can be said before training; empty but in the first message."""
     warnings: tuple[str, ...]
-    """What the user should know about this configuration; sent with the first report."""
+    """What the user should know before training; empty but in the first message."""
     seconds: float
     """Time spent in training and validation in this step, in seconds."""
 
@@ -86,6 +88,7 @@ class FewShotTrainable(tune.Trainable):
         """First trial of this process."""
         seal_process()
         self._bench: Workbench | None = None
+        self._run: TrialRun | None = None
         self._take(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -102,7 +105,7 @@ class FewShotTrainable(tune.Trainable):
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             details = traceback.format_exc()
-            message = Message(self._job.number, "failed", None, reason, details, (), 0.0)
+            message = Message(self._job.number, "failed", None, reason, details, {}, (), 0.0)
             self._run = None
         return {"message": message.encode(), "done": message.outcome != "running"}
 
@@ -117,7 +120,7 @@ class FewShotTrainable(tune.Trainable):
 
     def _take(self, config: dict[str, Any]) -> None:
         self._job = Assignment(**config["assignment"])
-        self._run: TrialRun | None = None
+        self._run = None
         self._saved = time.monotonic()
         torch.set_num_threads(self._job.threads)
 
@@ -134,12 +137,16 @@ class FewShotTrainable(tune.Trainable):
 
     def _advance(self) -> Message:
         start, folder = time.monotonic(), Path(self._job.folder)
-        warnings: tuple[str, ...] = ()
         if self._run is None:
             folder.mkdir(parents=True, exist_ok=True)
             self._run = self._open_run()
             self._run.load(folder / CHECKPOINT)
-            warnings = tuple(self._run.warnings())
+            forecast, warnings = self._run.forecast(), tuple(self._run.warnings())
+            if forecast or warnings:  # told before training: it may say that training is in vain
+                seconds = time.monotonic() - start
+                return Message(
+                    self._job.number, "running", None, "", "", forecast, warnings, seconds
+                )
         report = self._run.advance()
         seconds = time.monotonic() - start
         if report.finished:
@@ -148,4 +155,4 @@ class FewShotTrainable(tune.Trainable):
             self._run.save(folder / CHECKPOINT)
             self._saved = time.monotonic()
         outcome: Literal["running", "finished"] = "finished" if report.finished else "running"
-        return Message(self._job.number, outcome, report, "", "", warnings, seconds)
+        return Message(self._job.number, outcome, report, "", "", {}, (), seconds)

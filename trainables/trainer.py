@@ -100,7 +100,8 @@ class Trainer:
     def logits(self, view: View) -> Tensor:
         """Logits [n, c] of the tuned model on `view`."""
         if self.method.reads == "features":
-            return self.method(view.features)
+            logits: Tensor = self.method(view.features)
+            return logits
         normalise = self.bench.backbone.preprocess.normalise
         batches = view.images.split(_EVAL_BATCH)
         return torch.cat([self.method(normalise(batch)) for batch in batches])

@@ -60,7 +60,7 @@ class TrialConfig:
 
     def flat(self) -> dict[str, object]:
         """Field -> value without nesting, as a person reads it in a table of parameters."""
-        plain = self.to_dict()
+        plain: dict[str, dict[str, object]] = self.to_dict()
         return plain.pop("method_config") | plain.pop("optim") | plain
 
     def fingerprint(self) -> str:

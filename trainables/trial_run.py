@@ -19,6 +19,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from trainables.trainer import Trainer
 from trainables.trial import TaskSpec, TrialConfig
@@ -44,7 +45,7 @@ class Report:
     finished: bool
     """Whether the whole budget has been trained."""
     metrics: dict[str, float]
-    """The latest row, without `epoch`, and the forecast made before training."""
+    """The latest row, without `epoch` and `time`."""
 
 
 class TrialRun:
@@ -78,6 +79,10 @@ class TrialRun:
         """Whether nothing is left to train."""
         return self.step >= self.steps
 
+    def forecast(self) -> dict[str, float]:
+        """What can be said before training, e.g. the flip budget: means over cells."""
+        return _mean([cell.method.forecast() for cell in self.cells])
+
     def warnings(self) -> list[str]:
         """What the user should know before it trains."""
         return self.cells[0].method.warnings()
@@ -90,11 +95,10 @@ class TrialRun:
             self._rows += rows
             self._values.append(rows[-1]["val/accuracy"])
         latest = {k: v for k, v in self._rows[-1].items() if k not in ("epoch", "time")}
-        metrics = _mean([cell.method.forecast() for cell in self.cells]) | latest
         if self.in_sequence:
-            metrics["val/accuracy"] = sum(self._values) / len(self._values)
+            latest["val/accuracy"] = sum(self._values) / len(self._values)
         news, self._told = self._rows[self._told :], len(self._rows)
-        return Report(self.step, tuple(self._values), tuple(news), self.finished, metrics)
+        return Report(self.step, tuple(self._values), tuple(news), self.finished, latest)
 
     def _train_cell(self) -> list[dict[str, float]]:
         cell = self.cells[self.step]
@@ -116,13 +120,18 @@ class TrialRun:
 
         One safetensors file; its metadata carries the configuration's fingerprint.
         """
-        tensors, cells = {}, []
+        tensors: dict[str, Tensor] = {}
+        cells = []
         for index, cell in enumerate(self.cells):
-            cell_tensors, plain = cell.state()
+            cell_tensors, cell_plain = cell.state()
             tensors |= {f"{index}/{key}": t.contiguous() for key, t in cell_tensors.items()}
-            cells.append(plain)
-        plain: dict[str, Any] = {"step": self.step, "values": self._values, "rows": self._rows}
-        plain["cells"] = cells
+            cells.append(cell_plain)
+        plain = {
+            "step": self.step,
+            "values": self._values,
+            "rows": self._rows,
+            "cells": cells,
+        }
         metadata = _FORMAT | {"run": json.dumps(plain), "config": self._identity()}
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)

@@ -74,9 +74,7 @@ class Workbench:
     def view(self, images: Tensor, labels: Tensor) -> View:
         """Any uint8 [n, 3, h, w] through the test transform and the image tower."""
         resized = self.backbone.preprocess.resize(images).to(self.backbone.device)
-        return View(
-            resized, encode_images(self.backbone, resized), labels.to(self.backbone.device)
-        )
+        return View(resized, encode_images(self.backbone, resized), labels.to(self.backbone.device))
 
     def class_features(self, dataset: str, variant: PromptVariant) -> Tensor:
         """float32 [c, d], one vector a class, not normalised."""

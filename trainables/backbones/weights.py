@@ -140,7 +140,7 @@ def _read_torchscript(path: Path) -> object:
     # OpenAI's releases. The archive is parsed, its code is never called.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the format is being retired; these files stay
-        module: Any = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+        module: Any = torch.jit.load(str(path), map_location="cpu")
     return dict(module.state_dict())
 
 

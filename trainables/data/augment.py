@@ -11,9 +11,7 @@ from torch.nn import functional
 _TRIES = 10
 
 
-def random_resized_crop(
-    images: Tensor, scale: float, flip: bool, rng: torch.Generator
-) -> Tensor:
+def random_resized_crop(images: Tensor, scale: float, flip: bool, rng: torch.Generator) -> Tensor:
     """RandomResizedCrop and RandomHorizontalFlip(0.5): uint8 [b, 3, s, s] -> float32, 0..255.
 
     As torchvision draws it: the crop's share of the area is uniform in (scale, 1), its aspect

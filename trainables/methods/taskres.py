@@ -143,7 +143,7 @@ class TaskRes(Method):
         del rng
         self.zero_grad(set_to_none=True)
         loss = functional.cross_entropy(self(batch.inputs), batch.labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return {"train/loss": loss.item()}
 
     def trainable(self) -> dict[str, nn.Parameter]:

@@ -255,7 +255,7 @@ def pretrain(
         loss = match + auxiliary / 2
 
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(parameters, config.clip)
         optimizer.step()
         with torch.no_grad():
