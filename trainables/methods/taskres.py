@@ -81,7 +81,7 @@ class TaskRes(Method):
             # The paper gives neither start nor scope: one scalar that starts at the fixed alpha.
             start = torch.tensor(math.atanh(config.alpha), device=base.device)
             self.alpha_logit = nn.Parameter(start)
-        alpha = torch.tensor(config.alpha, device=base.device)
+        alpha = torch.tensor(float(config.alpha), device=base.device)
         self.register_buffer("fixed_alpha", alpha, persistent=False)
         self._fingerprint = fingerprint
 

@@ -1,0 +1,91 @@
+"""The learning-rate schedule against its recursion-free form, and the rules of its fields."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from trainables.optim import OptimConfig, adam
+
+configs = st.builds(
+    OptimConfig,
+    lr=st.floats(1e-6, 1.0),
+    epochs=st.integers(1, 200),
+    batch_size=st.integers(1, 300),
+    warmup_epochs=st.just(0),
+)
+
+
+@given(configs)
+def test_cosine_without_warm_up_matches_torch(config: OptimConfig) -> None:
+    closed = [config.lr * (1 + math.cos(math.pi * e / config.epochs)) / 2 for e in range(5)]
+    assert [config.lr_at(e) for e in range(5)] == pytest.approx(closed, rel=1e-12, abs=1e-18)
+    rates = config.learning_rates(config.batch_size)
+    assert len(rates) == config.epochs
+    assert all(first > second for first, second in itertools.pairwise(rates))
+    assert rates[0] == config.lr
+    # sum of (1 + cos(pi e / T)) / 2 over e < T is (T + 1) / 2
+    assert math.fsum(rates) == pytest.approx(config.lr * (config.epochs + 1) / 2)
+
+
+@given(configs, st.integers(0, 5))
+def test_warm_up_shifts_the_cosine(config: OptimConfig, warmup: int) -> None:
+    config = replace(config, epochs=config.epochs + 5)
+    warm = replace(config, warmup_epochs=warmup, warmup_lr=1e-7)
+    for epoch in range(config.epochs):
+        expected = 1e-7 if epoch < warmup else config.lr_at(epoch - warmup)
+        assert warm.lr_at(epoch) == expected
+
+
+def test_published_taskres_schedule() -> None:
+    config = OptimConfig(2e-3, 100, 256, warmup_epochs=1)
+    assert config.lr_at(0) == 1e-5
+    assert config.lr_at(1) == 2e-3
+    assert config.lr_at(99) == pytest.approx(1.97e-6, rel=0.01)
+
+
+@given(configs, st.integers(1, 2000))
+def test_only_whole_batches_are_stepped(config: OptimConfig, images: int) -> None:
+    steps = config.steps_per_epoch(images)
+    assert steps >= 1
+    assert steps * config.batch_size <= max(images, config.batch_size)
+    assert len(config.learning_rates(images)) == config.epochs * steps
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("lr", 0.0),
+        ("lr", -1.0),
+        ("lr", math.nan),
+        ("lr", math.inf),
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("weight_decay", -1e-4),
+        ("warmup_epochs", 11),
+        ("warmup_epochs", -1),
+    ],
+)
+def test_every_broken_rule_is_named_with_its_value(field: str, value: float) -> None:
+    config = OptimConfig(lr=1e-3, epochs=10, batch_size=4)
+    assert config.problems() == []
+    (problem,) = replace(config, **{field: value}).problems()
+    assert field in problem
+    assert str(value) in problem
+
+
+def test_all_problems_at_once() -> None:
+    assert len(OptimConfig(lr=0, epochs=0, batch_size=0).problems()) == 3
+
+
+def test_weight_decay_is_coupled() -> None:
+    parameter = nn.Parameter(torch.tensor([2.0]))
+    optimiser = adam([parameter], OptimConfig(0.1, 1, 1, weight_decay=0.5))
+    parameter.grad = torch.tensor([-1.0])  # -1 + 0.5 * 2 = 0: Adam stands still, AdamW would not
+    optimiser.step()
+    assert parameter.item() == 2.0
