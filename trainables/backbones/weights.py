@@ -116,8 +116,8 @@ def _read_torch(path: Path) -> object:
 
 
 def _read_npz(path: Path) -> object:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: torch.from_numpy(np.array(file[name])) for name in file.files}
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
 
 
 _READERS: dict[str, Callable[[Path], object]] = {
