@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from conftest import World
+from method_world import World, open_world
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -69,6 +69,14 @@ def cases() -> Iterator[Any]:
                 if getattr(config, field.name) != field.default
             ]
             yield pytest.param((name, config), id="-".join([name, *changed]))
+
+
+@pytest.fixture(params=["vit", "resnet"], scope="module")
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # at these sizes more only wait for each other
+    yield open_world(request.param)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=cases())

@@ -1,11 +1,9 @@
 """A small world: two backbones, and a few-shot task that can be learned in a few steps."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -60,19 +58,12 @@ def small_resnet() -> Backbone:
     return Backbone("small-resnet", model, tiny.tokenizer, TRANSFORM, "gelu", "0" * 64)
 
 
-@pytest.fixture(params=["vit", "resnet"], scope="package")
-def world(request: pytest.FixtureRequest) -> World:
-    backbone = load_backbone("tiny") if request.param == "vit" else small_resnet()
+@cache
+def open_world(kind: str) -> World:
+    """Four classes of noisy patterns before one of the two backbones."""
+    backbone = load_backbone("tiny") if kind == "vit" else small_resnet()
     rng = torch.Generator().manual_seed(0)
     patterns = torch.randn(len(CLASSES), 3, 32, 32, generator=rng)
     labels = torch.arange(len(CLASSES)).repeat(4)
     images = patterns[labels] + 0.3 * torch.randn(16, 3, 32, 32, generator=rng)
     return World(backbone, images, labels, backbone.encode_image(images))
-
-
-@pytest.fixture(autouse=True, scope="package")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # at these sizes more only wait for each other
-    yield
-    torch.set_num_threads(before)
