@@ -13,7 +13,7 @@ from search.config import SweepConfig, differences
 from search.files import read_json
 from search.problems import UsageError
 from search.resources import Placement, place, this_machine
-from search.tracking import TrackingError, check_tracking_uri
+from search.tracking_uri import TrackingError, check_tracking_uri
 from spaces.base import Setting, Space
 from spaces.registry import SPACES
 from trainables.backbones.base import Backbone, BackboneError

@@ -229,7 +229,7 @@ def _refuse_changes(base: SweepConfig, config: SweepConfig) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 0 when the sweep is complete, 2 for a mistake in what was asked for, 1 when no trial
     succeeded, 130 when it was interrupted."""
-    console = Console()
+    console = Console(soft_wrap=True)
     try:
         outcome = run_sweep(configure(sys.argv[1:] if arguments is None else arguments), console)
     except UsageError as error:

@@ -15,7 +15,7 @@ from search.evaluate import Label, Score, test_reads
 from search.files import read_json
 from search.progress import short
 from search.sweep import Outcome
-from search.tracking import ui_command
+from search.tracking_uri import ui_command
 
 _NAMES: dict[Label, str] = {
     "zero-shot": "zero-shot",

@@ -25,14 +25,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from search.outbox import Outbox
-from search.tracking import (
-    MlflowTracker,
-    NullTracker,
-    Row,
-    TrackingError,
-    check_tracking_uri,
-    ui_command,
-)
+from search.tracking import MlflowTracker, NullTracker, Row
+from search.tracking_uri import TrackingError, check_tracking_uri, ui_command
 
 pytestmark = pytest.mark.filterwarnings(
     # MLflow 3.17 configures its tables with an option that SQLAlchemy 2.1 has deprecated.
@@ -333,7 +327,7 @@ def test_calls_are_fast_and_never_raise(
 
 def test_an_import_of_this_module_is_not_an_import_of_mlflow() -> None:
     code = (
-        "import sys; from search.tracking import check_tracking_uri as c; "
+        "import sys; from search.tracking_uri import check_tracking_uri as c; "
         "c('sqlite:///new.db'); sys.exit('mlflow' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=TIMEOUT)
@@ -566,3 +560,28 @@ def test_how_to_see_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (
         ui_command("sqlite:////x y/a.db") == "mlflow ui --backend-store-uri 'sqlite:////x y/a.db'"
     )
+
+
+def test_a_killed_first_start_leaves_a_usable_database(tmp_path: Path) -> None:
+    """MLflow makes its tables one by one; killed in the middle, it never starts again."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from search.outbox import Outbox; from search.tracking import MlflowTracker\n"
+        "t = MlflowTracker(sys.argv[1], 's', Outbox(Path(sys.argv[2])), None)\n"
+        "t.open_sweep({}, {}); print('started', flush=True); time.sleep(60)"
+    )
+    outbox = tmp_path / "outbox.jsonl"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, uri, str(outbox)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob(".mlflow.db.*.new")):  # the tables are being made
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.3)
+        process.kill()
+    tracker = MlflowTracker(uri, "s", Outbox(outbox), None)
+    assert tracker.close(60) == 0
