@@ -7,6 +7,7 @@ other way round. After loading, the modules themselves are asked what they run.
 from __future__ import annotations
 
 import copy
+import difflib
 import json
 import math
 import sys
@@ -82,14 +83,18 @@ def open_spec(spec: str) -> Backbone:
     plain = head.endswith("-gelu") and head not in open_clip.list_models()
     arch = head.removesuffix("-gelu") if plain else head
     if arch not in open_clip.list_models():
-        raise BackboneError(did_you_mean("backbone", head, ["tiny", *open_clip.list_models()]))
+        raise BackboneError(_unknown(head))
     tags = open_clip.list_pretrained_tags_by_model(arch)
     tag = rest or "openai"
-    if tag in tags and not plain:
+    if plain and (tag in tags or not _is_file_name(tag)):
+        raise BackboneError(
+            f"'-gelu' takes a file, got {spec!r}: say '{head}:FILE', or '{arch}:TAG' for published "
+            "weights, which say themselves which activation they need"
+        )
+    if tag in tags:
         return _open_tag(arch, tag, spec)
-    if tag in tags or not _is_file_name(tag):
-        what = f"file for {head}" if plain else f"file or published weights of {arch}"
-        raise BackboneError(did_you_mean(what, tag, [] if plain else tags))
+    if not _is_file_name(tag):
+        raise BackboneError(did_you_mean(f"file or published weights of {arch}", tag, tags))
     return _open_file(arch, Path(tag), spec, plain)
 
 
@@ -349,6 +354,16 @@ def _openai_digests() -> set[str]:
     """SHA-256 of every file that OpenAI published: part of its address."""
     urls = [get_pretrained_cfg(arch, "openai").get("url", "") for arch in open_clip.list_models()]
     return {url.split("/")[-2] for url in urls if "openaipublic" in url}
+
+
+def _unknown(name: str) -> str:
+    # All hundred and fifty architectures would bury the one that was meant.
+    near = difflib.get_close_matches(name, ["tiny", *open_clip.list_models()], n=3)
+    hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
+    return (
+        f"A backbone is 'tiny', an architecture of open_clip (ARCH, ARCH:TAG, ARCH:FILE), "
+        f"'openai:FILE' or a model folder; there is no {name!r}.{hint}"
+    )
 
 
 def _is_file_name(text: str) -> bool:
