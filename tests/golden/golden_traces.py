@@ -43,7 +43,9 @@ DATASETS = {
 }
 """The authors' names -> our registry names."""
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_CUDA])]
+"""Tolerances on the second are 1e-3, without TF32."""
 
 
 def runs(file: str) -> list[Any]:
