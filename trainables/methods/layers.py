@@ -15,7 +15,7 @@ def maskable(visual: nn.Module) -> dict[str, Group]:
     """Parameter name -> group, in module order.
 
     Weight matrices and kernels only: never biases, norms, class token, positional embedding or
-    the final projection (R-AMT, section 3.2, and its code).
+    the final projection (as in R-AMT's code).
     """
     found: dict[str, Group] = {}
     attention, mlp = _linear_layers(visual)

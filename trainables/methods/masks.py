@@ -19,7 +19,7 @@ BIT_ORDER = "msb-first"
 
 
 def purity(first: Tensor, second: Tensor, eps: float = 0.0) -> Tensor:
-    """P = (1 + sgn(a) (a + b) / (|a| + |b| + eps)) / 2 in [0, 1] (R-AMT, eq. 10).
+    """P = (1 + sgn(a) (a + b) / (|a| + |b| + eps)) / 2 in [0, 1] (R-AMT's gradient purity).
 
     With eps = 0 it equals 1 where a b > 0, else |a| / (|a| + |b|). 0/0, two gradients that vanish,
     counts as agreement: P = 1.
@@ -29,7 +29,7 @@ def purity(first: Tensor, second: Tensor, eps: float = 0.0) -> Tensor:
 
 
 def keep(first: Tensor, second: Tensor, uniform: Tensor, eps: float = 0.0) -> Tensor:
-    """Bool tensor [P > U]: which elements of `first` survive gradient dropout (R-AMT, eq. 11)."""
+    """Bool tensor [P > U]: which elements of `first` survive R-AMT's gradient dropout."""
     return purity(first, second, eps) > uniform
 
 

@@ -42,8 +42,8 @@ _GROUPS: dict[str, set[str]] = {
 }
 
 CLEAN_FLIP_BUDGET = 6.0
-"""sum of learning rates / (init - threshold) that the `clean` preset aims at: between that of the
-released schedule at 8 (3.0 to 6.2) and at 16 shots (12.4) on the middle-sized data sets."""
+"""sum of learning rates / (init - threshold) that the `clean` preset aims at: that of the
+released schedule at 8 shots on the middle-sized data sets (Caltech101, Flowers102 and alike)."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +125,11 @@ class MaskTuning(Method):
     def preset(
         cls, name: Preset, *, dataset: str, shots: int, images: int, tower: Tower = "vit"
     ) -> Recipe:
-        """Section 4.1 of the paper; `reference` adds what only the code says.
+        """The published settings; `reference` adds what only the code says.
 
         `clean` is `paper` with a learning rate that gives every few-shot set the same flip budget
-        (`CLEAN_FLIP_BUDGET`): the published schedule provably cannot flip a bit in fewer than 90
-        steps, which is what most data sets take at one shot.
+        (`CLEAN_FLIP_BUDGET`): the published schedule provably cannot flip a bit in 90 steps or
+        fewer, which is all that most data sets take at one shot.
         """
         weak = shots >= 16 and dataset not in ("imagenet", "sun397", "food101")
         config = MaskTuningConfig(
@@ -193,14 +193,14 @@ class MaskTuning(Method):
         return self._logits(self._effective_weights(), inputs)
 
     def backward(self, batch: Batch, rng: torch.Generator) -> dict[str, float]:
-        """Gradient dropout (eqs. 8-12). Uniforms are drawn per tensor, in module order."""
+        """Gradient dropout: (1 - l + l [P > U]) a. Uniforms are drawn per tensor, in module order."""
         losses, gradients = self.mask_gradients(batch)
         for name, score in self.trainable().items():
             grad = gradients[0][name]
             if self.uses_zero_shot:
                 uniform = torch.rand(score.shape, generator=rng, device=rng.device).to(grad.device)
                 kept = keep(grad, gradients[1][name], uniform, self.config.purity_eps)
-                grad.mul_((1 - self.config.leak) + self.config.leak * kept)  # eq. 12
+                grad.mul_((1 - self.config.leak) + self.config.leak * kept)
             score.grad = grad
         return losses
 

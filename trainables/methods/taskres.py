@@ -55,7 +55,7 @@ class TaskResConfig(MethodConfig):
 
 
 class TaskRes(Method):
-    """logits = exp(logit_scale) cos(z, t + alpha x): eqs. 5-6, on the text side (TaskRes-T).
+    """logits = exp(logit_scale) cos(z, t + alpha x): the residual on the text side (TaskRes-T).
 
     It reads features of the test view, computed once. The released code trains on random crops
     (scale 0.08-1) and flips instead, which the paper does not mention: a deviation that makes a
@@ -95,7 +95,7 @@ class TaskRes(Method):
         images: int,
         tower: Tower = "vit",
     ) -> Recipe:
-        """Section 4.1 of the paper.
+        """The published settings.
 
         `reference` adds the weight decay of 5e-4 that the released code inherits from its
         framework's defaults, and its prompts.
@@ -139,7 +139,7 @@ class TaskRes(Method):
         return self.scale * functional.normalize(inputs, dim=-1) @ weight.T
 
     def backward(self, batch: Batch, rng: torch.Generator) -> dict[str, float]:
-        """Cross entropy (eq. 7); no random numbers."""
+        """Cross entropy; no random numbers."""
         del rng
         self.zero_grad(set_to_none=True)
         loss = functional.cross_entropy(self(batch.inputs), batch.labels)
