@@ -193,7 +193,7 @@ class MaskTuning(Method):
         return self._logits(self._effective_weights(), inputs)
 
     def backward(self, batch: Batch, rng: torch.Generator) -> dict[str, float]:
-        """Gradient dropout: (1 - l + l [P > U]) a. Uniforms are drawn per tensor, in module order."""
+        """Gradient dropout, (1 - l + l [P > U]) a; uniforms are drawn per tensor, in order."""
         losses, gradients = self.mask_gradients(batch)
         for name, score in self.trainable().items():
             grad = gradients[0][name]
