@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -96,18 +97,6 @@ class StudyScheduler(FIFOScheduler):
         else:
             self._end(self._ledger.finish(message.number, "COMPLETE", message.report.values))
 
-    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """The worker died, and Ray has used up its retries."""
-        number = trial.config["assignment"]["number"]
-        if number not in self._ledger.live:
-            return
-        details = ""
-        if trial.error_file:
-            details = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
-        lines = [line for line in details.splitlines() if line.strip()]
-        reason = f"the worker died: {lines[-1].strip() if lines else 'no message'}"
-        self._end(self._ledger.finish(number, "FAIL", reason=reason, details=details))
-
     def _hear(self, result: dict[str, Any]) -> Message:
         message = Message.decode(result["message"])
         live = self._ledger.live[message.number]
@@ -119,4 +108,30 @@ class StudyScheduler(FIFOScheduler):
         return message
 
     def _end(self, result: Result) -> None:
+        self._observer.ended(result, self._ledger)
+
+
+class CrashCallback(tune.Callback):
+    """Commits trials whose worker has died more often than Ray starts them again."""
+
+    def __init__(self, ledger: Ledger, observer: Observer) -> None:
+        self._ledger, self._observer = ledger, observer
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Empty, as the searcher's."""
+        return {}
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: object
+    ) -> None:
+        """The last word on a trial; the scheduler is also told of errors that are retried."""
+        number = trial.config["assignment"]["number"]
+        if number not in self._ledger.live:
+            return
+        details = ""
+        if trial.error_file:
+            details = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
+        lines = [line.strip() for line in details.splitlines() if line.strip()]
+        reason = f"the worker died: {lines[1] if len(lines) > 1 else 'no message'}"
+        result = self._ledger.finish(number, "FAIL", reason=reason, details=details)
         self._observer.ended(result, self._ledger)

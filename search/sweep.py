@@ -35,7 +35,7 @@ from search.problems import UsageError
 from search.progress import Progress
 from search.pruners import IN_SEQUENCE
 from search.resources import Machine, Placement, place
-from search.searcher import StudyScheduler, StudySearcher
+from search.searcher import CrashCallback, StudyScheduler, StudySearcher
 from search.tracking import MlflowTracker, NullTracker, Tracker
 from trainables.trainable import Assignment, FewShotTrainable, Message
 
@@ -171,6 +171,7 @@ def _fit(
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
+                callbacks=[CrashCallback(ledger, observer)],
             ),
         )
         tuner.fit()

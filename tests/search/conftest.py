@@ -1,0 +1,100 @@
+"""Running the command line as a person does: in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@dataclass
+class Sweep:
+    """A sweep's folder, seen from outside."""
+
+    storage: Path
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        return self.storage / self.name
+
+    def results(self) -> dict[int, dict[str, Any]]:
+        paths = sorted(self.folder.glob("trials/*/result.json"))
+        return {int(p.parent.name): json.loads(p.read_text()) for p in paths}
+
+    def evaluation(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / "evaluation.json").read_text())
+        return found
+
+    def command(self, *options: str) -> list[str]:
+        base = [sys.executable, "-m", "search.run", "--storage", str(self.storage)]
+        return [*base, "--name", self.name, *options]
+
+    def run(self, *options: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*options),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=environment(),
+            check=False,
+        )
+
+    def start(self, *options: str) -> subprocess.Popen[str]:
+        """In a process group of its own, so that all of it can be killed."""
+        log = open(self.storage / f"{self.name}.log", "a", encoding="utf-8")  # noqa: SIM115
+        with log:
+            return subprocess.Popen(
+                self.command(*options),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+                env=environment(),
+            )
+
+    def wait_until(self, condition: Callable[[], bool], timeout: float = 90) -> None:
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > deadline:
+                log = (self.storage / f"{self.name}.log").read_text()
+                raise AssertionError(f"the sweep did not get there:\n{log}")
+            time.sleep(0.05)
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONHASHSEED": "random", "COLUMNS": "100"}
+
+
+def session_members(leader: int) -> dict[int, str]:
+    """Processes of a driver's session, Ray's among them: id -> command line."""
+    listing = subprocess.run(
+        ["ps", "-e", "-o", "pid=,sid=,args="], capture_output=True, text=True, check=True
+    ).stdout
+    rows = (line.split(None, 2) for line in listing.splitlines())
+    return {int(pid): args for pid, sid, args in rows if int(sid) == leader}
+
+
+def kill_everything(process: subprocess.Popen[str]) -> None:
+    """SIGKILL for the driver and for all that Ray has started for it."""
+    members = session_members(process.pid)
+    for pid in [process.pid, *members]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    """A sweep that does not exist yet."""
+    return Sweep(tmp_path, "test")

@@ -1,0 +1,216 @@
+"""Whole sweeps, in real processes with a real Ray: the main job, kills, Ctrl-C, two drivers."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from tests.search.conftest import Sweep, kill_everything, session_members
+
+pytestmark = [
+    pytest.mark.filterwarnings(
+        # MLflow 3.17 configures its tables with an option that SQLAlchemy 2.1 has deprecated.
+        "ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning",
+    ),
+]
+
+QUIET = ("--tracking-uri", "none")
+ONE_BY_ONE = ("--max-concurrent", "1", "--sampler", "tpe", "--pruner", "asha")
+MASKS = ("--space", "rmt", "--shots", "4", "--trials", "4", "--eval-seeds", "1")
+
+
+def runs_of(sweep: Sweep) -> tuple[Run, list[Run]]:
+    """The parent run, and the trials' runs by number."""
+    client = MlflowClient(f"sqlite:///{sweep.storage / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("few-shot-search")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], f"tags.`search.sweep` = '{sweep.name}'")
+    parents = [run for run in runs if "search.trial" not in run.data.tags]
+    trials = [run for run in runs if "search.trial" in run.data.tags]
+    assert len(parents) == 1
+    return parents[0], sorted(trials, key=lambda run: int(run.data.tags["search.trial"]))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, str, float]:
+    """A sweep that has run to its end with tracking, what it printed, how long it took."""
+    sweep = Sweep(tmp_path_factory.mktemp("finished"), "main")
+    start = time.monotonic()
+    done = sweep.run("--space", "taskres", "--shots", "4", "--seeds", "1", "--trials", "12")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return sweep, done.stdout, time.monotonic() - start
+
+
+def test_every_trial_is_committed(finished: tuple[Sweep, str, float]) -> None:
+    sweep, _, _ = finished
+    results = sweep.results()
+    assert sorted(results) == list(range(12))
+    for result in results.values():
+        assert result["state"] in ("COMPLETE", "PRUNED")
+        assert result["value"] == result["values"][-1]
+    assert results[0]["state"] == "COMPLETE"
+    assert results[0]["config"]["preset"] == "paper"
+    assert {r["config"]["preset"] for n, r in results.items() if n} == {"search"}
+    assert any(r["state"] == "PRUNED" for r in results.values())
+
+
+def test_mlflow_mirrors_the_ledger(finished: tuple[Sweep, str, float]) -> None:
+    sweep, _, _ = finished
+    parent, trials = runs_of(sweep)
+    results = sweep.results()
+    assert parent.info.status == "FINISHED"
+    assert len(trials) == len(results)
+    client = MlflowClient(f"sqlite:///{sweep.storage / 'mlflow.db'}")
+    for number, run in enumerate(trials):
+        result = results[number]
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.tags["search.state"] == result["state"]
+        assert run.data.tags["preset"] == result["config"]["preset"]
+        assert run.data.tags["fingerprint.backbone"]
+        assert float(run.data.params["lr"]) == result["config"]["optim"]["lr"]
+        assert float(run.data.params["alpha"]) == result["config"]["method_config"]["alpha"]
+        assert run.data.metrics["objective"] == pytest.approx(result["value"])
+        names = {file.path for file in client.list_artifacts(run.info.run_id)}
+        expected = {"config.json"}
+        if result["state"] == "COMPLETE":
+            expected.add("artifact.safetensors")
+            history = client.get_metric_history(run.info.run_id, "val/accuracy")
+            epochs = result["config"]["optim"]["epochs"]
+            assert sorted(m.step for m in history) == list(range(1, epochs + 1))
+            assert history[-1].value == pytest.approx(result["value"])
+        assert names == expected
+    evaluation = sweep.evaluation()
+    winner = next(s for s in evaluation["scores"] if s["label"] == "winner")
+    mean = sum(winner["values"]) / len(winner["values"])
+    assert parent.data.metrics["test/accuracy_winner"] == pytest.approx(mean)
+
+
+def test_the_test_split_is_read_once_and_on_fresh_draws(
+    finished: tuple[Sweep, str, float],
+) -> None:
+    sweep, printed, _ = finished
+    reads = (sweep.folder / "test_reads.jsonl").read_text().splitlines()
+    assert len(reads) == 1
+    evaluation = sweep.evaluation()
+    assert evaluation["seeds"] == [2, 3, 4]
+    assert [score["label"] for score in evaluation["scores"]] == ["zero-shot", "paper", "winner"]
+    assert re.search(r"the winner +\d\d\.\d %", printed)
+    assert "mlflow ui --backend-store-uri sqlite:///" in printed
+    assert "\x1b" not in printed  # no terminal, no colours, no cursor movements
+
+
+def test_the_same_command_again_starts_at_once_and_repeats_nothing(
+    finished: tuple[Sweep, str, float],
+) -> None:
+    sweep, printed, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in sweep.folder.glob("trials/*/*")}
+    again = sweep.run("--space", "taskres", "--shots", "4", "--seeds", "1", "--trials", "12")
+    assert again.returncode == 0, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in sweep.folder.glob("trials/*/*")} == before
+    assert len((sweep.folder / "test_reads.jsonl").read_text().splitlines()) == 1
+    table = printed[printed.index("Test accuracy") : printed.index("The winner")]
+    assert table in again.stdout
+    assert len(runs_of(sweep)[1]) == 12
+
+
+def test_trials_are_added_to_a_finished_sweep(finished: tuple[Sweep, str, float]) -> None:
+    sweep, _, _ = finished
+    before = sweep.results()
+    command = sweep.command("--trials", "14")
+    index = command.index("--name")
+    command[index] = "--resume"
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    after = sweep.results()
+    assert sorted(after) == list(range(14))
+    assert {number: after[number] for number in before} == before
+
+
+def comparable(results: dict[int, dict[str, Any]]) -> dict[int, Any]:
+    """What must be the same however often a sweep was interrupted."""
+    kept = ("state", "value", "values", "parameters", "config", "metrics")
+    return {number: {key: r[key] for key in kept} for number, r in results.items()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
+    """The results of a mask sweep that nobody has touched."""
+    sweep = Sweep(tmp_path_factory.mktemp("undisturbed"), "calm")
+    done = sweep.run(*MASKS, *ONE_BY_ONE, *QUIET)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return comparable(sweep.results())
+
+
+def test_killed_and_continued_gives_the_same_trials(
+    sweep: Sweep, undisturbed: dict[int, Any]
+) -> None:
+    """kill -9 of everything in mid-trial; the next run continues from the checkpoint."""
+    options = (*MASKS, *ONE_BY_ONE, *QUIET, "--checkpoint-seconds", "0")
+    for trial in (0, 1):
+        process = sweep.start(*options)
+        checkpoint = sweep.folder / "trials" / f"{trial:06d}" / "checkpoint.safetensors"
+        sweep.wait_until(checkpoint.exists)
+        time.sleep(0.3)
+        kill_everything(process)
+    committed = comparable(sweep.results())
+    done = sweep.run(*options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = comparable(sweep.results())
+    assert results == undisturbed
+    assert {number: results[number] for number in committed} == committed
+
+
+def test_a_dead_worker_costs_no_trial(sweep: Sweep, undisturbed: dict[int, Any]) -> None:
+    process = sweep.start(*MASKS, *ONE_BY_ONE, *QUIET, "--checkpoint-seconds", "0")
+    sweep.wait_until((sweep.folder / "trials/000000/checkpoint.safetensors").exists)
+    workers = [p for p, args in session_members(process.pid).items() if "Trainable" in args]
+    assert workers
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
+    assert process.wait(timeout=200) == 0
+    assert comparable(sweep.results()) == undisturbed
+
+
+def test_ctrl_c_stops_cleanly_and_another_driver_is_refused(sweep: Sweep) -> None:
+    options = ("--space", "rmt", "--trials", "6", *QUIET)
+    process = sweep.start(*options)
+    sweep.wait_until(lambda: any(sweep.folder.glob("trials/*")))
+    second = sweep.run(*options)
+    assert second.returncode == 2
+    assert f"being run already by process {process.pid}" in second.stderr
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    log = (sweep.storage / f"{sweep.name}.log").read_text()
+    assert "Nothing is lost" in log
+    assert f"--resume {sweep.name}" in log
+    assert "Traceback" not in log
+    deadline = time.monotonic() + 20
+    while any("ray" in args for args in session_members(process.pid).values()):
+        assert time.monotonic() < deadline, session_members(process.pid)
+        time.sleep(0.5)
+
+
+def test_a_time_budget_leaves_unfinished_trials_to_be_continued(sweep: Sweep) -> None:
+    options = ("--space", "taskres", "--trials", "500", "--eval-seeds", "1", *QUIET)
+    done = sweep.run(*options, "--time-budget", "15s")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 0 < len(sweep.results()) < 500
+    assert "the winner" in done.stdout
+    assert "unfinished" in done.stdout
+    assert f"--resume {sweep.name}" in done.stdout
+
+
+def test_the_sweep_folder_holds_no_pickle(finished: tuple[Sweep, str, float]) -> None:
+    sweep, _, _ = finished
+    names = {path.suffix for path in Path(sweep.folder).rglob("*") if path.is_file()}
+    assert names <= {".json", ".jsonl", ".journal", ".safetensors", ".delivered", ""}
