@@ -124,12 +124,6 @@ class SweepConfig:
             found.append(f"--seeds must differ from each other, got {seeds}.")
         if self.time_budget is not None and self.time_budget <= 0:
             found.append(f"--time-budget must be positive, got {self.time_budget:g} s.")
-        if self.cpus_per_trial <= 0:
-            found.append(f"--cpus-per-trial must be positive, got {self.cpus_per_trial:g}.")
-        if self.gpus_per_trial is not None and self.gpus_per_trial < 0:
-            found.append(f"--gpus-per-trial must not be negative, got {self.gpus_per_trial:g}.")
-        if self.device not in ("auto", "cpu", "cuda"):
-            found.append(f"--device must be auto, cpu or cuda, got '{self.device}'.")
         if self.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
             found.append(
                 "--name must be letters, digits, '.', '_' and '-' (at most 100, the first a "

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from search.config import SweepConfig, differences
 from search.files import read_json
@@ -20,7 +23,9 @@ from trainables.backbones.base import Backbone, BackboneError
 from trainables.backbones.registry import load_backbone
 from trainables.data.few_shot import draw_few_shot
 from trainables.data.registry import open_dataset
-from trainables.methods.base import MethodError
+from trainables.methods.base import MethodError, Schedule
+from trainables.methods.registry import METHODS
+from trainables.trial import TrialConfig
 
 SWEEP_FILE = "sweep.json"
 FORMAT = 1
@@ -63,9 +68,10 @@ def preflight(config: SweepConfig) -> Plan:
         problems += found
     problems += _storage_problems(config)
     uri = tracking_uri(config)
-    if uri != "none" and not (problems and not config.tracking_uri):
+    if config.tracking_uri not in ("", "none") or Path(config.storage).expanduser().is_dir():
         try:
-            check_tracking_uri(uri)
+            if uri != "none":
+                check_tracking_uri(uri)
         except TrackingError as error:
             problems.append(str(error))
     backbone = None
@@ -77,6 +83,7 @@ def preflight(config: SweepConfig) -> Plan:
         raise UsageError(problems)
     plan = _plan(config, backbone, placement, uri)
     _compare(plan)
+    _make_folder(plan.config.folder)
     return plan
 
 
@@ -92,12 +99,7 @@ def _plan(config: SweepConfig, backbone: Backbone, placement: Placement | None, 
     images = len(draw_few_shot(dataset, config.task.shots, config.task.seeds[0]).train.labels)
     setting = Setting(config.task.dataset, config.task.shots, images, backbone.tower)
     space = SPACES[config.space].build(setting)
-    try:
-        problems = space.paper.problems()
-    except MethodError as error:
-        problems = [str(error)]
-    if problems:
-        raise UsageError(problems)
+    _fit_together(space.paper, backbone, len(dataset.class_names), images)
     fingerprints = {
         "backbone": backbone.fingerprint,
         "train": dataset.split("train").fingerprint,
@@ -107,23 +109,43 @@ def _plan(config: SweepConfig, backbone: Backbone, placement: Placement | None, 
     return Plan(named, setting, space, placement, fingerprints, uri)
 
 
+def _fit_together(paper: TrialConfig, backbone: Backbone, classes: int, images: int) -> None:
+    """Build the method once, so that one that does not suit the backbone is refused now."""
+    features = torch.ones(classes, backbone.feature_dim)
+    schedule = Schedule(paper.optim.learning_rates(images))
+    try:
+        METHODS[paper.method].build(paper.method_config, backbone, features, schedule)
+    except MethodError as error:
+        raise UsageError([str(error)]) from error
+
+
 def _storage_problems(config: SweepConfig) -> list[str]:
     if "://" in config.storage:
         return [
             f"--storage must be a folder (a mounted bucket or share is one), got "
             f"'{config.storage}'."
         ]
-    folder = config.folder
+    there = config.folder
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        return [_unwritable(config.folder, f"'{there}' is not a folder")]
+    if not os.access(there, os.W_OK | os.X_OK):
+        return [_unwritable(config.folder, f"no permission in '{there}'")]
+    return []
+
+
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        return [
-            f"The sweep's folder must be writable, and '{folder}' is not "
-            f"({error.strerror or error}): choose another with --storage."
-        ]
-    return []
+        raise UsageError([_unwritable(folder, error.strerror or str(error))]) from error
+
+
+def _unwritable(folder: Path, why: str) -> str:
+    return f"The sweep's folder must be writable, and '{folder}' is not ({why}): use --storage."
 
 
 def _compare(plan: Plan) -> None:

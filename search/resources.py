@@ -50,20 +50,26 @@ def place(config: SweepConfig, machine: Machine) -> tuple[Placement | None, list
     """Where trials go, or every reason why they cannot."""
     problems = []
     gpus = config.gpus_per_trial
-    if config.device == "cpu" and gpus:
+    if config.cpus_per_trial <= 0:
+        problems.append(f"--cpus-per-trial must be positive, got {config.cpus_per_trial:g}.")
+    if gpus is not None and gpus < 0:
+        problems.append(f"--gpus-per-trial must not be negative, got {gpus:g}.")
+    if config.device not in ("auto", "cpu", "cuda"):
+        problems.append(f"--device must be auto, cpu or cuda, got '{config.device}'.")
+    elif config.device == "cpu" and gpus:
         problems.append(
             f"--device cpu uses no GPU, but --gpus-per-trial is {gpus:g}: drop one of them."
         )
     if gpus is None:
         wanted = config.device == "cuda" or (config.device == "auto" and machine.gpus > 0)
         gpus = 1.0 if wanted else 0.0
-    if gpus > 0 and machine.gpus == 0 and not machine.elastic:
+    if gpus > 0 and machine.gpus == 0 and not machine.elastic and config.device != "cpu":
         asked = "--device cuda" if config.device == "cuda" else f"--gpus-per-trial {gpus:g}"
         problems.append(
             f"{asked} needs a CUDA device and there is none here (torch sees 0): leave the option "
             "away to run on the CPU, or join a cluster that has GPUs with --address."
         )
-    elif gpus > max(machine.gpus, 1 if machine.elastic else 0):
+    elif gpus > machine.gpus > 0:
         problems.append(
             f"A trial can have at most the {machine.gpus} GPUs there are, --gpus-per-trial is "
             f"{gpus:g}."

@@ -24,6 +24,7 @@ from search.samplers import SAMPLERS  # noqa: E402
 from search.summary import print_summary  # noqa: E402
 from search.sweep import run_sweep  # noqa: E402
 from spaces.registry import SPACES, Entry  # noqa: E402
+from trainables.backbones.registry import absolute_spec  # noqa: E402
 from trainables.data.registry import DATASETS  # noqa: E402
 
 _TASK = ("dataset", "backbone", "shots", "seeds")
@@ -207,6 +208,8 @@ def configure(arguments: Sequence[str]) -> SweepConfig:
         effort = SPACES[given.get("space", base.space)]
         given = {"trials": effort.trials, "seeds": effort.seeds} | given
     plain = base.to_dict()
+    if "backbone" in given:
+        given["backbone"] = absolute_spec(given["backbone"])
     plain["task"] |= {key: given.pop(key) for key in _TASK if key in given}
     config = SweepConfig.from_dict(plain | given)
     if resume is not None:

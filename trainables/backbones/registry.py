@@ -15,6 +15,17 @@ BACKBONES: dict[str, Path] = {
 """Models that are part of this project: name -> folder in open_clip's layout."""
 
 
+def absolute_spec(spec: str) -> str:
+    """`spec` with the path in it made absolute: workers run in folders of their own."""
+    if spec in BACKBONES:
+        return spec
+    head, colon, rest = spec.partition(":")
+    path = Path(rest if colon else spec).expanduser()
+    if path.is_file() or (path.is_dir() and head in ("local-dir", spec)):
+        return f"{head}:{path.resolve()}" if colon else str(path.resolve())
+    return spec
+
+
 def load_backbone(spec: str, device: torch.device | str = "cpu") -> Backbone:
     """The backbone `spec` on `device`: float32, in evaluation mode, without gradients.
 

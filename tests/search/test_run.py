@@ -1,0 +1,259 @@
+"""The command line: what is refused, how it is said, and that nothing has happened by then."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from search.config import IDENTITY, SweepConfig
+from search.lock import SweepLock
+from search.preflight import FORMAT, preflight
+from search.run import build_parser, configure, main
+from spaces.registry import SPACES
+from trainables.backbones.registry import BACKBONES
+
+CORES = len(os.sched_getaffinity(0))
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
+    """The error lines of a command that must not have begun any work."""
+    before = sorted(Path().rglob("*"))
+    assert main(options) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert sorted(Path().rglob("*")) == before
+    lines = captured.err.splitlines()
+    assert lines
+    assert all(line.startswith("error: ") for line in lines), captured.err
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--space", "rtm"), ["There is no space 'rtm'", "Did you mean 'rmt'?"]),
+        (("--dataset", "digit"), ["There is no data set 'digit'", "Did you mean 'digits'?"]),
+        (("--sampler", "tpee"), ["There is no sampler 'tpee'", "Did you mean 'tpe'?"]),
+        (("--pruner", "ahsa"), ["There is no pruner 'ahsa'", "Did you mean 'asha'?"]),
+        (("--backbone", "ViT-B-61"), ["ViT-B-61", "ViT-B-16"]),
+        (("--backbone", "RN50:nothing"), ["nothing", "RN50"]),
+        (("--backbone", "openai:missing.pt"), ["missing.pt"]),
+        (("--shots", "100"), ["class 0 has", "shots is 100", "Use at most --shots"]),
+        (("--shots", "0"), ["--shots must be at least 1, got 0"]),
+        (("--shots", "many"), ["--shots", "many"]),
+        (("--trials", "0"), ["--trials must be at least 1, got 0"]),
+        (("--seeds", "1,1"), ["--seeds must differ", "1,1"]),
+        (("--seeds", "-1"), ["--seeds must not be negative, got -1"]),
+        (("--seeds", "a,b"), ["--seeds", "whole numbers", "a,b"]),
+        (("--time-budget", "soon"), ["--time-budget", "10m", "soon"]),
+        (("--time-budget", "0"), ["--time-budget must be positive"]),
+        (("--cpus-per-trial", "1000"), ["--cpus-per-trial is 1000", f"at most {CORES}"]),
+        (("--cpus-per-trial", "0"), ["--cpus-per-trial must be positive"]),
+        (("--max-concurrent", "0"), ["--max-concurrent must be at least 1"]),
+        (("--device", "tpu"), ["--device must be auto, cpu or cuda, got 'tpu'"]),
+        (("--device", "cpu", "--gpus-per-trial", "1"), ["--device cpu", "--gpus-per-trial is 1"]),
+        (("--gpus-per-trial", "-1"), ["--gpus-per-trial must not be negative"]),
+        (("--name", "../up"), ["--name must be letters", "../up"]),
+        (("--storage", "s3://bucket/sweeps"), ["--storage must be a folder", "s3://bucket"]),
+        (("--tracking-uri", "./mlruns"), ["./mlruns", "sqlite:///"]),
+        (("--resume", "nobody"), ["There is no sweep 'nobody'"]),
+        (("--resume", "one", "--name", "two"), ["--resume", "'two'"]),
+        (("--trails", "5"), ["--trails", "See --help"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_one_mistake_one_clear_line(
+    capsys: pytest.CaptureFixture[str], options: tuple[str, ...], expected: list[str]
+) -> None:
+    (line,) = refused(capsys, *options)
+    for part in expected:
+        assert part in line
+
+
+def test_all_mistakes_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--space x --dataset y --sampler z --pruner w --backbone nosuch --trials 0 --shots 0"
+    assert len(refused(capsys, *options.split(), "--storage", "s3://b", "--seeds=-1")) == 9
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("options", [("--gpus-per-trial", "1"), ("--device", "cuda")])
+def test_a_gpu_where_there_is_none(
+    capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    (line,) = refused(capsys, *options)
+    assert "needs a CUDA device and there is none here" in line
+
+
+def test_a_tracking_server_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    (line,) = refused(capsys, "--tracking-uri", uri)
+    assert uri in line
+    assert "must answer" in line
+
+
+def test_a_damaged_tracking_database(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("sweeps").mkdir()
+    Path("sweeps/mlflow.db").write_text("this is not a database, but it is long enough\n" * 50)
+    (line,) = refused(capsys)
+    assert "sqlite" in line
+
+
+def test_storage_that_is_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("occupied").write_text("")
+    (line,) = refused(capsys, "--storage", "occupied")
+    assert "is not a folder" in line
+
+
+def test_storage_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+    # /proc takes no folders, whoever asks: root too.
+    (line,) = refused(capsys, "--storage", "/proc/sweeps", "--tracking-uri", "none")
+    assert "must be writable" in line
+
+
+@pytest.mark.parametrize("damage", ["cut", "html", "empty", "other shapes", "missing tensor"])
+def test_damaged_weights(capsys: pytest.CaptureFixture[str], damage: str) -> None:
+    shutil.copytree(BACKBONES["tiny"], "model")
+    path = Path("model/open_clip_model.safetensors")
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    match damage:
+        case "cut":
+            path.write_bytes(path.read_bytes()[:100_000])
+        case "html":
+            path.write_text("<html><body>404 not found</body></html>")
+        case "empty":
+            path.write_bytes(b"")
+        case "other shapes":
+            save_file(tensors | {"visual.proj": torch.zeros(3, 3)}, path)
+        case "missing tensor":
+            del tensors["visual.proj"]
+            save_file(tensors, path)
+    (line,) = refused(capsys, "--backbone", "model")
+    assert "model" in line
+
+
+def stored(name: str, **changes: object) -> Path:
+    """A sweep's folder as its first start leaves it."""
+    config = configure(["--name", name, "--tracking-uri", "none"])
+    plan = preflight(config)
+    record = plan.record()
+    record["config"] |= changes
+    folder = Path("sweeps") / name
+    (folder / "sweep.json").write_text(json.dumps(record))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [
+        (("--shots", "8"), "shots: the sweep has 16, asked for 8"),
+        (("--space", "taskres"), 'space: the sweep has "rmt", asked for "taskres"'),
+        (("--seeds", "1,2"), "seeds: the sweep has [1], asked for [1, 2]"),
+        (("--sampler", "random"), 'sampler: the sweep has "tpe", asked for "random"'),
+        (("--dataset", "digits-rotated"), "digits-rotated"),
+    ],
+)
+@pytest.mark.parametrize("how", ["--name", "--resume"])
+def test_other_settings_are_refused(
+    capsys: pytest.CaptureFixture[str], options: tuple[str, ...], difference: str, how: str
+) -> None:
+    stored("mine")
+    if options[0] == "--space" and how == "--name":
+        options = (*options, "--seeds", "1")
+    lines = refused(capsys, how, "mine", *options, "--tracking-uri", "none")
+    assert any(difference in line for line in lines)
+    assert all("--name" in line for line in lines)
+
+
+def test_another_model_under_the_same_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = stored("mine")
+    record = json.loads((folder / "sweep.json").read_text())
+    record["fingerprints"]["backbone"] = "0" * 64
+    (folder / "sweep.json").write_text(json.dumps(record))
+    (line,) = refused(capsys, "--resume", "mine")
+    assert "backbone: the sweep has" in line
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}', '{"format": 1}'])
+def test_a_damaged_description_is_refused(capsys: pytest.CaptureFixture[str], content: str) -> None:
+    folder = stored("mine")
+    (folder / "sweep.json").write_text(content)
+    (line,) = refused(capsys, "--resume", "mine")
+    assert "sweep.json" in line or "description" in line
+
+
+def test_resume_takes_the_stored_settings() -> None:
+    stored("mine", sampler="random", trials=7)
+    config = configure(["--resume", "mine", "--trials", "30"])
+    assert (config.sampler, config.trials, config.name) == ("random", 30, "mine")
+
+
+def test_a_second_driver_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = stored("mine")
+    with SweepLock(folder):
+        (line,) = refused(capsys, "--resume", "mine", "--tracking-uri", "none")
+    assert f"process {os.getpid()}" in line
+
+
+def test_a_damaged_result_is_refused_and_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = stored("mine")
+    (folder / "trials/000003").mkdir(parents=True)
+    path = folder / "trials/000003/result.json"
+    path.write_text('{"format": 1, "number"')
+    assert main(["--resume", "mine", "--tracking-uri", "none"]) == 2
+    assert "000003/result.json" in capsys.readouterr().err
+    assert path.read_text() == '{"format": 1, "number"'
+
+
+def test_help_names_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    options = (
+        "--space --dataset --backbone --shots --seeds --trials --sampler --pruner --time-budget "
+        "--name --resume --storage --tracking-uri --address --cpus-per-trial --gpus-per-trial "
+        "--max-concurrent --device --seed --eval-seeds"
+    )
+    for option in options.split():
+        assert f"\n  {option} " in text, option
+    for name in (*SPACES, "tpe", "gp", "cmaes", "random", "nsga2", "asha", "hyperband", "wilcoxon"):
+        assert name in text
+
+
+def test_options_have_no_default_of_their_own() -> None:
+    assert vars(build_parser().parse_args([])) == {}
+
+
+def test_the_name_follows_from_the_identity() -> None:
+    first, same = configure([]), configure(["--trials", "99", "--max-concurrent", "1"])
+    other = configure(["--shots", "8"])
+    assert first.sweep_name == same.sweep_name != other.sweep_name
+    assert set(first.identity()) == set(IDENTITY)
+
+
+def test_configuration_round_trip() -> None:
+    config = configure(["--space", "taskres", "--time-budget", "1.5h", "--seeds", "3,4"])
+    assert config.time_budget == 5400
+    assert SweepConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert FORMAT == 1
+
+
+def test_relative_model_paths_become_absolute(tmp_path: Path) -> None:
+    shutil.copytree(BACKBONES["tiny"], "model")
+    assert configure(["--backbone", "model"]).task.backbone == str(tmp_path / "model")
+    assert configure(["--backbone", "tiny"]).task.backbone == "tiny"
+    assert configure(["--backbone", "ViT-B-16:openai"]).task.backbone == "ViT-B-16:openai"
