@@ -20,8 +20,8 @@ from trainables.trainable import Message
 class Progress:
     """Trials by state, the best so far, the time left."""
 
-    def __init__(self, console: Console, ledger: Ledger, trials: int, name: str) -> None:
-        self._console, self._ledger, self._name = console, ledger, name
+    def __init__(self, console: Console, ledger: Ledger, trials: int) -> None:
+        self._console, self._ledger = console, ledger
         self._goal = max(trials, ledger.issued)
         self._before = len(ledger.results)
         self._start = time.monotonic()
@@ -95,18 +95,20 @@ class Progress:
         ended = len(ledger.results)
         states = [r.state for r in ledger.results.values()]
         line = Text.assemble(
-            (self._name, "bold"),
-            f"   {ended} of {self._goal} trials",
+            (f"{ended} of {self._goal} trials", "bold"),
             f"   complete {states.count('COMPLETE')}",
             f"   pruned {states.count('PRUNED')}",
             f"   failed {states.count('FAIL')}",
             f"   running {len(ledger.live)}",
             f"   {self._time_left(ended)}",
         )
-        bar = ProgressBar(total=self._goal, completed=ended, width=60)
+        bar = Table.grid()
+        bar.add_row(ProgressBar(total=self._goal, completed=ended, width=60))
         table = Table(box=None, pad_edge=False)
-        for heading in ("trial", "state", "validation", "seconds", "parameters"):
-            table.add_column(heading, no_wrap=True, overflow="ellipsis")
+        for heading, width in (("trial", 5), ("state", 8), ("validation", 10), ("seconds", 7)):
+            table.add_column(heading, justify="right", no_wrap=True, min_width=width)
+        room = max(20, self._console.width - 42)
+        table.add_column("parameters", no_wrap=True, overflow="ellipsis", max_width=room)
         best = ledger.best()
         if best is not None:
             self._row(table, best, "best", "bold green")

@@ -50,9 +50,9 @@ def place(config: SweepConfig, machine: Machine) -> tuple[Placement | None, list
     """Where trials go, or every reason why they cannot."""
     problems = []
     gpus = config.gpus_per_trial
-    if config.cpus_per_trial <= 0:
+    if not config.cpus_per_trial > 0:
         problems.append(f"--cpus-per-trial must be positive, got {config.cpus_per_trial:g}.")
-    if gpus is not None and gpus < 0:
+    if gpus is not None and not gpus >= 0:
         problems.append(f"--gpus-per-trial must not be negative, got {gpus:g}.")
     if config.device not in ("auto", "cpu", "cuda"):
         problems.append(f"--device must be auto, cpu or cuda, got '{config.device}'.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -95,11 +94,9 @@ def _deviation(score: Score) -> str:
 
 def _tool(name: str) -> str:
     """How to call a program of this environment from here."""
-    own = Path(sys.executable).parent / name
-    found = shutil.which(name)
-    if found and Path(found).parent.resolve() == own.parent.resolve():
+    if os.environ.get("VIRTUAL_ENV") == sys.prefix:  # the environment is activated
         return name
-    return _relative(own)
+    return _relative(Path(sys.executable).parent / name)
 
 
 def _storage(outcome: Outcome) -> str:

@@ -102,7 +102,7 @@ def _run(plan: Plan, ledger: Ledger, tracker: Tracker, console: Console) -> Outc
             placement = plan.placement or _place_on_cluster(config)
             if todo:
                 console.print(_opening(plan, ledger, placement, todo), highlight=False)
-                with Progress(console, ledger, config.trials, config.name) as progress:
+                with Progress(console, ledger, config.trials) as progress:
                     observers = Observers([progress, Mirror(tracker, plan.fingerprints), clock])
                     _fit(plan, ledger, placement, observers, stop)
             if ledger.best() is not None and not stop.interrupted:

@@ -81,7 +81,8 @@ class MaskSpace:
             norm_weight = trial.suggest_float("norm_weight", 1e-5, 1e-2, log=True)
         optim = replace(paper.optim, batch_size=batch_size, epochs=epochs)
         if self.vary == "lr":
-            lr = trial.suggest_float("lr", 2e-5, 2e-3, log=True)
+            low, high = paper.optim.lr / 2, paper.optim.lr * 25  # 4e-5 to 2e-3 but for ImageNet
+            lr = trial.suggest_float("lr", low, high, log=True)
         else:
             budget = trial.suggest_float("flip_budget", 0.1, 64.0, log=True)
             lr = self._rate(budget, init - threshold, optim)

@@ -115,8 +115,10 @@ class FewShotTrainable(tune.Trainable):
             self._run.save(Path(checkpoint_dir) / CHECKPOINT)
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Continue from Tune's own checkpoint."""
-        self._open_run().load(Path(checkpoint_dir) / CHECKPOINT)
+        """Continue from Tune's own checkpoint; where it is unusable, from the trial's own."""
+        run = self._open_run()
+        if run.load(Path(checkpoint_dir) / CHECKPOINT):
+            self._run = run
 
     def _take(self, config: dict[str, Any]) -> None:
         self._job = Assignment(**config["assignment"])
@@ -151,7 +153,7 @@ class FewShotTrainable(tune.Trainable):
         seconds = time.monotonic() - start
         if report.finished:
             self._run.save_artifacts(folder)
-        if report.finished or time.monotonic() - self._saved >= self._job.checkpoint_seconds:
+        if time.monotonic() - self._saved >= self._job.checkpoint_seconds:
             self._run.save(folder / CHECKPOINT)
             self._saved = time.monotonic()
         outcome: Literal["running", "finished"] = "finished" if report.finished else "running"

@@ -7,16 +7,18 @@ compared at the same share of their budget.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -118,7 +120,7 @@ class TrialRun:
     def save(self, path: Path) -> None:
         """Write everything that continuing needs: to a temporary name, then renamed.
 
-        One safetensors file; its metadata carries the configuration's fingerprint.
+        One safetensors file; its metadata carries the configuration's fingerprint and a checksum.
         """
         tensors: dict[str, Tensor] = {}
         cells = []
@@ -132,7 +134,12 @@ class TrialRun:
             "rows": self._rows,
             "cells": cells,
         }
-        metadata = _FORMAT | {"run": json.dumps(plain), "config": self._identity()}
+        run = json.dumps(plain)
+        metadata = _FORMAT | {
+            "run": run,
+            "config": self._identity(),
+            "sha256": _checksum(run, tensors),
+        }
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
         try:
@@ -153,7 +160,10 @@ class TrialRun:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError):
             return False
-        plain: dict[str, Any] = json.loads(metadata["run"])
+        run = metadata.get("run", "")
+        if metadata.get("sha256") != _checksum(run, tensors):
+            return False
+        plain: dict[str, Any] = json.loads(run)
         for index, cell in enumerate(self.cells):
             prefix = f"{index}/"
             own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
@@ -176,6 +186,15 @@ class TrialRun:
     def _identity(self) -> str:
         mode = "sequence" if self.in_sequence else "side-by-side"
         return f"{self.config.fingerprint()}/{self.task}/{mode}"
+
+
+def _checksum(run: str, tensors: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 over a checkpoint's content: safetensors itself does not notice a flipped bit."""
+    shapes = {key: [str(t.dtype), *t.shape] for key, t in tensors.items()}
+    digest = hashlib.sha256(json.dumps([run, shapes], sort_keys=True).encode())
+    for key in sorted(tensors):
+        digest.update(tensors[key].cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _stamped(row: dict[str, float], epoch: int) -> dict[str, float]:

@@ -36,14 +36,17 @@ def sample_shots(labels: Tensor, shots: int, seed: int, fingerprint: str = "") -
     """
     if shots < 1:
         raise DataError(f"shots must be at least 1, got {shots}.")
+    classes, counts = labels.unique(sorted=True, return_counts=True)
+    fewest = int(counts.min())
+    if fewest < shots:
+        raise DataError(
+            f"Every class needs at least as many images as there are shots: class "
+            f"{int(classes[counts.argmin()])} has {fewest}, shots is {shots}. "
+            f"Use at most --shots {fewest}."
+        )
     chosen = []
-    for label in labels.unique(sorted=True).tolist():
+    for label in classes.tolist():
         members = (labels == label).nonzero().flatten()
-        if len(members) < shots:
-            raise DataError(
-                f"Every class needs at least as many images as there are shots: class {label} has "
-                f"{len(members)}, shots is {shots}. Use at most --shots {len(members)}."
-            )
         key = hashlib.sha256(f"{fingerprint}/{label}/{seed}".encode()).digest()
         rng = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
         chosen.append(members[torch.randperm(len(members), generator=rng)[:shots]])
