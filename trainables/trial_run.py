@@ -193,7 +193,8 @@ def _checksum(run: str, tensors: Mapping[str, Tensor]) -> str:
     shapes = {key: [str(t.dtype), *t.shape] for key, t in tensors.items()}
     digest = hashlib.sha256(json.dumps([run, shapes], sort_keys=True).encode())
     for key in sorted(tensors):
-        digest.update(tensors[key].cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        flat = tensors[key].cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(flat.numpy().data)
     return digest.hexdigest()
 
 

@@ -1,0 +1,35 @@
+"""One warm workbench for all tests, and the same small facts from fresh processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from trainables.workbench import Workbench
+
+
+@pytest.fixture(scope="session")
+def bench() -> Workbench:
+    """The embedded backbone on the CPU. Tests must not change what it holds."""
+    return Workbench("tiny", "cpu")
+
+
+@pytest.fixture(scope="session")
+def elsewhere() -> dict[str, Any]:
+    """`fresh_facts.facts()` from a process with another hash seed and another past."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.trainables.fresh_facts"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONHASHSEED": "4711"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
