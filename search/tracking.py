@@ -422,7 +422,14 @@ class _Mirror:
         if self._artifact_root is not None and not self._is_server:
             root = self._artifact_root.resolve().as_uri()
         # Where another sweep is faster, this fails and the next try finds its experiment.
-        return str(client.create_experiment(self._experiment, artifact_location=root))
+        return str(
+            client.create_experiment(
+                self._experiment,
+                artifact_location=root,
+                # Without it the page opens in its view for language models.
+                tags={"mlflow.experimentKind": "custom_model_development"},
+            )
+        )
 
     def _find_runs(self, client: MlflowClient) -> dict[int | None, str]:
         runs: dict[int | None, str] = {}
