@@ -28,7 +28,7 @@ def _free_port() -> int:
 def _servers(port: int) -> list[int]:
     """Session leaders that serve on `port`."""
     listing = subprocess.run(
-        ["ps", "-e", "-o", "pid=,sid=,args="], capture_output=True, text=True, check=True
+        ["ps", "-eww", "-o", "pid=,sid=,args="], capture_output=True, text=True, check=True
     ).stdout
     rows = [line.split(None, 2) for line in listing.splitlines()]
     return [int(p) for p, sid, args in rows if p == sid and f"--port {port} --workers" in args]
@@ -74,7 +74,8 @@ def test_the_server_starts_once_and_keeps_its_data_on_the_head(tmp_path: Path, p
         created = json.load(answer)
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get"
-        f"?experiment_id={created['experiment_id']}"
+        f"?experiment_id={created['experiment_id']}",
+        headers={"Host": f"10.0.0.5:{port}"},  # as a worker calls the head
     )
     with urllib.request.urlopen(request, timeout=30) as answer:
         location = json.load(answer)["experiment"]["artifact_location"]
