@@ -13,7 +13,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from search.pruners import PRUNERS
 from search.samplers import make_sampler
 from spaces.base import Space
 from trainables.trial import TrialConfig
+from trainables.trial_run import CHECKPOINT
 
 FORMAT = 1
 """Version of `result.json`."""
@@ -144,7 +145,7 @@ class Ledger:
         # Parameters that are stored already come back as they are; missing ones are sampled.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            config = self.space.suggest(trial)
+            config = replace(self.space.suggest(trial), seed=self._seed)
         known = self.frozen()[trial.number].intermediate_values
         live = Live(trial.number, config, trial, reported=len(known))
         self.live[trial.number] = live
@@ -175,11 +176,13 @@ class Ledger:
         """Commit the end of a trial, then tell the study. After it returns, nothing loses it."""
         live = self.live[number]
         value = None
-        if state != "FAIL":
-            # Side by side the last report is the value; in sequence the metrics hold the mean.
+        if state == "PRUNED":
+            value = values[-1]
+        elif state == "COMPLETE":
+            # Side by side this is the last report; in sequence it is the mean over the seeds.
             value = live.metrics["val/accuracy"]
-            if not math.isfinite(value):
-                raise ValueError(f"trial {number} ended with the value {value}")
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"trial {number} ended with the value {value}")
         result = Result(
             number,
             state,
@@ -199,6 +202,7 @@ class Ledger:
         self._tell(live.trial, result)
         self.results[number] = result
         del self.live[number]
+        (folder / CHECKPOINT).unlink(missing_ok=True)  # scores and moments are large
         return result
 
     def best(self) -> Result | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -113,7 +114,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--time-budget",
         type=_seconds,
         metavar="TIME",
-        help="begin nothing new after this long: 90, 10m, 1.5h (default: no limit)",
+        help="search no longer than this: 90, 10m, 1.5h; unfinished trials are kept (default: "
+        "no limit)",
     )
     how.add_argument(
         "--seed",
@@ -151,7 +153,8 @@ def build_parser() -> argparse.ArgumentParser:
     machine.add_argument(
         "--address",
         metavar="HOST:PORT",
-        help="Ray cluster to join, or auto (default: this machine)",
+        help="Ray cluster to join, or auto (default: RAY_ADDRESS where it is set, else this "
+        "machine)",
     )
     machine.add_argument(
         "--device", metavar="NAME", help="auto, cpu or cuda (default: a GPU where there is one)"
@@ -207,6 +210,7 @@ def configure(arguments: Sequence[str]) -> SweepConfig:
     elif given.get("space", base.space) in SPACES:
         effort = SPACES[given.get("space", base.space)]
         given = {"trials": effort.trials, "seeds": effort.seeds} | given
+    given.setdefault("address", os.environ.get("RAY_ADDRESS", base.address))
     plain = base.to_dict()
     if "backbone" in given:
         given["backbone"] = absolute_spec(given["backbone"])

@@ -105,9 +105,12 @@ def _run(plan: Plan, ledger: Ledger, tracker: Tracker, console: Console) -> Outc
                 with Progress(console, ledger, config.trials) as progress:
                     observers = Observers([progress, Mirror(tracker, plan.fingerprints), clock])
                     _fit(plan, ledger, placement, observers, stop)
+                for number in ledger.live:
+                    tracker.finish_trial(number, "INTERRUPTED", {}, {}, [])
             if ledger.best() is not None and not stop.interrupted:
                 evaluation = stored_evaluation(ledger, config)
                 if evaluation is None:
+                    stop.at_once = True
                     with console.status("Re-training the winner and reading the test split"):
                         evaluation = evaluate(ledger, plan.space, plan.setting, config, placement)
     artifacts: list[Path] = []
@@ -174,6 +177,7 @@ def _fit(
                 callbacks=[CrashCallback(ledger, observer)],
             ),
         )
+        stop.start_clock()
         tuner.fit()
 
 
@@ -181,8 +185,16 @@ class StopSwitch(Stopper):
     """Ends a sweep gracefully: after its time budget, or when somebody asks it to stop."""
 
     def __init__(self, seconds: float | None) -> None:
-        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self._seconds = seconds
+        self._deadline: float | None = None
         self.interrupted = False
+        self.at_once = False
+        """Whether the next signal shall raise `KeyboardInterrupt`, not wait for a part to end."""
+
+    def start_clock(self) -> None:
+        """The time budget begins here: with the first trial, not with the start of Ray."""
+        if self._seconds is not None:
+            self._deadline = time.monotonic() + self._seconds
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Never a single trial."""
@@ -198,7 +210,7 @@ class StopSwitch(Stopper):
         """While open, Ctrl-C and SIGTERM throw the switch; a second one stops at once."""
 
         def throw(signum: int, frame: FrameType | None) -> None:
-            if self.interrupted:
+            if self.interrupted or self.at_once:
                 raise KeyboardInterrupt
             self.interrupted = True
 
@@ -265,7 +277,7 @@ def _ray(config: SweepConfig, console: Console) -> Iterator[None]:
                     ]
                 ) from error
         else:
-            ray.init(include_dashboard=False, object_store_memory=_OBJECT_STORE, **common)
+            ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE, **common)
             _protect_token()
     try:
         yield

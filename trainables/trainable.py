@@ -120,11 +120,20 @@ class FewShotTrainable(tune.Trainable):
         if run.load(Path(checkpoint_dir) / CHECKPOINT):
             self._run = run
 
+    def cleanup(self) -> None:
+        """The process ends: keep what an interrupted trial has trained."""
+        folder = Path(self._job.folder)
+        if self._run is not None and not (self._run.finished or (folder / "result.json").exists()):
+            self._run.save(folder / CHECKPOINT)
+
     def _take(self, config: dict[str, Any]) -> None:
         self._job = Assignment(**config["assignment"])
         self._run = None
         self._saved = time.monotonic()
         torch.set_num_threads(self._job.threads)
+        # Convolutions in true float32, by the same algorithm each time.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
 
     def _open_run(self) -> TrialRun:
         job = self._job

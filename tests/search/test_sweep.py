@@ -182,7 +182,7 @@ def test_a_dead_worker_costs_no_trial(sweep: Sweep, undisturbed: dict[int, Any])
 
 
 def test_ctrl_c_stops_cleanly_and_another_driver_is_refused(sweep: Sweep) -> None:
-    options = ("--space", "rmt", "--trials", "6", *QUIET)
+    options = ("--space", "rmt", "--trials", "6", *QUIET, "--checkpoint-seconds", "1000")
     process = sweep.start(*options)
     sweep.wait_until(lambda: any(sweep.folder.glob("trials/*")))
     second = sweep.run(*options)
@@ -198,6 +198,7 @@ def test_ctrl_c_stops_cleanly_and_another_driver_is_refused(sweep: Sweep) -> Non
     while any("ray" in args for args in session_members(process.pid).values()):
         assert time.monotonic() < deadline, session_members(process.pid)
         time.sleep(0.5)
+    assert any(sweep.folder.glob("trials/*/checkpoint.safetensors"))  # what was trained is kept
 
 
 def test_a_time_budget_leaves_unfinished_trials_to_be_continued(sweep: Sweep) -> None:
