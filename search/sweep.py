@@ -73,16 +73,15 @@ def run_sweep(config: SweepConfig, console: Console) -> Outcome:
     plan = preflight(config)
     folder = plan.config.folder
     with SweepLock(folder):
-        task = plan.config.task
         ledger = Ledger(
             folder, plan.space, plan.config.sampler, plan.config.pruner, plan.config.seed
         )
         if not (folder / SWEEP_FILE).exists():
             write_json(folder / SWEEP_FILE, plan.record())
         tracker = _tracker(plan)
+        identity = plan.config.identity()
         tracker.open_sweep(
-            {key: value for key, value in plan.config.to_dict().items() if key != "task"}
-            | asdict(task),
+            identity.pop("task") | identity,
             {f"fingerprint.{key}": value for key, value in plan.fingerprints.items()},
         )
         try:

@@ -1,0 +1,104 @@
+"""What the README says is so."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from search.pruners import PRUNERS
+from search.run import build_parser
+from search.samplers import SAMPLERS
+from spaces.registry import SPACES
+from trainables.backbones.registry import BACKBONES
+from trainables.data.registry import DATASETS
+from trainables.methods.registry import METHODS
+from trainables.methods.rmt import CLEAN_FLIP_BUDGET
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^bash \.ci/venv (.*)$", README, re.MULTILINE)
+
+
+def row(option: str) -> str:
+    (found,) = re.findall(rf"^\| `{option}` \| (.*) \|$", README, re.MULTILINE)
+    return str(found)
+
+
+def test_the_first_screen_shows_the_two_commands() -> None:
+    assert COMMANDS[:2] == ["python -m search.run --space rmt", "python -m pytest"]
+    assert README.index(COMMANDS[1]) < 1200
+    assert "README.md | head -2" in (ROOT / ".ci/run").read_text()  # .ci/run runs just these
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "search.run" in c and "help" not in c])
+def test_commands_are_understood(command: str) -> None:
+    assert vars(build_parser().parse_args(shlex.split(command)[3:]))
+
+
+@pytest.mark.parametrize(
+    ("option", "names"),
+    [
+        ("--space", SPACES),
+        ("--dataset", DATASETS),
+        ("--backbone", BACKBONES),
+        ("--sampler", SAMPLERS),
+        ("--pruner", PRUNERS),
+    ],
+)
+def test_every_choice_is_listed(option: str, names: dict[str, object]) -> None:
+    said = set(re.findall(r"`([a-z0-9-]+)`", row(option)))
+    assert set(names) <= said
+
+
+@pytest.mark.parametrize(
+    ("method", "shots", "dataset", "facts"),
+    [
+        ("taskres", 4, "digits", {"alpha": 0.5, "lr": 2e-3, "epochs": 100, "weight_decay": 0.0}),
+        ("taskres", 16, "imagenet", {"lr": 2e-4, "epochs": 200, "warmup_epochs": 1}),
+        ("taskres", 16, "oxford_flowers", {"alpha": 1.0}),
+        ("rmt", 16, "digits", {"masked": "mhsa", "lr": 8e-5, "epochs": 30, "leak": 0.3}),
+        ("rmt", 4, "digits", {"leak": 1.0, "patch_embedding": False, "norm_weight": 0.0}),
+    ],
+)
+def test_paper_presets(method: str, shots: int, dataset: str, facts: dict[str, object]) -> None:
+    recipe = METHODS[method].preset("paper", dataset=dataset, shots=shots, images=160)
+    known = vars(recipe.config) | vars(recipe.optim)
+    assert {name: known[name] for name in facts} == facts
+
+
+def test_other_presets() -> None:
+    options = {"dataset": "digits", "shots": 16, "images": 160}
+    taskres = METHODS["taskres"].preset("reference", **options)  # type: ignore[arg-type]
+    masks = METHODS["rmt"].preset("reference", **options)  # type: ignore[arg-type]
+    assert taskres.optim.weight_decay == 5e-4
+    assert vars(masks.config)["patch_embedding"]
+    assert vars(masks.config)["norm_weight"] == 1e-4
+    assert CLEAN_FLIP_BUDGET == 6
+
+
+def test_the_output_is_a_real_one() -> None:
+    """`.ci/check_main_job.py` compares its figures with those of a fresh run."""
+    (block,) = re.findall(r"```text\n(Sweep .*?)```", README, re.DOTALL)
+    for line in (
+        r"Sweep rmt-digits-tiny-16shot-\w+: rmt on digits, 16 shots, backbone tiny\.",
+        r"Trials: \d+ complete, \d+ pruned\.",
+        r"A trial cost 0\.\d\d s outside training \(median, warm workers\)\.",
+        r"Test accuracy, 896 images, fresh draws 2, 3, 4",
+        r"zero-shot +\d\d\.\d % +0\.0",
+        r"the paper's setting +\d\d\.\d % +\d\.\d +\+\d+\.\d",
+        r"the winner +\d\d\.\d % +\d\.\d +\+\d+\.\d",
+        r"The winner is trial \d+, chosen on validation data \(\d+\.\d %\): masked ",
+        r"Folder: sweeps/rmt-digits-tiny-16shot-\w+",
+        r"MLflow: \.venv/bin/mlflow ui --backend-store-uri sqlite:///\S+/sweeps/mlflow\.db",
+    ):
+        assert re.search(f"^{line}", block, re.MULTILINE), line
+
+
+def test_the_map_is_complete() -> None:
+    (block,) = re.findall(r"```text\n(search/ .*?)```", README, re.DOTALL)
+    for name in ("search/", "spaces/", "trainables/", "benchmarks/", "cluster.yaml"):
+        assert name in block
+        assert (ROOT / name).exists()
