@@ -37,6 +37,10 @@ EVALUATION = "evaluation.json"
 Label = Literal["zero-shot", "paper", "winner"]
 
 
+class EvaluationError(RuntimeError):
+    """The winner could not be re-trained or scored; the trials are not touched by it."""
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One configuration trained on one fresh draw."""
@@ -120,7 +124,8 @@ def evaluate(
     """Train winner and paper's setting on fresh draws, then score all on the test split, once.
 
     Runs on the Ray cluster that is connected, with a trial's resources per training. Writes
-    `evaluation.json` and the winner's artifacts. Needs a complete trial in the ledger.
+    `evaluation.json` and the winner's artifacts. Needs a complete trial in the ledger. Raises
+    `EvaluationError`.
     """
     best = ledger.best()
     if best is None:
@@ -141,10 +146,12 @@ def evaluate(
         for label, trial in wanted.items()
         for seed in seeds
     ]
-    trained: list[Candidate] = ray.get(jobs)
-    images, values = ray.get(
-        score.remote(trained, asdict(config.task), str(ledger.folder), placement.device, threads)
-    )
+    place = (str(ledger.folder), placement.device, threads)
+    try:
+        trained: list[Candidate] = ray.get(jobs)
+        images, values = ray.get(score.remote(trained, asdict(config.task), *place))
+    except ray.exceptions.RayError as error:
+        raise EvaluationError(str(error).strip().splitlines()[-1]) from error
     scores = tuple(
         Score(label, tuple(v for c, v in zip(trained, values, strict=True) if c.label == label))
         for label in wanted

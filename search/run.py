@@ -18,6 +18,7 @@ from search.environment import quiet_environment
 quiet_environment()  # Ray reads its settings when it is imported
 
 from search.config import SweepConfig, differences  # noqa: E402
+from search.evaluate import EvaluationError  # noqa: E402
 from search.preflight import load_record  # noqa: E402
 from search.problems import UsageError  # noqa: E402
 from search.pruners import PRUNERS  # noqa: E402
@@ -244,6 +245,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for problem in error.problems:
             complain.print(f"error: {problem}", markup=False, highlight=False, soft_wrap=True)
         return 2
+    except EvaluationError as error:
+        Console(stderr=True, soft_wrap=True).print(
+            f"error: The evaluation failed, the trials are safe: {error}. Run the same command "
+            "again to repeat it.",
+            markup=False,
+            highlight=False,
+        )
+        return 1
     except KeyboardInterrupt:
         Console(stderr=True).print("Stopped. Finished trials are kept; run the same command again.")
         return 130
