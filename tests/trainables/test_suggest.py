@@ -1,0 +1,28 @@
+"""The sentence for a name that does not exist."""
+
+from __future__ import annotations
+
+import pytest
+
+from trainables.data.base import DataError
+from trainables.data.registry import DATASETS, open_dataset
+from trainables.suggest import did_you_mean
+
+
+def test_a_near_miss_is_named() -> None:
+    assert did_you_mean("space", "rtm", ["taskres", "rmt"]) == (
+        "There is no space 'rtm'. Known: rmt, taskres. Did you mean 'rmt'?"
+    )
+
+
+def test_no_guess_where_nothing_is_near() -> None:
+    found = did_you_mean("space", "quux", iter(["taskres", "rmt"]))
+    assert found == "There is no space 'quux'. Known: rmt, taskres."
+
+
+def test_unknown_data_sets_get_it() -> None:
+    with pytest.raises(DataError, match=r"no data set 'digit'\. .*Did you mean 'digits'\?"):
+        open_dataset("digit")
+    for name, dataset in DATASETS.items():
+        assert open_dataset(name) is dataset
+        assert dataset.name == name

@@ -1,0 +1,306 @@
+"""Ray's verbs on a trial, called directly: one warm worker, one trial after another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.trainables.trials import TASK, TWO_SEEDS, mask_trial, residual_trial, zero_shot_trial
+from trainables.methods.taskres import TaskRes
+from trainables.trainable import Assignment, FewShotTrainable, Message
+from trainables.trainer import Trainer
+from trainables.trial import TaskSpec, TrialConfig
+from trainables.trial_run import CHECKPOINT, Report, TrialRun
+from trainables.workbench import Workbench
+
+Job = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def _unsealed_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker seals its process; here that is the process of all other tests."""
+    monkeypatch.setenv("FEWSHOT_TEST_SPLIT_SEALED", "")
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """Makes what Tune hands to a worker; every trial number has its folder."""
+
+    def make(
+        trial: TrialConfig, number: int = 0, task: TaskSpec = TASK, **changes: Any
+    ) -> dict[str, Any]:
+        assignment = Assignment(
+            number=number,
+            trial=trial.to_dict(),
+            task=asdict(task),
+            folder=str(tmp_path / f"{number:06}"),
+            device="cpu",
+            threads=1,
+            in_sequence=False,
+            checkpoint_seconds=0.0,
+        )
+        travelled = json.loads(json.dumps(asdict(replace(assignment, **changes))))
+        return {"assignment": travelled}
+
+    return make
+
+
+def listen(worker: FewShotTrainable) -> list[Message]:
+    """All that the worker says of its trial."""
+    messages = []
+    while True:
+        result = worker.train()
+        messages.append(Message.decode(result["message"]))
+        assert result["done"] is (messages[-1].outcome != "running")
+        if result["done"]:
+            return messages
+
+
+def without_times(message: Message) -> Message:
+    assert message.report is not None
+    rows = tuple({k: v for k, v in row.items() if k != "time"} for row in message.report.rows)
+    return replace(message, seconds=0.0, report=replace(message.report, rows=rows))
+
+
+REPORT = Report(2, (0.5, 0.1 + 0.2), ({"epoch": 1.0}, {"epoch": 2.0}), False, {"val/loss": 1e-9})
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Message(3, "running", None, "", "", {"flip/budget": 0.1}, ("No bit can flip.",), 0.25),
+        Message(3, "running", REPORT, "", "", {}, (), 1.5),
+        Message(3, "finished", replace(REPORT, finished=True), "", "", {}, (), 0.0),
+        Message(4, "failed", None, "ValueError: «no»", "Trace\nback", {}, (), 0.0),
+    ],
+    ids=["forecast", "running", "finished", "failed"],
+)
+def test_messages_travel_as_text(message: Message) -> None:
+    text = message.encode()
+    assert isinstance(text, str)
+    found = Message.decode(text)
+    assert found == message
+    assert hash(found.warnings) == hash(message.warnings)  # tuples again
+    if message.report is not None:
+        assert found.report is not None
+        assert isinstance(found.report.values, tuple)
+        assert isinstance(found.report.rows, tuple)
+
+
+def test_forecast_and_warnings_arrive_before_training(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs = []
+    original = Trainer.run_epoch
+    monkeypatch.setattr(
+        Trainer, "run_epoch", lambda self: epochs.append(self.epoch) or original(self)
+    )
+    hopeless = mask_trial(2)
+    hopeless = replace(hopeless, optim=replace(hopeless.optim, lr=1e-6))
+    worker = FewShotTrainable(job(hopeless, number=5))
+    first = Message.decode(worker.train()["message"])
+    assert epochs == []
+    assert (first.number, first.outcome, first.report) == (5, "running", None)
+    assert 0 < first.forecast["flip/budget"] < 1
+    assert "No mask bit can flip" in first.warnings[0]
+    rest = listen(worker)
+    assert epochs == [0, 1]
+    assert [m.report.step for m in rest if m.report] == [1, 2]
+    assert [m.outcome for m in rest] == ["running", "finished"]
+    assert all(m.forecast == {} and m.warnings == () for m in rest)
+
+
+def test_a_trial_without_forecast_trains_at_once(job: Job) -> None:
+    messages = listen(FewShotTrainable(job(residual_trial(2))))
+    assert [m.report.step for m in messages if m.report] == [1, 2]
+    assert all(m.seconds > 0 for m in messages)
+
+
+def test_what_is_reported_is_the_run(job: Job, bench: Workbench, tmp_path: Path) -> None:
+    for in_sequence in (False, True):
+        number = int(in_sequence)
+        task = TWO_SEEDS
+        config = job(residual_trial(3), number, task, in_sequence=in_sequence)
+        run = TrialRun(residual_trial(3), task, bench, in_sequence)
+        for message in listen(FewShotTrainable(config)):
+            report = run.advance()
+            assert message.report is not None
+            assert message.report.values == report.values
+            assert message.report.metrics == report.metrics
+        names = sorted(path.name for path in (tmp_path / f"{number:06}").iterdir())
+        assert names == ["artifact-seed1.safetensors", "artifact-seed4.safetensors", CHECKPOINT]
+
+
+def test_a_warm_worker_gives_what_a_cold_one_gives(job: Job) -> None:
+    worker = FewShotTrainable(job(mask_trial(2), 0))
+    listen(worker)
+    assert worker.reset_config(job(residual_trial(2), 1)) is True
+    warm = [listen(worker)]
+    worker.reset_config(job(mask_trial(2), 2, in_sequence=True, task=TWO_SEEDS))
+    warm.append(listen(worker))
+    cold = [
+        listen(FewShotTrainable(job(residual_trial(2), 3))),
+        listen(FewShotTrainable(job(mask_trial(2), 4, in_sequence=True, task=TWO_SEEDS))),
+    ]
+    for first, second in zip(warm, cold, strict=True):
+        assert len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            if one.report is not None:
+                assert without_times(one) == without_times(replace(other, number=one.number))
+            else:
+                assert one.forecast == other.forecast
+
+
+def test_a_warm_worker_keeps_its_workbench(job: Job) -> None:
+    worker = FewShotTrainable(job(residual_trial(1), 0))
+    listen(worker)
+    bench = worker._bench
+    worker.reset_config(job(zero_shot_trial(), 1))
+    listen(worker)
+    assert worker._bench is bench
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ({"trial": residual_trial(2, lr=1e30)}, "NonFiniteError: residual/norm became inf"),
+        ({"trial": mask_trial(2, leak=3.0)}, "MethodError: leak must lie in 0..1, got 3.0"),
+        ({"task": replace(TASK, shots=59)}, "DataError: Every class needs at least as many"),
+        ({"task": replace(TASK, dataset="digit")}, "DataError: There is no data set 'digit'"),
+        ({"task": replace(TASK, backbone="tinny")}, "BackboneError: "),
+    ],
+    ids=["diverges", "bad value", "too few images", "no such data", "no such backbone"],
+)
+def test_a_failing_configuration_ends_the_trial_not_the_worker(
+    bad: dict[str, Any], words: str, job: Job
+) -> None:
+    worker = FewShotTrainable(job(**({"trial": residual_trial(2)} | bad), number=8))
+    *_, last = listen(worker)
+    assert (last.number, last.outcome, last.report) == (8, "failed", None)
+    assert last.reason.startswith(words)
+    assert "\n" not in last.reason
+    assert "Traceback" in last.details
+    worker.reset_config(job(residual_trial(2), 9))
+    *_, last = listen(worker)
+    assert (last.number, last.outcome) == (9, "finished")
+
+
+def test_an_unknown_method_fails_the_trial(job: Job) -> None:
+    config = job(residual_trial(2))
+    config["assignment"]["trial"]["method"] = "taskrez"
+    (message,) = listen(FewShotTrainable(config))
+    assert message.outcome == "failed"
+    assert "taskrez" in message.reason
+
+
+def test_out_of_memory_ends_the_worker(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tune starts another process: only that gives the memory back for certain."""
+
+    def full(self: TaskRes, inputs: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    worker = FewShotTrainable(job(residual_trial(2)))
+    monkeypatch.setattr(TaskRes, "forward", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        worker.train()
+
+
+def test_a_retry_continues_where_the_checkpoint_is(job: Job) -> None:
+    whole = listen(FewShotTrainable(job(mask_trial(3), 0)))
+    first = FewShotTrainable(job(mask_trial(3), 1))
+    for _ in range(3):  # the forecast and two parts
+        first.train()
+    rest = listen(FewShotTrainable(job(mask_trial(3), 1)))  # another process, another node
+    assert rest[0].report is None  # the forecast again
+    assert len(rest) == 2
+    assert rest[1].report is not None
+    assert whole[-1].report is not None
+    assert rest[1].report.values == whole[-1].report.values
+    assert rest[1].report.metrics == whole[-1].report.metrics
+    assert [row["epoch"] for row in rest[1].report.rows] == [1.0, 2.0, 3.0]
+
+
+def test_a_finished_trial_reports_again_without_training(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver died between the last report and its commit."""
+    before = listen(FewShotTrainable(job(residual_trial(3))))
+
+    def train(self: Trainer) -> dict[str, float]:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(Trainer, "run_epoch", train)
+    (message,) = listen(FewShotTrainable(job(residual_trial(3))))
+    assert message.outcome == "finished"
+    assert message.report is not None
+    assert before[-1].report is not None
+    assert message.report.values == before[-1].report.values
+    assert message.report.rows == tuple(row for m in before if m.report for row in m.report.rows)
+
+
+def test_a_damaged_checkpoint_costs_time_not_truth(job: Job, tmp_path: Path) -> None:
+    before = listen(FewShotTrainable(job(residual_trial(3))))
+    path = tmp_path / "000000" / CHECKPOINT
+    path.write_bytes(path.read_bytes()[:-100] + bytes(100))
+    again = listen(FewShotTrainable(job(residual_trial(3))))
+    assert [without_times(m) for m in again] == [without_times(m) for m in before]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 3600.0])
+def test_checkpoints_keep_their_distance(seconds: float, job: Job, tmp_path: Path) -> None:
+    worker = FewShotTrainable(job(residual_trial(3), checkpoint_seconds=seconds))
+    path = tmp_path / "000000" / CHECKPOINT
+    worker.train()
+    assert path.exists() is (seconds == 0.0)
+    listen(worker)
+    assert path.exists()  # always at the end
+
+
+def test_tunes_own_checkpoints_work_too(job: Job, tmp_path: Path) -> None:
+    first = FewShotTrainable(job(residual_trial(3), 0, checkpoint_seconds=3600.0))
+    expected = [first.train()["message"]]
+    folder = tmp_path / "tune"
+    folder.mkdir()
+    first.save_checkpoint(str(folder))
+    expected += [first.train()["message"], first.train()["message"]]
+    second = FewShotTrainable(job(residual_trial(3), 1))
+    second.load_checkpoint(str(folder))
+    found = listen(second)
+    assert [m.report.step for m in found if m.report] == [2, 3]
+    wanted = [Message.decode(text).report for text in expected]
+    assert found[-1].report is not None
+    assert wanted[-1] is not None
+    assert found[-1].report.values == wanted[-1].values
+
+
+def test_a_worker_that_has_not_begun_saves_nothing(job: Job, tmp_path: Path) -> None:
+    folder = tmp_path / "tune"
+    folder.mkdir()
+    worker = FewShotTrainable(job(residual_trial(2)))
+    worker.save_checkpoint(str(folder))
+    assert list(folder.iterdir()) == []
+    worker.load_checkpoint(str(folder))  # from scratch
+    assert listen(worker)[-1].outcome == "finished"
+
+
+def test_zero_shot_is_a_trial_of_one_report(job: Job, tmp_path: Path) -> None:
+    (message,) = listen(FewShotTrainable(job(zero_shot_trial())))
+    assert message.outcome == "finished"
+    assert message.report is not None
+    assert len(message.report.values) == 1
+    assert (tmp_path / "000000" / "artifact.safetensors").exists()
+
+
+def test_threads_are_set_as_told(job: Job) -> None:
+    try:
+        FewShotTrainable(job(residual_trial(1), threads=2))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)

@@ -1,0 +1,324 @@
+"""One training: reproducible, resumable in the middle, and its figures recomputed by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tests.trainables.trials import TASK, mask_trial, residual_trial, zero_shot_trial
+from trainables.backbones.base import BackboneError
+from trainables.data.base import DataError
+from trainables.data.few_shot import draw_few_shot
+from trainables.data.registry import open_dataset
+from trainables.methods.base import Batch
+from trainables.methods.taskres import TaskRes, TaskResConfig
+from trainables.trainer import NonFiniteError, Trainer, accuracy
+from trainables.trial import TrialConfig
+from trainables.workbench import Workbench
+
+TRIALS = {
+    "taskres": residual_trial(),
+    "taskres-alpha": replace(residual_trial(), method_config=TaskResConfig(learn_alpha=True)),
+    "rmt": mask_trial(),
+    "rmt-whole": mask_trial(crop_scale=1.0),
+    "rmt-plain": mask_trial(leak=0.0),
+    "rmt-dynamic": mask_trial(masked="dynamic"),
+}
+
+
+def open_trainer(trial: TrialConfig, bench: Workbench, seed: int = 1) -> Trainer:
+    return Trainer(trial, bench, TASK.dataset, TASK.shots, seed)
+
+
+def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    """Bit for bit, in the same order."""
+    return list(first) == list(second) and all(map(torch.equal, first.values(), second.values()))
+
+
+class Spy:
+    """Notes the batches of a trainer's method, and may draw random numbers of its own."""
+
+    def __init__(self, trainer: Trainer, draws: int = 0) -> None:
+        self.batches: list[Batch] = []
+        original = trainer.method.backward
+
+        def backward(batch: Batch, rng: torch.Generator) -> dict[str, float]:
+            self.batches.append(batch)
+            torch.rand(draws, generator=rng)
+            return original(batch, rng)
+
+        trainer.method.backward = backward  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("trial", TRIALS.values(), ids=TRIALS)
+def test_the_same_seed_gives_the_same_training(trial: TrialConfig, bench: Workbench) -> None:
+    first, second = open_trainer(trial, bench), open_trainer(trial, bench)
+    for _ in range(2):
+        metrics = first.run_epoch()
+        torch.manual_seed(7)  # what others do with the global generator does not matter
+        assert second.run_epoch() == metrics
+    assert same(first.state()[0], second.state()[0])
+
+
+@pytest.mark.parametrize("trial", TRIALS.values(), ids=TRIALS)
+def test_another_seed_gives_another_training(trial: TrialConfig, bench: Workbench) -> None:
+    first, second = open_trainer(trial, bench), open_trainer(replace(trial, seed=1), bench)
+    assert torch.equal(first.train.images, second.train.images)  # the draw is the task's
+    first.run_epoch()
+    second.run_epoch()
+    assert not same(first.state()[0], second.state()[0])
+    assert not torch.equal(open_trainer(trial, bench, 2).train.images, first.train.images)
+
+
+@pytest.mark.parametrize("trial", TRIALS.values(), ids=TRIALS)
+def test_training_leaves_the_workbench_as_it_was(trial: TrialConfig, bench: Workbench) -> None:
+    """A warm worker's second trial gives what a fresh worker's first one gives."""
+    fresh = open_trainer(trial, Workbench("tiny", "cpu"))
+    cold = fresh.run_epoch()
+    open_trainer(mask_trial(1, masked="all"), bench).run_epoch()
+    warm = open_trainer(trial, bench)
+    assert warm.run_epoch() == cold
+    assert same(warm.state()[0], fresh.state()[0])
+
+
+@pytest.mark.parametrize("trial", TRIALS.values(), ids=TRIALS)
+@pytest.mark.parametrize("epochs", [0, 1, 2])
+def test_a_continued_training_is_the_uninterrupted_one(
+    trial: TrialConfig, epochs: int, bench: Workbench
+) -> None:
+    whole, begun = open_trainer(trial, bench), open_trainer(trial, bench)
+    for _ in range(epochs):
+        whole.run_epoch()
+        begun.run_epoch()
+    tensors, plain = begun.state()
+    tensors = {key: tensor.clone() for key, tensor in tensors.items()}
+    continued = open_trainer(trial, bench)
+    continued.load_state(tensors, plain)
+    assert continued.epoch == epochs
+    for _ in range(trial.optim.epochs - epochs):
+        assert continued.run_epoch() == whole.run_epoch()
+    assert same(continued.state()[0], whole.state()[0])
+    assert continued.method.artifact()[1] == whole.method.artifact()[1]
+    assert same(continued.method.artifact()[0], whole.method.artifact()[0])
+
+
+def test_dynamic_masks_are_chosen_once_and_kept(bench: Workbench) -> None:
+    trainer = open_trainer(mask_trial(masked="dynamic"), bench)
+    candidates = set(trainer.method.trainable())
+    trainer.run_epoch()
+    chosen = set(trainer.method.trainable())
+    assert chosen < candidates  # else the tests with it show less than they seem to
+    trainer.run_epoch()
+    assert set(trainer.method.trainable()) == chosen
+
+
+@pytest.mark.parametrize("name", ["rmt", "rmt-whole", "taskres"])
+def test_a_methods_appetite_for_random_numbers_changes_no_batch(
+    name: str, bench: Workbench
+) -> None:
+    frugal, hungry = open_trainer(TRIALS[name], bench), open_trainer(TRIALS[name], bench)
+    spies = Spy(frugal), Spy(hungry, draws=1000)
+    for _ in range(2):
+        frugal.run_epoch()
+        hungry.run_epoch()
+    assert len(spies[0].batches) == len(spies[1].batches) > 2
+    for first, second in zip(spies[0].batches, spies[1].batches, strict=True):
+        assert torch.equal(first.labels, second.labels)
+        assert torch.equal(first.inputs, second.inputs)
+
+
+def test_crops_do_not_change_the_order_of_images(bench: Workbench) -> None:
+    cropped, whole = open_trainer(TRIALS["rmt"], bench), open_trainer(TRIALS["rmt-whole"], bench)
+    spies = Spy(cropped), Spy(whole)
+    for _ in range(2):
+        cropped.run_epoch()
+        whole.run_epoch()
+    labels = [[batch.labels.tolist() for batch in spy.batches] for spy in spies]
+    assert labels[0] == labels[1]
+    half = len(labels[0]) // 2
+    assert labels[0][:half] != labels[0][half:]  # a new order each epoch
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "sizes"), [(8, [8, 8]), (20, [20]), (64, [20]), (11, [11]), (1, [1] * 20)]
+)
+def test_the_last_incomplete_batch_is_dropped_where_a_complete_one_exists(
+    batch_size: int, sizes: list[int], bench: Workbench
+) -> None:
+    trainer = open_trainer(residual_trial(batch_size=batch_size), bench)
+    spy = Spy(trainer)
+    trainer.run_epoch()
+    assert [len(batch.labels) for batch in spy.batches] == sizes
+    seen = torch.cat([batch.inputs for batch in spy.batches])
+    assert len(seen.unique(dim=0)) == len(seen)  # no image twice in an epoch
+    rows = (seen[:, None] == trainer.train.features[None]).all(-1)
+    assert (rows.sum(1) == 1).all()
+    labels = trainer.train.labels[rows.int().argmax(1)]
+    assert torch.equal(torch.cat([batch.labels for batch in spy.batches]), labels)
+
+
+@pytest.mark.parametrize("name", ["rmt", "rmt-whole"])
+def test_teacher_logits_are_those_of_the_very_view(name: str, bench: Workbench) -> None:
+    trainer = open_trainer(TRIALS[name], bench)
+    spy = Spy(trainer)
+    for _ in range(2):
+        trainer.run_epoch()
+    classes = functional.normalize(bench.class_features("digits", "single"), dim=-1)
+    for batch in spy.batches:
+        features = functional.normalize(bench.backbone.encode_image(batch.inputs), dim=-1)
+        expected = bench.backbone.logit_scale * features @ classes.T
+        torch.testing.assert_close(batch.zero_shot_logits, expected, atol=1e-3, rtol=1e-5)
+
+
+def test_no_teacher_where_none_is_used(bench: Workbench) -> None:
+    for name in ("taskres", "rmt-plain"):
+        trainer = open_trainer(TRIALS[name], bench)
+        spy = Spy(trainer)
+        trainer.run_epoch()
+        assert all(batch.zero_shot_logits is None for batch in spy.batches)
+
+
+def test_digits_are_cropped_but_never_mirrored(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def crop(images: Tensor, scale: float, flip: bool, rng: torch.Generator) -> Tensor:
+        calls.append((scale, flip))
+        return images.float()
+
+    monkeypatch.setattr("trainables.trainer.random_resized_crop", crop)
+    open_trainer(mask_trial(crop_scale=0.7), bench).run_epoch()
+    assert set(calls) == {(0.7, False)}
+    calls.clear()
+    open_trainer(mask_trial(crop_scale=1.0), bench).run_epoch()
+    assert calls == []
+
+
+def test_the_learning_rate_follows_the_schedule(bench: Workbench) -> None:
+    """Adam's first step moves every element with a gradient by the learning rate, no further."""
+    trial = residual_trial(epochs=6, batch_size=20, warmup_epochs=1, warmup_lr=1e-4, lr=1e-2)
+    trainer = open_trainer(trial, bench)
+    rates = [trainer.run_epoch()["train/lr"] for _ in range(6)]
+    cosine = [1e-2 * (1 + math.cos(math.pi * e / 6)) / 2 for e in range(5)]
+    assert rates == pytest.approx([1e-4, *cosine])
+    trainer = open_trainer(trial, bench)
+    assert isinstance(trainer.method, TaskRes)
+    trainer.run_epoch()
+    first = trainer.method.residual.detach().clone()
+    assert first.abs().max() == pytest.approx(1e-4, rel=1e-3)
+    trainer.run_epoch()
+    second = (trainer.method.residual.detach() - first).abs().max()
+    assert 5e-3 < second < 1.1e-2
+
+
+def test_the_method_is_told_the_schedule_it_gets(bench: Workbench) -> None:
+    trial = mask_trial(epochs=4)
+    trainer = open_trainer(trial, bench)
+    spy, rates = Spy(trainer), []
+    for _ in range(4):
+        before = len(spy.batches)
+        rate = trainer.run_epoch()["train/lr"]
+        rates += [rate] * (len(spy.batches) - before)
+    gap = 5e-3
+    assert trainer.method.forecast()["flip/budget"] == pytest.approx(sum(rates) / gap)
+
+
+def test_validation_figures_recomputed(bench: Workbench) -> None:
+    trainer = open_trainer(residual_trial(lr=5e-2), bench)
+    for _ in range(3):
+        metrics = trainer.run_epoch()
+    assert isinstance(trainer.method, TaskRes)
+    backbone, drawn = bench.backbone, draw_few_shot(open_dataset("digits"), TASK.shots, 1)
+    images = backbone.preprocess.normalise(backbone.preprocess.resize(drawn.val.images))
+    classes = bench.class_features("digits", "paper") + 0.5 * trainer.method.residual.detach()
+    correct, loss = 0, 0.0
+    for image, label in zip(images, drawn.val.labels.tolist(), strict=True):
+        feature = backbone.encode_image(image[None])[0].double()
+        logits = [
+            float(backbone.logit_scale) * float(feature @ c / feature.norm() / c.norm())
+            for c in classes.double()
+        ]
+        correct += max(range(10), key=logits.__getitem__) == label
+        loss += math.log(sum(math.exp(x) for x in logits)) - logits[label]
+    assert 0 < correct < 20
+    assert metrics["val/accuracy"] == correct / 20
+    assert metrics["val/loss"] == pytest.approx(loss / 20, rel=1e-4)
+    assert trainer.validate()["val/loss"] == metrics["val/loss"]
+
+
+def test_scalars_are_means_over_the_steps(bench: Workbench) -> None:
+    trainer = open_trainer(residual_trial(), bench)
+    losses = []
+    original = trainer.method.backward
+
+    def backward(batch: Batch, rng: torch.Generator) -> dict[str, float]:
+        losses.append(original(batch, rng)["train/loss"])
+        return {"train/loss": losses[-1]}
+
+    trainer.method.backward = backward  # type: ignore[method-assign]
+    assert trainer.run_epoch()["train/loss"] == pytest.approx(sum(losses) / 2)
+    assert len(losses) == 2
+
+
+def test_training_helps(bench: Workbench) -> None:
+    """The training loss halves, and validation beats the zero-shot model."""
+    floor = open_trainer(zero_shot_trial(), bench, 3).validate()
+    trainer = open_trainer(residual_trial(epochs=30, lr=1e-2, batch_size=20), bench, 3)
+    rows = [trainer.run_epoch() for _ in range(30)]
+    assert rows[-1]["train/loss"] < rows[0]["train/loss"] / 2
+    assert rows[-1]["val/loss"] < floor["val/loss"]
+
+
+def test_leaving_the_real_numbers_is_an_error(bench: Workbench) -> None:
+    """A step of 1e30 is a number; the length of a residual of such numbers is none."""
+    trainer = open_trainer(residual_trial(lr=1e30), bench)
+    with pytest.raises(NonFiniteError, match="residual/norm became inf in epoch 1"):
+        trainer.run_epoch()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_no_number_is_an_error(value: float, bench: Workbench) -> None:
+    trainer = open_trainer(residual_trial(), bench)
+    trainer.run_epoch()
+    original = trainer.method.backward
+    trainer.method.backward = (  # type: ignore[method-assign]
+        lambda batch, rng: original(batch, rng) | {"train/loss": value}
+    )
+    with pytest.raises(NonFiniteError, match=r"train/loss became -?(nan|inf) in epoch 2"):
+        trainer.run_epoch()
+
+
+def test_nothing_to_train(bench: Workbench) -> None:
+    trainer = open_trainer(zero_shot_trial(), bench)
+    assert trainer.epochs == 0
+    assert set(trainer.validate()) == {"val/accuracy", "val/loss"}
+    assert open_trainer(residual_trial(7), bench).epochs == 7
+
+
+def test_accuracy_is_a_fraction() -> None:
+    logits = torch.tensor([[0.0, 1.0], [2.0, 1.0], [0.0, 3.0], [5.0, 4.0]])
+    assert accuracy(logits, torch.tensor([1, 0, 0, 0])) == 0.75
+
+
+@pytest.mark.parametrize(
+    ("error", "changes"),
+    [
+        (DataError, {"dataset": "digitz"}),
+        (DataError, {"shots": 59}),
+        (BackboneError, {"bench": Workbench("tinny", "cpu")}),
+    ],
+)
+def test_wrong_names_are_refused(
+    error: type[Exception], changes: dict[str, Any], bench: Workbench
+) -> None:
+    arguments = {"bench": bench, "dataset": "digits", "shots": 1, "seed": 0} | changes
+    with pytest.raises(error):
+        Trainer(residual_trial(), **arguments)

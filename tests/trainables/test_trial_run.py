@@ -1,0 +1,424 @@
+"""A whole trial in parts: what it reports, and that it survives any interruption."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from tests.trainables.trials import TASK, TWO_SEEDS, mask_trial, residual_trial, zero_shot_trial
+from trainables.methods.registry import METHODS
+from trainables.trainer import NonFiniteError, Trainer
+from trainables.trial import TaskSpec, TrialConfig
+from trainables.trial_run import PARTS, Report, TrialRun
+from trainables.workbench import Workbench
+
+Content = tuple[dict[str, Any], dict[str, torch.Tensor]]
+
+
+def to_the_end(run: TrialRun) -> list[Report]:
+    reports = []
+    while not run.finished:
+        reports.append(run.advance())
+    return reports
+
+
+def content(run: TrialRun, path: Path) -> Content:
+    """What a checkpoint holds, without the times of day."""
+    run.save(path)
+    with safe_open(path, framework="pt") as file:
+        state = json.loads(file.metadata()["run"])
+        tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
+    for row in state["rows"]:
+        del row["time"]
+    return state, tensors
+
+
+def equal(first: Content, second: Content) -> bool:
+    """Bit for bit."""
+    return (
+        first[0] == second[0]
+        and list(first[1]) == list(second[1])
+        and all(map(torch.equal, first[1].values(), second[1].values()))
+    )
+
+
+# --- reports -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 9, 10, 11, 19, 20, 21, 25, 40])
+def test_a_trial_reports_at_most_ten_times(epochs: int, bench: Workbench) -> None:
+    run = TrialRun(residual_trial(epochs, batch_size=20), TASK, bench)
+    start = time.time()
+    steps = run.steps
+    reports = to_the_end(run)
+    assert len(reports) == steps <= PARTS
+    assert [report.step for report in reports] == list(range(1, steps + 1))
+    assert [report.finished for report in reports] == [False] * (steps - 1) + [True]
+    rows = [row for report in reports for row in report.rows]
+    assert [row["epoch"] for row in rows] == [float(e) for e in range(1, epochs + 1)]
+    sizes = {len(report.rows) for report in reports[:-1]}
+    assert sizes <= {math.ceil(epochs / PARTS)}  # equal parts, but for the last
+    assert 1 <= len(reports[-1].rows) <= math.ceil(epochs / PARTS)
+    times = [row["time"] for row in rows]
+    assert start <= min(times)
+    assert times == sorted(times)
+    for index, report in enumerate(reports):
+        assert report.values == tuple(r.rows[-1]["val/accuracy"] for r in reports[: index + 1])
+        assert report.metrics == {
+            name: value for name, value in report.rows[-1].items() if name not in ("epoch", "time")
+        }
+
+
+def test_every_epoch_has_a_row_of_the_same_metrics(bench: Workbench) -> None:
+    rows = [row for r in to_the_end(TrialRun(mask_trial(), TASK, bench)) for row in r.rows]
+    assert len({frozenset(row) for row in rows}) == 1
+    assert {"train/loss", "train/kl", "train/lr", "val/accuracy", "val/loss"} < set(rows[0])
+    assert {"mask/flipped", "epoch", "time"} < set(rows[0])
+
+
+def test_side_by_side_reports_the_mean_over_seeds(bench: Workbench) -> None:
+    trial = residual_trial(3)
+    run = TrialRun(trial, TWO_SEEDS, bench)
+    alone = [Trainer(trial, bench, "digits", 1, seed) for seed in TWO_SEEDS.seeds]
+    for report in to_the_end(run):
+        first, second = (cell.run_epoch() for cell in alone)
+        assert first["val/accuracy"] != second["val/accuracy"]
+        for name, value in report.metrics.items():
+            assert value == (first[name] + second[name]) / 2, name
+        assert report.values[-1] == report.metrics["val/accuracy"]
+
+
+def test_in_sequence_a_part_is_a_seed(bench: Workbench) -> None:
+    trial, task = residual_trial(3), replace(TWO_SEEDS, seeds=(1, 4, 7))
+    run = TrialRun(trial, task, bench, in_sequence=True)
+    assert run.steps == 3
+    expected = []
+    for index, report in enumerate(to_the_end(run)):
+        alone = Trainer(trial, bench, "digits", 1, task.seeds[index])
+        rows = [alone.run_epoch() for _ in range(3)]
+        expected.append(rows[-1]["val/accuracy"])
+        assert report.values == tuple(expected)  # each seed's own, for a paired test
+        assert report.metrics["val/accuracy"] == sum(expected) / len(expected)
+        assert report.metrics["val/loss"] == rows[-1]["val/loss"]
+        epochs = [row["epoch"] for row in report.rows]
+        assert epochs == [3.0 * index + e for e in (1, 2, 3)]
+        for told, row in zip(report.rows, rows, strict=True):
+            assert row.items() <= told.items()
+    assert len(set(expected)) > 1
+
+
+def test_one_seed_in_sequence_ends_as_side_by_side(bench: Workbench) -> None:
+    in_sequence = to_the_end(TrialRun(mask_trial(), TASK, bench, in_sequence=True))
+    side_by_side = to_the_end(TrialRun(mask_trial(), TASK, bench))
+    assert len(in_sequence) == 1
+    assert in_sequence[0].metrics == side_by_side[-1].metrics
+
+
+@pytest.mark.parametrize("in_sequence", [False, True])
+def test_a_method_with_nothing_to_train(
+    in_sequence: bool, bench: Workbench, tmp_path: Path
+) -> None:
+    run = TrialRun(zero_shot_trial(), TWO_SEEDS, bench, in_sequence)
+    reports = to_the_end(run)
+    assert len(reports) == (2 if in_sequence else 1)
+    cells = [Trainer(zero_shot_trial(), bench, "digits", 1, seed) for seed in TWO_SEEDS.seeds]
+    mean = sum(cell.validate()["val/accuracy"] for cell in cells) / 2
+    assert reports[-1].metrics["val/accuracy"] == mean
+    assert reports[-1].finished
+    run.save(tmp_path / "checkpoint")
+    again = TrialRun(zero_shot_trial(), TWO_SEEDS, bench, in_sequence)
+    assert again.load(tmp_path / "checkpoint")
+    assert again.finished
+    assert again.advance().values == reports[-1].values
+    assert len(run.save_artifacts(tmp_path)) == 2
+
+
+def test_a_finished_trial_repeats_its_last_word(bench: Workbench) -> None:
+    run = TrialRun(residual_trial(2), TASK, bench)
+    last = to_the_end(run)[-1]
+    again = run.advance()
+    assert again == replace(last, rows=())
+    assert run.step == 2
+
+
+def test_forecasts_are_means_and_warnings_speak_once(bench: Workbench) -> None:
+    hopeless = mask_trial(1)
+    hopeless = replace(hopeless, optim=replace(hopeless.optim, lr=1e-6))
+    run = TrialRun(hopeless, TWO_SEEDS, bench)
+    assert run.forecast() == pytest.approx(run.cells[0].method.forecast())
+    (warning,) = run.warnings()
+    assert "No mask bit can flip" in warning
+    assert TrialRun(residual_trial(), TASK, bench).forecast() == {}
+    assert TrialRun(residual_trial(), TASK, bench).warnings() == []
+
+
+def test_a_diverging_trial_raises(bench: Workbench) -> None:
+    with pytest.raises(NonFiniteError):
+        TrialRun(residual_trial(lr=1e30), TASK, bench).advance()
+
+
+# --- interruptions -------------------------------------------------------------------------------
+
+RUNS: dict[str, tuple[TrialConfig, TaskSpec, bool]] = {
+    "taskres": (residual_trial(4), TASK, False),
+    "taskres-seeds": (residual_trial(4), TWO_SEEDS, False),
+    "taskres-sequence": (residual_trial(3), TWO_SEEDS, True),
+    "taskres-many-epochs": (residual_trial(25), TASK, False),
+    "rmt": (mask_trial(3), TASK, False),
+    "rmt-dynamic": (mask_trial(3, masked="dynamic"), TASK, False),
+    "rmt-sequence": (mask_trial(2, masked="dynamic"), TWO_SEEDS, True),
+}
+
+
+@pytest.mark.parametrize(("trial", "task", "in_sequence"), RUNS.values(), ids=RUNS)
+def test_interrupted_after_every_part(
+    trial: TrialConfig, task: TaskSpec, in_sequence: bool, bench: Workbench, tmp_path: Path
+) -> None:
+    """A new process for every part ends where one process ends: state, values and rows."""
+    whole = TrialRun(trial, task, bench, in_sequence)
+    expected = to_the_end(whole)
+    path = tmp_path / "checkpoint"
+    rows: list[dict[str, float]] = []
+    for step in range(whole.steps):
+        run = TrialRun(trial, task, bench, in_sequence)
+        assert run.load(path) is (step > 0)
+        assert run.step == step
+        report = run.advance()
+        run.save(path)
+        assert report.values == expected[step].values
+        assert report.metrics == expected[step].metrics
+        assert list(report.rows[: len(rows)]) == rows  # told again, times included
+        assert len(report.rows) > len(rows)
+        rows = list(report.rows)
+    assert equal(content(run, path), content(whole, tmp_path / "whole"))
+
+
+def test_a_finished_checkpoint_tells_all_rows_again_once(bench: Workbench, tmp_path: Path) -> None:
+    run = TrialRun(residual_trial(3), TASK, bench)
+    rows = [row for report in to_the_end(run) for row in report.rows]
+    run.save(tmp_path / "checkpoint")
+    again = TrialRun(residual_trial(3), TASK, bench)
+    assert again.load(tmp_path / "checkpoint")
+    assert list(again.advance().rows) == rows
+    assert again.advance().rows == ()
+
+
+def test_a_checkpoint_from_before_the_first_part(bench: Workbench, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    TrialRun(mask_trial(1), TASK, bench).save(path)
+    run = TrialRun(mask_trial(1), TASK, bench)
+    assert run.load(path)
+    assert run.advance().metrics == TrialRun(mask_trial(1), TASK, bench).advance().metrics
+
+
+def test_saving_leaves_one_whole_file_or_the_old_one(
+    bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoint"
+    run = TrialRun(residual_trial(3), TASK, bench)
+    run.advance()
+    run.save(path)
+    run.save(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
+    before = path.read_bytes()
+
+    def full_disk(tensors: object, name: str, metadata: object) -> None:
+        Path(name).write_bytes(b"half a file")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("trainables.trial_run.save_file", full_disk)
+    run.advance()
+    with pytest.raises(OSError, match="No space"):
+        run.save(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
+    assert path.read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def saved(bench: Workbench, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A good checkpoint after one part."""
+    path = tmp_path_factory.mktemp("saved") / "checkpoint"
+    run = TrialRun(residual_trial(3), TASK, bench)
+    run.advance()
+    run.save(path)
+    return path
+
+
+def assert_ignored(path: Path, bench: Workbench, trial: TrialConfig | None = None) -> None:
+    """Not loaded, and the trial starts from scratch as if nothing had been there."""
+    trial = trial or residual_trial(3)
+    run = TrialRun(trial, TASK, bench)
+    assert run.load(path) is False
+    assert run.step == 0
+    assert run.advance().metrics == TrialRun(trial, TASK, bench).advance().metrics
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@given(data=st.data())
+def test_one_flipped_bit_anywhere_is_noticed(
+    data: st.DataObject, saved: Path, bench: Workbench, tmp_path: Path
+) -> None:
+    good = saved.read_bytes()
+    where = data.draw(st.integers(0, len(good) - 1))
+    damaged = bytearray(good)
+    damaged[where] ^= 1 << data.draw(st.integers(0, 7))
+    path = tmp_path / "damaged"
+    path.write_bytes(damaged)
+    run = TrialRun(residual_trial(3), TASK, bench)
+    before = {key: tensor.clone() for key, tensor in run.cells[0].state()[0].items()}
+    loaded = run.load(path)
+    if loaded:  # the bit meant nothing: what was read is what was saved
+        intact = TrialRun(residual_trial(3), TASK, bench)
+        assert intact.load(saved)
+        assert equal(content(run, tmp_path / "a"), content(intact, tmp_path / "b"))
+        assert run.advance().values == intact.advance().values
+    else:
+        assert run.step == 0
+        after = run.cells[0].state()[0]
+        assert list(after) == list(before)
+        assert all(map(torch.equal, after.values(), before.values()))
+
+
+def test_bits_of_tensors_and_of_values_count(saved: Path, bench: Workbench, tmp_path: Path) -> None:
+    """Some places where a flipped bit leaves a file that safetensors reads without complaint."""
+    good = saved.read_bytes()
+    places = [len(good) - 1, len(good) // 2, good.index(b"val/accuracy") + 17]
+    for place in places:
+        damaged = bytearray(good)
+        damaged[place] ^= 1
+        path = tmp_path / f"damaged-{place}"
+        path.write_bytes(damaged)
+        load_file(path)  # readable
+        assert_ignored(path, bench)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+def test_truncated_files_are_ignored(
+    share: float, saved: Path, bench: Workbench, tmp_path: Path
+) -> None:
+    good = saved.read_bytes()
+    (tmp_path / "short").write_bytes(good[: int(len(good) * share)])
+    assert_ignored(tmp_path / "short", bench)
+
+
+def rewritten(change: Callable[[dict[str, torch.Tensor], dict[str, str]], None]) -> Any:
+    """A writer of well-formed files that are not our checkpoints."""
+
+    def write(good: Path, path: Path) -> None:
+        with safe_open(good, framework="pt") as file:
+            metadata = dict(file.metadata())
+        tensors = load_file(good)
+        change(tensors, metadata)
+        save_file(tensors, path, metadata)
+
+    return write
+
+
+FOREIGN: dict[str, Callable[[Path, Path], object]] = {
+    "nothing": lambda good, path: None,
+    "folder": lambda good, path: path.mkdir(),
+    "text": lambda good, path: path.write_text("not a checkpoint"),
+    "zeros": lambda good, path: path.write_bytes(bytes(4096)),
+    "no metadata": lambda good, path: save_file(load_file(good), path),
+    "a tensor less": rewritten(lambda t, m: t.pop("0/method/residual") is None),
+    "a tensor more": rewritten(lambda t, m: t.update(extra=torch.zeros(1))),
+    "another shape": rewritten(
+        lambda t, m: t.update({"0/method/residual": t["0/method/residual"].T.contiguous()})
+    ),
+    "another type": rewritten(
+        lambda t, m: t.update({"0/method/residual": t["0/method/residual"].half()})
+    ),
+    "two tensors swapped": rewritten(
+        lambda t, m: t.update({"0/rng/order": t["0/rng/method"], "0/rng/method": t["0/rng/order"]})
+    ),
+    "another value": rewritten(
+        lambda t, m: m.update(run=m["run"].replace('"step": 1', '"step": 2'))
+    ),
+    "no run": rewritten(lambda t, m: m.pop("run") is None),
+    "no checksum": rewritten(lambda t, m: m.pop("sha256") is None),
+    "another config": rewritten(lambda t, m: m.update(config="x")),
+}
+
+
+@pytest.mark.parametrize("write", FOREIGN.values(), ids=FOREIGN)
+def test_foreign_files_are_ignored(
+    write: Callable[[Path, Path], object], saved: Path, bench: Workbench, tmp_path: Path
+) -> None:
+    write(saved, tmp_path / "checkpoint")
+    assert_ignored(tmp_path / "checkpoint", bench)
+
+
+def test_rewriting_alone_does_no_harm(saved: Path, bench: Workbench, tmp_path: Path) -> None:
+    """The counter-check of the foreign files."""
+    rewritten(lambda t, m: None)(saved, tmp_path / "checkpoint")
+    run = TrialRun(residual_trial(3), TASK, bench)
+    assert run.load(tmp_path / "checkpoint")
+    assert run.step == 1
+
+
+OTHERS: dict[str, tuple[TrialConfig, TaskSpec, bool]] = {
+    "learning rate": (residual_trial(3, lr=3e-3), TASK, False),
+    "epochs": (residual_trial(4), TASK, False),
+    "seed": (replace(residual_trial(3), seed=1), TASK, False),
+    "method": (zero_shot_trial(), TASK, False),
+    "shots": (residual_trial(3), replace(TASK, shots=1), False),
+    "draw": (residual_trial(3), replace(TASK, seeds=(2,)), False),
+    "more draws": (residual_trial(3), replace(TASK, seeds=(1, 2)), False),
+    "data set": (residual_trial(3), replace(TASK, dataset="digits-rotated"), False),
+    "in sequence": (residual_trial(3), TASK, True),
+}
+
+
+@pytest.mark.parametrize(("trial", "task", "in_sequence"), OTHERS.values(), ids=OTHERS)
+def test_another_trials_checkpoint_is_ignored(
+    trial: TrialConfig, task: TaskSpec, in_sequence: bool, saved: Path, bench: Workbench
+) -> None:
+    run = TrialRun(trial, task, bench, in_sequence)
+    assert run.load(saved) is False
+    assert run.step == 0
+
+
+# --- what is left --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trial", [residual_trial(2), mask_trial(2), zero_shot_trial()])
+def test_artifacts_are_named_by_seed_where_there_are_several(
+    trial: TrialConfig, bench: Workbench, tmp_path: Path
+) -> None:
+    one, two = TrialRun(trial, TASK, bench), TrialRun(trial, TWO_SEEDS, bench)
+    to_the_end(one)
+    to_the_end(two)
+    assert one.save_artifacts(tmp_path) == [tmp_path / "artifact.safetensors"]
+    paths = two.save_artifacts(tmp_path)
+    assert [p.name for p in paths] == ["artifact-seed1.safetensors", "artifact-seed4.safetensors"]
+    for path, cell in zip(paths, two.cells, strict=True):
+        assert path.stat().st_mode & 0o777 == 0o644
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata())
+        fresh = METHODS[trial.method].build(
+            trial.method_config,
+            bench.backbone,
+            bench.class_features("digits", trial.method_config.prompts),
+            cell.method.schedule if trial.method == "rmt" else None,  # type: ignore[arg-type]
+        )
+        fresh.load_artifact(load_file(path), metadata)
+        view = cell.val
+        inputs = (
+            view.features
+            if fresh.reads == "features"
+            else bench.backbone.preprocess.normalise(view.images)
+        )
+        with torch.no_grad():
+            assert torch.equal(fresh(inputs), cell.logits(view))
