@@ -1,0 +1,171 @@
+"""What a finished trial costs outside training, and how many finish a minute.
+
+    python -m benchmarks.overhead                    40 trials of `taskres`, one at a time
+    python -m benchmarks.overhead --slots 2          two at a time
+
+A real sweep (Ray, ledger, checkpoints, MLflow in a sqlite file; in a temporary folder), then its
+peer in this process: plain Optuna, ask and tell on the same kind of journal, the same Trainer, no
+checkpoints, no commits, no tracking. With one slot both must arrive at the same values, trial by
+trial. Trials a minute are counted from the end of the first trial to the end of the last, so that
+start-up is left out on both sides; overhead is the median of the sweep's own measure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from search.environment import quiet_environment
+
+quiet_environment()  # Ray reads its settings when it is imported
+
+import optuna  # noqa: E402
+import torch  # noqa: E402
+from optuna.storages import JournalStorage  # noqa: E402
+from optuna.storages.journal import JournalFileBackend  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+from search.config import SweepConfig  # noqa: E402
+from search.pruners import PRUNERS  # noqa: E402
+from search.samplers import make_sampler  # noqa: E402
+from search.sweep import Outcome, run_sweep  # noqa: E402
+from spaces.base import Setting  # noqa: E402
+from spaces.registry import SPACES  # noqa: E402
+from trainables.data.few_shot import draw_few_shot  # noqa: E402
+from trainables.data.registry import open_dataset  # noqa: E402
+from trainables.trial import TaskSpec  # noqa: E402
+from trainables.trial_run import TrialRun  # noqa: E402
+from trainables.workbench import Workbench  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two ways to run the trials."""
+
+    values: list[float]
+    """Objective by trial number."""
+    per_minute: float
+    """Trials a minute, from the end of the first to the end of the last."""
+    train_seconds: float
+    """Median time a trial spent in training and validation, in seconds."""
+    overhead: float
+    """Median time a trial cost outside training, in seconds."""
+
+
+def run_ours(config: SweepConfig) -> Side:
+    """The sweep as a person runs it."""
+    outcome: Outcome = run_sweep(config, Console(file=io.StringIO()))
+    paths = sorted(outcome.folder.glob("trials/*/result.json"))
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    if outcome.overhead is None or outcome.undelivered or len(results) < config.trials:
+        raise SystemExit(f"the sweep did not get through: {outcome.states}")
+    return Side(
+        [result["value"] for result in results],
+        _per_minute([result["ended"] for result in results]),
+        statistics.median(result["train_seconds"] for result in results),
+        outcome.overhead,
+    )
+
+
+def run_peer(config: SweepConfig, folder: Path) -> Side:
+    """Ask, train, tell, in one process."""
+    task = config.task
+    dataset = open_dataset(task.dataset)
+    images = len(draw_few_shot(dataset, task.shots, task.seeds[0]).train.labels)
+    bench = Workbench(task.backbone, "cpu")
+    setting = Setting(task.dataset, task.shots, images, bench.backbone.tower)
+    space = SPACES[config.space].build(setting)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(folder / "peer.journal"))),
+            direction="maximize",
+            pruner=PRUNERS[config.pruner](),
+        )
+        study.enqueue_trial(dict(space.paper_parameters))
+        values, ends, trained, outside = [], [], [], []
+        for number in range(config.trials):
+            begin, training = time.monotonic(), 0.0
+            study.sampler = make_sampler(config.sampler, config.seed, number)
+            trial = study.ask()
+            run = TrialRun(space.suggest(trial), task, bench)
+            value, state = 0.0, optuna.trial.TrialState.COMPLETE
+            while not run.finished:
+                start = time.monotonic()
+                report = run.advance()
+                training += time.monotonic() - start
+                value = report.values[-1]
+                trial.report(value, report.step)
+                if not run.finished and trial.should_prune():
+                    state = optuna.trial.TrialState.PRUNED
+                    break
+            complete = state == optuna.trial.TrialState.COMPLETE
+            study.tell(trial, value if complete else None, state)
+            values.append(value)
+            ends.append(time.time())
+            trained.append(training)
+            outside.append(time.monotonic() - begin - training)
+    return Side(
+        values, _per_minute(ends), statistics.median(trained), statistics.median(outside[1:])
+    )
+
+
+def _per_minute(ends: list[float]) -> float:
+    return 60 * (len(ends) - 1) / (max(ends) - min(ends))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--space", choices=list(SPACES), default="taskres")
+    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--slots", type=int, default=1, help="trials at a time in the sweep")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    seeds = SPACES[options.space].seeds
+    with tempfile.TemporaryDirectory(prefix="overhead-") as name:
+        config = SweepConfig(
+            space=options.space,
+            task=TaskSpec("digits", "tiny", 16, seeds),
+            trials=options.trials,
+            storage=name,
+            device="cpu",
+            max_concurrent=options.slots,
+            eval_seeds=1,
+        )
+        before = os.getloadavg()[0]
+        ours = run_ours(config)
+        between = os.getloadavg()[0]
+        peer = run_peer(config, Path(name))
+        after = os.getloadavg()[0]
+    print(
+        f"{options.space}, {options.trials} trials, load average {before:.1f} before, "
+        f"{between:.1f} between, {after:.1f} after"
+    )
+    print(f"{'':34}{'trials/min':>11}{'training/s':>12}{'overhead/ms':>13}")
+    for title, side in (
+        (f"sweep, {options.slots} at a time", ours),
+        ("plain Optuna and Trainer", peer),
+    ):
+        print(
+            f"{title:34}{side.per_minute:11.0f}{side.train_seconds:12.3f}"
+            f"{side.overhead * 1e3:13.0f}"
+        )
+    print(f"trials a minute: {ours.per_minute / peer.per_minute:.2f} of the peer's")
+    if options.slots == 1:
+        if ours.values != peer.values:
+            raise SystemExit("the two sides found other values: the comparison is void")
+        print("both sides found the same value in every trial")
+
+
+if __name__ == "__main__":
+    main()
