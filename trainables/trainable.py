@@ -101,6 +101,7 @@ class FewShotTrainable(tune.Trainable):
         try:
             message = self._advance()
         except torch.OutOfMemoryError:
+            self._run = None  # cleanup must not keep half a step
             raise  # Tune discards the process: memory that a failed step holds is gone with it
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -137,6 +138,7 @@ class FewShotTrainable(tune.Trainable):
 
     def _open_run(self) -> TrialRun:
         job = self._job
+        Path(job.folder).mkdir(parents=True, exist_ok=True)
         task = TaskSpec(**(job.task | {"seeds": tuple(job.task["seeds"])}))
         if (self._bench is None) or (self._bench.spec, self._bench.device) != (
             task.backbone,
@@ -149,7 +151,6 @@ class FewShotTrainable(tune.Trainable):
     def _advance(self) -> Message:
         start, folder = time.monotonic(), Path(self._job.folder)
         if self._run is None:
-            folder.mkdir(parents=True, exist_ok=True)
             self._run = self._open_run()
             self._run.load(folder / CHECKPOINT)
             forecast, warnings = self._run.forecast(), tuple(self._run.warnings())

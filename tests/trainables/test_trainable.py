@@ -200,16 +200,23 @@ def test_an_unknown_method_fails_the_trial(job: Job) -> None:
     assert "taskrez" in message.reason
 
 
-def test_out_of_memory_ends_the_worker(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_ends_the_worker(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Tune starts another process: only that gives the memory back for certain."""
 
     def full(self: TaskRes, inputs: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    worker = FewShotTrainable(job(residual_trial(2)))
-    monkeypatch.setattr(TaskRes, "forward", full)
-    with pytest.raises(torch.OutOfMemoryError):
-        worker.train()
+    worker = FewShotTrainable(job(residual_trial(3), checkpoint_seconds=3600.0))
+    worker.train()
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskRes, "forward", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            worker.train()
+    worker.cleanup()
+    path = tmp_path / "000000" / CHECKPOINT
+    assert not path.exists()  # it would hold half a step
 
 
 def test_a_retry_continues_where_the_checkpoint_is(job: Job) -> None:
@@ -256,11 +263,36 @@ def test_a_damaged_checkpoint_costs_time_not_truth(job: Job, tmp_path: Path) -> 
 @pytest.mark.parametrize("seconds", [0.0, 3600.0])
 def test_checkpoints_keep_their_distance(seconds: float, job: Job, tmp_path: Path) -> None:
     worker = FewShotTrainable(job(residual_trial(3), checkpoint_seconds=seconds))
-    path = tmp_path / "000000" / CHECKPOINT
     worker.train()
-    assert path.exists() is (seconds == 0.0)
-    listen(worker)
-    assert path.exists()  # always at the end
+    assert (tmp_path / "000000" / CHECKPOINT).exists() is (seconds == 0.0)
+
+
+def test_an_interrupted_trial_keeps_its_work(job: Job, tmp_path: Path) -> None:
+    whole = listen(FewShotTrainable(job(residual_trial(3), 0)))
+    worker = FewShotTrainable(job(residual_trial(3), 1, checkpoint_seconds=3600.0))
+    worker.train()
+    worker.train()
+    worker.stop()
+    assert (tmp_path / "000001" / CHECKPOINT).exists()
+    (last,) = listen(FewShotTrainable(job(residual_trial(3), 1)))
+    assert last.report is not None
+    assert whole[-1].report is not None
+    assert last.report.metrics == whole[-1].report.metrics
+    assert last.report.values == whole[-1].report.values
+
+
+@pytest.mark.parametrize("end", ["finished", "committed", "failed", "not begun"])
+def test_an_ended_trial_leaves_no_new_checkpoint(end: str, job: Job, tmp_path: Path) -> None:
+    trial = residual_trial(3, lr=1e30 if end == "failed" else 1e-3)
+    worker = FewShotTrainable(job(trial, checkpoint_seconds=3600.0))
+    if end == "finished":
+        listen(worker)
+    elif end != "not begun":
+        worker.train()
+    if end == "committed":  # the pruner has stopped it
+        (tmp_path / "000000" / "result.json").write_text("{}")
+    worker.stop()
+    assert not (tmp_path / "000000" / CHECKPOINT).exists()
 
 
 def test_tunes_own_checkpoints_work_too(job: Job, tmp_path: Path) -> None:
