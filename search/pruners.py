@@ -1,6 +1,6 @@
 """Optuna's pruners by name: the rules by which unpromising trials stop early.
 
-They decide from the ledger, so that a restart forgets no rung. A step is a tenth of a trial's own
+They decide from the ledger, so that a restart forgets no rung. A step is an eighth of a trial's own
 budget (see `trainables/trial_run.py`).
 """
 

@@ -19,8 +19,8 @@ class TrackingError(Exception):
     """A tracking URI that cannot work: the rule, the value and the remedy in one message."""
 
 
-SERVERS = {"http", "https"}
-_DATABASES = {"sqlite", "postgresql", "mysql", "mssql"}
+SERVERS = frozenset({"http", "https"})
+_DATABASES = frozenset({"sqlite", "postgresql", "mysql", "mssql"})
 
 
 def check_tracking_uri(uri: str, timeout: float = 5.0) -> None:

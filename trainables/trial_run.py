@@ -1,6 +1,6 @@
 """One trial from its first step to its last, without Ray: every seed of the task, in parts.
 
-A trial is cut into at most ten parts. After each it reports once, and may be stopped, saved and
+A trial is cut into at most eight parts. After each it reports once, and may be stopped, saved and
 continued. A report's step counts parts, so that trials with different numbers of epochs are
 compared at the same share of their budget.
 """
@@ -27,7 +27,7 @@ from trainables.trainer import Trainer
 from trainables.trial import TaskSpec, TrialConfig
 from trainables.workbench import Workbench
 
-PARTS = 10
+PARTS = 8
 """Reports a trial makes at most, when all its seeds train side by side."""
 CHECKPOINT = "checkpoint.safetensors"
 _FORMAT = {"format": "few-shot-checkpoint", "format_version": "1"}
@@ -53,7 +53,7 @@ class Report:
 class TrialRun:
     """All cells (few-shot seeds) of a trial.
 
-    Side by side (the default) every part advances every cell by a tenth of its epochs, and the
+    Side by side (the default) every part advances every cell by an eighth of its epochs, and the
     reported value is the mean over cells. In sequence, a part is one whole cell, and the value is
     that cell's: what a paired test over cells wants to see.
     """
