@@ -70,6 +70,7 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def absolute_uri(uri: str) -> str:
+    """The same URI, with the path of a sqlite file made absolute."""
     path = sqlite_path(uri) if scheme_of(uri) == "sqlite" else None
     if path is None:
         return uri

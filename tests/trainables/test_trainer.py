@@ -21,7 +21,7 @@ from trainables.methods.base import Batch
 from trainables.methods.taskres import TaskRes, TaskResConfig
 from trainables.trainer import NonFiniteError, Trainer, accuracy
 from trainables.trial import TrialConfig
-from trainables.workbench import Workbench
+from trainables.workbench import Workbench, zero_shot_logits
 
 TRIALS = {
     "taskres": residual_trial(),
@@ -174,6 +174,21 @@ def test_teacher_logits_are_those_of_the_very_view(name: str, bench: Workbench) 
     for batch in spy.batches:
         features = functional.normalize(bench.backbone.encode_image(batch.inputs), dim=-1)
         expected = bench.backbone.logit_scale * features @ classes.T
+        torch.testing.assert_close(batch.zero_shot_logits, expected, atol=1e-3, rtol=1e-5)
+
+
+def test_teacher_logits_for_a_method_that_reads_features(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No method needs both yet; the interface allows it."""
+    monkeypatch.setattr(TaskRes, "uses_zero_shot", True)
+    trainer = open_trainer(residual_trial(), bench)
+    spy = Spy(trainer)
+    for _ in range(2):
+        trainer.run_epoch()
+    classes = bench.class_features("digits", "paper")
+    for batch in spy.batches:
+        expected = zero_shot_logits(batch.inputs, classes, bench.backbone.logit_scale)
         torch.testing.assert_close(batch.zero_shot_logits, expected, atol=1e-3, rtol=1e-5)
 
 

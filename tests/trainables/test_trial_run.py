@@ -223,6 +223,19 @@ def test_a_checkpoint_from_before_the_first_part(bench: Workbench, tmp_path: Pat
     assert run.advance().metrics == TrialRun(mask_trial(1), TASK, bench).advance().metrics
 
 
+def test_rewinding(bench: Workbench, tmp_path: Path) -> None:
+    """A run that has gone on forgets what came after the checkpoint."""
+    run = TrialRun(residual_trial(4), TASK, bench)
+    first = [run.advance() for _ in range(2)]
+    run.save(tmp_path / "checkpoint")
+    once = to_the_end(run)
+    assert run.load(tmp_path / "checkpoint")
+    again = to_the_end(run)
+    assert [report.values for report in again] == [report.values for report in once]
+    assert [report.metrics for report in again] == [report.metrics for report in once]
+    assert again[0].rows[:2] == (*first[0].rows, *first[1].rows)
+
+
 def test_saving_leaves_one_whole_file_or_the_old_one(
     bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,454 @@
+"""The rules that hold the project together, read off the syntax trees of all its modules.
+
+Each rule is a function from a module to its breaches; below each rule's check over the project
+stands a check that it does see a breach.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from search.config import SweepConfig
+from trainables.methods.registry import METHODS
+from trainables.optim import OptimConfig
+from trainables.trainable import Assignment, Message
+from trainables.trial import TaskSpec, TrialConfig
+from trainables.trial_run import Report
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("search", "spaces", "trainables")
+
+Rule = Callable[["Module"], list[str]]
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module or name, as `package.module.name`."""
+
+    target: str
+    line: int
+    for_types: bool
+    """Whether it stands under `if TYPE_CHECKING`."""
+
+    def of(self, *packages: str) -> bool:
+        return any(self.target == p or self.target.startswith(f"{p}.") for p in packages)
+
+
+@dataclass(frozen=True)
+class Module:
+    """A source file."""
+
+    path: str
+    """Relative to the repository, with slashes."""
+    tree: ast.Module
+
+    @property
+    def name(self) -> str:
+        return self.path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+    @property
+    def package(self) -> str:
+        return self.path.split("/")[0]
+
+    @property
+    def imports(self) -> list[Import]:
+        """At any depth: an import inside a function counts as much as one at the top."""
+        for_types = {
+            id(inner)
+            for node in ast.walk(self.tree)
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+            for statement in node.body
+            for inner in ast.walk(statement)
+        }
+        found = []
+        for node in ast.walk(self.tree):
+            match node:
+                case ast.Import(names=names):
+                    targets = [alias.name for alias in names]
+                case ast.ImportFrom(module=module, names=names, level=0):
+                    targets = [f"{module}.{alias.name}" for alias in names]
+                case ast.ImportFrom():
+                    targets = ["<relative>"]
+                case ast.Call(
+                    func=ast.Attribute(attr="import_module") | ast.Name(id="__import__"), args=args
+                ):
+                    constant = args[0].value if args and isinstance(args[0], ast.Constant) else None
+                    targets = [constant if isinstance(constant, str) else "<dynamic>"]
+                case _:
+                    continue
+            found += [Import(target, node.lineno, id(node) in for_types) for target in targets]
+        return found
+
+
+def read(path: str, source: str) -> Module:
+    return Module(path, ast.parse(source))
+
+
+@cache
+def modules() -> tuple[Module, ...]:
+    paths = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
+    return tuple(read(p.relative_to(ROOT).as_posix(), p.read_text(encoding="utf-8")) for p in paths)
+
+
+def test_there_is_something_to_check() -> None:
+    assert {module.package for module in modules()} == set(PACKAGES)
+    assert len(modules()) > 30
+
+
+# --- imports -------------------------------------------------------------------------------------
+
+BELOW = {"search": (), "spaces": ("search",), "trainables": ("search", "spaces")}
+"""What each package must not import: search -> spaces -> trainables."""
+
+
+def one_way(module: Module) -> list[str]:
+    """Imports go one way, by full names; nothing imports tests or benchmarks."""
+    forbidden = (*BELOW[module.package], "tests", "benchmarks", "<relative>", "<dynamic>")
+    return [f"{i.line} imports {i.target}" for i in module.imports if i.of(*forbidden)]
+
+
+METHOD_MODULES = {method.__module__ for method in METHODS.values()}
+
+
+def methods_apart(module: Module) -> list[str]:
+    """Only the registry and packages above know single methods; shared pieces know none."""
+    if not module.path.startswith("trainables/methods/") or module.path.endswith("registry.py"):
+        return []
+    others = METHOD_MODULES - {module.name} | {"trainables.methods.registry"}
+    return [f"{i.line} imports {i.target}" for i in module.imports if i.of(*others)]
+
+
+HOMES: dict[str, tuple[str, ...]] = {
+    "ray": ("search/", "trainables/trainable.py"),
+    "mlflow": ("search/tracking.py",),
+    "optuna": ("search/",),
+    "open_clip": ("trainables/backbones/open_clip.py",),
+    "sklearn": ("trainables/data/", "trainables/backbones/tiny/pretrain.py"),
+}
+"""Which files may import a dependency."""
+TYPES_ONLY: dict[str, tuple[str, ...]] = {"optuna": ("spaces/",), "mlflow": ("search/",)}
+"""Where else it may be named for the type checker."""
+
+
+def at_home(module: Module) -> list[str]:
+    """Each of the big dependencies has one home."""
+    found = []
+    for package, homes in HOMES.items():
+        for i in module.imports:
+            allowed = homes + (TYPES_ONLY.get(package, ()) if i.for_types else ())
+            if i.of(package) and not module.path.startswith(allowed):
+                found.append(f"{i.line} imports {i.target}")
+    return found
+
+
+# --- safety --------------------------------------------------------------------------------------
+
+RUNS_CODE = ("pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal")
+
+
+def no_pickle(module: Module) -> list[str]:
+    """Nothing that is read may run code."""
+    found = [f"{i.line} imports {i.target}" for i in module.imports if i.of(*RUNS_CODE)]
+    for node in ast.walk(module.tree):
+        if not isinstance(node, ast.Call):
+            continue
+        callee = ast.unparse(node.func)
+        given = {k.arg: ast.unparse(k.value) for k in node.keywords}
+        if callee == "torch.load" and given.get("weights_only") != "True":
+            found.append(f"{node.lineno} torch.load without weights_only=True")
+        if callee in ("np.load", "numpy.load") and given.get("allow_pickle") != "False":
+            found.append(f"{node.lineno} {callee} without allow_pickle=False")
+        if callee in ("eval", "exec", "pd.read_pickle", "pandas.read_pickle"):
+            found.append(f"{node.lineno} calls {callee}")
+    return found
+
+
+MUTABLE_CALLS = {
+    "list",
+    "dict",
+    "set",
+    "bytearray",
+    "defaultdict",
+    "Counter",
+    "deque",
+    "OrderedDict",
+}
+MUTATORS = {
+    *("append", "extend", "insert", "remove", "pop", "clear", "sort", "reverse", "add", "discard"),
+    *("update", "setdefault", "popitem", "appendleft", "popleft"),
+}
+
+
+def no_global_state(module: Module) -> list[str]:
+    """Module-level tables are dict literals, which nobody changes; everything else is immutable."""
+    found, tables = [], set()
+    for node in module.tree.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = {t.id for t in targets if isinstance(t, ast.Name)}
+            tables |= names
+            callee = ast.unparse(node.value.func) if isinstance(node.value, ast.Call) else ""
+            if names != {"__all__"} and (
+                isinstance(
+                    node.value, ast.List | ast.Set | ast.ListComp | ast.SetComp | ast.DictComp
+                )
+                or callee.split(".")[-1] in MUTABLE_CALLS
+            ):
+                found.append(f"{node.lineno} {', '.join(sorted(names))} is mutable")
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Global(names=names):
+                found.append(f"{node.lineno} global {', '.join(names)}")
+            case ast.Subscript(value=ast.Name(id=name), ctx=ast.Store() | ast.Del()):
+                if name in tables:
+                    found.append(f"{node.lineno} changes {name}")
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=attr)):
+                if name in tables and attr in MUTATORS:
+                    found.append(f"{node.lineno} changes {name}")
+            case ast.AugAssign(target=ast.Name(id=name)):
+                if name in tables:
+                    found.append(f"{node.lineno} changes {name}")
+    return found
+
+
+# --- documentation -------------------------------------------------------------------------------
+
+
+def _definitions(
+    body: list[ast.stmt], prefix: str = ""
+) -> Iterator[tuple[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Public classes, functions and methods, by dotted name; not what a function hides inside."""
+    for node in body:
+        if isinstance(node, ast.If | ast.Try):
+            yield from _definitions(node.body, prefix)
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if node.name.startswith("_"):
+            continue
+        yield prefix + node.name, node
+        if isinstance(node, ast.ClassDef):
+            yield from _definitions(node.body, f"{prefix}{node.name}.")
+
+
+def _classes(module: Module) -> dict[str, ast.ClassDef]:
+    return {node.name: node for node in ast.walk(module.tree) if isinstance(node, ast.ClassDef)}
+
+
+@cache
+def _project_classes() -> dict[str, ast.ClassDef]:
+    return {name: node for module in modules() for name, node in _classes(module).items()}
+
+
+def _inherits_words(owner: str, method: str, classes: dict[str, ast.ClassDef]) -> bool:
+    """Whether a base class in the project documents the method: `help` shows those words."""
+    for base in classes[owner].bases if owner in classes else ():
+        name = ast.unparse(base).split(".")[-1]
+        if name not in classes:
+            continue
+        for node in classes[name].body:
+            if (
+                isinstance(node, ast.FunctionDef)
+                and node.name == method
+                and ast.get_docstring(node)
+            ):
+                return True
+        if _inherits_words(name, method, classes):
+            return True
+    return False
+
+
+def documented(module: Module) -> list[str]:
+    """Every module that is not empty, and everything public in it, says what it is; a method may
+    leave it to the base class it implements."""
+    classes = _project_classes() | _classes(module)
+    found = []
+    if module.tree.body and not ast.get_docstring(module.tree):
+        found.append("1 the module")
+    for name, node in _definitions(module.tree.body):
+        decorators = {ast.unparse(d) for d in node.decorator_list}
+        if any(d.endswith((".setter", "overload")) for d in decorators):
+            continue
+        owner, _, method = name.rpartition(".")
+        inherited = _inherits_words(owner.rpartition(".")[2], method, classes)
+        if not ast.get_docstring(node) and not inherited:
+            found.append(f"{node.lineno} {name}")
+    return found
+
+
+def fields_documented(module: Module) -> list[str]:
+    """Every field of a public dataclass or named tuple has its own docstring."""
+    found = []
+    for name, node in _definitions(module.tree.body):
+        if not isinstance(node, ast.ClassDef):
+            continue
+        record = any("dataclass" in ast.unparse(d) for d in node.decorator_list)
+        if not record and "NamedTuple" not in {ast.unparse(b) for b in node.bases}:
+            continue
+        for statement, after in zip(node.body, [*node.body[1:], None], strict=True):
+            match statement:
+                case ast.AnnAssign(target=ast.Name(id=field), annotation=annotation):
+                    private = field.startswith("_") or "ClassVar" in ast.unparse(annotation)
+                    text = after.value if isinstance(after, ast.Expr) else None
+                    if not private and not (
+                        isinstance(text, ast.Constant) and isinstance(text.value, str)
+                    ):
+                        found.append(f"{statement.lineno} {name}.{field}")
+    return found
+
+
+RULES: tuple[Rule, ...] = (
+    one_way,
+    methods_apart,
+    at_home,
+    no_pickle,
+    no_global_state,
+    documented,
+    fields_documented,
+)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_project_keeps_the_rule(rule: Rule) -> None:
+    breaches = [f"{module.path}:{found}" for module in modules() for found in rule(module)]
+    assert breaches == [], rule.__doc__
+
+
+BASE = '"""M."""\nclass A:\n    """A."""\n'
+CHILD = '\nclass B(A):\n    """B."""\n    def f(self): pass'
+SPACE, SEARCH = "spaces/new.py", "search/new.py"
+METHOD, DATA = "trainables/methods/new.py", "trainables/data/new.py"
+TYPED = (
+    "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from optuna.trial import BaseTrial"
+)
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "source"),
+    [
+        (one_way, DATA, "from spaces.base import Space"),
+        (one_way, DATA, "import search"),
+        (one_way, DATA, "def f():\n    from search.files import read_json"),
+        (one_way, SPACE, "from search.config import SweepConfig"),
+        (one_way, SPACE, "import importlib\nimportlib.import_module('search.config')"),
+        (one_way, SPACE, "import importlib\nimportlib.import_module(name)"),
+        (one_way, SPACE, "__import__('search')"),
+        (one_way, SPACE, "from ..search import config"),
+        (one_way, SEARCH, "from tests.search.conftest import Sweep"),
+        (methods_apart, METHOD, "from trainables.methods.taskres import TaskRes"),
+        (methods_apart, METHOD, "import trainables.methods.rmt"),
+        (methods_apart, METHOD, "from trainables.methods import rmt"),
+        (methods_apart, METHOD, "from trainables.methods.registry import METHODS"),
+        (at_home, DATA, "import ray"),
+        (at_home, "trainables/trainer.py", "from ray import tune"),
+        (at_home, SEARCH, "import mlflow.pyfunc"),
+        (at_home, SPACE, "import optuna"),
+        (at_home, SPACE, "def f():\n    from optuna.trial import FixedTrial"),
+        (at_home, METHOD, TYPED),
+        (at_home, "trainables/backbones/new.py", "import open_clip"),
+        (no_pickle, SEARCH, "import pickle"),
+        (no_pickle, SEARCH, "from cloudpickle import dumps"),
+        (no_pickle, DATA, "torch.load(path)"),
+        (no_pickle, DATA, "torch.load(path, weights_only=False)"),
+        (no_pickle, DATA, "np.load(path)"),
+        (no_pickle, DATA, "eval(text)"),
+        (no_global_state, DATA, "CACHE = []"),
+        (no_global_state, DATA, "SEEN: set[str] = set()"),
+        (no_global_state, DATA, "NAMES = {'a', 'b'}"),
+        (no_global_state, DATA, "SQUARES = {i: i * i for i in range(3)}"),
+        (no_global_state, DATA, "import collections\nC = collections.defaultdict(list)"),
+        (no_global_state, DATA, "TABLE = {}\ndef f(k, v):\n    TABLE[k] = v"),
+        (no_global_state, DATA, "TABLE = {}\ndef f(k):\n    del TABLE[k]"),
+        (no_global_state, DATA, "TABLE = {}\ndef f(k, v):\n    TABLE.setdefault(k, v)"),
+        (no_global_state, DATA, "COUNT = 0\ndef f():\n    global COUNT\n    COUNT += 1"),
+        (documented, DATA, "X = 1"),
+        (documented, DATA, "'''M.'''\ndef f(): pass"),
+        (documented, DATA, "'''M.'''\nclass C:\n    '''C.'''\n    def f(self): pass"),
+        (documented, DATA, "'''M.'''\nclass C: pass"),
+        (documented, DATA, f"{BASE}    def f(self): pass{CHILD}"),
+        (fields_documented, DATA, "@dataclass(frozen=True)\nclass C:\n    '''C.'''\n    x: int"),
+        (
+            fields_documented,
+            DATA,
+            "@dataclass\nclass C:\n    '''C.'''\n    x: int = 1\n    y: int = 2\n    '''Y.'''",
+        ),
+        (fields_documented, DATA, "class C(NamedTuple):\n    '''C.'''\n    x: int"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else None,
+)
+def test_a_breach_is_seen(rule: Rule, path: str, source: str) -> None:
+    assert rule(read(path, source))
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "source"),
+    [
+        (one_way, SEARCH, "from trainables.trial import TrialConfig\nimport spaces.base"),
+        (one_way, SPACE, "from trainables.trial import TrialConfig\nimport searchlight"),
+        (methods_apart, METHOD, "from trainables.methods.masks import purity"),
+        (methods_apart, "trainables/methods/rmt.py", "from trainables.methods.layers import x"),
+        (at_home, SPACE, TYPED),
+        (at_home, DATA, "from trainables.backbones.open_clip import open_clip\nimport rayleigh"),
+        (no_pickle, DATA, "torch.load(path, weights_only=True)"),
+        (no_global_state, DATA, "TABLE = {'a': 1}\ndef f():\n    found = {}\n    found['b'] = 2"),
+        (no_global_state, DATA, "NAMES = frozenset({'a'})\n__all__ = ['NAMES']"),
+        (documented, DATA, ""),
+        (documented, DATA, f'{BASE}    def f(self):\n        """F."""{CHILD}'),
+        (documented, DATA, "'''M.'''\ndef f():\n    '''F.'''\n    def inner(): pass"),
+        (fields_documented, DATA, "class C:\n    x: int"),
+        (
+            fields_documented,
+            DATA,
+            "@dataclass\nclass C:\n    '''C.'''\n    x: int\n    '''X.'''\n    _y: int = 0",
+        ),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else None,
+)
+def test_what_keeps_the_rule_is_no_breach(rule: Rule, path: str, source: str) -> None:
+    assert rule(read(path, source)) == []
+
+
+# --- records and tests ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        *(method.Config for method in METHODS.values()),
+        *(OptimConfig, TaskSpec, TrialConfig, SweepConfig, Assignment, Message, Report),
+    ],
+    ids=lambda record: record.__name__,
+)
+def test_records_are_frozen(record: type) -> None:
+    assert dataclasses.is_dataclass(record)
+    assert record.__dataclass_params__.frozen  # type: ignore[attr-defined]
+
+
+def test_every_module_has_a_test_that_names_it_or_its_user() -> None:
+    """Lenient: a module is covered where a test names it (or runs it with `-m`), or where a
+    module that imports it is named. It finds what was added and forgotten."""
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")]
+    words = {word for text in texts for word in re.findall(r"[\w.]+", text)}
+    found = {word for word in words if word.startswith(tuple(f"{p}." for p in PACKAGES))}
+    named = {
+        module.name
+        for module in modules()
+        if any(word == module.name or word.startswith(f"{module.name}.") for word in found)
+    }
+    used = {
+        target
+        for module in modules()
+        if module.name in named
+        for i in module.imports
+        for target in (i.target, i.target.rpartition(".")[0])
+    }
+    forgotten = [m.name for m in modules() if m.tree.body and m.name not in named | used]
+    # A package's own file holds at most its docstring.
+    assert [name for name in forgotten if not (ROOT / name.replace(".", "/")).is_dir()] == []
