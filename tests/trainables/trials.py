@@ -16,7 +16,7 @@ TWO_SEEDS = replace(TASK, shots=1, seeds=(1, 4))
 
 
 def residual_trial(epochs: int = 4, **optim: Any) -> TrialConfig:
-    """TaskRes with two or three steps an epoch."""
+    """TaskRes with two steps an epoch."""
     settings = {"lr": 2e-3, "batch_size": 8} | optim
     return TrialConfig("taskres", "search", TaskResConfig(), OptimConfig(epochs=epochs, **settings))
 
@@ -27,7 +27,7 @@ def mask_trial(epochs: int = 3, crop_scale: float = 0.5, **config: Any) -> Trial
         "rmt",
         "search",
         MaskTuningConfig(prompts="single", **config),
-        OptimConfig(lr=2e-3, epochs=epochs, batch_size=5),
+        OptimConfig(lr=4e-3, epochs=epochs, batch_size=8),
         crop_scale,
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from trainables.data.few_shot import VAL_SHOTS, draw_few_shot, sample_shots
 from trainables.data.registry import DATASETS, open_dataset
 
 MOST = 6
+patient = settings(deadline=None)  # busy machines are no failure
 
 
 @st.composite
@@ -34,6 +35,7 @@ shots_ = st.integers(1, MOST)
 seeds = st.integers(-(2**40), 2**40)
 
 
+@patient
 @given(labelings(), shots_, seeds, st.text(max_size=5))
 def test_every_class_gives_exactly_its_shots_and_no_image_twice(
     labels: Tensor, shots: int, seed: int, fingerprint: str
@@ -48,6 +50,7 @@ def test_every_class_gives_exactly_its_shots_and_no_image_twice(
     assert labels[chosen].tolist() == [c for c in classes.tolist() for _ in range(shots)]
 
 
+@patient
 @given(labelings(), seeds)
 def test_more_shots_keep_the_images_of_fewer(labels: Tensor, seed: int) -> None:
     draws = [sample_shots(labels, k, seed).tolist() for k in range(1, MOST + 1)]
@@ -58,6 +61,7 @@ def test_more_shots_keep_the_images_of_fewer(labels: Tensor, seed: int) -> None:
         assert chosen == [row for member in longest for row in member[:k]]
 
 
+@patient
 @given(labelings(), shots_, seeds)
 def test_a_draw_neither_reads_nor_moves_global_state(labels: Tensor, shots: int, seed: int) -> None:
     before = sample_shots(labels, shots, seed)
@@ -73,6 +77,7 @@ def test_a_draw_neither_reads_nor_moves_global_state(labels: Tensor, shots: int,
     assert np.random.get_state()[1].tolist() == states[2]
 
 
+@patient
 @given(labelings(), st.integers(0, 99))
 def test_a_class_draws_alone(labels: Tensor, seed: int) -> None:
     """Another class's images, in any number, do not change what a class draws."""
@@ -117,6 +122,7 @@ def test_too_few_images_say_rule_value_and_remedy() -> None:
     assert len(sample_shots(labels, 2, 0)) == 6  # the remedy helps
 
 
+@settings(patient, max_examples=25)
 @given(shots=st.integers(1, 58), seed=st.integers(0, 10**6))
 def test_train_and_val_are_disjoint_and_sized(shots: int, seed: int) -> None:
     pair = draw_few_shot(open_dataset("digits"), shots, seed)
