@@ -24,11 +24,11 @@ WARMUP_PARTS = 2
 
 
 def _asha() -> BasePruner:
-    return SuccessiveHalvingPruner(min_resource=WARMUP_PARTS, reduction_factor=2)
+    return SuccessiveHalvingPruner(min_resource=WARMUP_PARTS, reduction_factor=3)
 
 
 def _hyperband() -> BasePruner:
-    return HyperbandPruner(min_resource=WARMUP_PARTS, max_resource=PARTS, reduction_factor=2)
+    return HyperbandPruner(min_resource=WARMUP_PARTS, max_resource=PARTS, reduction_factor=3)
 
 
 def _median() -> BasePruner:
