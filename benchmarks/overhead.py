@@ -2,6 +2,7 @@
 
     python -m benchmarks.overhead                    40 trials of `taskres`, one at a time
     python -m benchmarks.overhead --slots 2          two at a time
+    python -m benchmarks.overhead --no-tracking      the same without MLflow
 
 A real sweep (Ray, ledger, checkpoints, MLflow in a sqlite file; in a temporary folder), then its
 peer in this process: plain Optuna, ask and tell on the same kind of journal, the same Trainer, no
@@ -129,6 +130,7 @@ def main() -> None:
     parser.add_argument("--space", choices=list(SPACES), default="taskres")
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--slots", type=int, default=1, help="trials at a time in the sweep")
+    parser.add_argument("--no-tracking", action="store_true", help="the sweep without MLflow")
     options = parser.parse_args()
     torch.set_num_threads(1)
     seeds = SPACES[options.space].seeds
@@ -141,6 +143,7 @@ def main() -> None:
             device="cpu",
             max_concurrent=options.slots,
             eval_seeds=1,
+            tracking_uri="none" if options.no_tracking else "",
         )
         before = os.getloadavg()[0]
         ours = run_ours(config)
@@ -153,7 +156,7 @@ def main() -> None:
     )
     print(f"{'':34}{'trials/min':>11}{'training/s':>12}{'overhead/ms':>13}")
     for title, side in (
-        (f"sweep, {options.slots} at a time", ours),
+        (f"sweep, {options.slots} at a time{', untracked' * options.no_tracking}", ours),
         ("plain Optuna and Trainer", peer),
     ):
         print(
@@ -162,8 +165,13 @@ def main() -> None:
         )
     print(f"trials a minute: {ours.per_minute / peer.per_minute:.2f} of the peer's")
     if options.slots == 1:
+        pairs = list(zip(ours.values, peer.values, strict=True))
         if ours.values != peer.values:
-            raise SystemExit("the two sides found other values: the comparison is void")
+            first = next(n for n, pair in enumerate(pairs) if pair[0] != pair[1])
+            raise SystemExit(
+                f"the comparison is void: from trial {first} on the values differ, "
+                f"{ours.values[first]} in the sweep, {peer.values[first]} in the peer"
+            )
         print("both sides found the same value in every trial")
 
 
