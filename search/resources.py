@@ -84,8 +84,9 @@ def place(config: SweepConfig, machine: Machine) -> tuple[Placement | None, list
     fitting = math.floor(machine.cpus / config.cpus_per_trial + 1e-9)
     if gpus > 0:
         fitting = min(fitting, math.floor(machine.gpus / gpus + 1e-9))
-    if machine.elastic:
-        fitting = config.trials
-    slots = max(1, min(fitting, config.max_concurrent or fitting))
+    slots = min(fitting, config.max_concurrent or fitting)
+    if machine.elastic and config.max_concurrent:
+        slots = config.max_concurrent  # the autoscaler makes room
+    slots = max(1, slots)
     device: Literal["cpu", "cuda"] = "cuda" if gpus > 0 else "cpu"
     return Placement(device, config.cpus_per_trial, gpus, slots), []

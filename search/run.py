@@ -147,8 +147,8 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--tracking-uri",
         metavar="URI",
-        help="MLflow: sqlite:///FILE, http://HOST:PORT, or none (default: a sqlite file in the "
-        "storage folder)",
+        help="MLflow: sqlite:///FILE, http://HOST:PORT, or none (default: MLFLOW_TRACKING_URI "
+        "where it is set, else a sqlite file in the storage folder)",
     )
     machine = parser.add_argument_group("what it runs on")
     machine.add_argument(
@@ -176,7 +176,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--max-concurrent",
         type=int,
         metavar="N",
-        help="most trials at a time (default: as many as fit)",
+        help="most trials at a time; on a cluster that grows, as many as it may grow to "
+        "(default: as many as fit now)",
     )
     machine.add_argument(
         "--checkpoint-seconds",
@@ -212,6 +213,7 @@ def configure(arguments: Sequence[str]) -> SweepConfig:
         effort = SPACES[given.get("space", base.space)]
         given = {"trials": effort.trials, "seeds": effort.seeds} | given
     given.setdefault("address", os.environ.get("RAY_ADDRESS", base.address))
+    given.setdefault("tracking_uri", base.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", ""))
     plain = base.to_dict()
     if "backbone" in given:
         given["backbone"] = absolute_spec(given["backbone"])

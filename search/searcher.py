@@ -25,25 +25,21 @@ Assign = Callable[[Live], Assignment]
 
 
 class StudySearcher(Searcher):
-    """Issues trials until the ledger holds enough, no more than fit at a time."""
+    """Issues trials until the ledger holds enough."""
 
-    def __init__(
-        self, ledger: Ledger, assign: Assign, trials: int, slots: int, observer: Observer
-    ) -> None:
+    def __init__(self, ledger: Ledger, assign: Assign, trials: int, observer: Observer) -> None:
         super().__init__()
         self._ledger, self._assign, self._observer = ledger, assign, observer
-        self._trials, self._slots = trials, slots
+        self._trials = trials
 
     def __getstate__(self) -> dict[str, Any]:
         """Empty: Ray pickles its searcher to be able to restore itself, which is never asked."""
         return {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial's configuration; None while all slots are taken."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The next trial's configuration, or the word that there is none."""
         if not self._ledger.waiting and self._ledger.issued >= self._trials:
             return str(Searcher.FINISHED)
-        if len(self._ledger.live) >= self._slots:
-            return None
         live = self._ledger.ask()
         self._observer.started(live)
         return {"assignment": asdict(self._assign(live))}

@@ -161,9 +161,13 @@ def _fit(
         tuner = tune.Tuner(
             tune.with_resources(FewShotTrainable, resources),
             tune_config=tune.TuneConfig(
-                search_alg=StudySearcher(ledger, assign, config.trials, placement.slots, observer),
+                search_alg=StudySearcher(ledger, assign, config.trials, observer),
                 scheduler=StudyScheduler(ledger, observer),
                 num_samples=-1,
+                # It also lets Ray start that many workers side by side from the first moment.
+                # One by one, a short trial's worker would take over the next trial while that
+                # one's own worker is still starting, and all trials would run in one.
+                max_concurrent_trials=placement.slots,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(

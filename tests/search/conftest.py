@@ -79,7 +79,7 @@ def environment() -> dict[str, str]:
 def session_members(leader: int) -> dict[int, str]:
     """Processes of a driver's session, Ray's among them: id -> command line."""
     listing = subprocess.run(
-        ["ps", "-e", "-o", "pid=,sid=,args="], capture_output=True, text=True, check=True
+        ["ps", "-eww", "-o", "pid=,sid=,args="], capture_output=True, text=True, check=True
     ).stdout
     rows = (line.split(None, 2) for line in listing.splitlines())
     return {int(pid): args for pid, sid, args in rows if int(sid) == leader}
