@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 
 def quiet_environment() -> None:
@@ -18,3 +19,6 @@ def quiet_environment() -> None:
         "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     }.items():
         os.environ.setdefault(key, value)
+    if (Path.home() / ".ray" / "auth_token").exists():
+        # Ray uses its token by itself only for clusters that it starts itself.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")

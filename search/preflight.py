@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ def preflight(config: SweepConfig) -> Plan:
     if not config.address:
         placement, found = place(config, this_machine())
         problems += found
-    problems += _storage_problems(config)
+    problems += _storage_problems(config) + _address_problems(config)
     uri = tracking_uri(config)
     if config.tracking_uri not in ("", "none") or Path(config.storage).expanduser().is_dir():
         try:
@@ -132,6 +133,24 @@ def _storage_problems(config: SweepConfig) -> list[str]:
         return [_unwritable(config.folder, f"'{there}' is not a folder")]
     if not os.access(there, os.W_OK | os.X_OK):
         return [_unwritable(config.folder, f"no permission in '{there}'")]
+    return []
+
+
+def _address_problems(config: SweepConfig) -> list[str]:
+    """Ray itself tries for minutes before it says that nobody is there."""
+    host, colon, port = config.address.rpartition(":")
+    if not config.address or config.address == "auto":
+        return []
+    try:
+        if not (colon and host and port.isdecimal()):
+            raise ValueError("not HOST:PORT")
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError, OverflowError) as error:
+        return [
+            f"--address must be HOST:PORT of a running Ray cluster, or auto, and "
+            f"'{config.address}' is not ({error}). Start one (`ray up cluster.yaml`), or leave "
+            "the option away to use this machine."
+        ]
     return []
 
 

@@ -275,8 +275,8 @@ def _ray(config: SweepConfig, console: Console) -> Iterator[None]:
                 raise UsageError(
                     [
                         f"--address must name a running Ray cluster, and '{config.address}' does "
-                        f"not answer ({str(error).splitlines()[0]}). Start one (`ray up`), or "
-                        "leave the option away to use this machine."
+                        f"not let us in ({str(error).splitlines()[0]}). If it asks for a token, "
+                        "it must be in ~/.ray/auth_token, with RAY_AUTH_MODE=token."
                     ]
                 ) from error
         else:

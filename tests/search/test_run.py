@@ -71,6 +71,8 @@ def refused(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
         (("--resume", "nobody"), ["There is no sweep 'nobody'"]),
         (("--resume", "one", "--name", "two"), ["--resume", "'two'"]),
         (("--trails", "5"), ["--trails", "See --help"]),
+        (("--address", "127.0.0.1:1"), ["--address must be HOST:PORT", "127.0.0.1:1"]),
+        (("--address", "somewhere"), ["--address must be HOST:PORT", "somewhere"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
