@@ -51,6 +51,21 @@ def test_trial_zero_is_the_papers_setting(tmp_path: Path) -> None:
     assert second.config != SPACE.paper
 
 
+def test_the_papers_setting_is_never_pruned(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path, pruner="median")
+    first = ledger.ask()
+    for _ in range(8):
+        live = ledger.ask()
+        values = [0.9] * 6
+        ledger.report(live.number, values, {"val/accuracy": 0.9})
+        ledger.finish(live.number, "COMPLETE", values)
+    other = ledger.ask()
+    for live in (first, other):
+        ledger.report(live.number, [0.1] * 6, {"val/accuracy": 0.1})
+    assert not ledger.should_prune(first.number)
+    assert ledger.should_prune(other.number)
+
+
 def test_a_result_is_committed_before_the_study_hears_of_it(tmp_path: Path) -> None:
     ledger = open_ledger(tmp_path)
     live = ledger.ask()
