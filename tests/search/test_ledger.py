@@ -51,6 +51,11 @@ def test_trial_zero_is_the_papers_setting(tmp_path: Path) -> None:
     assert second.config != SPACE.paper
 
 
+def test_the_sweeps_seed_reaches_every_trial(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, SPACE, "random", "none", seed=5)
+    assert [ledger.ask().config.seed for _ in range(2)] == [5, 5]
+
+
 def test_the_papers_setting_is_never_pruned(tmp_path: Path) -> None:
     ledger = open_ledger(tmp_path, pruner="median")
     first = ledger.ask()
