@@ -1,0 +1,113 @@
+"""How trials ended: the files that make a trial finished, once they are there.
+
+In a trial's folder lie `result.json`, the commit, and `metrics.jsonl`, a row an epoch, which is
+written before it. `result.json` is whole or not there; nothing changes it afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from search.problems import UsageError
+from trainables.storage import Storage
+
+FORMAT = 2
+"""Version of `result.json`."""
+RESULT = "result.json"
+METRICS = "metrics.jsonl"
+
+State = Literal["COMPLETE", "PRUNED", "FAIL"]
+Row = dict[str, float]
+"""Metrics of one epoch, with `epoch` and `time` (unix seconds)."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a trial ended: the content of its `result.json`."""
+
+    number: int
+    """The trial's number, from 0."""
+    state: State
+    """`COMPLETE`: trained to its end; `PRUNED`: stopped early by the pruner; `FAIL`: see reason."""
+    value: float | None
+    """Validation accuracy (a fraction): final, or the last before pruning; none for a failure."""
+    values: tuple[float, ...]
+    """The objective after each part."""
+    metrics: dict[str, float]
+    """The last row of metrics, and the forecast."""
+    parameters: dict[str, Any]
+    """The space's parameters, as sampled."""
+    distributions: dict[str, str]
+    """What each parameter was drawn from, as Optuna's JSON."""
+    config: dict[str, Any]
+    """The resolved `TrialConfig`."""
+    train_seconds: float
+    """Time in training and validation."""
+    begun: float
+    """Unix time at which the trial was first issued."""
+    ended: float
+    """Unix time."""
+    host: str
+    """Name of the host that trained its last part; empty where none answered."""
+    failures: int = 0
+    """Times that its worker died or ran out of memory."""
+    reason: str = ""
+    """Why it failed, else empty."""
+    details: str = ""
+    """Traceback of a failure, else empty."""
+    format: int = FORMAT
+    """Version of this record."""
+
+
+def trial_folder(number: int) -> str:
+    """Where a trial's files lie in the sweep's folder."""
+    return f"trials/{number:06d}"
+
+
+def commit(sweep: Storage, result: Result, rows: Sequence[Row]) -> None:
+    """Write a trial's end. After it returns, nothing loses it."""
+    folder = sweep.child(trial_folder(result.number))
+    lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    folder.write(METRICS, lines.encode())
+    text = json.dumps(asdict(result), indent=1, allow_nan=False) + "\n"
+    folder.write(RESULT, text.encode())
+
+
+def read_results(sweep: Storage) -> dict[int, Result]:
+    """Every committed result, by number; raises `UsageError` for one that cannot be read."""
+    names = [n for n in sweep.child("trials").files() if n.endswith(f"/{RESULT}")]
+    texts = sweep.child("trials").read_many(names)
+    results = (_parse(name, text) for name, text in zip(names, texts, strict=True))
+    return {result.number: result for result in results}
+
+
+def read_rows(sweep: Storage, number: int) -> list[Row]:
+    """A committed trial's metrics, a row an epoch; a damaged line is left out."""
+    rows = []
+    for line in sweep.child(trial_folder(number)).read_log(METRICS).splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def _parse(name: str, text: bytes) -> Result:
+    try:
+        plain = json.loads(text)
+        if plain.get("format") != FORMAT:
+            raise ValueError(f"it has format {plain.get('format')}, this version reads {FORMAT}")
+        result = Result(**(plain | {"values": tuple(plain["values"])}))
+        if name != f"{result.number:06d}/{RESULT}":
+            raise ValueError(f"it is of trial {result.number}")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(
+            [
+                f"A committed result must be readable, and 'trials/{name}' is not: {error}. "
+                "Restore the file from a copy, or start another sweep with --name."
+            ]
+        ) from error
+    return result
