@@ -8,15 +8,17 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 from search.pruners import PRUNERS
 from search.samplers import SAMPLERS
+from search.study import JOURNAL_LEDGER, without_password
 from spaces.registry import SPACES
 from trainables.data.base import DataError
 from trainables.data.few_shot import draw_few_shot
 from trainables.data.registry import DATASETS, open_dataset
+from trainables.storage import join
 from trainables.suggest import did_you_mean
 from trainables.trial import TaskSpec
 
@@ -49,7 +51,9 @@ class SweepConfig:
     name: str = ""
     """Folder name of the sweep; derived from the identity where empty."""
     storage: str = "sweeps"
-    """Folder that holds the sweeps."""
+    """Where the sweeps are: a folder or a URI, see `trainables.storage.open_storage`."""
+    ledger: str = JOURNAL_LEDGER
+    """Where the study is kept: `journal` (in the sweep's folder) or a PostgreSQL address."""
     tracking_uri: str = ""
     """MLflow tracking URI, or `none`; a sqlite file in the storage where empty."""
     address: str = ""
@@ -76,13 +80,17 @@ class SweepConfig:
         if self.name:
             return self.name
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
-        backbone = re.sub(r"[^A-Za-z0-9]+", "-", Path(self.task.backbone).name).strip("-")
+        backbone = re.sub(r"[^A-Za-z0-9]+", "-", PurePath(self.task.backbone).name).strip("-")
         return f"{self.space}-{self.task.dataset}-{backbone}-{self.task.shots}shot-{digest[:6]}"
 
     @property
-    def folder(self) -> Path:
-        """The sweep's folder, absolute."""
-        return (Path(self.storage).expanduser() / self.sweep_name).resolve()
+    def location(self) -> str:
+        """Where the sweep's folder is: an absolute path, or a URI."""
+        return join(self.storage, self.sweep_name)
+
+    def public(self) -> SweepConfig:
+        """Without the password that the ledger's address may hold."""
+        return dataclasses.replace(self, ledger=without_password(self.ledger))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -8,33 +8,26 @@ all of them, and the read is written down before it happens.
 from __future__ import annotations
 
 import json
-import os
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import torch
 from safetensors.torch import load, save
 
 from search.config import SweepConfig
-from search.files import read_json, write_json
+from search.evaluation import EVALUATION, READS, Evaluation, Label, Score, read_evaluation
 from search.ledger import Ledger
 from search.resources import Placement
 from spaces.base import Setting, Space, preset_trial
 from trainables.data.registry import open_dataset
 from trainables.data.sealed import read_test_split
+from trainables.storage import Storage, open_storage
 from trainables.trainer import Trainer, accuracy
 from trainables.trial import TaskSpec, TrialConfig
 from trainables.workbench import Workbench
-
-READS = "test_reads.jsonl"
-EVALUATION = "evaluation.json"
-
-Label = Literal["zero-shot", "paper", "winner"]
 
 
 class EvaluationError(RuntimeError):
@@ -57,52 +50,6 @@ class Candidate:
     """The artifact's metadata."""
 
 
-@dataclass(frozen=True)
-class Score:
-    """Mean and spread of a configuration's test accuracy over the fresh draws, as fractions."""
-
-    label: Label
-    """What was judged."""
-    values: tuple[float, ...]
-    """One accuracy a draw."""
-
-    @property
-    def mean(self) -> float:
-        """Arithmetic mean."""
-        return statistics.fmean(self.values)
-
-    @property
-    def deviation(self) -> float | None:
-        """Sample standard deviation (n - 1); none for a single draw."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What the sweep found, on data that it was not chosen on."""
-
-    winner: int
-    """Number of the winning trial."""
-    validation: float
-    """The winner's value in the search."""
-    seeds: tuple[int, ...]
-    """Seeds of the fresh draws."""
-    images: int
-    """Test images."""
-    scores: tuple[Score, ...]
-    """Zero-shot, paper's setting, winner."""
-
-    def score(self, label: Label) -> Score:
-        """The score of that name."""
-        return next(score for score in self.scores if score.label == label)
-
-    @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> Evaluation:
-        """The inverse of `dataclasses.asdict`."""
-        scores = tuple(Score(s["label"], tuple(s["values"])) for s in plain["scores"])
-        return cls(**(plain | {"scores": scores, "seeds": tuple(plain["seeds"])}))
-
-
 def fresh_seeds(used: Sequence[int], count: int) -> tuple[int, ...]:
     """The next `count` seeds after all those that the search has used."""
     return tuple(range(max(used) + 1, max(used) + 1 + count))
@@ -110,10 +57,9 @@ def fresh_seeds(used: Sequence[int], count: int) -> tuple[int, ...]:
 
 def stored_evaluation(ledger: Ledger, config: SweepConfig) -> Evaluation | None:
     """The evaluation of the present winner on the same draws, if there is one already."""
-    path, best = ledger.folder / EVALUATION, ledger.best()
-    if best is None or not path.exists():
+    found, best = read_evaluation(ledger.sweep), ledger.best()
+    if found is None or best is None:
         return None
-    found = Evaluation.from_dict(read_json(path))
     seeds = fresh_seeds(config.task.seeds, config.eval_seeds)
     return found if (found.winner, found.seeds) == (best.number, seeds) else None
 
@@ -146,7 +92,7 @@ def evaluate(
         for label, trial in wanted.items()
         for seed in seeds
     ]
-    place = (str(ledger.folder), placement.device, threads)
+    place = (ledger.sweep.location, placement.device, threads)
     try:
         trained: list[Candidate] = ray.get(jobs)
         images, values = ray.get(score.remote(trained, asdict(config.task), *place))
@@ -160,11 +106,10 @@ def evaluate(
     found = Evaluation(best.number, best.value, seeds, images, scores)
     for candidate in trained:
         if candidate.label == "winner":
-            path = ledger.folder / "winner" / f"artifact-seed{candidate.seed}.safetensors"
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(save(load(candidate.artifact), candidate.metadata))
-    write_json(ledger.folder / "winner" / "config.json", best.config)
-    write_json(ledger.folder / EVALUATION, asdict(found))
+            name = f"winner/artifact-seed{candidate.seed}.safetensors"
+            ledger.sweep.write(name, save(load(candidate.artifact), candidate.metadata))
+    ledger.sweep.write("winner/config.json", _json(best.config))
+    ledger.sweep.write(EVALUATION, _json(asdict(found)))
     return found
 
 
@@ -201,7 +146,7 @@ def _score(
     bench = Workbench(spec.backbone, device)
     test = read_test_split(
         open_dataset(spec.dataset),
-        lambda: _record(Path(folder), spec, [(c.label, c.seed) for c in candidates]),
+        lambda: _record(open_storage(folder), spec, [(c.label, c.seed) for c in candidates]),
     )
     view = bench.view(test.images, test.labels)
     accuracies = []
@@ -213,19 +158,14 @@ def _score(
     return len(test.labels), accuracies
 
 
-def _record(folder: Path, task: TaskSpec, judged: Sequence[tuple[str, int]]) -> None:
-    """Append the read to the sweep's list of reads, on the disk before any image is given."""
+def _record(sweep: Storage, task: TaskSpec, judged: Sequence[tuple[str, int]]) -> None:
+    """Append the read to the sweep's list of reads, for good before any image is given."""
     entry = {"time": time.time(), "dataset": task.dataset, "judged": judged}
-    with open(folder / READS, "a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    sweep.append(READS, json.dumps(entry).encode() + b"\n")
 
 
-def test_reads(folder: Path) -> int:
-    """How often the sweep has read the test split."""
-    path = folder / READS
-    return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
+def _json(plain: dict[str, Any]) -> bytes:
+    return json.dumps(plain, indent=1, allow_nan=False).encode() + b"\n"
 
 
 def _task(plain: dict[str, Any]) -> TaskSpec:

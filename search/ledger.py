@@ -1,9 +1,9 @@
 """The ledger: which trials exist and how they ended.
 
-The Optuna study in the sweep's folder says what was tried; a trial is finished when its
-`result.json` is there, whole, and never before. The commit comes first and the study is told
-after it, so a crash between the two is mended on the next start by reading the commit. What was
-running when a driver died is issued again under its own number and continues from its checkpoint.
+The Optuna study says what was tried; a trial is finished when its `result.json` is there, whole,
+and never before. The commit comes first and the study is told after it, so a crash between the two
+is mended on the next start by reading the commit. What was running when a driver died is issued
+again under its own number and continues from its checkpoint.
 """
 
 from __future__ import annotations
@@ -12,60 +12,28 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import optuna
+from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import RandomSampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from search.files import read_json, write_json
 from search.problems import UsageError
 from search.pruners import PRUNERS
+from search.results import Result, Row, State, commit, read_results, trial_folder
 from search.samplers import make_sampler
+from search.study import StudyStore
 from spaces.base import Space
+from trainables.storage import Storage
 from trainables.trial import TrialConfig
 from trainables.trial_run import CHECKPOINT
 
-FORMAT = 1
-"""Version of `result.json`."""
-
-State = Literal["COMPLETE", "PRUNED", "FAIL"]
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a trial ended: the content of its `result.json`."""
-
-    number: int
-    """The trial's number, from 0."""
-    state: State
-    """`COMPLETE`: trained to its end; `PRUNED`: stopped early by the pruner; `FAIL`: see reason."""
-    value: float | None
-    """Validation accuracy (a fraction): final, or the last before pruning; none for a failure."""
-    values: tuple[float, ...]
-    """The objective after each part."""
-    metrics: dict[str, float]
-    """The last row of metrics, and the forecast."""
-    parameters: dict[str, Any]
-    """The space's parameters, as sampled."""
-    config: dict[str, Any]
-    """The resolved `TrialConfig`."""
-    train_seconds: float
-    """Time in training and validation."""
-    ended: float
-    """Unix time."""
-    reason: str = ""
-    """Why it failed, else empty."""
-    details: str = ""
-    """Traceback of a failure, else empty."""
-    format: int = FORMAT
-    """Version of this record."""
+RETRIES = 2
+"""How often in a row a trial is started again after its worker has died, without getting on."""
+_BEGUN, _FAILURES = "begun", "failures"
 
 
 @dataclass
@@ -78,49 +46,64 @@ class Live:
     """What it trains."""
     trial: Trial
     """Optuna's handle."""
-    reported: int = 0
-    """Parts whose value the study knows."""
+    begun: float
+    """Unix time at which it was first issued."""
+    values: tuple[float, ...] = ()
+    """The objective after each part that the study knows of."""
+    failures: int = 0
+    """Deaths of its workers."""
+    strikes: int = 0
+    """Those of them since it last got on."""
+    struck: int = -1
+    """Parts that it had reported at the last of them."""
     train_seconds: float = 0.0
     """Training time heard of in this run of the driver."""
+    host: str = ""
+    """Where it was last heard of."""
     forecast: dict[str, float] = field(default_factory=dict)
     """What the method said before training."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The latest metrics heard of."""
+    rows: dict[int, Row] = field(default_factory=dict)
+    """Metrics by epoch."""
+
+    @property
+    def retries(self) -> int:
+        """How many more deaths it survives without getting on."""
+        return RETRIES - self.strikes
 
 
 class Ledger:
     """The study of one sweep. One process at a time (see `lock.py`), one thread."""
 
-    def __init__(self, folder: Path, space: Space, sampler: str, pruner: str, seed: int) -> None:
+    def __init__(
+        self,
+        sweep: Storage,
+        store: StudyStore,
+        space: Space,
+        sampler: str,
+        pruner: str,
+        seed: int,
+        guard: Callable[[], None] = lambda: None,
+    ) -> None:
         """Opens or creates the study, adopts committed results, queues what was interrupted.
 
-        Raises `UsageError` when the folder's files are damaged or of another version.
+        `guard` is called before every commit, and raises where another driver has the sweep.
+        Raises `UsageError` when the folder's files are damaged or of another version, and
+        `LedgerError` when a database does not answer.
         """
-        self.folder, self.space = folder, space
-        self._sampler, self._seed = sampler, seed
+        self.sweep, self.space = sweep, space
+        self._store, self._sampler, self._seed, self._guard = store, sampler, seed, guard
         self.live: dict[int, Live] = {}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         # Without this, a restarted TPE explains itself on the terminal at every question.
         logging.getLogger("optuna").setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
-            self.study = optuna.create_study(
-                storage=storage,
-                study_name=folder.name,
-                direction="maximize",
-                load_if_exists=True,
-                sampler=RandomSampler(),  # nothing is asked before `ask` sets the real one
-                pruner=PRUNERS[pruner](),
-            )
-        self.results = {result.number: result for result in self._committed()}
-        if not self.frozen():
-            self.study.enqueue_trial(dict(space.paper_parameters))
-        self._interrupted = self._recover()
-
-    def trial_folder(self, number: int) -> Path:
-        """Where a trial's checkpoint, artifact and result lie."""
-        return self.folder / "trials" / f"{number:06d}"
+        self.study = store.patiently(lambda: self._open(pruner))
+        self.results = read_results(sweep)
+        with store.together():
+            self._interrupted = store.patiently(self._recover)
+        for number in self.results:  # a worker that outlived its driver may have left one
+            sweep.child(trial_folder(number)).delete(CHECKPOINT)
 
     @property
     def issued(self) -> int:
@@ -132,135 +115,210 @@ class Ledger:
         """Interrupted trials that wait to be issued again."""
         return len(self._interrupted)
 
+    def frozen(self) -> list[FrozenTrial]:
+        """The study's trials, as Optuna sees them."""
+        return self.study.get_trials(deepcopy=False)
+
     def ask(self) -> Live:
         """The next trial: an interrupted one if there is any, else a new one."""
-        if self._interrupted:
-            frozen = self._interrupted.pop(0)
-            self.study.sampler = make_sampler(self._sampler, self._seed, frozen.number)
-            trial = Trial(self.study, frozen._trial_id)
-        else:
-            number = len(self.frozen())
-            self.study.sampler = make_sampler(self._sampler, self._seed, number)
-            trial = self.study.ask()
-        # Parameters that are stored already come back as they are; missing ones are sampled.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            config = replace(self.space.suggest(trial), seed=self._seed)
-        known = self.frozen()[trial.number].intermediate_values
-        live = Live(trial.number, config, trial, reported=len(known))
-        self.live[trial.number] = live
+        with self._store.together():
+            live = self._store.patiently(self._issue)
+        self._interrupted = [number for number in self._interrupted if number != live.number]
+        self.live[live.number] = live
         return live
 
     def report(self, number: int, values: Sequence[float], metrics: dict[str, float]) -> None:
         """Tell the study every value it does not know yet; a step is a part, from 1."""
         live = self.live[number]
+
+        def tell() -> None:
+            for step in range(len(live.values) + 1, len(values) + 1):
+                live.trial.report(values[step - 1], step)
+
         live.metrics = metrics
-        for step in range(live.reported + 1, len(values) + 1):
-            live.trial.report(values[step - 1], step)
-        live.reported = max(live.reported, len(values))
+        with self._store.together():
+            self._store.patiently(tell)
+        if len(values) > len(live.values):
+            live.values, live.strikes = tuple(values), 0
 
     def should_prune(self, number: int) -> bool:
         """What the pruner says of a running trial. The paper's setting, trial 0, is the yardstick
         of its sweep and is always trained to its end."""
         if number == 0:
             return False
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), self._store.together():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            return self.live[number].trial.should_prune()
+            return self._store.patiently(self.live[number].trial.should_prune)
 
-    def finish(
-        self,
-        number: int,
-        state: State,
-        values: Sequence[float] = (),
-        reason: str = "",
-        details: str = "",
-    ) -> Result:
+    def strike(self, number: int) -> None:
+        """A trial's worker has died or has run out of memory."""
+        live = self.live[number]
+        live.failures += 1
+        live.strikes = live.strikes + 1 if len(live.values) <= live.struck else 1
+        live.struck = len(live.values)
+        count = [live.failures, live.strikes, live.struck]
+        with self._store.together():
+            self._store.patiently(lambda: live.trial.set_user_attr(_FAILURES, count))
+
+    def finish(self, number: int, state: State, reason: str = "", details: str = "") -> Result:
         """Commit the end of a trial, then tell the study. After it returns, nothing loses it."""
         live = self.live[number]
         value = None
         if state == "PRUNED":
-            value = values[-1]
+            value = live.values[-1]
         elif state == "COMPLETE":
             # Side by side this is the last report; in sequence it is the mean over the seeds.
             value = live.metrics["val/accuracy"]
         if value is not None and not math.isfinite(value):
             raise ValueError(f"trial {number} ended with the value {value}")
+        distributions = live.trial.distributions
         result = Result(
             number,
             state,
             value,
-            tuple(values),
+            live.values,
             live.forecast | live.metrics,
             dict(live.trial.params),
+            {name: distribution_to_json(d) for name, d in distributions.items()},
             live.config.to_dict(),
             live.train_seconds,
+            live.begun,
             time.time(),
+            live.host,
+            live.failures,
             reason,
             details,
         )
-        folder = self.trial_folder(number)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "result.json", asdict(result))
-        self._tell(live.trial, result)
+        self._guard()
+        commit(self.sweep, result, [live.rows[epoch] for epoch in sorted(live.rows)])
         self.results[number] = result
         del self.live[number]
-        (folder / CHECKPOINT).unlink(missing_ok=True)  # scores and moments are large
+        with self._store.together():
+            self._store.patiently(lambda: self._tell(live.trial._trial_id, result))
+        # Scores and moments are large.
+        self.sweep.child(trial_folder(number)).delete(CHECKPOINT)
         return result
 
     def best(self) -> Result | None:
         """The complete trial with the highest value; of equals, the one with the lower
         validation loss, then the earlier."""
-        complete = [r for r in self.results.values() if r.state == "COMPLETE"]
-        return min(complete, key=_rank, default=None)
+        return best_of(self.results.values())
 
     def config_of(self, result: Result) -> TrialConfig:
         """The configuration that a result was obtained with."""
         return TrialConfig.from_dict(result.config)
 
-    def _tell(self, trial: Trial, result: Result) -> None:
-        state = TrialState[result.state]
-        # Optuna takes the last reported value of a pruned trial, and none of a failed one.
-        value = result.value if state == TrialState.COMPLETE else None
-        self.study.tell(trial, value, state)
+    def _open(self, pruner: str) -> optuna.Study:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return optuna.create_study(
+                storage=self._store.storage,
+                study_name=self._store.name,
+                direction="maximize",
+                load_if_exists=True,
+                sampler=RandomSampler(),  # nothing is asked before `_issue` sets the real one
+                pruner=PRUNERS[pruner](),
+            )
 
-    def _recover(self) -> list[FrozenTrial]:
-        """Tell the study what was committed behind its back; collect what was interrupted."""
-        interrupted = []
-        for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            committed = self.results.get(frozen.number)
-            if committed is None:
-                interrupted.append(frozen)
-                continue
-            trial = Trial(self.study, frozen._trial_id)
-            for step, value in enumerate(committed.values, start=1):
-                if step not in frozen.intermediate_values:
-                    trial.report(value, step)
-            self._tell(trial, committed)
-        return interrupted
+    def _issue(self) -> Live:
+        """Issue an interrupted trial, or one that a failed attempt has left behind, or a new one:
+        however often it is repeated, it leaves no trial behind."""
+        begun = (f for f in self._running() if f.number not in self.live)
+        frozen = next(begun, None)
+        number = len(self.frozen()) if frozen is None else frozen.number
+        self.study.sampler = make_sampler(self._sampler, self._seed, number)
+        trial = self.study.ask() if frozen is None else Trial(self.study, frozen._trial_id)
+        # Parameters that are stored already come back as they are; missing ones are sampled.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            config = replace(self.space.suggest(trial), seed=self._seed)
+        if _BEGUN not in trial.user_attrs:
+            trial.set_user_attr(_BEGUN, time.time())
+        failures, strikes, struck = trial.user_attrs.get(_FAILURES, (0, 0, -1))
+        known = self.frozen()[trial.number].intermediate_values
+        values = tuple(known[step] for step in sorted(known))
+        return Live(
+            trial.number,
+            config,
+            trial,
+            trial.user_attrs[_BEGUN],
+            values,
+            failures,
+            0 if len(values) > struck else strikes,
+            struck,
+        )
 
-    def _committed(self) -> Iterator[Result]:
-        for path in sorted((self.folder / "trials").glob("*/result.json")):
-            try:
-                plain = read_json(path)
-                if plain.get("format") != FORMAT:
-                    raise ValueError(
-                        f"'{path}' has format {plain.get('format')}, this version reads {FORMAT}"
-                    )
-                yield Result(**(plain | {"values": tuple(plain["values"])}))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise UsageError(
-                    [
-                        f"A committed result must be readable: {error}. Restore the file from a "
-                        "copy, or start another sweep with --name."
-                    ]
-                ) from error
+    def _running(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
-    def frozen(self) -> list[FrozenTrial]:
-        """The study's trials, as Optuna sees them."""
-        return self.study.get_trials(deepcopy=False)
+    def _tell(self, trial_id: int, result: Result) -> None:
+        """Make the study's trial what the result says; it may be so already, or in part."""
+        storage = self.study._storage
+        known = storage.get_trial(trial_id)
+        if known.state.is_finished():
+            return
+        for name, text in result.distributions.items():
+            if name not in known.params:
+                distribution = json_to_distribution(text)
+                internal = distribution.to_internal_repr(result.parameters[name])
+                storage.set_trial_param(trial_id, name, internal, distribution)
+        for step, value in enumerate(result.values, start=1):
+            if step not in known.intermediate_values:
+                storage.set_trial_intermediate_value(trial_id, step, value)
+        # A pruned trial has its last report as its value, as with `Study.tell`.
+        values = None if result.value is None else [result.value]
+        storage.set_trial_state_values(trial_id, TrialState[result.state], values)
+
+    def _recover(self) -> list[int]:
+        """Tell the study what was committed behind its back; return what was interrupted."""
+        self._restore()
+        for frozen in self.frozen():
+            if not frozen.state.is_finished() and frozen.number in self.results:
+                self._tell(frozen._trial_id, self.results[frozen.number])
+        ended = {f.number for f in self.frozen() if f.state.is_finished()}
+        if missing := sorted(ended - set(self.results)):
+            raise UsageError(
+                [
+                    f"A trial that the ledger calls finished must have its result, and "
+                    f"'{trial_folder(missing[0])}/result.json' is not there "
+                    f"({len(missing)} in all). Restore the sweep's folder from a copy, or start "
+                    "another sweep with --name."
+                ]
+            )
+        return [frozen.number for frozen in self._running()]
+
+    def _restore(self) -> None:
+        """Give the study every trial up to the last that was committed: one whose end of the
+        journal was lost knows fewer. The paper's setting is the first of all."""
+        known = len(self.frozen())
+        if not known and 0 not in self.results:
+            self.study.enqueue_trial(dict(self.space.paper_parameters))
+            known = 1
+        for number in range(known, max(self.results, default=-1) + 1):
+            result = self.results.get(number)
+            if result is None:  # it was issued, and had not ended
+                self.study._storage.create_new_trial(self.study._study_id)
+            else:
+                self.study.add_trial(_as_trial(result))
+
+
+def best_of(results: Iterable[Result]) -> Result | None:
+    """See `Ledger.best`."""
+    complete = [r for r in results if r.state == "COMPLETE"]
+    return min(complete, key=_rank, default=None)
 
 
 def _rank(result: Result) -> tuple[float, float, int]:
     assert result.value is not None
     return (-result.value, result.metrics.get("val/loss", math.inf), result.number)
+
+
+def _as_trial(result: Result) -> FrozenTrial:
+    return create_trial(
+        state=TrialState[result.state],
+        value=result.value,
+        params=result.parameters,
+        distributions={n: json_to_distribution(text) for n, text in result.distributions.items()},
+        intermediate_values=dict(enumerate(result.values, start=1)),
+        user_attrs={_BEGUN: result.begun},
+    )

@@ -1,49 +1,201 @@
-"""One driver at a time on one sweep."""
+"""One driver at a time on one sweep, on whatever hosts they run.
+
+Every driver that wants a sweep writes a claim into the sweep's folder and then looks for others:
+of two that come at the same time at least one sees the other. The claim is renewed as long as its
+driver lives. Whether another claim's driver lives is asked of the operating system where it runs
+on the same machine; else its claim is watched for a while, because clocks of two hosts need not
+agree. A driver whose claim was taken away, because it was away itself, may not commit any more.
+"""
 
 from __future__ import annotations
 
-import fcntl
+import json
 import os
 import socket
+import threading
 import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
-from search.problems import UsageError
+from search.problems import StoppedError, UsageError
+from trainables.storage import Storage, StorageError
+
+BEAT = 4.0
+"""Seconds between two renewals of a claim."""
+DEAD = 20.0
+"""Seconds without a renewal after which a driver on another machine counts as dead."""
+_CLAIMS = "owner"
+
+
+class LostOwnershipError(StoppedError):
+    """Another driver has taken the sweep over while this one was away."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A driver's claim on a sweep: the content of its file."""
+
+    host: str
+    """Name of the machine."""
+    machine: str
+    """What tells a process number of one machine, boot and container from those of others."""
+    process: int
+    """Process number on that machine."""
+    started: str
+    """When the process was started, in the kernel's ticks: process numbers are used again."""
+    since: str
+    """Date and time, for people."""
+    holds: bool = False
+    """Whether the driver has the sweep; before that it asks for it."""
+    beat: int = 0
+    """Counts renewals."""
+
+    def is_dead(self, machine: str) -> bool | None:
+        """Whether its driver is gone; None where this machine cannot know."""
+        if self.machine != machine:
+            return None
+        return _started(self.process) != self.started
 
 
 class SweepLock:
-    """An exclusive lock on a sweep's folder, freed by the operating system when its holder dies."""
+    """The right to run a sweep, from `with` to its end."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "lock"
-        self._file: IO[str] | None = None
+    def __init__(self, sweep: Storage, say: Callable[[str], None] = lambda _: None) -> None:
+        """`say` is told, in one line, when somebody has to wait."""
+        self._sweep, self._say = sweep, say
+        self._claims = sweep.child(_CLAIMS)
+        self._name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
+        self._stop = threading.Event()
+        self._verified = time.monotonic()
+        self._taken = False
 
     def __enter__(self) -> Self:
         """Raises `UsageError`, naming the holder, while another driver runs the sweep."""
-        file = open(self._path, "a+", encoding="utf-8")
+        self._claim = Claim(
+            socket.gethostname(),
+            _machine(),
+            os.getpid(),
+            _started(os.getpid()),
+            time.strftime("%Y-%m-%d %H:%M:%S"),
+        )
+        self._write()
+        self._thread = threading.Thread(target=self._renew, name="sweep-lock", daemon=True)
+        self._thread.start()
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            file.close()
-            raise UsageError(
-                [
-                    f"One driver at a time may run a sweep, and '{self._path.parent.name}' is "
-                    f"being run already by {holder}. Wait for it, stop it, or start another sweep "
-                    "with --name."
-                ]
-            ) from None
-        file.truncate(0)
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
-        file.flush()
-        self._file = file
+            self._outwait_others()
+            self._claim = replace(self._claim, holds=True)
+            self._write()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.truncate(0)
-            self._file.close()
-            self._file = None
+        self._stop.set()
+        self._thread.join()
+        try:
+            self._claims.delete(self._name)
+        except StorageError:
+            self._say("The sweep could not be set free: the next driver waits some seconds.")
+
+    def check(self) -> None:
+        """Raises `LostOwnershipError` where the sweep is no longer this driver's."""
+        if not self._taken and time.monotonic() - self._verified > DEAD / 2:
+            self._verify()
+        if self._taken:
+            raise LostOwnershipError(
+                "this driver was away for so long that another one has taken the sweep over"
+            )
+
+    def _outwait_others(self) -> None:
+        """Return when no other claim is left whose driver may live; raises `UsageError` for one
+        that holds the sweep or came first. One that came later withdraws, or has looked before
+        we were there and will hold."""
+        watched: dict[str, tuple[Claim, float]] = {}
+        while others := self._others():
+            for name, other in others.items():
+                dead = other.is_dead(self._claim.machine)
+                if dead is None:
+                    if name not in watched:
+                        watched[name] = other, time.monotonic()
+                        self._say(
+                            f"Waiting up to {DEAD:.0f} s to see whether {_who(other)} still runs "
+                            "this sweep."
+                        )
+                    known, since = watched[name]
+                    if known != other:
+                        dead = False
+                    elif time.monotonic() - since > DEAD:
+                        dead = True
+                if dead:
+                    self._claims.delete(name)
+                elif dead is False and (other.holds or name < self._name):
+                    raise UsageError([self._refusal(other)])
+            time.sleep(0.1)
+
+    def _others(self) -> dict[str, Claim]:
+        claims = ((name, self._read(name)) for name in self._claims.files() if name != self._name)
+        return {name: claim for name, claim in claims if claim is not None}
+
+    def _renew(self) -> None:
+        while not self._stop.wait(BEAT):
+            self._verify()
+
+    def _verify(self) -> None:
+        """Renew the claim, if it is still there."""
+        try:
+            if not self._claims.exists(self._name):
+                self._taken = True
+                return
+            self._claim = replace(self._claim, beat=self._claim.beat + 1)
+            self._write()
+        except StorageError:
+            return  # not known now: `check` asks again before anything is committed
+        self._verified = time.monotonic()
+
+    def _write(self) -> None:
+        self._claims.write(self._name, json.dumps(asdict(self._claim)).encode())
+
+    def _read(self, name: str) -> Claim | None:
+        try:
+            return Claim(**json.loads(self._claims.read(name)))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError):
+            self._claims.delete(name)  # of no driver that knows how to hold a sweep
+            return None
+
+    def _refusal(self, other: Claim) -> str:
+        name = self._sweep.location.partition("?")[0].rstrip("/").rpartition("/")[2]
+        return (
+            f"One driver at a time may run a sweep, and '{name}' is being run already by "
+            f"{_who(other)} since {other.since}. Wait for it, stop it, or start another sweep "
+            "with --name."
+        )
+
+
+def _who(claim: Claim) -> str:
+    return f"process {claim.process} on {claim.host}"
+
+
+def _machine() -> str:
+    """Name, boot and process namespace: together they tell whose process numbers are meant."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        boot, namespace = "", ""
+    return f"{socket.gethostname()}/{boot}/{namespace}"
+
+
+def _started(process: int) -> str:
+    """When a process was started; empty where there is none, or it has ended."""
+    try:
+        text = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return ""
+    state, *fields = text.rpartition(")")[2].split()
+    return "" if state in "ZX" else fields[18]

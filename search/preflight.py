@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
-import tempfile
+import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from typing import Any
 import torch
 
 from search.config import SweepConfig, differences
-from search.files import read_json
 from search.problems import UsageError
 from search.resources import Placement, place, this_machine
+from search.study import ledger_problems
 from search.tracking_uri import TrackingError, check_tracking_uri
 from spaces.base import Setting, Space
 from spaces.registry import SPACES
@@ -26,10 +27,12 @@ from trainables.data.few_shot import draw_few_shot
 from trainables.data.registry import open_dataset
 from trainables.methods.base import MethodError, Schedule
 from trainables.methods.registry import METHODS
+from trainables.storage import LocalStorage, Storage, StorageError, open_storage
 from trainables.trial import TrialConfig
 
 SWEEP_FILE = "sweep.json"
-FORMAT = 1
+FORMAT = 2
+_PROBE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,18 @@ class Plan:
     """Of the backbone and of the few-shot pools."""
     tracking_uri: str
     """Resolved; `none` for no tracking."""
+    id: str
+    """Given to the sweep when it was first started; no other sweep has it."""
+    notices: tuple[str, ...] = ()
+    """What the user should know, although the sweep can start."""
 
     def record(self) -> dict[str, Any]:
         """The content of `sweep.json`."""
         packages = ("torch", "open_clip_torch", "ray", "optuna", "mlflow")
         return {
             "format": FORMAT,
-            "config": self.config.to_dict(),
+            "id": self.id,
+            "config": self.config.public().to_dict(),
             "fingerprints": self.fingerprints,
             "versions": {package: version(package) for package in packages},
         }
@@ -67,12 +75,14 @@ def preflight(config: SweepConfig) -> Plan:
     if not config.address:
         placement, found = place(config, this_machine())
         problems += found
-    problems += _storage_problems(config) + _address_problems(config)
+    problems += _storage_problems(config) + ledger_problems(config.ledger)
+    problems += _address_problems(config)
     uri = tracking_uri(config)
+    notices: tuple[str, ...] = ()
     if config.tracking_uri not in ("", "none") or Path(config.storage).expanduser().is_dir():
         try:
-            if uri != "none":
-                check_tracking_uri(uri)
+            if uri != "none" and (notice := check_tracking_uri(uri)):
+                notices = (notice,)
         except TrackingError as error:
             problems.append(str(error))
     backbone = None
@@ -83,16 +93,34 @@ def preflight(config: SweepConfig) -> Plan:
     if problems or backbone is None:
         raise UsageError(problems)
     plan = _plan(config, backbone, placement, uri)
-    _compare(plan)
-    _make_folder(plan.config.folder)
+    sweep = open_storage(plan.config.location)
+    try:
+        _compare(plan, sweep)
+        sweep.probe()
+    except StorageError as error:
+        raise UsageError([_unwritable(str(error))]) from error
+    return replace(plan, notices=notices)
+
+
+def adopt(plan: Plan, sweep: Storage) -> Plan:
+    """The plan for the sweep in this folder, which begins with it if there is none yet. For the
+    owner of the folder; raises `UsageError`, as `preflight`, and `StorageError`."""
+    known = _compare(plan, sweep)
+    if known is not None:
+        return replace(plan, id=known)
+    record = json.dumps(plan.record(), indent=1, allow_nan=False) + "\n"
+    sweep.write(SWEEP_FILE, record.encode())
     return plan
 
 
 def tracking_uri(config: SweepConfig) -> str:
-    """The URI to track to: a sqlite file beside the sweeps unless one is given."""
+    """The URI to track to: a sqlite file beside the sweeps unless one is given, or in the current
+    folder where the sweeps are in a bucket."""
     if config.tracking_uri:
         return config.tracking_uri
-    return f"sqlite:///{Path(config.storage).expanduser().resolve() / 'mlflow.db'}"
+    storage = open_storage(config.storage)
+    folder = storage.root if isinstance(storage, LocalStorage) else Path.cwd()
+    return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
 
 
 def _plan(config: SweepConfig, backbone: Backbone, placement: Placement | None, uri: str) -> Plan:
@@ -107,7 +135,7 @@ def _plan(config: SweepConfig, backbone: Backbone, placement: Placement | None, 
         "val": dataset.split("val").fingerprint,
     }
     named = SweepConfig.from_dict(config.to_dict() | {"name": config.sweep_name})
-    return Plan(named, setting, space, placement, fingerprints, uri)
+    return Plan(named, setting, space, placement, fingerprints, uri, uuid.uuid4().hex)
 
 
 def _fit_together(paper: TrialConfig, backbone: Backbone, classes: int, images: int) -> None:
@@ -121,18 +149,20 @@ def _fit_together(paper: TrialConfig, backbone: Backbone, classes: int, images: 
 
 
 def _storage_problems(config: SweepConfig) -> list[str]:
-    if "://" in config.storage:
-        return [
-            f"--storage must be a folder (a mounted bucket or share is one), got "
-            f"'{config.storage}'."
-        ]
-    there = config.folder
+    try:
+        storage = open_storage(config.storage, _PROBE_SECONDS)
+        if not isinstance(storage, LocalStorage):
+            storage.probe()
+            return []
+    except StorageError as error:
+        return [_unwritable(str(error))]
+    there = storage.root / config.sweep_name
     while not there.exists():
         there = there.parent
     if not there.is_dir():
-        return [_unwritable(config.folder, f"'{there}' is not a folder")]
+        return [_unwritable(f"'{there}' is not a folder")]
     if not os.access(there, os.W_OK | os.X_OK):
-        return [_unwritable(config.folder, f"no permission in '{there}'")]
+        return [_unwritable(f"no permission in '{there}'")]
     return []
 
 
@@ -154,28 +184,23 @@ def _address_problems(config: SweepConfig) -> list[str]:
     return []
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UsageError([_unwritable(folder, error.strerror or str(error))]) from error
+def _unwritable(why: str) -> str:
+    return f"The sweep's folder must be writable, and is not: {why}. Use --storage."
 
 
-def _unwritable(folder: Path, why: str) -> str:
-    return f"The sweep's folder must be writable, and '{folder}' is not ({why}): use --storage."
-
-
-def _compare(plan: Plan) -> None:
-    """Refuse to continue a sweep under other settings or with another model or data."""
-    path = plan.config.folder / SWEEP_FILE
-    if not path.exists():
-        return
-    stored = load_record(plan.config.folder)
-    found = differences(
-        SweepConfig.from_dict(stored["config"]).identity(), plan.config.identity()
-    ) + differences(stored["fingerprints"], plan.fingerprints)
+def _compare(plan: Plan, sweep: Storage) -> str | None:
+    """Refuse to continue a sweep under other settings, with another model, data or ledger; return
+    its id, or None for a new one."""
+    if not sweep.exists(SWEEP_FILE):
+        return None
+    stored = load_record(sweep)
+    config = SweepConfig.from_dict(stored["config"])
+    asked = plan.config.public()
+    found = (
+        differences(config.identity(), asked.identity())
+        + differences({"ledger": config.ledger}, {"ledger": asked.ledger})
+        + differences(stored["fingerprints"], plan.fingerprints)
+    )
     if found:
         raise UsageError(
             [
@@ -185,27 +210,32 @@ def _compare(plan: Plan) -> None:
                 for line in found
             ]
         )
+    return str(stored["id"])
 
 
-def load_record(folder: Path) -> Mapping[str, Any]:
-    """The `sweep.json` of a folder; raises `UsageError` where there is no usable one."""
-    path = folder / SWEEP_FILE
+def load_record(sweep: Storage) -> Mapping[str, Any]:
+    """The `sweep.json` of a sweep's folder; raises `UsageError` where there is no usable one."""
+    path, mark, query = sweep.location.partition("?")
+    path, _, name = path.rpartition("/")
     try:
-        record: Mapping[str, Any] = read_json(path)
+        record: Mapping[str, Any] = json.loads(sweep.read(SWEEP_FILE))
         if record.get("format") != FORMAT:
-            raise ValueError(f"'{path}' has format {record.get('format')}, not {FORMAT}")
+            raise ValueError(f"it has format {record.get('format')}, this version reads {FORMAT}")
         SweepConfig.from_dict(record["config"])
+        if not isinstance(record["id"], str) or not isinstance(record["fingerprints"], dict):
+            raise ValueError("id or fingerprints are missing")
     except FileNotFoundError:
-        known = sorted(p.parent.name for p in folder.parent.glob(f"*/{SWEEP_FILE}"))
+        beside = open_storage(f"{path}{mark}{query}", _PROBE_SECONDS)
+        known = [n for n in beside.folders() if beside.exists(f"{n}/{SWEEP_FILE}")]
         there = f"There are: {', '.join(known)}." if known else "There is none yet."
-        raise UsageError(
-            [f"There is no sweep '{folder.name}' in '{folder.parent}'. {there}"]
-        ) from None
+        raise UsageError([f"There is no sweep '{name}' in '{path}'. {there}"]) from None
+    except StorageError as error:
+        raise UsageError([f"A sweep's folder must be readable, and it is not: {error}."]) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             [
-                f"A sweep's description must be readable: {error}. Restore the file from a copy, "
-                "or start another sweep with --name."
+                f"A sweep's description must be readable, and '{sweep.location}/{SWEEP_FILE}' is "
+                f"not: {error}. Restore the file from a copy, or start another sweep with --name."
             ]
         ) from error
     return record

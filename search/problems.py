@@ -1,4 +1,4 @@
-"""Mistakes in what a user asked for: all of them at once, before any work starts."""
+"""What a person is told: mistakes, all at once and before any work starts; and why it stopped."""
 
 from __future__ import annotations
 
@@ -11,3 +11,7 @@ class UsageError(ValueError):
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(self.problems))
+
+
+class StoppedError(RuntimeError):
+    """A sweep cannot go on now: why, in one line. Nothing that was finished is lost."""

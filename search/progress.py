@@ -13,7 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from search.ledger import Ledger, Live, Result
+from search.ledger import Ledger, Live
+from search.results import Result
 from trainables.trainable import Message
 
 

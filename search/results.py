@@ -70,7 +70,7 @@ def trial_folder(number: int) -> str:
 def commit(sweep: Storage, result: Result, rows: Sequence[Row]) -> None:
     """Write a trial's end. After it returns, nothing loses it."""
     folder = sweep.child(trial_folder(result.number))
-    lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
     folder.write(METRICS, lines.encode())
     text = json.dumps(asdict(result), indent=1, allow_nan=False) + "\n"
     folder.write(RESULT, text.encode())

@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -20,7 +19,7 @@ quiet_environment()  # Ray reads its settings when it is imported
 from search.config import SweepConfig, differences  # noqa: E402
 from search.evaluate import EvaluationError  # noqa: E402
 from search.preflight import load_record  # noqa: E402
-from search.problems import UsageError  # noqa: E402
+from search.problems import StoppedError, UsageError  # noqa: E402
 from search.pruners import PRUNERS  # noqa: E402
 from search.samplers import SAMPLERS  # noqa: E402
 from search.summary import print_summary  # noqa: E402
@@ -28,6 +27,7 @@ from search.sweep import run_sweep  # noqa: E402
 from spaces.registry import SPACES, Entry  # noqa: E402
 from trainables.backbones.registry import absolute_spec  # noqa: E402
 from trainables.data.registry import DATASETS  # noqa: E402
+from trainables.storage import StorageError, join, open_storage  # noqa: E402
 
 _TASK = ("dataset", "backbone", "shots", "seeds")
 _INTRODUCTION = """\
@@ -141,8 +141,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     where.add_argument(
         "--storage",
-        metavar="FOLDER",
-        help=f"where sweeps are kept (default: {default.storage})",
+        metavar="PLACE",
+        help="where sweeps are kept: a folder, or a URI as s3://BUCKET/PATH or gs://BUCKET/PATH "
+        f"(default: {default.storage})",
+    )
+    where.add_argument(
+        "--ledger",
+        metavar="PLACE",
+        help="where the study is kept: journal (in the sweep's folder), or "
+        f"postgresql://USER@HOST/DATABASE (default: {default.ledger})",
     )
     where.add_argument(
         "--tracking-uri",
@@ -206,9 +213,9 @@ def configure(arguments: Sequence[str]) -> SweepConfig:
             raise UsageError(
                 [f"--resume continues '{resume}'; --name '{given['name']}' starts another sweep."]
             )
-        storage = Path(given.get("storage", base.storage)).expanduser()
-        stored = load_record(storage / resume)["config"]
-        base = SweepConfig.from_dict(dict(stored) | {"name": resume, "storage": str(storage)})
+        storage = given.get("storage", base.storage)
+        stored = load_record(open_storage(join(storage, resume)))["config"]
+        base = SweepConfig.from_dict(dict(stored) | {"name": resume, "storage": storage})
     elif given.get("space", base.space) in SPACES:
         effort = SPACES[given.get("space", base.space)]
         given = {"trials": effort.trials, "seeds": effort.seeds} | given
@@ -247,6 +254,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for problem in error.problems:
             complain.print(f"error: {problem}", markup=False, highlight=False, soft_wrap=True)
         return 2
+    except (StoppedError, StorageError) as error:
+        Console(stderr=True, soft_wrap=True).print(
+            f"error: The sweep stopped: {error}. Finished trials are safe: when that is mended, "
+            "run the same command again.",
+            markup=False,
+            highlight=False,
+        )
+        return 1
     except EvaluationError as error:
         Console(stderr=True, soft_wrap=True).print(
             f"error: The evaluation failed, the trials are safe: {error}. Run the same command "

@@ -16,8 +16,9 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from search.ledger import Ledger, Live, Result
+from search.ledger import Ledger, Live
 from search.observer import Observer
+from search.results import Result
 from trainables.trainable import Assignment, Message
 
 Assign = Callable[[Live], Assignment]
@@ -59,20 +60,33 @@ class StudySearcher(Searcher):
 class StudyScheduler(FIFOScheduler):
     """Reports to the study, asks the pruner, commits every end."""
 
-    def __init__(self, ledger: Ledger, observer: Observer) -> None:
+    def __init__(self, ledger: Ledger, observer: Observer, give_up: Callable[[str], None]) -> None:
+        """`give_up` is told why the whole sweep cannot go on."""
         super().__init__()
-        self._ledger, self._observer = ledger, observer
+        self._ledger, self._observer, self._give_up = ledger, observer, give_up
 
     def __getstate__(self) -> dict[str, Any]:
         """Empty, as the searcher's."""
         return {}
 
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """A trial is new, or starts again after its worker has died."""
+        super().on_trial_add(tune_controller, trial)
+        self._allow_retries(trial)
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """A worker has died or is out of memory, whether or not Tune starts the trial again."""
+        number = trial.config["assignment"]["number"]
+        if number in self._ledger.live:
+            self._ledger.strike(number)
+
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """A part has been trained and more are left."""
         message = self._hear(result)
+        self._allow_retries(trial)
         if message.report is None or not self._ledger.should_prune(message.number):
             return str(TrialScheduler.CONTINUE)
-        self._end(self._ledger.finish(message.number, "PRUNED", message.report.values))
+        self._end(self._ledger.finish(message.number, "PRUNED"))
         return str(TrialScheduler.STOP)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
@@ -81,7 +95,9 @@ class StudyScheduler(FIFOScheduler):
         if "message" not in result:
             return
         last = Message.decode(result["message"])
-        if last.outcome == "running" or last.number not in self._ledger.live:
+        if last.outcome == "stuck":
+            self._give_up(f"a worker on {last.host} cannot use the sweep's folder: {last.reason}")
+        if last.outcome in ("running", "stuck") or last.number not in self._ledger.live:
             return
         message = self._hear(result)
         if message.outcome == "failed" or message.report is None:
@@ -91,17 +107,26 @@ class StudyScheduler(FIFOScheduler):
                 )
             )
         else:
-            self._end(self._ledger.finish(message.number, "COMPLETE", message.report.values))
+            self._end(self._ledger.finish(message.number, "COMPLETE"))
 
     def _hear(self, result: dict[str, Any]) -> Message:
         message = Message.decode(result["message"])
         live = self._ledger.live[message.number]
         live.train_seconds += message.seconds
-        self._ledger.live[message.number].forecast |= message.forecast
+        live.host = message.host
+        live.forecast |= message.forecast
         if message.report is not None:
+            for row in message.report.rows:
+                live.rows.setdefault(int(row["epoch"]), row)
             self._ledger.report(message.number, message.report.values, message.report.metrics)
         self._observer.heard(message)
         return message
+
+    def _allow_retries(self, trial: Trial) -> None:
+        """The ledger counts deaths, also those of earlier runs of the driver; Tune obeys."""
+        live = self._ledger.live.get(trial.config["assignment"]["number"])
+        if live is not None:
+            trial.max_failures = trial.run_metadata.num_failures + max(0, live.retries)
 
     def _end(self, result: Result) -> None:
         self._observer.ended(result, self._ledger)

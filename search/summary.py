@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -10,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from search.config import SweepConfig
-from search.evaluate import Label, Score, test_reads
-from search.files import read_json
+from search.evaluation import Label, Score, test_reads
 from search.progress import short
 from search.sweep import Outcome
 from search.tracking_uri import ui_command
+from trainables.storage import LocalStorage
 
 _NAMES: dict[Label, str] = {
     "zero-shot": "zero-shot",
@@ -44,10 +45,14 @@ def print_summary(outcome: Outcome, console: Console) -> None:
     if outcome.undelivered:
         console.print(
             f"{outcome.undelivered} tracking events are not delivered yet; they are kept in the "
-            "sweep's folder and sent when it is run again.",
+            f"outbox. To send them: {_tool('python')} -m search.sync {outcome.config.name}"
+            + _storage(outcome),
             style="yellow",
         )
-    console.print(f"Folder: {_relative(outcome.folder)}", highlight=False, soft_wrap=True)
+    folder = outcome.sweep.location
+    if isinstance(outcome.sweep, LocalStorage):
+        folder = _relative(outcome.sweep.root)
+    console.print(f"Folder: {folder}", highlight=False, soft_wrap=True)
     if outcome.tracking_uri != "none":
         command = ui_command(outcome.tracking_uri)
         if command.startswith("mlflow "):
@@ -77,13 +82,13 @@ def _print_evaluation(outcome: Outcome, console: Console) -> None:
             style="bold" if score.label == "winner" else "",
         )
     console.print(table)
-    record = read_json(outcome.folder / "trials" / f"{found.winner:06d}" / "result.json")
+    assert outcome.best is not None
     console.print(
         f"The winner is trial {found.winner}, chosen on validation data "
-        f"({100 * found.validation:.1f} %): {short(record['parameters'])}",
+        f"({100 * found.validation:.1f} %): {short(outcome.best.parameters)}",
         highlight=False,
     )
-    reads = test_reads(outcome.folder)
+    reads = test_reads(outcome.sweep)
     if reads != 1:
         console.print(f"The test split has been read {reads} times.", style="yellow")
 
@@ -102,7 +107,7 @@ def _tool(name: str) -> str:
 def _storage(outcome: Outcome) -> str:
     if outcome.config.storage == SweepConfig().storage:
         return ""
-    return f" --storage {outcome.config.storage}"
+    return f" --storage {shlex.quote(outcome.config.storage)}"
 
 
 def _relative(path: Path) -> str:

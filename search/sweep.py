@@ -23,24 +23,24 @@ from ray.tune.stopper import Stopper
 from rich.console import Console
 
 from search.config import SweepConfig
-from search.evaluate import EVALUATION, Evaluation, evaluate, stored_evaluation
-from search.files import write_json
-from search.ledger import Ledger, Live, Result
+from search.evaluate import evaluate, stored_evaluation
+from search.evaluation import EVALUATION, Evaluation
+from search.ledger import Ledger, Live
 from search.lock import SweepLock
 from search.mirror import Mirror
 from search.observer import Observers
-from search.outbox import Outbox
-from search.preflight import SWEEP_FILE, Plan, preflight
-from search.problems import UsageError
+from search.preflight import Plan, adopt, preflight
+from search.problems import StoppedError, UsageError
 from search.progress import Progress
 from search.pruners import IN_SEQUENCE
 from search.resources import Machine, Placement, place
+from search.results import Result, trial_folder
 from search.searcher import CrashCallback, StudyScheduler, StudySearcher
-from search.tracking import MlflowTracker, NullTracker, Tracker
+from search.study import JOURNAL_LEDGER, open_store
+from search.tracking import Tracker, open_tracker
+from trainables.storage import Storage, StorageError, open_storage
 from trainables.trainable import Assignment, FewShotTrainable, Message
 
-RETRIES = 2
-"""How often a trial is started again after its worker has died."""
 _DELIVERY_SECONDS = 60.0
 
 
@@ -50,8 +50,10 @@ class Outcome:
 
     config: SweepConfig
     """The sweep's configuration, with its name."""
-    folder: Path
+    sweep: Storage
     """The sweep's folder."""
+    best: Result | None
+    """The winner, where a trial is complete."""
     evaluation: Evaluation | None
     """None where no trial is complete or the run was interrupted."""
     states: dict[str, int]
@@ -69,28 +71,54 @@ class Outcome:
 
 
 def run_sweep(config: SweepConfig, console: Console) -> Outcome:
-    """Start or continue a sweep; raises `UsageError` before any work when something is wrong."""
+    """Start or continue a sweep.
+
+    Raises `UsageError` before any work when something is wrong; `StoppedError` or `StorageError`
+    when it cannot go on; what was finished is safe in any case.
+    """
+
+    def say(notice: str) -> None:
+        console.print(notice, style="yellow", highlight=False)
+
     plan = preflight(config)
-    folder = plan.config.folder
-    with SweepLock(folder):
+    for notice in plan.notices:
+        say(notice)
+    sweep = open_storage(plan.config.location)
+    with SweepLock(sweep, say) as lock:
+        sweep.tidy()
+        plan = adopt(plan, sweep)
+        config = plan.config
+        store = open_store(config.ledger, sweep, f"{config.name}-{plan.id[:8]}", lock.check)
         ledger = Ledger(
-            folder, plan.space, plan.config.sampler, plan.config.pruner, plan.config.seed
+            sweep, store, plan.space, config.sampler, config.pruner, config.seed, lock.check
         )
-        if not (folder / SWEEP_FILE).exists():
-            write_json(folder / SWEEP_FILE, plan.record())
-        tracker = _tracker(plan)
-        identity = plan.config.identity()
-        tracker.open_sweep(
-            identity.pop("task") | identity,
-            {f"fingerprint.{key}": value for key, value in plan.fingerprints.items()},
-        )
+        if store.notice:
+            say(store.notice)
+        if config.ledger != JOURNAL_LEDGER:
+            _refuse_copy(ledger, sweep)
+        tracker = open_tracker(plan.tracking_uri, config.name, sweep)
+        mirror = Mirror(tracker, config, plan.fingerprints)
+        mirror.open_sweep(ledger.results, sweep)
         try:
-            return _run(plan, ledger, tracker, console)
+            return _run(plan, ledger, tracker, mirror, console)
         finally:
             tracker.close(0.0)
 
 
-def _run(plan: Plan, ledger: Ledger, tracker: Tracker, console: Console) -> Outcome:
+def _refuse_copy(ledger: Ledger, sweep: Storage) -> None:
+    """Two copies of a folder must not share one study in a database."""
+    home = ledger.study.user_attrs.get("location", sweep.location)
+    if home != sweep.location and open_storage(home).exists("sweep.json"):
+        raise UsageError(
+            [
+                f"A ledger in a database belongs to one folder, and this one belongs to '{home}': "
+                f"'{sweep.location}' is a copy. Go on there, or start another sweep with --name."
+            ]
+        )
+    ledger.study.set_user_attr("location", sweep.location)
+
+
+def _run(plan: Plan, ledger: Ledger, tracker: Tracker, mirror: Mirror, console: Console) -> Outcome:
     config = plan.config
     stop = StopSwitch(config.time_budget)
     clock = _Clock()
@@ -101,32 +129,33 @@ def _run(plan: Plan, ledger: Ledger, tracker: Tracker, console: Console) -> Outc
             placement = plan.placement or _place_on_cluster(config)
             if todo:
                 console.print(_opening(plan, ledger, placement, todo), highlight=False)
-                with Progress(console, ledger, config.trials) as progress:
-                    observers = Observers([progress, Mirror(tracker, plan.fingerprints), clock])
-                    _fit(plan, ledger, placement, observers, stop)
-                for number in ledger.live:
-                    tracker.finish_trial(number, "INTERRUPTED", {}, {}, [])
+                try:
+                    with Progress(console, ledger, config.trials) as progress:
+                        _fit(plan, ledger, placement, Observers([progress, mirror, clock]), stop)
+                finally:
+                    for number in ledger.live:
+                        mirror.interrupted(number)
+                if stop.reason:
+                    raise StoppedError(stop.reason)
             if ledger.best() is not None and not stop.interrupted:
                 evaluation = stored_evaluation(ledger, config)
                 if evaluation is None:
                     stop.at_once = True
                     with console.status("Re-training the winner and reading the test split"):
                         evaluation = evaluate(ledger, plan.space, plan.setting, config, placement)
-    artifacts: list[Path] = []
-    if evaluation is not None:
-        artifacts = [ledger.folder / EVALUATION, *sorted((ledger.folder / "winner").glob("*"))]
     best = ledger.best()
-    tracker.close_sweep(
+    mirror.close_sweep(
         "INTERRUPTED" if stop.interrupted else "COMPLETE",
-        {} if best is None else {"search.best_trial": str(best.number)},
-        _summary_metrics(evaluation),
-        artifacts,
+        best,
+        evaluation,
+        _artifacts(ledger.sweep) if evaluation is not None else [],
     )
     undelivered = tracker.close(_DELIVERY_SECONDS)
     states = [result.state for result in ledger.results.values()]
     return Outcome(
         config,
-        ledger.folder,
+        ledger.sweep,
+        best,
         evaluation,
         {state: states.count(state) for state in ("COMPLETE", "PRUNED", "FAIL")},
         ledger.waiting + len(ledger.live),
@@ -135,6 +164,10 @@ def _run(plan: Plan, ledger: Ledger, tracker: Tracker, console: Console) -> Outc
         undelivered,
         clock.overhead(),
     )
+
+
+def _artifacts(sweep: Storage) -> list[str]:
+    return [EVALUATION, *(f"winner/{name}" for name in sweep.child("winner").files())]
 
 
 def _fit(
@@ -148,7 +181,7 @@ def _fit(
             number=live.number,
             trial=live.config.to_dict(),
             task=asdict(config.task),
-            folder=str(ledger.trial_folder(live.number)),
+            folder=ledger.sweep.child(trial_folder(live.number)).location,
             device=placement.device,
             threads=max(1, math.floor(placement.cpus)),
             in_sequence=config.pruner in IN_SEQUENCE,
@@ -162,7 +195,7 @@ def _fit(
             tune.with_resources(FewShotTrainable, resources),
             tune_config=tune.TuneConfig(
                 search_alg=StudySearcher(ledger, assign, config.trials, observer),
-                scheduler=StudyScheduler(ledger, observer),
+                scheduler=StudyScheduler(ledger, observer, stop.give_up),
                 num_samples=-1,
                 # It also lets Ray start that many workers side by side from the first moment.
                 # One by one, a short trial's worker would take over the next trial while that
@@ -174,14 +207,27 @@ def _fit(
                 storage_path=scaffold,
                 name="sweep",
                 stop=stop,
-                failure_config=tune.FailureConfig(max_failures=RETRIES),
+                failure_config=tune.FailureConfig(max_failures=-1),  # the ledger counts
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
                 callbacks=[CrashCallback(ledger, observer)],
             ),
         )
         stop.start_clock()
-        tuner.fit()
+        try:
+            tuner.fit()
+        except Exception as error:
+            raise _cause(error) from None
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a hook of ours has raised: Tune hides it behind an error of its own."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, StoppedError | StorageError):
+            return inner
+        inner = inner.__cause__ or inner.__context__
+    return error
 
 
 class StopSwitch(Stopper):
@@ -193,6 +239,12 @@ class StopSwitch(Stopper):
         self.interrupted = False
         self.at_once = False
         """Whether the next signal shall raise `KeyboardInterrupt`, not wait for a part to end."""
+        self.reason = ""
+        """Why the sweep cannot go on."""
+
+    def give_up(self, reason: str) -> None:
+        """Let no further part begin, for a reason that is no trial's fault."""
+        self.reason = self.reason or reason
 
     def start_clock(self) -> None:
         """The time budget begins here: with the first trial, not with the start of Ray."""
@@ -206,7 +258,7 @@ class StopSwitch(Stopper):
     def stop_all(self) -> bool:
         """Whether no further part of any trial shall begin."""
         late = self._deadline is not None and time.monotonic() > self._deadline
-        return self.interrupted or late
+        return self.interrupted or late or bool(self.reason)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -316,17 +368,6 @@ def _place_on_cluster(config: SweepConfig) -> Placement:
     return placement
 
 
-def _tracker(plan: Plan) -> Tracker:
-    if plan.tracking_uri == "none":
-        return NullTracker()
-    return MlflowTracker(
-        plan.tracking_uri,
-        plan.config.name,
-        Outbox(plan.config.folder / "outbox.jsonl"),
-        plan.config.folder.parent / "mlartifacts",
-    )
-
-
 def _opening(plan: Plan, ledger: Ledger, placement: Placement, todo: int) -> str:
     task, done = plan.config.task, len(ledger.results)
     where = "GPU" if placement.device == "cuda" else "CPU"
@@ -340,15 +381,3 @@ def _opening(plan: Plan, ledger: Ledger, placement: Placement, todo: int) -> str
     if ledger.waiting:
         parts.insert(2, f"{ledger.waiting} interrupted trials are continued.")
     return " ".join(parts)
-
-
-def _summary_metrics(evaluation: Evaluation | None) -> dict[str, float]:
-    if evaluation is None:
-        return {}
-    metrics = {"val/accuracy_winner": evaluation.validation}
-    for score in evaluation.scores:
-        name = score.label.replace("-", "_")
-        metrics[f"test/accuracy_{name}"] = score.mean
-        if score.deviation is not None:
-            metrics[f"test/deviation_{name}"] = score.deviation
-    return metrics

@@ -83,6 +83,10 @@ class Storage(ABC):
         """All that was appended; empty where nothing was."""
 
     @abstractmethod
+    def replace_log(self, name: str, data: bytes) -> None:
+        """Make `data` all that was appended."""
+
+    @abstractmethod
     def read_many(self, names: Iterable[str]) -> Iterator[bytes]:
         """Contents of several files, in order."""
 
@@ -90,6 +94,7 @@ class Storage(ABC):
         """Make or replace a file. After it returns, a power cut does not take it back."""
         self.write_by(name, lambda path: _write_bytes(path, data))
 
+    @abstractmethod
     def tidy(self) -> None:
         """Remove what dead writers have left. For the owner of the folder only."""
 
@@ -100,7 +105,7 @@ class Storage(ABC):
         self.delete(name)
 
 
-def open_storage(location: str) -> Storage:
+def open_storage(location: str, patience: float = PATIENCE) -> Storage:
     """A path, `file://...`, or any URI that pyarrow knows (`s3://`, `gs://`, ...).
 
     Raises:
@@ -114,7 +119,15 @@ def open_storage(location: str) -> Storage:
         file_system, path = FileSystem.from_uri(location)
     except (OSError, ValueError, NotImplementedError) as error:
         raise StorageError(f"'{location}': {_line(error)}") from error
-    return ObjectStorage(file_system, path, location)
+    return ObjectStorage(file_system, path, location, patience)
+
+
+def join(location: str, name: str) -> str:
+    """The location of a folder in another; a path is made absolute, a URI keeps its options."""
+    if "://" not in location:
+        return str(Path(location).expanduser().absolute() / name)
+    path, mark, query = location.partition("?")
+    return f"{path.rstrip('/')}/{name}{mark}{query}"
 
 
 class LocalStorage(Storage):
@@ -208,6 +221,10 @@ class LocalStorage(Storage):
         except FileNotFoundError:
             return b""
 
+    def replace_log(self, name: str, data: bytes) -> None:
+        """See `Storage`."""
+        self.write(name, data)
+
     def read_many(self, names: Iterable[str]) -> Iterator[bytes]:
         """See `Storage`."""
         return map(self.read, names)
@@ -222,18 +239,18 @@ class LocalStorage(Storage):
 class ObjectStorage(Storage):
     """A prefix in an object store, where an object appears when its upload is complete.
 
-    What fails is tried again for `PATIENCE` seconds: a network that is away comes back.
+    What fails is tried again for `patience` seconds: a network that is away comes back.
     """
 
-    def __init__(self, file_system: FileSystem, root: str, location: str) -> None:
+    def __init__(self, file_system: FileSystem, root: str, location: str, patience: float) -> None:
         self._fs, self._root, self.location = file_system, root.rstrip("/"), location
+        self._patience = patience
         self._next: dict[str, int] = {}
 
     def child(self, name: str) -> ObjectStorage:
         """See `Storage`."""
-        path, mark, query = self.location.partition("?")
-        location = f"{path.rstrip('/')}/{name}{mark}{query}"
-        return ObjectStorage(self._fs, f"{self._root}/{name}", location)
+        location = join(self.location, name)
+        return ObjectStorage(self._fs, f"{self._root}/{name}", location, self._patience)
 
     def read(self, name: str) -> bytes:
         """See `Storage`."""
@@ -305,16 +322,26 @@ class ObjectStorage(Storage):
         late = [p for p in parts if p.endswith(".part") and _part_number(p) > start]
         data = b"".join(log.read_many([*whole, *late]))
         if len(late) >= _MERGE:
-            # A whole replaces all parts up to its number: a crash in between loses nothing.
-            log.write(late[-1].replace(".part", ".whole"), data)
-            with ThreadPoolExecutor(_READERS) as pool:
-                list(pool.map(log.delete, [*whole, *late]))
+            self.replace_log(name, data)
         return data
+
+    def replace_log(self, name: str, data: bytes) -> None:
+        """A whole replaces all parts up to its number: a crash in between loses nothing."""
+        log = self.child(name)
+        parts = log.files()
+        number = max((_part_number(part) for part in parts), default=-1) + 1
+        log.write(f"{number:09d}.whole", data)
+        self._next[name] = number + 1
+        with ThreadPoolExecutor(_READERS) as pool:
+            list(pool.map(log.delete, parts))
 
     def read_many(self, names: Iterable[str]) -> Iterator[bytes]:
         """See `Storage`."""
         with ThreadPoolExecutor(_READERS) as pool:
             yield from pool.map(self.read, names)
+
+    def tidy(self) -> None:
+        """Nothing: what was not uploaded whole is not there."""
 
     def _upload(self, path: Path, name: str) -> None:
         with open(path, "rb") as source:
@@ -332,7 +359,7 @@ class ObjectStorage(Storage):
         return f"{self._root}/{name}"
 
     def _patiently(self, act: Callable[[], T]) -> T:
-        deadline, wait = time.monotonic() + PATIENCE, 0.2
+        deadline, wait = time.monotonic() + self._patience, 0.2
         while True:
             try:
                 return act()
@@ -376,7 +403,11 @@ def _is_refusal(error: OSError) -> bool:
     """Whether the store has answered, and the answer will not change."""
     text = str(error)
     return isinstance(error, PermissionError) or bool(
-        re.search(r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT|HTTP status 40[13]|Bucket .* not found", text)
+        re.search(
+            r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT|HTTP status 40[13]"
+            r"|Bucket .* not found",
+            text,
+        )
     )
 
 

@@ -7,18 +7,20 @@ What travels is JSON: the trial's configuration in, one report a step out.
 from __future__ import annotations
 
 import json
+import socket
 import time
 import traceback
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
 import torch
 from ray import tune
 
 from trainables.data.sealed import seal_process
+from trainables.storage import Storage, StorageError, open_storage
 from trainables.trial import TaskSpec, TrialConfig
-from trainables.trial_run import CHECKPOINT, Report, TrialRun
+from trainables.trial_run import Report, TrialRun
 from trainables.workbench import Workbench
 
 
@@ -33,7 +35,7 @@ class Assignment:
     task: dict[str, Any]
     """Fields of `TaskSpec`."""
     folder: str
-    """The trial's folder, for checkpoints and artifacts."""
+    """Location of the trial's folder, for checkpoints and artifacts."""
     device: str
     """`cpu` or `cuda`."""
     threads: int
@@ -44,26 +46,32 @@ class Assignment:
     """Least time between two checkpoints, in seconds."""
 
 
+Outcome = Literal["running", "finished", "failed", "stuck"]
+
+
 @dataclass(frozen=True)
 class Message:
     """What a worker says after each step."""
 
     number: int
     """The trial's number in the ledger."""
-    outcome: Literal["running", "finished", "failed"]
-    """`finished`: the whole budget was trained; `failed`: see `reason`."""
+    outcome: Outcome
+    """`finished`: the whole budget was trained; `failed`: see `reason`; `stuck`: the storage does
+    not work, which is not the trial's fault, see `reason`."""
     report: Report | None
     """The report; none from a trial that failed or has not begun to train."""
-    reason: str
-    """One line for a failed trial, else empty."""
-    details: str
-    """The traceback of a failed trial, else empty."""
-    forecast: dict[str, float]
-    """What can be said before training; empty but in the first message."""
-    warnings: tuple[str, ...]
-    """What the user should know before training; empty but in the first message."""
-    seconds: float
+    seconds: float = 0.0
     """Time spent in training and validation in this step, in seconds."""
+    reason: str = ""
+    """One line for a failed or stuck trial, else empty."""
+    details: str = ""
+    """The traceback of a failed trial, else empty."""
+    forecast: dict[str, float] = field(default_factory=dict)
+    """What can be said before training; empty but in the first message."""
+    warnings: tuple[str, ...] = ()
+    """What the user should know before training; empty but in the first message."""
+    host: str = field(default_factory=socket.gethostname)
+    """Name of the machine."""
 
     def encode(self) -> str:
         """As one JSON string, which Tune leaves as it is."""
@@ -89,6 +97,7 @@ class FewShotTrainable(tune.Trainable):
         seal_process()
         self._bench: Workbench | None = None
         self._run: TrialRun | None = None
+        self._folder: Storage
         self._take(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -103,29 +112,34 @@ class FewShotTrainable(tune.Trainable):
         except torch.OutOfMemoryError:
             self._run = None  # cleanup must not keep half a step
             raise  # Tune discards the process: memory that a failed step holds is gone with it
+        except StorageError as error:
+            message = Message(self._job.number, "stuck", None, reason=str(error))
+            self._run = None
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            details = traceback.format_exc()
-            message = Message(self._job.number, "failed", None, reason, details, {}, (), 0.0)
+            message = Message(
+                self._job.number, "failed", None, reason=reason, details=traceback.format_exc()
+            )
             self._run = None
         return {"message": message.encode(), "done": message.outcome != "running"}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Tune's own checkpoint; ours lie under the trial's number."""
         if self._run is not None:
-            self._run.save(Path(checkpoint_dir) / CHECKPOINT)
+            self._run.save(open_storage(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Continue from Tune's own checkpoint; where it is unusable, from the trial's own."""
         run = self._open_run()
-        if run.load(Path(checkpoint_dir) / CHECKPOINT):
+        if run.load(open_storage(checkpoint_dir)):
+            self._folder = open_storage(self._job.folder)
             self._run = run
 
     def cleanup(self) -> None:
         """The process ends: keep what an interrupted trial has trained."""
-        folder = Path(self._job.folder)
-        if self._run is not None and not (self._run.finished or (folder / "result.json").exists()):
-            self._run.save(folder / CHECKPOINT)
+        if self._run is not None and not (self._run.finished or self._folder.exists("result.json")):
+            with suppress(StorageError):  # it continues from an earlier part
+                self._run.save(self._folder)
 
     def _take(self, config: dict[str, Any]) -> None:
         self._job = Assignment(**config["assignment"])
@@ -138,7 +152,6 @@ class FewShotTrainable(tune.Trainable):
 
     def _open_run(self) -> TrialRun:
         job = self._job
-        Path(job.folder).mkdir(parents=True, exist_ok=True)
         task = TaskSpec(**(job.task | {"seeds": tuple(job.task["seeds"])}))
         if (self._bench is None) or (self._bench.spec, self._bench.device) != (
             task.backbone,
@@ -149,22 +162,28 @@ class FewShotTrainable(tune.Trainable):
         return TrialRun(trial, task, self._bench, job.in_sequence)
 
     def _advance(self) -> Message:
-        start, folder = time.monotonic(), Path(self._job.folder)
+        start = time.monotonic()
         if self._run is None:
+            self._folder = open_storage(self._job.folder)
             self._run = self._open_run()
-            self._run.load(folder / CHECKPOINT)
+            self._run.load(self._folder)
             forecast, warnings = self._run.forecast(), tuple(self._run.warnings())
             if forecast or warnings:  # told before training: it may say that training is in vain
                 seconds = time.monotonic() - start
                 return Message(
-                    self._job.number, "running", None, "", "", forecast, warnings, seconds
+                    self._job.number,
+                    "running",
+                    None,
+                    seconds,
+                    forecast=forecast,
+                    warnings=warnings,
                 )
         report = self._run.advance()
         seconds = time.monotonic() - start
         if report.finished:
-            self._run.save_artifacts(folder)
+            self._run.save_artifacts(self._folder)
         if time.monotonic() - self._saved >= self._job.checkpoint_seconds:
-            self._run.save(folder / CHECKPOINT)
+            self._run.save(self._folder)
             self._saved = time.monotonic()
-        outcome: Literal["running", "finished"] = "finished" if report.finished else "running"
-        return Message(self._job.number, outcome, report, "", "", {}, (), seconds)
+        outcome: Outcome = "finished" if report.finished else "running"
+        return Message(self._job.number, outcome, report, seconds)

@@ -10,11 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trainables.storage import Storage
 from trainables.trainer import Trainer
 from trainables.trial import TaskSpec, TrialConfig
 from trainables.workbench import Workbench
@@ -117,10 +117,11 @@ class TrialRun:
             for _ in range(min(stride, lead.epochs - lead.epoch))
         ] or [_stamped(_mean([cell.validate() for cell in self.cells]), 0)]
 
-    def save(self, path: Path) -> None:
-        """Write everything that continuing needs: to a temporary name, then renamed.
+    def save(self, folder: Storage) -> None:
+        """Write everything that continuing needs.
 
-        One safetensors file; its metadata carries the configuration's fingerprint and a checksum.
+        One safetensors file, whole or not there. Its metadata carries the configuration's
+        fingerprint and a checksum.
         """
         tensors: dict[str, Tensor] = {}
         cells = []
@@ -140,25 +141,21 @@ class TrialRun:
             "config": self._identity(),
             "sha256": _checksum(run, tensors),
         }
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
-            save_file(tensors, temporary, metadata)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        folder.write_by(CHECKPOINT, partial(_write, tensors, metadata))
 
-    def load(self, path: Path) -> bool:
+    def load(self, folder: Storage) -> bool:
         """Continue from `save`. False, and nothing changed, where there is no usable file:
-        none, a damaged one, or one of another configuration."""
+        none, a damaged one, or one of another configuration. Raises `StorageError`."""
         try:
-            with safe_open(path, framework="pt") as file:
+            with (
+                folder.local_copy(CHECKPOINT) as path,
+                safe_open(path, framework="pt") as file,
+            ):
                 metadata = file.metadata() or {}
                 if metadata.get("config") != self._identity():
                     return False
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError):
+        except (FileNotFoundError, SafetensorError):
             return False
         run = metadata.get("run", "")
         if metadata.get("sha256") != _checksum(run, tensors):
@@ -172,16 +169,17 @@ class TrialRun:
         self._told = 0
         return True
 
-    def save_artifacts(self, folder: Path) -> list[Path]:
-        """What was learned: `artifact.safetensors`, or one file a seed where there are several."""
-        paths = []
+    def save_artifacts(self, folder: Storage) -> list[str]:
+        """What was learned: `artifact.safetensors`, or one file a seed where there are several.
+        Returns their names."""
+        names = []
         for seed, cell in zip(self.task.seeds, self.cells, strict=True):
             tensors, metadata = cell.method.artifact()
             suffix = f"-seed{seed}" if len(self.cells) > 1 else ""
-            paths.append(folder / f"artifact{suffix}.safetensors")
-            save_file({k: t.contiguous() for k, t in tensors.items()}, paths[-1], metadata)
-            paths[-1].chmod(0o644)
-        return paths
+            names.append(f"artifact{suffix}.safetensors")
+            whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
+            folder.write_by(names[-1], partial(_write, whole, metadata))
+        return names
 
     def _identity(self) -> str:
         mode = "sequence" if self.in_sequence else "side-by-side"
@@ -196,6 +194,14 @@ def _checksum(run: str, tensors: Mapping[str, Tensor]) -> str:
         flat = tensors[key].cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(flat.numpy().data)
     return digest.hexdigest()
+
+
+def _write(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
+    """`save_file`, whose own error does not say that it is the disk's."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def _stamped(row: dict[str, float], epoch: int) -> dict[str, float]:
