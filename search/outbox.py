@@ -9,31 +9,34 @@ inside the event.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 Event = dict[str, Any]
+"""JSON, with its `kind` as the first key."""
 
 
 class Outbox:
     """The queue of one sweep. One process at a time may hold it; its threads may share it.
 
-    Beside `outbox.jsonl` it keeps `outbox.delivered` (the mark) and `outbox.refused.jsonl` (events
-    that the receiver will never take, each with the reason).
+    Beside `NAME.jsonl` it keeps `NAME.delivered` (the mark) and `NAME.refused.jsonl` (events that
+    the receiver will never take, each with the reason).
 
     Nothing is fsynced: the death of the process loses nothing, the death of the machine may lose
-    the last seconds, and the queue is only ever a copy of what the ledger holds.
+    the last seconds, and the queue is only ever a copy of what the sweep's folder holds.
     """
 
     def __init__(self, path: Path) -> None:
         """Open or create the file `path`, and drop a last line that a crash left unfinished.
 
         Raises:
-            OSError: the file cannot be opened for writing.
+            OSError: the file cannot be opened for writing, or another process holds it.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
@@ -41,9 +44,16 @@ class Outbox:
         self._refused = path.with_suffix(".refused.jsonl")
         self._lock = threading.Lock()
         self._file = path.open("ab", buffering=0)
-        self._end = _end_of_last_whole_line(path)
-        self._file.truncate(self._end)
-        self._delivered = self._read_mark()
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._end = _end_of_last_whole_line(path)
+            self._file.truncate(self._end)
+            self._delivered = self._read_mark()
+        except OSError as error:
+            self._file.close()
+            if error.errno == errno.EWOULDBLOCK:
+                raise OSError(error.errno, "another process delivers it", str(path)) from None
+            raise
 
     @property
     def behind(self) -> bool:
@@ -68,19 +78,19 @@ class Outbox:
         Raises:
             OSError: the file cannot be read any more.
         """
-        offset, end = self._delivered, self._end
-        with self.path.open("rb") as lines:
-            lines.seek(offset)
-            while offset < end:
-                line = lines.readline()
-                if not line:
-                    raise OSError(errno.EIO, "the outbox has become shorter", str(self.path))
-                offset += len(line)
-                yield offset, _parse(line)
+        for offset, line in self._lines(self._delivered):
+            yield offset, _parse(line)
 
     def undelivered(self) -> int:
         """How many events are still to be delivered. Raises OSError, as `pending`."""
-        return sum(1 for _ in self.pending())
+        return sum(1 for _ in self._lines(self._delivered))
+
+    def of_kinds(self, *kinds: str) -> Iterator[Event]:
+        """Yield every event of these kinds, delivered or not. Raises OSError, as `pending`."""
+        heads = tuple(f'{{"kind":"{kind}",'.encode() for kind in kinds)
+        for _, line in self._lines(0):
+            if line.startswith(heads):  # most lines are others, and parsing is slow
+                yield _parse(line)
 
     def mark_delivered(self, offset: int) -> None:
         """Remember that everything before `offset` has been delivered.
@@ -107,6 +117,17 @@ class Outbox:
         """Close the file; `append` is an error from here on."""
         self._file.close()
 
+    def _lines(self, offset: int) -> Iterator[tuple[int, bytes]]:
+        end = self._end
+        with self.path.open("rb") as lines:
+            lines.seek(offset)
+            while offset < end:
+                line = lines.readline()
+                if not line:
+                    raise OSError(errno.EIO, "the outbox has become shorter", str(self.path))
+                offset += len(line)
+                yield offset, line
+
     def _read_mark(self) -> int:
         try:
             offset = int(self._mark.read_text())
@@ -119,6 +140,18 @@ class Outbox:
             return self._end
         # Any other offset is not ours. Repeating everything is safe, starting inside a line is not.
         return offset if offset >= 0 and _ends_a_line(self.path, offset) else 0
+
+
+def put_away(path: Path) -> None:
+    """Rename the files of an outbox to `*.old`: the next one at `path` begins empty.
+
+    Raises:
+        OSError: they cannot be renamed.
+    """
+    for suffix in (".delivered", ".refused.jsonl", ".jsonl"):
+        file = path.with_suffix(suffix)
+        with suppress(FileNotFoundError):
+            file.replace(file.with_name(f"{file.name}.old"))
 
 
 def _write_line(file: int, event: Event, end: int) -> int:

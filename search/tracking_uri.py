@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import base64
 import configparser
+import http.client
+import json
 import os
+import re
 import shlex
+import socket
 import sqlite3
 import ssl
 import urllib.error
@@ -23,22 +27,33 @@ SERVERS = frozenset({"http", "https"})
 _DATABASES = frozenset({"sqlite", "postgresql", "mysql", "mssql"})
 
 
-def check_tracking_uri(uri: str, timeout: float = 5.0) -> None:
+def check_tracking_uri(uri: str, timeout: float = 5.0) -> str:
     """Find out within `timeout` seconds per step whether MLflow can work with `uri`.
 
     Does not import MLflow, and does not connect to database servers.
 
+    Returns:
+        Nothing to say: "". Otherwise one line about a server that is away and may come back.
+
     Raises:
-        TrackingError: the URI is of an unknown kind or a file store, the server does not answer or
-            does not let us in, or the database file cannot be written.
+        TrackingError: the URI is of an unknown kind or a file store, there is no such host, what
+            answers is not MLflow or does not let us in, or the database file cannot be written.
     """
-    scheme = scheme_of(uri)
+    try:
+        parts = urllib.parse.urlsplit(uri)
+        scheme = scheme_of(uri)
+        if scheme in SERVERS and not (parts.hostname and parts.port != 0):
+            raise ValueError("it names no host")
+    except ValueError as error:
+        raise TrackingError(
+            f"A tracking URI must be well-formed, but {shown(uri)!r} is not ({error})."
+        ) from error
     if scheme in SERVERS:
-        _check_server(uri, timeout)
-    elif scheme == "sqlite":
+        return _check_server(uri, timeout)
+    if scheme == "sqlite":
         _check_sqlite(uri, timeout)
     elif scheme in {"", "file"}:
-        path = urllib.parse.urlsplit(uri).path or "."
+        path = parts.path or "."
         raise TrackingError(
             f"MLflow no longer keeps runs in a folder of files, but the tracking URI is {uri!r}. "
             f"Use a database: sqlite:///{Path(path).absolute() / 'mlflow.db'}"
@@ -46,16 +61,38 @@ def check_tracking_uri(uri: str, timeout: float = 5.0) -> None:
     elif scheme not in _DATABASES:
         known = ", ".join(f"{name}:" for name in sorted(SERVERS | _DATABASES))
         raise TrackingError(
-            f"A tracking URI begins with one of {known}, but it is {uri!r}. "
+            f"A tracking URI begins with one of {known}, but it is {shown(uri)!r}. "
             f"Use sqlite:///{Path('mlflow.db').absolute()}, or the address of an MLflow server."
         )
+    return ""
 
 
 def ui_command(uri: str) -> str:
-    """How to see the runs: a shell command for a database, the address itself for a server."""
+    """How to see the runs: a shell command for a database, the address itself for a server.
+
+    A password is not repeated: it has to be put in.
+    """
     if scheme_of(uri) in SERVERS:
-        return uri
-    return f"mlflow ui --backend-store-uri {shlex.quote(absolute_uri(uri))}"
+        return without_user(uri)
+    return f"mlflow ui --backend-store-uri {shlex.quote(shown(absolute_uri(uri)))}"
+
+
+def shown(uri: str) -> str:
+    """The same URI, fit to be printed: stars in the place of a password."""
+    # By pattern, not by parts: it must hold for what cannot be parsed, too.
+    uri = re.sub(r"(?<=://)([^/?#]*?):[^/?#]*@", r"\1:***@", uri)
+    return re.sub(r"(?i)([?&][^=&]*(?:password|passwd|pwd|token)=)[^&]*", r"\1***", uri)
+
+
+def without_user(uri: str) -> str:
+    """The same URI without a user's name and password."""
+    parts = urllib.parse.urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if parts.netloc else uri
+
+
+def server_answers(uri: str, timeout: float) -> None:
+    """Ask a server for its health, cheaply; raises `OSError` where it does not answer well."""
+    _get(uri, "/health", timeout)
 
 
 def scheme_of(uri: str) -> str:
@@ -113,41 +150,70 @@ def _check_sqlite(uri: str, timeout: float) -> None:
         ) from error
 
 
-def _check_server(uri: str, timeout: float) -> None:
+def _check_server(uri: str, timeout: float) -> str:
     """Ask for its health, and for one experiment: only the second is behind the log-in."""
     for question in ("/health", "/api/2.0/mlflow/experiments/search?max_results=1"):
         try:
-            _get(uri, question, timeout)
+            answer = _get(uri, question, timeout)
+            if question != "/health" and not isinstance(json.loads(answer), dict):
+                raise ValueError("not a JSON object")
         except urllib.error.HTTPError as error:
             error.close()
+            if error.code >= 500:
+                return _away(uri, f"it answers {error.code} {error.reason}")
             if error.code in {401, 403}:
                 raise TrackingError(
-                    f"The tracking server must let us in, but {uri!r} answers {error.code} "
+                    f"The tracking server must let us in, but {shown(uri)!r} answers {error.code} "
                     f"{error.reason}. Set the credentials MLFLOW_TRACKING_USERNAME and "
                     "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN; or start the server with "
                     "--allowed-hosts that name this address."
                 ) from error
             raise TrackingError(
-                f"A tracking server answers GET {question}, but {uri!r} answers {error.code} "
-                f"{error.reason}. Give the address of an MLflow server."
+                f"A tracking server answers GET {question}, but {shown(uri)!r} answers "
+                f"{error.code} {error.reason}. Give the address of an MLflow server."
             ) from error
-        except (OSError, ValueError) as error:  # URLError is an OSError; a bad port is a ValueError
+        except OSError as error:  # URLError is one, with the error that is meant inside
+            reason = getattr(error, "reason", error)
+            if not _may_pass(reason):
+                raise TrackingError(
+                    f"A tracking server must be reachable, but {shown(uri)!r} is not ({reason}). "
+                    f"{_REMEDY}: sqlite:///{Path('mlflow.db').absolute()}"
+                ) from error
+            return _away(uri, str(reason))
+        except (ValueError, http.client.HTTPException) as error:
             raise TrackingError(
-                f"The tracking server must answer within {timeout:g} s, but {uri!r} does not "
-                f"({getattr(error, 'reason', error)}). Start it with "
-                "`mlflow server --backend-store-uri sqlite:///mlflow.db`, correct the address, or "
-                f"track to a file: sqlite:///{Path('mlflow.db').absolute()}"
+                f"A tracking server answers GET {question} as MLflow does, but {shown(uri)!r} does "
+                f"not ({error}). {_REMEDY}: sqlite:///{Path('mlflow.db').absolute()}"
             ) from error
+    return ""
 
 
-def _get(uri: str, question: str, timeout: float) -> None:
+_REMEDY = "Correct the address, or track to a file"
+
+
+def _away(uri: str, reason: str) -> str:
+    return (
+        f"The tracking server {without_user(uri)} is away ({reason}): what it should know is kept "
+        "and sent when it answers."
+    )
+
+
+def _may_pass(reason: object) -> bool:
+    """Whether a server that cannot be reached may be reachable later."""
+    if isinstance(reason, socket.gaierror):
+        return reason.errno == socket.EAI_AGAIN
+    return not isinstance(reason, ssl.SSLCertVerificationError)
+
+
+def _get(uri: str, question: str, timeout: float) -> bytes:
     parts = urllib.parse.urlsplit(uri)
-    address = parts._replace(netloc=parts.netloc.rpartition("@")[2])
-    request = urllib.request.Request(address.geturl().rstrip("/") + question)
+    request = urllib.request.Request(without_user(uri).rstrip("/") + question)
     if authorization := _authorization(parts):
         request.add_header("Authorization", authorization)
-    with urllib.request.urlopen(request, timeout=timeout, context=_certificates(parts.scheme)):
-        pass
+    with urllib.request.urlopen(
+        request, timeout=timeout, context=_certificates(parts.scheme)
+    ) as answer:
+        return bytes(answer.read())
 
 
 def _authorization(parts: urllib.parse.SplitResult) -> str | None:

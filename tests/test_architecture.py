@@ -128,7 +128,7 @@ def methods_apart(module: Module) -> list[str]:
 
 HOMES: dict[str, tuple[str, ...]] = {
     "ray": ("search/", "trainables/trainable.py"),
-    "mlflow": ("search/tracking.py",),
+    "mlflow": ("search/mlflow_runs.py",),
     "optuna": ("search/",),
     "open_clip": ("trainables/backbones/open_clip.py",),
     "sklearn": ("trainables/data/", "trainables/backbones/tiny/pretrain.py"),

@@ -6,15 +6,12 @@ import json
 import logging
 import os
 import shutil
-import signal
-import socket
 import sqlite3
 import statistics
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -22,11 +19,12 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run
 
 from search.outbox import Outbox
 from search.tracking import MlflowTracker, NullTracker, Row
 from search.tracking_uri import TrackingError, check_tracking_uri, ui_command
+from tests.search.mlflow_server import TIMEOUT, Server, history, runs_of, wait_until
+from trainables.storage import LocalStorage
 
 pytestmark = pytest.mark.filterwarnings(
     # MLflow 3.17 configures its tables with an option that SQLAlchemy 2.1 has deprecated.
@@ -34,7 +32,6 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 T0 = 1_700_000_000.0
-TIMEOUT = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +58,7 @@ def track(uri: str, outbox: Path, tmp_path: Path) -> Iterator[Callable[[], Mlflo
     trackers: list[MlflowTracker] = []
 
     def build() -> MlflowTracker:
-        trackers.append(MlflowTracker(uri, "s1", Outbox(outbox), tmp_path / "artifacts"))
+        trackers.append(MlflowTracker(uri, "s1", Outbox(outbox), LocalStorage(outbox.parent)))
         return trackers[-1]
 
     yield build
@@ -69,34 +66,16 @@ def track(uri: str, outbox: Path, tmp_path: Path) -> Iterator[Callable[[], Mlflo
         tracker.close(0)
 
 
-def runs_of(uri: str, sweep: str = "s1") -> dict[str, Run]:
-    """By trial number, "" for the sweep's own run; a run that exists twice fails the test."""
-    client = MlflowClient(tracking_uri=uri)
-    experiment = client.get_experiment_by_name("few-shot-search")
-    assert experiment is not None
-    found = client.search_runs(
-        [experiment.experiment_id], f"tags.`search.sweep` = '{sweep}'", max_results=1000
-    )
-    runs = {run.data.tags.get("search.trial", ""): run for run in found}
-    assert len(runs) == len(found)
-    return runs
-
-
-def history(uri: str, run: Run, name: str) -> list[tuple[int, float]]:
-    found = MlflowClient(tracking_uri=uri).get_metric_history(run.info.run_id, name)
-    return sorted((m.step, m.value) for m in found)
-
-
 def row(step: int, **metrics: float) -> Row:
     return Row(step, T0 + step, metrics)
 
 
-def files(folder: Path, number: int) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{number}-result.json", folder / f"{number}-artifact.bin"]
-    for path in paths:
-        path.write_bytes(path.name.encode() * 100)
-    return paths
+def files(outbox: Path, number: int) -> list[str]:
+    """Two files in the sweep's folder, by their names in it."""
+    names = [f"trials/{number}-result.json", f"trials/{number}-artifact.bin"]
+    for name in names:
+        LocalStorage(outbox.parent).write(name, name.encode() * 100)
+    return names
 
 
 def refused(outbox: Path) -> list[dict[str, Any]]:
@@ -108,19 +87,19 @@ def test_a_sweep_is_mirrored(
     uri: str, outbox: Path, track: Callable[[], MlflowTracker], tmp_path: Path
 ) -> None:
     tracker = track()
-    tracker.open_sweep({"space": "rmt", "n": None}, {"commit": "abc"})
+    tracker.start(None, T0, {"space": "rmt", "n": None}, {"commit": "abc"})
     states = ["COMPLETE", "PRUNED", "FAIL", "INTERRUPTED"]
     for n in range(4):
-        tracker.start_trial(n, {"lr": 0.1 * n, "text": "x" * 7000}, {"node": f"n{n}"})
+        tracker.start(n, T0, {"lr": 0.1 * n, "text": "x" * 7000}, {"node": f"n{n}"})
     for step in range(3):
         for n in range(4):
             tracker.log(n, [row(step, **{"val/accuracy": n + step / 10})])
     tracker.log(None, [row(1, best=0.5), row(2, best=0.75)])
-    artifacts = files(outbox.parent / "trials", 0)
-    tracker.finish_trial(0, "COMPLETE", {"note": "good"}, {"final": 0.5}, artifacts)
+    artifacts = files(outbox, 0)
+    tracker.finish(0, T0 + 100, "COMPLETE", {"note": "good"}, {"final": 0.5}, artifacts)
     for n in range(1, 4):
-        tracker.finish_trial(n, states[n], {}, {}, [])
-    tracker.close_sweep("COMPLETE", {"done": "yes"}, {"best": 1.0}, [])
+        tracker.finish(n, T0 + 100, states[n], {}, {}, [])
+    tracker.finish(None, T0 + 100, "COMPLETE", {"done": "yes"}, {"best": 1.0}, [])
     assert tracker.close(TIMEOUT) == 0
 
     runs = runs_of(uri)
@@ -144,9 +123,9 @@ def test_a_sweep_is_mirrored(
         assert history(uri, run, "val/accuracy") == [(s, n + s / 10) for s in range(3)]
     assert runs["0"].data.tags["note"] == "good"
     assert runs["0"].data.metrics["final"] == 0.5
-    stored = tmp_path / "artifacts" / runs["0"].info.run_id / "artifacts"
+    stored = tmp_path / "mlartifacts" / runs["0"].info.run_id / "artifacts"
     assert {p.name: p.read_bytes() for p in stored.iterdir()} == {
-        p.name: p.read_bytes() for p in artifacts
+        Path(name).name: (outbox.parent / name).read_bytes() for name in artifacts
     }
     assert not refused(outbox)
 
@@ -155,9 +134,9 @@ def test_more_than_one_call_may_carry(uri: str, track: Callable[[], MlflowTracke
     tracker = track()
     params = {f"p{i}": i for i in range(130)}
     tags = {f"t{i}": str(i) for i in range(130)}
-    tracker.start_trial(0, params, tags)
+    tracker.start(0, T0, params, tags)
     tracker.log(0, [row(step, a=step, b=-step) for step in range(1200)])
-    tracker.finish_trial(0, "COMPLETE", {f"u{i}": "" for i in range(130)}, {}, [])
+    tracker.finish(0, T0 + 100, "COMPLETE", {f"u{i}": "" for i in range(130)}, {}, [])
     assert tracker.close(TIMEOUT) == 0
     run = runs_of(uri)["0"]
     assert len(run.data.params) == 130
@@ -167,7 +146,7 @@ def test_more_than_one_call_may_carry(uri: str, track: Callable[[], MlflowTracke
 
 def test_numbers_that_are_not_finite(uri: str, track: Callable[[], MlflowTracker]) -> None:
     tracker = track()
-    tracker.start_trial(0, {}, {})
+    tracker.start(0, T0, {}, {})
     for _ in range(2):  # a repetition of NaN is a repetition, too
         tracker.log(0, [row(1, loss=float("nan"), norm=float("inf"), val=0.5)])
     assert tracker.flush(TIMEOUT) == 0
@@ -181,25 +160,25 @@ def test_an_interrupted_trial_is_the_same_run_when_it_resumes(
     uri: str, track: Callable[[], MlflowTracker]
 ) -> None:
     tracker = track()
-    tracker.open_sweep({"space": "rmt"}, {})
-    tracker.start_trial(0, {"lr": 0.5}, {})
+    tracker.start(None, T0, {"space": "rmt"}, {})
+    tracker.start(0, T0, {"lr": 0.5}, {})
     tracker.log(0, [row(0, a=0.0)])
-    tracker.finish_trial(0, "INTERRUPTED", {}, {}, [])
-    tracker.close_sweep("INTERRUPTED", {}, {}, [])
+    tracker.finish(0, T0 + 100, "INTERRUPTED", {}, {}, [])
+    tracker.finish(None, T0 + 100, "INTERRUPTED", {}, {}, [])
     assert tracker.close(TIMEOUT) == 0
     assert {run.info.status for run in runs_of(uri).values()} == {"KILLED"}
 
     tracker = track()
-    tracker.open_sweep({"space": "rmt"}, {})
-    tracker.start_trial(0, {"lr": 0.5, "new": 1}, {})
+    tracker.start(None, T0, {"space": "rmt"}, {})
+    tracker.start(0, T0, {"lr": 0.5, "new": 1}, {})
     tracker.log(0, [row(1, a=1.0)])
     assert tracker.flush(TIMEOUT) == 0
     runs = runs_of(uri)
     assert {run.info.status for run in runs.values()} == {"RUNNING"}
     assert {run.data.tags["search.state"] for run in runs.values()} == {"RUNNING"}
     assert runs["0"].data.params == {"lr": "0.5", "new": "1"}
-    tracker.finish_trial(0, "COMPLETE", {}, {}, [])
-    tracker.close_sweep("COMPLETE", {}, {}, [])
+    tracker.finish(0, T0 + 100, "COMPLETE", {}, {}, [])
+    tracker.finish(None, T0 + 100, "COMPLETE", {}, {}, [])
     assert tracker.close(TIMEOUT) == 0
     runs = runs_of(uri)
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
@@ -210,11 +189,11 @@ def test_a_second_delivery_of_everything_changes_nothing(
     uri: str, outbox: Path, track: Callable[[], MlflowTracker]
 ) -> None:
     tracker = track()
-    tracker.open_sweep({"space": "rmt"}, {})
-    tracker.start_trial(0, {"lr": 0.5}, {})
+    tracker.start(None, T0, {"space": "rmt"}, {})
+    tracker.start(0, T0, {"lr": 0.5}, {})
     tracker.log(0, [row(s, a=s) for s in range(5)])
-    tracker.finish_trial(0, "PRUNED", {}, {"last": 4.0}, files(outbox.parent, 0))
-    tracker.close_sweep("COMPLETE", {}, {}, [])
+    tracker.finish(0, T0 + 100, "PRUNED", {}, {"last": 4.0}, files(outbox, 0))
+    tracker.finish(None, T0 + 100, "COMPLETE", {}, {}, [])
     assert tracker.close(TIMEOUT) == 0
     before = {n: run.to_dictionary() for n, run in runs_of(uri).items()}
 
@@ -229,13 +208,13 @@ def test_a_refused_event_does_not_hold_up_the_others(
     uri: str, outbox: Path, track: Callable[[], MlflowTracker], caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = track()
-    tracker.start_trial(0, {"lr": 1}, {})
+    tracker.start(0, T0, {"lr": 1}, {})
     assert tracker.flush(TIMEOUT) == 0
     for step in range(20):
         tracker.log(0, [row(step, **({"no*good": 1.0} if step == 13 else {"a": step}))])
-    tracker.start_trial(0, {"lr": 2}, {})  # a param cannot change
+    tracker.start(0, T0, {"lr": 2}, {})  # a param cannot change
     tracker.log(0, [row(20, a=20.0)])
-    tracker.finish_trial(0, "COMPLETE", {}, {"no*good": 1.0}, [])
+    tracker.finish(0, T0 + 100, "COMPLETE", {}, {"no*good": 1.0}, [])
     assert tracker.close(TIMEOUT) == 0
     run = runs_of(uri)["0"]
     assert history(uri, run, "a") == [(s, s) for s in range(21) if s != 13]
@@ -250,25 +229,23 @@ def test_missing_artifacts_are_named_in_a_tag(
     uri: str, outbox: Path, track: Callable[[], MlflowTracker], tmp_path: Path
 ) -> None:
     tracker = track()
-    there, _ = files(tmp_path, 0)
-    tracker.start_trial(0, {}, {})
-    tracker.finish_trial(
-        0, "COMPLETE", {}, {}, [outbox.parent / "gone.json", there, tmp_path / "gone.bin"]
-    )
+    there, _ = files(outbox, 0)
+    tracker.start(0, T0, {}, {})
+    tracker.finish(0, T0 + 100, "COMPLETE", {}, {}, ["gone.json", there, "trials/gone.bin"])
     assert tracker.close(TIMEOUT) == 0
     run = runs_of(uri)["0"]
     missing = run.data.tags["search.missing_artifacts"]
-    assert missing == f"gone.json, {tmp_path / 'gone.bin'}"
+    assert missing == "gone.json, trials/gone.bin"
     names = MlflowClient(tracking_uri=uri).list_artifacts(run.info.run_id)
-    assert [file.path for file in names] == [there.name]
+    assert [file.path for file in names] == [Path(there).name]
 
 
 def test_a_run_that_someone_deleted_is_refused_and_the_rest_goes_on(
     uri: str, outbox: Path, track: Callable[[], MlflowTracker]
 ) -> None:
     tracker = track()
-    tracker.start_trial(0, {}, {})
-    tracker.start_trial(1, {}, {})
+    tracker.start(0, T0, {}, {})
+    tracker.start(1, T0, {}, {})
     assert tracker.flush(TIMEOUT) == 0
     MlflowClient(tracking_uri=uri).delete_run(runs_of(uri)["0"].info.run_id)
     tracker.log(0, [row(0, a=1.0)])
@@ -287,7 +264,7 @@ def test_a_deleted_experiment_keeps_the_events_waiting(
     experiment = client.create_experiment("few-shot-search")
     client.delete_experiment(experiment)
     tracker = track()
-    tracker.start_trial(0, {}, {})
+    tracker.start(0, T0, {}, {})
     wait_until(lambda: "mlflow experiments restore" in caplog.text)
     assert tracker.flush(0) == 1
     client.restore_experiment(experiment)
@@ -299,14 +276,16 @@ def test_a_deleted_experiment_keeps_the_events_waiting(
 def test_calls_are_fast_and_never_raise(
     tmp_path: Path, outbox: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracker = MlflowTracker("sqlite:////proc/no/such.db", "s1", Outbox(outbox), None)
+    tracker = MlflowTracker(
+        "sqlite:////proc/no/such.db", "s1", Outbox(outbox), LocalStorage(tmp_path)
+    )
     seconds = []
     for step in range(300):
         start = time.perf_counter()
         tracker.log(0, [row(step, **{f"m{i}": i for i in range(10)})])
         seconds.append(time.perf_counter() - start)
     assert statistics.median(seconds) < 2e-3
-    tracker.finish_trial(0, "COMPLETE", {}, {"x": "not a number"}, [])  # type: ignore[dict-item]
+    tracker.finish(0, T0 + 100, "COMPLETE", {}, {"x": "not a number"}, [])  # type: ignore[dict-item]
     assert tracker.flush(0.01) == 300
     assert tracker.close(0.01) == 300
     tracker.log(0, [row(0, a=1.0)])
@@ -317,11 +296,11 @@ def test_calls_are_fast_and_never_raise(
     assert tracker.close(0.0) == 1
 
     nobody = NullTracker()
-    nobody.open_sweep({}, {})
-    nobody.start_trial(0, {}, {})
+    nobody.start(None, T0, {}, {})
+    nobody.settle(T0)
     nobody.log(0, [])
-    nobody.finish_trial(0, "FAIL", {}, {}, [tmp_path])
-    nobody.close_sweep("FAIL", {}, {}, [])
+    nobody.finish(0, T0, "FAIL", {}, {}, ["result.json"])
+    assert nobody.untold([0]) == set()
     assert nobody.flush(1.0) == nobody.close(1.0) == 0
 
 
@@ -338,15 +317,18 @@ import sys, time
 from pathlib import Path
 from search.outbox import Outbox
 from search.tracking import MlflowTracker, Row
+from trainables.storage import LocalStorage
 uri, outbox = sys.argv[1:]
-tracker = MlflowTracker(uri, "s1", Outbox(Path(outbox)), None)
-tracker.open_sweep({"space": "rmt"}, {})
+path = Path(outbox)
+tracker = MlflowTracker(uri, "s1", Outbox(path), LocalStorage(path.parent))
+T0 = 1.7e9
+tracker.start(None, T0, {"space": "rmt"}, {})
 for n in range(30):
-    tracker.start_trial(n, {"n": n}, {})
+    tracker.start(n, T0, {"n": n}, {})
     for step in range(3):
         tracker.log(n, [Row(step, 1.7e9 + step, {"a": n + step})])
-    tracker.finish_trial(n, "COMPLETE", {}, {}, [])
-tracker.close_sweep("COMPLETE", {}, {}, [])
+    tracker.finish(n, T0 + 100, "COMPLETE", {}, {}, [])
+tracker.finish(None, T0 + 100, "COMPLETE", {}, {}, [])
 print("appended", flush=True)
 time.sleep(600)
 """
@@ -375,54 +357,6 @@ def test_a_killed_driver_leaves_nothing_undone_and_nothing_twice(
     assert not refused(outbox)
 
 
-def wait_until(true: Callable[[], bool], timeout: float = TIMEOUT) -> None:
-    deadline = time.monotonic() + timeout
-    while not true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
-
-
-class Server:
-    """A real `mlflow server` on a port of its own, which can be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.folder = folder
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self, wait: bool = True) -> None:
-        command = f"""-m mlflow server --host 127.0.0.1 --port {self.port} --workers 1
-            --backend-store-uri sqlite:///{self.folder}/mlflow.db
-            --artifacts-destination {self.folder}/artifacts""".split()
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, *command],
-                stdout=log,
-                stderr=log,
-                env=environment,
-                start_new_session=True,
-            )
-        if wait:
-            wait_until(self.answers)
-
-    def answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
-                return True
-        except OSError:
-            return False
-
-    def kill(self) -> None:
-        """SIGKILL to the server and its worker."""
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
@@ -435,20 +369,19 @@ def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> It
 def test_a_server_that_is_down_then_killed_then_back(
     server: Server, outbox: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracker = MlflowTracker(server.uri, "away", Outbox(outbox), tmp_path / "unused")
+    tracker = MlflowTracker(server.uri, "away", Outbox(outbox), LocalStorage(outbox.parent))
 
     def run_trial(n: int) -> None:
-        tracker.start_trial(n, {"n": n}, {})
+        tracker.start(n, T0, {"n": n}, {})
         for step in range(10):
             tracker.log(n, [row(step, a=n + step)])
-        tracker.finish_trial(n, "COMPLETE", {}, {"last": n}, files(tmp_path / "trials", n))
+        tracker.finish(n, T0 + 100, "COMPLETE", {}, {"last": n}, files(outbox, n))
 
-    tracker.open_sweep({"space": "rmt"}, {})
+    tracker.start(None, T0, {"space": "rmt"}, {})
     for n in range(4):
         run_trial(n)
     assert tracker.flush(0.5) > 0
-    with pytest.raises(TrackingError, match=r"must answer within 1 s.*mlflow server"):
-        check_tracking_uri(server.uri, timeout=1)
+    assert "is away" in check_tracking_uri(server.uri, timeout=1)
 
     server.start(wait=False)
     wait_until(lambda: tracker.flush(0) < 40)  # it has begun
@@ -458,10 +391,10 @@ def test_a_server_that_is_down_then_killed_then_back(
     assert tracker.flush(0.5) > 0
 
     server.start(wait=False)
-    tracker.close_sweep("COMPLETE", {}, {}, [])
+    tracker.finish(None, T0 + 100, "COMPLETE", {}, {}, [])
     assert tracker.close(TIMEOUT) == 0
 
-    check_tracking_uri(server.uri)
+    assert check_tracking_uri(server.uri) == ""
     runs = runs_of(server.uri, "away")
     assert sorted(runs) == ["", *map(str, range(8))]
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
@@ -470,8 +403,8 @@ def test_a_server_that_is_down_then_killed_then_back(
         assert history(server.uri, runs[str(n)], "a") == [(s, n + s) for s in range(10)]
         assert runs[str(n)].data.metrics["last"] == n
         stored = client.download_artifacts(runs[str(n)].info.run_id, "", str(tmp_path))
-        for path in files(tmp_path / "trials", n):
-            assert (Path(stored) / path.name).read_bytes() == path.read_bytes()
+        for name in files(outbox, n):
+            assert (Path(stored) / Path(name).name).read_bytes() == name.encode() * 100
     assert not refused(outbox)
     assert caplog.text.count("is away") <= 2
 
@@ -523,6 +456,7 @@ class Doorkeeper(http.server.BaseHTTPRequestHandler):
         known = self.path == "/health" or self.headers.get("Authorization") == secret
         self.send_response(200 if known else 401)
         self.end_headers()
+        self.wfile.write(b"OK" if self.path == "/health" else b"{}")
 
     def log_message(self, *_: object) -> None:
         pass
@@ -568,8 +502,10 @@ def test_a_killed_first_start_leaves_a_usable_database(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
         "from search.outbox import Outbox; from search.tracking import MlflowTracker\n"
-        "t = MlflowTracker(sys.argv[1], 's', Outbox(Path(sys.argv[2])), None)\n"
-        "t.open_sweep({}, {}); print('started', flush=True); time.sleep(60)"
+        "from trainables.storage import LocalStorage\n"
+        "path = Path(sys.argv[2])\n"
+        "t = MlflowTracker(sys.argv[1], 's', Outbox(path), LocalStorage(path.parent))\n"
+        "t.start(None, 1.0, {}, {}); print('started', flush=True); time.sleep(60)"
     )
     outbox = tmp_path / "outbox.jsonl"
     with subprocess.Popen(
@@ -583,5 +519,5 @@ def test_a_killed_first_start_leaves_a_usable_database(tmp_path: Path) -> None:
             time.sleep(0.01)
         time.sleep(0.3)
         process.kill()
-    tracker = MlflowTracker(uri, "s", Outbox(outbox), None)
+    tracker = MlflowTracker(uri, "s", Outbox(outbox), LocalStorage(tmp_path))
     assert tracker.close(60) == 0

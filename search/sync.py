@@ -1,0 +1,196 @@
+"""`python -m search.sync`: bring MLflow up to what a sweep's folder holds."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NoReturn
+
+from rich.console import Console
+
+from search.config import SweepConfig
+from search.evaluation import read_evaluation
+from search.ledger import best_of
+from search.lock import SweepLock
+from search.mirror import Mirror, sweep_artifacts
+from search.outbox import Outbox, put_away
+from search.preflight import load_record, tracking_uri
+from search.problems import StoppedError, UsageError
+from search.results import read_results
+from search.tracking import MlflowTracker, outbox_path
+from search.tracking_uri import TrackingError, check_tracking_uri, ui_command
+from trainables.storage import Storage, StorageError, open_storage
+
+_INTRODUCTION = """\
+Deliver what a sweep still has to tell MLflow.
+
+While a sweep runs, what MLflow should know is kept in an outbox on disk and sent from there. After
+an outage this sends the rest. Repeating it changes nothing."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError([f"{message[0].upper()}{message[1:]}. See --help."])
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What a synchronisation has done."""
+
+    delivered: int
+    """Events that MLflow has taken."""
+    left: int
+    """Events that wait in the outbox."""
+    trouble: str
+    """Why they wait, in one line."""
+    trials: int | None
+    """Trials that MLflow holds now; None where it could not be asked."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All options."""
+    parser = _Parser(prog="python -m search.sync", description=_INTRODUCTION, allow_abbrev=False)
+    parser.add_argument("name", metavar="NAME", help="name of the sweep")
+    parser.add_argument(
+        "--storage",
+        default=SweepConfig().storage,
+        metavar="FOLDER",
+        help="where sweeps are kept: a folder or a bucket's URI (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tracking-uri",
+        default="",
+        metavar="URI",
+        help="MLflow: sqlite:///FILE or http://HOST:PORT (default: the sweep's own, else "
+        "MLFLOW_TRACKING_URI, else a sqlite file in the storage folder)",
+    )
+    parser.add_argument(
+        "--rebuild",
+        action="store_true",
+        help="tell everything again from the sweep's folder, e.g. to an empty server; what MLflow "
+        "holds already is not doubled",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="give up when nothing could be delivered for so long (default: %(default)g)",
+    )
+    return parser
+
+
+def synchronise(
+    sweep: Storage, config: SweepConfig, uri: str, rebuild: bool, timeout: float
+) -> Delivery:
+    """Deliver the outbox of a sweep that no driver runs.
+
+    What its folder holds and its outbox does not is told first: the trials, and the sweep's end.
+    Raises `UsageError` where that cannot be.
+    """
+    fingerprints = load_record(sweep)["fingerprints"]
+    path = outbox_path(uri, sweep)
+    try:
+        if rebuild:
+            put_away(path)
+        tracker = MlflowTracker(uri, config.name, Outbox(path), sweep)
+    except OSError as error:
+        raise UsageError([f"The outbox of a sweep must be usable, and it is not: {error}."]) from (
+            error
+        )
+    try:
+        results = read_results(sweep)
+        if tracker.untold(results) or not tracker.is_closed():
+            mirror = Mirror(tracker, config, fingerprints)
+            mirror.open_sweep(results, sweep)
+            mirror.catch_up()
+            evaluation = read_evaluation(sweep)
+            mirror.close_sweep(
+                "COMPLETE" if evaluation else "INTERRUPTED",
+                best_of(results.values()),
+                evaluation,
+                sweep_artifacts(sweep) if evaluation else [],
+            )
+        left = _deliver(tracker, timeout)
+        if tracker.lossy:
+            return Delivery(tracker.delivered, left or 1, "the outbox cannot be written", None)
+        return Delivery(
+            tracker.delivered, left, tracker.trouble, None if left else tracker.trials()
+        )
+    finally:
+        tracker.close(0.0)
+
+
+def _deliver(tracker: MlflowTracker, timeout: float) -> int:
+    """Wait as long as something is being delivered; return how many events are left."""
+    delivered, since = tracker.delivered, time.monotonic()
+    while left := tracker.flush(0.5):
+        if tracker.delivered > delivered:
+            delivered, since = tracker.delivered, time.monotonic()
+        elif time.monotonic() - since > timeout:
+            break
+    return left
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; 0 when everything is delivered, 1 when something is left, 2 for a mistake."""
+    console, complain = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
+    try:
+        options = build_parser().parse_args(arguments)
+        sweep = open_storage(options.storage).child(options.name)
+        config = replace(
+            SweepConfig.from_dict(load_record(sweep)["config"]),
+            name=options.name,
+            storage=options.storage,
+        )
+        uri = tracking_uri(replace(config, tracking_uri=_chosen_uri(options.tracking_uri, config)))
+        notice = check_tracking_uri(uri)
+        if notice:
+            complain.print(notice, markup=False, highlight=False)
+        with SweepLock(sweep, lambda line: complain.print(line, markup=False)):
+            found = synchronise(sweep, config, uri, options.rebuild, options.timeout)
+    except (UsageError, TrackingError, StorageError, StoppedError) as error:
+        for problem in error.problems if isinstance(error, UsageError) else (str(error),):
+            complain.print(f"error: {problem}", markup=False, highlight=False)
+        return 2
+    except KeyboardInterrupt:
+        complain.print("Stopped. What is not delivered is kept; run the same command again.")
+        return 130
+    events = f"{found.delivered} events delivered"
+    if found.left:
+        complain.print(
+            f"{events}, {found.left} are left: {found.trouble or 'no answer in time'}. They are "
+            "kept; run the same command again.",
+            markup=False,
+            highlight=False,
+        )
+        return 1
+    line = events if found.delivered else "Nothing was left to deliver"
+    if found.trials is not None:
+        line += f", MLflow holds {found.trials} trials of sweep {options.name}"
+    console.print(f"{line}: {ui_command(uri)}", markup=False, highlight=False)
+    return 0
+
+
+def _chosen_uri(given: str, config: SweepConfig) -> str:
+    """The one given, else the sweep's own, else the environment's; the default where it is empty.
+
+    Raises `UsageError` where the sweep is run without tracking.
+    """
+    chosen = given or config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if chosen == "none":
+        raise UsageError(
+            [
+                f"Something can be delivered only to an MLflow, and '{config.name}' is run without "
+                "tracking: name one with --tracking-uri."
+            ]
+        )
+    return chosen
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""What tests of tracking share: a real MLflow server that can be killed, and what MLflow holds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+TIMEOUT = 60.0
+
+
+def wait_until(true: Callable[[], bool], timeout: float = TIMEOUT) -> None:
+    deadline = time.monotonic() + timeout
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
+class Server:
+    """A real `mlflow server` on a port of its own, which can be killed and started again."""
+
+    def __init__(self, folder: Path, *options: str, **environment: str) -> None:
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.folder, self.options, self.environment = folder, options, environment
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, wait: bool = True) -> None:
+        command = f"""-m mlflow server --host 127.0.0.1 --port {self.port} --workers 1
+            --backend-store-uri sqlite:///{self.folder}/mlflow.db
+            --artifacts-destination {self.folder}/artifacts""".split()
+        lean = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *command, *self.options],
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                env=os.environ | lean | self.environment,
+                start_new_session=True,
+            )
+        if wait:
+            wait_until(self.answers)
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
+                return True
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        """SIGKILL to the server and its worker."""
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+def runs_of(uri: str, sweep: str = "s1") -> dict[str, Run]:
+    """By trial number, "" for the sweep's own run; a run that exists twice fails the test."""
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("few-shot-search")
+    assert experiment is not None
+    found = client.search_runs(
+        [experiment.experiment_id], f"tags.`search.sweep` = '{sweep}'", max_results=1000
+    )
+    runs = {run.data.tags.get("search.trial", ""): run for run in found}
+    assert len(runs) == len(found)
+    return runs
+
+
+def history(uri: str, run: Run, name: str) -> list[tuple[int, float]]:
+    found = MlflowClient(tracking_uri=uri).get_metric_history(run.info.run_id, name)
+    return sorted((m.step, m.value) for m in found)
+
+
+def content(uri: str, sweep: str, folder: Path) -> dict[str, dict[str, object]]:
+    """All that MLflow holds of a sweep, without the names that it gives itself. `folder` is for
+    downloads."""
+    client = MlflowClient(tracking_uri=uri)
+    runs = runs_of(uri, sweep)
+    parent = runs[""].info.run_id
+    told: dict[str, dict[str, object]] = {}
+    for number, run in runs.items():
+        tags = {key: value for key, value in run.data.tags.items() if key != "mlflow.user"}
+        if number:
+            assert tags.pop("mlflow.parentRunId") == parent
+        download = folder / f"run-{number or 'sweep'}"
+        download.mkdir(parents=True)
+        client.download_artifacts(run.info.run_id, "", str(download))
+        told[number] = {
+            "status": run.info.status,
+            "times": (run.info.start_time, run.info.end_time),
+            "params": run.data.params,
+            "tags": tags,
+            "metrics": {
+                name: sorted(
+                    (m.step, m.timestamp, repr(m.value))
+                    for m in client.get_metric_history(run.info.run_id, name)
+                )
+                for name in run.data.metrics
+            },
+            "artifacts": {
+                str(path.relative_to(download)): path.read_bytes()
+                for path in sorted(download.rglob("*"))
+                if path.is_file()
+            },
+        }
+    return told
