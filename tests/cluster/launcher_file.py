@@ -10,7 +10,7 @@ import copy
 import re
 import subprocess
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,18 @@ def problems(text: str, root: Path) -> list[str]:
         *_versions(text, root),
         *_options(text),
     ]
+
+
+def edited(text: str, values: Mapping[int, str]) -> str:
+    """`text` with what a user sets in the lines that are marked (1), (2), ..."""
+    for number, value in values.items():
+        pattern = rf"^( *)\S.*?(  # \({number}\).*)$"
+        text, count = re.subn(
+            pattern, lambda line, v=value: f"{line[1]}{v}{line[2]}", text, flags=re.M
+        )
+        if count != 1:
+            raise ValueError(f"{count} lines are marked ({number})")
+    return text
 
 
 def _provider(config: dict[str, Any]) -> Iterator[str]:
