@@ -148,9 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             storage=options.storage,
         )
         uri = tracking_uri(replace(config, tracking_uri=_chosen_uri(options.tracking_uri, config)))
-        notice = check_tracking_uri(uri)
-        if notice:
-            complain.print(notice, markup=False, highlight=False)
+        check_tracking_uri(uri)  # one that is away may come back before the patience is at its end
         with SweepLock(sweep, lambda line: complain.print(line, markup=False)):
             found = synchronise(sweep, config, uri, options.rebuild, options.timeout)
     except (UsageError, TrackingError, StorageError, StoppedError) as error:

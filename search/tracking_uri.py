@@ -92,7 +92,13 @@ def without_user(uri: str) -> str:
 
 def server_answers(uri: str, timeout: float) -> None:
     """Ask a server for its health, cheaply; raises `OSError` where it does not answer well."""
-    _get(uri, "/health", timeout)
+    try:
+        _get(uri, "/health", timeout)
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise ConnectionError(f"it answers {error.code} {error.reason}") from error
+    except urllib.error.URLError as error:
+        raise ConnectionError(str(error.reason)) from error
 
 
 def scheme_of(uri: str) -> str:

@@ -1,0 +1,175 @@
+"""Outages of a real MLflow server around real sweeps, and what `search.sync` makes good."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from search.lock import SweepLock
+from search.sync import main
+from tests.search.conftest import Sweep, kill_everything
+from tests.search.mlflow_server import Server, content, runs_of
+from trainables.storage import LocalStorage
+
+pytestmark = pytest.mark.filterwarnings(
+    # MLflow 3.17 configures its tables with an option that SQLAlchemy 2.1 has deprecated.
+    "ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning",
+)
+
+SPACE = ("--space", "taskres", "--shots", "4", "--seeds", "1", "--eval-seeds", "1")
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+    """Two real servers; neither runs."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("first", "second")}
+    found = {name: Server(folder) for name, folder in folders.items()}
+    yield found
+    for server in found.values():
+        server.kill()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a synchronisation said, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def sync(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    def call(sweep: Sweep, *options: str) -> Answer:
+        code = main([sweep.name, "--storage", str(sweep.storage), *options])
+        return Answer(code, *capsys.readouterr())
+
+    return call
+
+
+def test_a_server_down_at_the_start_and_in_the_middle_and_killed_at_the_end(
+    sweep: Sweep, servers: dict[str, Server], tmp_path: Path, sync: Callable[..., Answer]
+) -> None:
+    server, second = servers["first"], servers["second"]
+    driver = sweep.start(*SPACE, "--trials", "8", "--tracking-uri", server.uri)
+    try:
+        sweep.wait_until(lambda: len(sweep.results()) >= 2)
+        assert "is away" in (sweep.storage / f"{sweep.name}.log").read_text()
+        server.start()
+        time.sleep(1.0)
+        server.kill()
+        sweep.wait_until(lambda: len(sweep.results()) >= 5)
+        server.start()
+        sweep.wait_until(lambda: len(sweep.results()) == 8)
+        server.kill()
+        # The driver waits a minute for the delivery, and need not be waited for.
+        sweep.wait_until((sweep.folder / "evaluation.json").exists)
+        time.sleep(1.0)
+    finally:
+        kill_everything(driver)
+
+    waiting = sync(sweep, "--timeout", "1")
+    assert waiting.code == 1
+    assert "are left: MLflow at http" in waiting.err
+    server.start()
+    done = sync(sweep)
+    assert done.code == 0, done.err
+    assert "events delivered, MLflow holds 8 trials of sweep test" in done.out
+    told = content(server.uri, "test", tmp_path / "told")
+    assert sorted(told) == sorted(["", *map(str, range(8))])
+    for number, result in sweep.results().items():
+        run = told[str(number)]
+        rows = (sweep.folder / f"trials/{number:06d}/metrics.jsonl").read_text().splitlines()
+        assert run["status"] == "FINISHED"
+        assert len(run["metrics"]["val/accuracy"]) == len(rows)  # type: ignore[index]
+        learned = {"artifact.safetensors"} if result["state"] == "COMPLETE" else set()
+            {"artifact.safetensors"} if result["state"] == "COMPLETE" else set()
+        )
+        assert set(run["artifacts"]) == {"config.json"} | learned  # type: ignore[call-overload]
+
+    again = sync(sweep, "--rebuild")
+    assert "MLflow holds 8 trials" in again.out
+    assert content(server.uri, "test", tmp_path / "again") == told
+
+    shutil.rmtree(sweep.folder / "outbox")
+    server.kill()
+    second.start()
+    rebuilt = sync(sweep, "--rebuild", "--tracking-uri", second.uri)
+    assert rebuilt.code == 0, rebuilt.err
+    assert content(second.uri, "test", tmp_path / "rebuilt") == told
+    assert sync(sweep, "--tracking-uri", second.uri).out.startswith("Nothing was left")
+
+
+def test_nothing_stays_running_after_a_killed_driver(
+    sweep: Sweep, servers: dict[str, Server], sync: Callable[..., Answer]
+) -> None:
+    server = servers["second"]
+    if server.process is None:
+        server.start()
+    sweep.name = "killed"
+    driver = sweep.start(*SPACE, "--trials", "50", "--tracking-uri", server.uri)
+    sweep.wait_until(lambda: len(sweep.results()) >= 2 and len(runs_of(server.uri, "killed")) > 3)
+    kill_everything(driver)
+    assert "RUNNING" in {run.info.status for run in runs_of(server.uri, "killed").values()}
+    assert sync(sweep).code == 0
+    runs = runs_of(server.uri, "killed")
+    assert {run.info.status for run in runs.values()} == {"FINISHED", "KILLED"}
+    assert runs[""].info.status == "KILLED"
+    for number in sweep.results():
+        assert runs[str(number)].info.status == "FINISHED"
+
+
+def folder(tmp_path: Path, tracking_uri: str) -> LocalStorage:
+    """A sweep that has just been made."""
+    sweep = Sweep(tmp_path, "test")
+    code = (
+        "import sys, json; from search.config import SweepConfig; from search.preflight import *\n"
+        "print(json.dumps(SweepConfig(name='test', tracking_uri=sys.argv[1]).to_dict()))"
+    )
+    config = subprocess.run(
+        [sys.executable, "-c", code, tracking_uri], capture_output=True, text=True, check=True
+    ).stdout
+    storage = LocalStorage(sweep.folder)
+    record = f'{{"format": 2, "id": "x", "config": {config}, "fingerprints": {{}}}}'
+    storage.write("sweep.json", record.encode())
+    return storage
+
+
+def test_mistakes_are_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    where = ("--storage", str(tmp_path))
+
+    def refused(*arguments: str) -> str:
+        assert main(arguments) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        return line
+
+    assert "NAME" in refused()
+    assert "There is no sweep 'test'" in refused("test", *where)
+    sweep = folder(tmp_path, "none")
+    assert "name one with --tracking-uri" in refused("test", *where)
+    assert "ftp" in refused("test", *where, "--tracking-uri", "ftp://x")
+    with SweepLock(sweep):
+        line = refused("test", *where, "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db")
+        assert "One driver at a time" in line
+    assert not (sweep.root / "outbox").exists()
+
+
+def test_a_sweep_without_trials_has_nothing_but_itself_to_tell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    folder(tmp_path, uri)
+    assert main(["test", "--storage", str(tmp_path)]) == 0
+    assert "MLflow holds 0 trials of sweep test: mlflow ui" in capsys.readouterr().out
+    assert runs_of(uri, "test")[""].info.status == "KILLED"
