@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import statistics
 import tempfile
@@ -36,6 +35,7 @@ from rich.console import Console  # noqa: E402
 
 from search.config import SweepConfig  # noqa: E402
 from search.pruners import PRUNERS  # noqa: E402
+from search.results import read_results  # noqa: E402
 from search.samplers import make_sampler  # noqa: E402
 from search.sweep import Outcome, run_sweep  # noqa: E402
 from spaces.base import Setting  # noqa: E402
@@ -64,14 +64,13 @@ class Side:
 def run_ours(config: SweepConfig) -> Side:
     """The sweep as a person runs it."""
     outcome: Outcome = run_sweep(config, Console(file=io.StringIO()))
-    paths = sorted(outcome.folder.glob("trials/*/result.json"))
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    results = read_results(outcome.sweep).values()
     if outcome.overhead is None or outcome.undelivered or len(results) < config.trials:
         raise SystemExit(f"the sweep did not get through: {outcome.states}")
     return Side(
-        [result["value"] for result in results],
-        _per_minute([result["ended"] for result in results]),
-        statistics.median(result["train_seconds"] for result in results),
+        [result.value for result in results if result.value is not None],
+        _per_minute(sorted(result.ended for result in results)),
+        statistics.median(result.train_seconds for result in results),
         outcome.overhead,
     )
 

@@ -169,9 +169,10 @@ class LocalStorage(Storage):
     def local_copy(self, name: str) -> Iterator[Path]:
         """See `Storage`."""
         path = self.root / name
-        if not path.exists():
+        if not path.is_file():
             raise FileNotFoundError(path)
-        yield path
+        with _explained(path):
+            yield path
 
     def delete(self, name: str) -> None:
         """See `Storage`."""

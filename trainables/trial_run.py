@@ -117,7 +117,7 @@ class TrialRun:
             for _ in range(min(stride, lead.epochs - lead.epoch))
         ] or [_stamped(_mean([cell.validate() for cell in self.cells]), 0)]
 
-    def save(self, folder: Storage) -> None:
+    def save(self, folder: Storage, name: str = CHECKPOINT) -> None:
         """Write everything that continuing needs.
 
         One safetensors file, whole or not there. Its metadata carries the configuration's
@@ -141,14 +141,14 @@ class TrialRun:
             "config": self._identity(),
             "sha256": _checksum(run, tensors),
         }
-        folder.write_by(CHECKPOINT, partial(_write, tensors, metadata))
+        folder.write_by(name, partial(_write, tensors, metadata))
 
-    def load(self, folder: Storage) -> bool:
+    def load(self, folder: Storage, name: str = CHECKPOINT) -> bool:
         """Continue from `save`. False, and nothing changed, where there is no usable file:
         none, a damaged one, or one of another configuration. Raises `StorageError`."""
         try:
             with (
-                folder.local_copy(CHECKPOINT) as path,
+                folder.local_copy(name) as path,
                 safe_open(path, framework="pt") as file,
             ):
                 metadata = file.metadata() or {}

@@ -75,12 +75,15 @@ REPORT = Report(2, (0.5, 0.1 + 0.2), ({"epoch": 1.0}, {"epoch": 2.0}), False, {"
 @pytest.mark.parametrize(
     "message",
     [
-        Message(3, "running", None, "", "", {"flip/budget": 0.1}, ("No bit can flip.",), 0.25),
-        Message(3, "running", REPORT, "", "", {}, (), 1.5),
-        Message(3, "finished", replace(REPORT, finished=True), "", "", {}, (), 0.0),
-        Message(4, "failed", None, "ValueError: «no»", "Trace\nback", {}, (), 0.0),
+        Message(
+            3, "running", None, 0.25, forecast={"flip/budget": 0.1}, warnings=("No bit can flip.",)
+        ),
+        Message(3, "running", REPORT, 1.5, host="elsewhere"),
+        Message(3, "finished", replace(REPORT, finished=True)),
+        Message(4, "failed", None, reason="ValueError: «no»", details="Trace\nback"),
+        Message(4, "stuck", None, reason="No space left on device"),
     ],
-    ids=["forecast", "running", "finished", "failed"],
+    ids=["forecast", "running", "finished", "failed", "stuck"],
 )
 def test_messages_travel_as_text(message: Message) -> None:
     text = message.encode()

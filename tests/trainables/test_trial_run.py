@@ -14,11 +14,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.trainables.trials import TASK, TWO_SEEDS, mask_trial, residual_trial, zero_shot_trial
 from trainables.methods.registry import METHODS
+from trainables.storage import LocalStorage, StorageError
 from trainables.trainer import NonFiniteError, Trainer
 from trainables.trial import TaskSpec, TrialConfig
 from trainables.trial_run import PARTS, Report, TrialRun
@@ -34,9 +35,14 @@ def to_the_end(run: TrialRun) -> list[Report]:
     return reports
 
 
+def at(path: Path) -> tuple[LocalStorage, str]:
+    """A file as `save` and `load` want it."""
+    return LocalStorage(path.parent), path.name
+
+
 def content(run: TrialRun, path: Path) -> Content:
     """What a checkpoint holds, without the times of day."""
-    run.save(path)
+    run.save(*at(path))
     with safe_open(path, framework="pt") as file:
         state = json.loads(file.metadata()["run"])
         tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
@@ -137,12 +143,12 @@ def test_a_method_with_nothing_to_train(
     mean = sum(cell.validate()["val/accuracy"] for cell in cells) / 2
     assert reports[-1].metrics["val/accuracy"] == mean
     assert reports[-1].finished
-    run.save(tmp_path / "checkpoint")
+    run.save(*at(tmp_path / "checkpoint"))
     again = TrialRun(zero_shot_trial(), TWO_SEEDS, bench, in_sequence)
-    assert again.load(tmp_path / "checkpoint")
+    assert again.load(*at(tmp_path / "checkpoint"))
     assert again.finished
     assert again.advance().values == reports[-1].values
-    assert len(run.save_artifacts(tmp_path)) == 2
+    assert len(run.save_artifacts(LocalStorage(tmp_path))) == 2
 
 
 def test_a_finished_trial_repeats_its_last_word(bench: Workbench) -> None:
@@ -193,10 +199,10 @@ def test_interrupted_after_every_part(
     rows: list[dict[str, float]] = []
     for step in range(whole.steps):
         run = TrialRun(trial, task, bench, in_sequence)
-        assert run.load(path) is (step > 0)
+        assert run.load(*at(path)) is (step > 0)
         assert run.step == step
         report = run.advance()
-        run.save(path)
+        run.save(*at(path))
         assert report.values == expected[step].values
         assert report.metrics == expected[step].metrics
         assert list(report.rows[: len(rows)]) == rows  # told again, times included
@@ -208,18 +214,18 @@ def test_interrupted_after_every_part(
 def test_a_finished_checkpoint_tells_all_rows_again_once(bench: Workbench, tmp_path: Path) -> None:
     run = TrialRun(residual_trial(3), TASK, bench)
     rows = [row for report in to_the_end(run) for row in report.rows]
-    run.save(tmp_path / "checkpoint")
+    run.save(*at(tmp_path / "checkpoint"))
     again = TrialRun(residual_trial(3), TASK, bench)
-    assert again.load(tmp_path / "checkpoint")
+    assert again.load(*at(tmp_path / "checkpoint"))
     assert list(again.advance().rows) == rows
     assert again.advance().rows == ()
 
 
 def test_a_checkpoint_from_before_the_first_part(bench: Workbench, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
-    TrialRun(mask_trial(1), TASK, bench).save(path)
+    TrialRun(mask_trial(1), TASK, bench).save(*at(path))
     run = TrialRun(mask_trial(1), TASK, bench)
-    assert run.load(path)
+    assert run.load(*at(path))
     assert run.advance().metrics == TrialRun(mask_trial(1), TASK, bench).advance().metrics
 
 
@@ -227,9 +233,9 @@ def test_rewinding(bench: Workbench, tmp_path: Path) -> None:
     """A run that has gone on forgets what came after the checkpoint."""
     run = TrialRun(residual_trial(4), TASK, bench)
     first = [run.advance() for _ in range(2)]
-    run.save(tmp_path / "checkpoint")
+    run.save(*at(tmp_path / "checkpoint"))
     once = to_the_end(run)
-    assert run.load(tmp_path / "checkpoint")
+    assert run.load(*at(tmp_path / "checkpoint"))
     again = to_the_end(run)
     assert [report.values for report in again] == [report.values for report in once]
     assert [report.metrics for report in again] == [report.metrics for report in once]
@@ -242,19 +248,19 @@ def test_saving_leaves_one_whole_file_or_the_old_one(
     path = tmp_path / "checkpoint"
     run = TrialRun(residual_trial(3), TASK, bench)
     run.advance()
-    run.save(path)
-    run.save(path)
+    run.save(*at(path))
+    run.save(*at(path))
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
     before = path.read_bytes()
 
     def full_disk(tensors: object, name: str, metadata: object) -> None:
         Path(name).write_bytes(b"half a file")
-        raise OSError("No space left on device")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("trainables.trial_run.save_file", full_disk)
     run.advance()
-    with pytest.raises(OSError, match="No space"):
-        run.save(path)
+    with pytest.raises(StorageError, match="No space left"):
+        run.save(*at(path))
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
     assert path.read_bytes() == before
 
@@ -265,7 +271,7 @@ def saved(bench: Workbench, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("saved") / "checkpoint"
     run = TrialRun(residual_trial(3), TASK, bench)
     run.advance()
-    run.save(path)
+    run.save(*at(path))
     return path
 
 
@@ -273,7 +279,7 @@ def assert_ignored(path: Path, bench: Workbench, trial: TrialConfig | None = Non
     """Not loaded, and the trial starts from scratch as if nothing had been there."""
     trial = trial or residual_trial(3)
     run = TrialRun(trial, TASK, bench)
-    assert run.load(path) is False
+    assert run.load(*at(path)) is False
     assert run.step == 0
     assert run.advance().metrics == TrialRun(trial, TASK, bench).advance().metrics
 
@@ -293,10 +299,10 @@ def test_one_flipped_bit_anywhere_is_noticed(
     path.write_bytes(damaged)
     run = TrialRun(residual_trial(3), TASK, bench)
     before = {key: tensor.clone() for key, tensor in run.cells[0].state()[0].items()}
-    loaded = run.load(path)
+    loaded = run.load(*at(path))
     if loaded:  # the bit meant nothing: what was read is what was saved
         intact = TrialRun(residual_trial(3), TASK, bench)
-        assert intact.load(saved)
+        assert intact.load(*at(saved))
         assert equal(content(run, tmp_path / "a"), content(intact, tmp_path / "b"))
         assert run.advance().values == intact.advance().values
     else:
@@ -379,7 +385,7 @@ def test_rewriting_alone_does_no_harm(saved: Path, bench: Workbench, tmp_path: P
     """The counter-check of the foreign files."""
     rewritten(lambda t, m: None)(saved, tmp_path / "checkpoint")
     run = TrialRun(residual_trial(3), TASK, bench)
-    assert run.load(tmp_path / "checkpoint")
+    assert run.load(*at(tmp_path / "checkpoint"))
     assert run.step == 1
 
 
@@ -401,7 +407,7 @@ def test_another_trials_checkpoint_is_ignored(
     trial: TrialConfig, task: TaskSpec, in_sequence: bool, saved: Path, bench: Workbench
 ) -> None:
     run = TrialRun(trial, task, bench, in_sequence)
-    assert run.load(saved) is False
+    assert run.load(*at(saved)) is False
     assert run.step == 0
 
 
@@ -415,10 +421,12 @@ def test_artifacts_are_named_by_seed_where_there_are_several(
     one, two = TrialRun(trial, TASK, bench), TrialRun(trial, TWO_SEEDS, bench)
     to_the_end(one)
     to_the_end(two)
-    assert one.save_artifacts(tmp_path) == [tmp_path / "artifact.safetensors"]
-    paths = two.save_artifacts(tmp_path)
-    assert [p.name for p in paths] == ["artifact-seed1.safetensors", "artifact-seed4.safetensors"]
-    for path, cell in zip(paths, two.cells, strict=True):
+    folder = LocalStorage(tmp_path)
+    assert one.save_artifacts(folder) == ["artifact.safetensors"]
+    seeds = ["artifact-seed1.safetensors", "artifact-seed4.safetensors"]
+    assert two.save_artifacts(folder) == seeds
+    assert folder.files() == [*seeds, "artifact.safetensors"]
+    for path, cell in zip((tmp_path / name for name in seeds), two.cells, strict=True):
         assert path.stat().st_mode & 0o777 == 0o644
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata())

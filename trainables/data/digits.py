@@ -10,11 +10,12 @@ Source: E. Alpaydin, C. Kaynak, «Optical Recognition of Handwritten Digits», U
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from trainables.data.base import Split, SplitName, fingerprint
@@ -59,13 +60,24 @@ class Digits:
         return self._rows("test")
 
     def _rows(self, name: str) -> Split:
-        pixels, labels = load_digits(return_X_y=True)
+        pixels, labels = read_digits()
         grey = np.rint(pixels * (255 / 16)).astype(np.uint8)
         rows = _partition(grey, labels)[name]
         images = torch.from_numpy(grey[rows]).view(-1, 1, 8, 8).expand(-1, 3, -1, -1)
         images = torch.rot90(images, 2 * self.half_turns, (2, 3)).contiguous()
         target = torch.from_numpy(labels[rows].astype(np.int64))
         return Split(images, target, _digest(self.name, images, target))
+
+
+def read_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels [1797, 64] from 0 to 16 and labels [1797]: scikit-learn's file, without importing
+    scikit-learn, which would take a second and 70 MB in every process."""
+    package = importlib.util.find_spec("sklearn")
+    assert package is not None, "scikit-learn is a dependency"
+    assert package.submodule_search_locations is not None
+    folder = Path(package.submodule_search_locations[0])
+    table = np.loadtxt(folder / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    return table[:, :-1], table[:, -1].astype(np.int64)
 
 
 def _partition(grey: np.ndarray, labels: np.ndarray) -> dict[str, list[int]]:

@@ -24,6 +24,7 @@ from trainables.data.base import Split
 from trainables.data.digits import Digits
 from trainables.data.registry import DATASETS
 from trainables.data.sealed import SealedError, TestPermit, read_test_split, seal_process
+from trainables.storage import LocalStorage
 from trainables.trial import TrialConfig
 from trainables.trial_run import TrialRun
 from trainables.workbench import Workbench
@@ -222,13 +223,13 @@ def test_no_trial_touches_test_data(tmp_path: Path) -> None:
 
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on every test image on disk is noise, and every test label wrong."""
-    pixels, labels = digits.load_digits(return_X_y=True)
+    pixels, labels = digits.read_digits()
     grey = np.rint(pixels * (255 / 16)).astype(np.uint8)
     rows = digits._partition(grey, labels)
     noise = np.random.default_rng(0).integers(0, 17, (len(rows["test"]), 64))
     pixels[rows["test"]] = noise
     labels[rows["test"]] = (labels[rows["test"]] + 1) % 10
-    monkeypatch.setattr(digits, "load_digits", lambda return_X_y: (pixels.copy(), labels.copy()))
+    monkeypatch.setattr(digits, "read_digits", lambda: (pixels.copy(), labels.copy()))
     monkeypatch.setattr(digits, "_partition", lambda grey, labels: rows)
 
 
@@ -239,8 +240,8 @@ def whole_run(trial: TrialConfig, folder: Path) -> tuple[object, ...]:
     reports = []
     while not run.finished:
         reports.append(run.advance())
-        run.save(folder / f"checkpoint-{run.step}")
-    run.save_artifacts(folder)
+        run.save(LocalStorage(folder), f"checkpoint-{run.step}")
+    run.save_artifacts(LocalStorage(folder))
     return reports, {path.name: content(path) for path in sorted(folder.iterdir())}
 
 
