@@ -90,8 +90,6 @@ def test_a_server_down_at_the_start_and_in_the_middle_and_killed_at_the_end(
         assert run["status"] == "FINISHED"
         assert len(run["metrics"]["val/accuracy"]) == len(rows)  # type: ignore[index]
         learned = {"artifact.safetensors"} if result["state"] == "COMPLETE" else set()
-            {"artifact.safetensors"} if result["state"] == "COMPLETE" else set()
-        )
         assert set(run["artifacts"]) == {"config.json"} | learned  # type: ignore[call-overload]
 
     again = sync(sweep, "--rebuild")
