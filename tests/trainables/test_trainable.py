@@ -293,6 +293,7 @@ def test_an_ended_trial_leaves_no_new_checkpoint(end: str, job: Job, tmp_path: P
     elif end != "not begun":
         worker.train()
     if end == "committed":  # the pruner has stopped it
+        (tmp_path / "000000").mkdir(exist_ok=True)
         (tmp_path / "000000" / "result.json").write_text("{}")
     worker.stop()
     assert not (tmp_path / "000000" / CHECKPOINT).exists()
