@@ -85,14 +85,12 @@ def read_results(sweep: Storage) -> dict[int, Result]:
 
 
 def read_rows(sweep: Storage, number: int) -> list[Row]:
-    """A committed trial's metrics, a row an epoch; a damaged line is left out."""
-    rows = []
-    for line in sweep.child(trial_folder(number)).read_log(METRICS).splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
+    """A committed trial's metrics, a row an epoch; none where the file was lost."""
+    try:
+        text = sweep.read(f"{trial_folder(number)}/{METRICS}")
+        return [json.loads(line) for line in text.splitlines()]
+    except (FileNotFoundError, ValueError):
+        return []
 
 
 def _parse(name: str, text: bytes) -> Result:

@@ -119,6 +119,8 @@ def open_storage(location: str, patience: float = PATIENCE) -> Storage:
         file_system, path = FileSystem.from_uri(location)
     except (OSError, ValueError, NotImplementedError) as error:
         raise StorageError(f"'{location}': {_line(error)}") from error
+    if not path.strip("/"):
+        raise StorageError(f"'{location}': it names no bucket")
     return ObjectStorage(file_system, path, location, patience)
 
 

@@ -1,0 +1,205 @@
+"""Every kind of storage keeps the same promises."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.servers import S3, s3_server
+from trainables.storage import LocalStorage, Storage, StorageError, join, open_storage
+
+Make = Callable[[str], Storage]
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(params=["folder", "file-uri", "s3"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A place that does not exist yet, of every kind."""
+    if request.param == "folder":
+        return str(tmp_path / "here")
+    if request.param == "file-uri":
+        return f"file://{tmp_path}/here"
+    server: S3 = request.getfixturevalue("s3")
+    return server.location(f"sweeps/{tmp_path.name}")
+
+
+@pytest.fixture
+def storage(location: str) -> Storage:
+    return open_storage(location)
+
+
+def test_a_place_that_does_not_exist_is_empty(storage: Storage) -> None:
+    assert storage.files() == []
+    assert storage.folders() == []
+    assert storage.read_log("log") == b""
+    assert not storage.exists("a")
+    storage.delete("a")
+    with pytest.raises(FileNotFoundError):
+        storage.read("a")
+    with pytest.raises(FileNotFoundError), storage.local_copy("a"):
+        pass
+
+
+def test_what_is_written_is_there_for_everybody(storage: Storage, location: str) -> None:
+    storage.write("trials/7/result.json", b"one")
+    storage.write("trials/7/result.json", b"two")
+    storage.write("trials/12/result.json", b"")
+    storage.write("top", bytes(3 << 20))
+    other = open_storage(location)
+    assert other.read("trials/7/result.json") == b"two"
+    assert other.child("trials").child("7").read("result.json") == b"two"
+    assert open_storage(other.child("trials").location).read("12/result.json") == b""
+    assert other.files() == ["top", "trials/12/result.json", "trials/7/result.json"]
+    assert other.child("trials").folders() == ["12", "7"]
+    assert other.exists("trials/7/result.json")
+    assert not other.exists("trials/7")
+    names = ["trials/7/result.json", "trials/12/result.json"]
+    assert list(other.read_many(names)) == [b"two", b""]
+    with other.local_copy("top") as path:
+        assert path.read_bytes() == bytes(3 << 20)
+    other.delete("top")
+    assert not storage.exists("top")
+
+
+def test_a_writer_that_fails_changes_nothing(storage: Storage) -> None:
+    storage.write("a", b"old")
+
+    def fail(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise RuntimeError("no more")
+
+    for name in ("a", "b"):
+        with pytest.raises(RuntimeError):
+            storage.write_by(name, fail)
+    assert storage.files() == ["a"]
+    assert storage.read("a") == b"old"
+
+
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    steps=st.lists(
+        st.one_of(st.binary(max_size=20), st.just("reopen"), st.just("replace")), max_size=12
+    )
+)
+def test_a_log_is_all_that_was_appended(steps: list[bytes | str], location: str) -> None:
+    name = f"log-{time.monotonic_ns()}"
+    storage, whole = open_storage(location), b""
+    for step in steps:
+        if step == "reopen":
+            storage = open_storage(location)
+            assert storage.read_log(name) == whole
+        elif step == "replace":
+            whole = whole[: len(whole) // 2]
+            storage.replace_log(name, whole)
+        elif isinstance(step, bytes):
+            storage.append(name, step)
+            whole += step
+    assert open_storage(location).read_log(name) == whole
+
+
+def test_a_long_log_in_a_bucket_is_put_together(s3: S3) -> None:
+    storage = open_storage(s3.location("long"))
+    for number in range(100):
+        storage.append("log", b"%d " % number)
+    whole = b"".join(b"%d " % number for number in range(100))
+    assert len(storage.child("log").files()) == 100
+    assert storage.read_log("log") == whole
+    assert len(storage.child("log").files()) == 1
+    storage.append("log", b"end")
+    assert open_storage(s3.location("long")).read_log("log") == whole + b"end"
+
+
+def test_locations_of_folders() -> None:
+    assert join("s3://b/x/", "n") == "s3://b/x/n"
+    assert join("s3://b/x?region=eu&scheme=http", "n") == "s3://b/x/n?region=eu&scheme=http"
+    assert join("sweeps", "n") == str(Path.cwd() / "sweeps" / "n")
+
+
+@pytest.mark.parametrize("location", ["s4://bucket/x", "http://host/x", "s3://"])
+def test_an_unknown_place_is_refused(location: str) -> None:
+    with pytest.raises(StorageError):
+        open_storage(location, 0.1).probe()
+
+
+def test_a_bucket_that_does_not_exist_is_refused_at_once(s3: S3) -> None:
+    location = s3.location("x").replace("//bucket", "//nobody")
+    start = time.monotonic()
+    with pytest.raises(StorageError, match="NO_SUCH_BUCKET"):
+        open_storage(location).probe()
+    assert time.monotonic() - start < 5
+
+
+def test_an_object_store_that_is_away_is_waited_for(tmp_path: Path) -> None:
+    with s3_server(tmp_path) as server:
+        storage = open_storage(server.location("x"))
+        storage.write("a", b"1")
+        server.kill(down=2)
+        start = time.monotonic()
+        with pytest.raises(StorageError, match="Could not connect"):
+            open_storage(server.location("x"), patience=0.5).read("a")
+        server.wait()
+        server.make_bucket()
+        storage.write("b", b"2")
+        assert storage.read("b") == b"2"
+        assert time.monotonic() - start < 60
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or shutil.which("mount") is None:
+        pytest.skip("only root may mount a small disk")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_keeps_what_it_has(small_disk: Path) -> None:
+    storage = LocalStorage(small_disk)
+    storage.write("a", b"old")
+    storage.append("log", b"line\n")
+    (small_disk / "filler").write_bytes(bytes((1 << 20) - (3 << 12)))
+    with pytest.raises(StorageError, match="No space left on device"):
+        storage.write("a", bytes(1 << 20))
+    with pytest.raises(StorageError, match="No space left on device"):
+        storage.append("log", bytes(1 << 20))
+    assert storage.read("a") == b"old"
+    assert storage.read_log("log") == b"line\n"
+    assert storage.files() == ["a", "filler", "log"]
+    assert not list(small_disk.glob(".*"))
+
+
+def test_a_folder_that_is_a_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    storage = LocalStorage(tmp_path / "file" / "x")
+    with pytest.raises(StorageError, match=r"Not a directory|File exists"):
+        storage.write("a", b"")
+
+
+def test_what_dead_writers_left_is_tidied_away(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    storage.write("trials/1/result.json", b"1")
+    half = tmp_path / "trials/1/.checkpoint.safetensors.abc"
+    half.write_bytes(b"half")
+    assert storage.files() == ["trials/1/result.json"]
+    storage.tidy()
+    assert not half.exists()
