@@ -89,8 +89,13 @@ class SweepConfig:
         return join(self.storage, self.sweep_name)
 
     def public(self) -> SweepConfig:
-        """Without the password that the ledger's address may hold."""
-        return dataclasses.replace(self, ledger=without_password(self.ledger))
+        """As it may be stored and shown: no address holds a password."""
+        return dataclasses.replace(
+            self,
+            ledger=without_password(self.ledger),
+            storage=without_password(self.storage),
+            tracking_uri=without_password(self.tracking_uri),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 
 from search.journal import Journal
 from search.problems import StoppedError
@@ -46,6 +46,9 @@ class StudyStore(Protocol):
     def patiently(self, act: Callable[[], T]) -> T:
         """Do it, again if need be: `act` must stand being repeated. Raises `LedgerError`."""
 
+    def close(self) -> None:
+        """Let go of connections."""
+
 
 class JournalStore:
     """A journal that belongs to the sweep's owner: it fails only with the folder it is in."""
@@ -71,6 +74,9 @@ class JournalStore:
         """See `StudyStore`."""
         return act()
 
+    def close(self) -> None:
+        """See `StudyStore`. There are none."""
+
 
 class DatabaseStore:
     """A study in PostgreSQL. A server that is away is waited for."""
@@ -83,7 +89,8 @@ class DatabaseStore:
         self._failures = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
         self.name = name
         self.notice = ""
-        self.storage: BaseStorage = self.patiently(lambda: _connect(url))
+        self._database = self.patiently(lambda: _connect(url))
+        self.storage: BaseStorage = get_storage(self._database)  # remembers what has ended
 
     def together(self) -> AbstractContextManager[None]:
         """See `StudyStore`. Each call of the database is a transaction of its own."""
@@ -103,6 +110,11 @@ class DatabaseStore:
                     ) from error
             time.sleep(wait)
             wait = min(2 * wait, 5.0)
+
+    def close(self) -> None:
+        """See `StudyStore`."""
+        self._database.remove_session()
+        self._database.engine.dispose()
 
 
 def open_store(url: str, sweep: Storage, name: str, guard: Callable[[], None]) -> StudyStore:
@@ -162,10 +174,10 @@ def _libpq(url: str) -> str:
     return urllib.parse.urlsplit(url)._replace(scheme="postgresql").geturl()
 
 
-def _connect(url: str) -> BaseStorage:
+def _connect(url: str) -> RDBStorage:
     options: dict[str, Any] = {
         "pool_pre_ping": True,  # a connection that the server's restart has cut is not used
         "connect_args": {"connect_timeout": _CONNECT_SECONDS},
     }
     address = urllib.parse.urlsplit(url)._replace(scheme="postgresql+psycopg").geturl()
-    return optuna.storages.get_storage(optuna.storages.RDBStorage(address, engine_kwargs=options))
+    return RDBStorage(address, engine_kwargs=options)

@@ -13,6 +13,7 @@ from rich.table import Table
 from search.config import SweepConfig
 from search.evaluation import Label, Score, test_reads
 from search.progress import short
+from search.study import without_password
 from search.sweep import Outcome
 from search.tracking_uri import ui_command
 from trainables.storage import LocalStorage
@@ -49,7 +50,7 @@ def print_summary(outcome: Outcome, console: Console) -> None:
             + _storage(outcome),
             style="yellow",
         )
-    folder = outcome.sweep.location
+    folder = without_password(outcome.sweep.location)
     if isinstance(outcome.sweep, LocalStorage):
         folder = _relative(outcome.sweep.root)
     console.print(f"Folder: {folder}", highlight=False, soft_wrap=True)
@@ -107,7 +108,7 @@ def _tool(name: str) -> str:
 def _storage(outcome: Outcome) -> str:
     if outcome.config.storage == SweepConfig().storage:
         return ""
-    return f" --storage {shlex.quote(outcome.config.storage)}"
+    return f" --storage {shlex.quote(outcome.config.public().storage)}"
 
 
 def _relative(path: Path) -> str:

@@ -12,6 +12,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -84,11 +85,14 @@ def run_sweep(config: SweepConfig, console: Console) -> Outcome:
     for notice in plan.notices:
         say(notice)
     sweep = open_storage(plan.config.location)
-    with SweepLock(sweep, say) as lock:
+    with SweepLock(sweep, say) as lock, ExitStack() as stack:
         sweep.tidy()
         plan = adopt(plan, sweep)
         config = plan.config
-        store = open_store(config.ledger, sweep, f"{config.name}-{plan.id[:8]}", lock.check)
+        study_name = f"{config.name}-{plan.id[:8]}"
+        store = stack.enter_context(
+            closing(open_store(config.ledger, sweep, study_name, lock.check))
+        )
         ledger = Ledger(
             sweep, store, plan.space, config.sampler, config.pruner, config.seed, lock.check
         )

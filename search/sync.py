@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn
@@ -79,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         default=30.0,
         metavar="SECONDS",
-        help="give up when nothing could be delivered for so long (default: %(default)g)",
+        help="give up when MLflow has been away for so long (default: %(default)g)",
     )
     return parser
 
@@ -115,7 +115,7 @@ def synchronise(
                 evaluation,
                 sweep_artifacts(sweep) if evaluation else [],
             )
-        left = _deliver(tracker, timeout)
+        left = tracker.flush(math.inf, patience=timeout)
         if tracker.lossy:
             return Delivery(tracker.delivered, left or 1, "the outbox cannot be written", None)
         return Delivery(
@@ -123,17 +123,6 @@ def synchronise(
         )
     finally:
         tracker.close(0.0)
-
-
-def _deliver(tracker: MlflowTracker, timeout: float) -> int:
-    """Wait as long as something is being delivered; return how many events are left."""
-    delivered, since = tracker.delivered, time.monotonic()
-    while left := tracker.flush(0.5):
-        if tracker.delivered > delivered:
-            delivered, since = tracker.delivered, time.monotonic()
-        elif time.monotonic() - since > timeout:
-            break
-    return left
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

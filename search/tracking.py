@@ -92,11 +92,12 @@ class Tracker(Protocol):
         files in the sweep's storage, which are read later: they must stay in place."""
         ...
 
-    def flush(self, timeout: float) -> int:
-        """Wait up to `timeout` seconds for the delivery; return how many events are undelivered."""
+    def flush(self, timeout: float, patience: float = math.inf) -> int:
+        """Wait up to `timeout` seconds for the delivery, and no longer than `patience` while MLflow
+        is away; return how many events are undelivered."""
         ...
 
-    def close(self, timeout: float) -> int:
+    def close(self, timeout: float, patience: float = math.inf) -> int:
         """Flush, then stop; return how many events are left on disk for the next tracker."""
         ...
 
@@ -123,10 +124,10 @@ class NullTracker(Tracker):
     def finish(self, *_: object) -> None:
         pass
 
-    def flush(self, timeout: float) -> int:
+    def flush(self, timeout: float, patience: float = math.inf) -> int:
         return 0
 
-    def close(self, timeout: float) -> int:
+    def close(self, timeout: float, patience: float = math.inf) -> int:
         return 0
 
 
@@ -272,19 +273,26 @@ class MlflowTracker(Tracker):
             },
         )
 
-    def flush(self, timeout: float) -> int:
+    def flush(self, timeout: float, patience: float = math.inf) -> int:
+        seen, since = self.delivered, time.monotonic()
+        deadline = since + timeout
         with self._moved:
-            self._moved.wait_for(lambda: not self._outbox.behind, timeout)
+            while self._outbox.behind and (now := time.monotonic()) < deadline:
+                if self.delivered > seen or not self.trouble:
+                    seen, since = self.delivered, now
+                elif now - since > patience:
+                    break
+                self._moved.wait(min(0.1, deadline - now))
         return self._undelivered()
 
-    def close(self, timeout: float) -> int:
+    def close(self, timeout: float, patience: float = math.inf) -> int:
         deadline = time.monotonic() + timeout
-        self.flush(timeout)
+        self.flush(timeout, patience)
         self._stop.set()
         with self._moved:
             self._moved.notify_all()
         # A call that hangs is left behind: the thread is a daemon, its event still in the outbox.
-        self._thread.join(max(0.1, deadline - time.monotonic()))
+        self._thread.join(max(0.1, min(1.0, deadline - time.monotonic())))
         self._outbox.close()
         return self._undelivered()
 
