@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import sqlite3
 import statistics
 import subprocess
@@ -22,7 +23,7 @@ from mlflow import MlflowClient
 
 from search.outbox import Outbox
 from search.tracking import MlflowTracker, NullTracker, Row
-from search.tracking_uri import TrackingError, check_tracking_uri, ui_command
+from search.tracking_uri import TrackingError, check_tracking_uri, shown, ui_command
 from tests.search.mlflow_server import TIMEOUT, Server, history, runs_of, wait_until
 from trainables.storage import LocalStorage
 
@@ -286,7 +287,9 @@ def test_calls_are_fast_and_never_raise(
         seconds.append(time.perf_counter() - start)
     assert statistics.median(seconds) < 2e-3
     tracker.finish(0, T0 + 100, "COMPLETE", {}, {"x": "not a number"}, [])  # type: ignore[dict-item]
-    assert tracker.flush(0.01) == 300
+    begin = time.monotonic()
+    assert tracker.flush(TIMEOUT, patience=0.5) == 300  # away, and not waited for
+    assert time.monotonic() - begin < TIMEOUT / 2
     assert tracker.close(0.01) == 300
     tracker.log(0, [row(0, a=1.0)])
     assert tracker.close(0.0) == 300
@@ -521,3 +524,139 @@ def test_a_killed_first_start_leaves_a_usable_database(tmp_path: Path) -> None:
         process.kill()
     tracker = MlflowTracker(uri, "s", Outbox(outbox), LocalStorage(tmp_path))
     assert tracker.close(60) == 0
+
+
+def test_an_event_that_always_fails_holds_up_the_others_for_a_while_only(
+    tmp_path: Path, empty_database: Path, outbox: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that cannot keep artifacts answers 500 to each, and everything else well."""
+    (tmp_path / "artifacts").write_text("a file where a folder should be")
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    server = Server(tmp_path)
+    server.start()
+    try:
+        storage = LocalStorage(outbox.parent)
+        tracker = MlflowTracker(server.uri, "s1", Outbox(outbox), storage, patience=2.0)
+        for n in range(2):
+            tracker.start(n, T0, {}, {})
+            tracker.finish(n, T0 + 1, "COMPLETE", {}, {"last": n}, files(outbox, n) * (n == 0))
+        assert tracker.close(TIMEOUT) == 0
+        runs = runs_of(server.uri)
+        assert [runs[n].info.status for n in "01"] == ["FINISHED", "FINISHED"]
+        assert [runs[n].data.metrics["last"] for n in "01"] == [0, 1]
+        (note,) = refused(outbox)
+        assert note["event"]["kind"] == "finish"
+        assert "500" in note["reason"]
+    finally:
+        server.kill()
+
+
+def test_a_server_with_a_log_in(
+    tmp_path: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    secret = "correct-horse-battery"
+    server = Server(
+        tmp_path,
+        *("--app-name", "basic-auth"),
+        MLFLOW_FLASK_SERVER_SECRET_KEY="x",
+        MLFLOW_AUTH_ADMIN_USERNAME="admin",
+        MLFLOW_AUTH_ADMIN_PASSWORD=secret,
+    )
+    server.start()
+    try:
+        with pytest.raises(TrackingError, match=r"401.*credentials MLFLOW_TRACKING_USERNAME"):
+            check_tracking_uri(server.uri)
+        storage = LocalStorage(outbox.parent)
+        tracker = MlflowTracker(server.uri, "s1", Outbox(outbox), storage, patience=0.0)
+        tracker.start(0, T0, {"lr": 1}, {})
+        wait_until(lambda: "401" in caplog.text or "UNAUTHENTICATED" in caplog.text.upper())
+        assert tracker.close(0.0) == 1  # kept: somebody may let us in
+
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", secret)
+        assert check_tracking_uri(server.uri) == ""
+        tracker = MlflowTracker(server.uri, "s1", Outbox(outbox), storage)
+        tracker.finish(0, T0 + 1, "COMPLETE", {}, {}, files(outbox, 0))
+        assert tracker.close(TIMEOUT) == 0
+        assert runs_of(server.uri)["0"].info.status == "FINISHED"
+        assert not refused(outbox)
+        assert secret not in caplog.text
+    finally:
+        server.kill()
+
+
+@pytest.mark.parametrize(
+    ("uri", "printed"),
+    [
+        ("http://ada:se:cr@t@host:5000/x", "http://host:5000/x"),
+        (
+            "postgresql://ada:se:cr@t@host/m",
+            "mlflow ui --backend-store-uri 'postgresql://ada:***@host/m'",
+        ),
+        (
+            "mysql://host/m?password=se:cr@t&a=1",
+            "mlflow ui --backend-store-uri 'mysql://host/m?password=***&a=1'",
+        ),
+    ],
+)
+def test_a_password_is_not_printed(uri: str, printed: str) -> None:
+    assert ui_command(uri) == printed
+    assert "cr@t" not in shown(uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "why"),
+    [
+        ("http://", "names no host"),
+        ("http://host:five", "well-formed"),
+        ("http://[host", "well-formed"),
+    ],
+)
+def test_an_address_that_can_never_answer(uri: str, why: str) -> None:
+    with pytest.raises(TrackingError, match=why):
+        check_tracking_uri(uri, timeout=1)
+
+
+def test_a_host_that_does_not_exist() -> None:
+    try:
+        socket.getaddrinfo("no-such-host.invalid", 80)
+    except socket.gaierror as error:
+        if error.errno == socket.EAI_AGAIN:
+            pytest.skip("no name server answers")
+    with pytest.raises(TrackingError, match="reachable"):
+        check_tracking_uri("http://no-such-host.invalid:5000")
+
+
+class Other(http.server.BaseHTTPRequestHandler):
+    """A web server that is not MLflow's: pages for everything, or errors."""
+
+    status = 200
+
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        self.end_headers()
+        self.wfile.write(b"<html>Hello</html>")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("status", "why"), [(200, "as MLflow does"), (404, "Give the address"), (503, ""), (504, "")]
+)
+def test_an_answer_that_is_not_mlflows(status: int, why: str) -> None:
+    handler = type("Handler", (Other,), {"status": status})
+    with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            uri = f"http://127.0.0.1:{server.server_port}"
+            if why:
+                with pytest.raises(TrackingError, match=why):
+                    check_tracking_uri(uri)
+            else:
+                assert f"{status}" in check_tracking_uri(uri)
+        finally:
+            server.shutdown()
+            thread.join()
