@@ -1,36 +1,59 @@
-"""The launcher file passes Ray's check and ours, and every check can fail."""
+"""The launcher files pass Ray's check and ours, and every check can fail."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 from jsonschema import ValidationError
 
-from tests.cluster.launcher_file import problems
+from tests.cluster.launcher_file import edited, marked, problems
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
+TEXTS = {
+    name: (ROOT / f"{name}.yaml").read_text(encoding="utf-8")
+    for name in ("cluster", "cluster-gcp", "cluster-on-premise")
+}
+TEXT = TEXTS["cluster"]
 
 
-def test_nothing_is_wrong_with_the_launcher_file() -> None:
-    assert problems(TEXT, ROOT) == []
+@pytest.mark.parametrize("name", TEXTS)
+def test_nothing_is_wrong_with_the_launcher_files(name: str) -> None:
+    assert problems(TEXTS[name], ROOT) == []
 
 
-def test_a_user_edits_two_lines() -> None:
-    marked = [line for line in TEXT.splitlines() if re.search(r"[^ #] +.*# \(\d\)$", line)]
-    assert [line.strip().partition(":")[0] for line in marked] == ["region", "ImageId"]
+@pytest.mark.parametrize(
+    ("name", "subjects"),
+    [
+        ("cluster", ["region:", "export STORAGE="]),
+        ("cluster-gcp", ["project_id:", "export STORAGE="]),
+        ("cluster-on-premise", ["head_ip:", "worker_ips:", "ssh_user:", "export STORAGE="]),
+    ],
+)
+def test_what_a_user_edits(name: str, subjects: list[str]) -> None:
+    lines = marked(TEXTS[name])
+    assert len(lines) == len(subjects)
+    for number, (line, subject) in enumerate(zip(lines, subjects, strict=True), 1):
+        assert line.startswith(subject)
+        assert f"# ({number})" in line
+        assert f"{subject}mine  # ({number})" in edited(TEXTS[name], {number: f"{subject}mine"})
 
 
-def test_it_says_what_it_does_not_know() -> None:
-    assert "NEVER been run on a real cloud account" in TEXT
+def test_editing_needs_the_mark() -> None:
+    with pytest.raises(ValueError, match="not exactly one"):
+        edited(TEXT, {7: "x"})
+
+
+@pytest.mark.parametrize("name", ["cluster", "cluster-gcp"])
+def test_they_say_what_they_do_not_know(name: str) -> None:
+    assert "NEVER been run on a real cloud account" in " ".join(TEXTS[name].split("\n# "))
 
 
 BROKEN = [
     ("  region:", "  regoin:", "unknown provider key: regoin"),
     ("  region: us-west-2", "  region: somewhere", "region is missing or malformed"),
     ("  region: us-west-2  # (1)\n", "", "region is missing or malformed: None"),
+    ("      IamInstanceProfile: {Name: few-shot-search-worker}\n", "", "worker has no Iam"),
     ("InstanceMarketOptions:", "InstanceMarketOption:", "unknown key in node_config of worker"),
     ("ImageId: *image", 'ImageId: ""', "worker has no ImageId"),
     ('{"CPU": 0}', '{"CPU": 2}', "the head must offer 0 CPUs"),
@@ -48,29 +71,28 @@ BROKEN = [
     (" --autoscaling-config=~/ray_bootstrap_config.yaml", "", "lacks --autoscaling-config"),
     ("ray start --head", "ray start", "lacks --head"),
     ("--address=$RAY_HEAD_IP:6379", "", "lacks --address"),
-    (
-        "export RAY_AUTH_MODE=token; ulimit",
-        "ulimit",
-        "token authentication is off in the start command: head",
-    ),
-    (
-        "export RAY_AUTH_MODE=token MLFLOW",
-        "export MLFLOW",
-        "token authentication is off in the start command: worker",
-    ),
-    ("'export RAY_AUTH_MODE=token'", "", "token authentication is off for drivers"),
-    (" MLFLOW_TRACKING_URI=http://$RAY_HEAD_IP:5000", "", "workers do not know MLflow's address"),
+    ("    export RAY_AUTH_MODE=token\n", "", "token authentication is off: head"),
+    ("'source ~/cluster.env'", "", "token authentication is off: worker"),
+    ("${RAY_HEAD_IP:-127.0.0.1}", "127.0.0.1", "MLflow's address is not known: worker"),
+    ("${RAY_HEAD_IP:-127.0.0.1}", "$RAY_HEAD_IP", "MLflow's address is not known: head"),
+    ("STORAGE=s3://YOUR-BUCKET", "STORAGE=/mnt/sweeps", "STORAGE must be a bucket: /mnt/sweeps"),
+    ("cat - ~/.ray/auth_token |", "", "MLflow's password must depend on the token"),
+    ("_PASSWORD=$(derived mlflow)\n    END", "_PASSWORD=\n    END", "user and password are not"),
+    ("--app-name basic-auth ", "", "MLflow's start command lacks --app-name basic-auth"),
+    ("(derived flask)", "(derived mlflow)", "lacks MLFLOW_FLASK_SERVER_SECRET_KEY"),
+    ("'mlflow[auth]'", "mlflow", "MLflow's log-in must be installed"),
+    ("  - chmod 600 ~/.ray/auth_token\n", "", "the token must be readable by its owner only"),
     ("/health ||", "/health;", "MLflow's start command lacks /health"),
     ("MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false", "", "lacks MLFLOW_SERVER_ENABLE_JOB_EXECUTION"),
     ("setsid nohup ", "", "MLflow's start command lacks setsid"),
     ("--workers 1", "--workers 10", "MLflow's start command lacks --workers 1"),
     ("sqlite:///mlflow.db", "./mlruns", "MLflow's start command lacks --backend-store-uri sqlite:"),
-    (" --artifacts-destination ./artifacts", "", "lacks --artifacts-destination"),
+    ("-destination $STORAGE", "-destination .", "lacks --artifacts-destination $STORAGE/"),
     (" </dev/null", "", "MLflow's start command lacks </dev/null"),
     ("server.log 2>&1 </dev/null &)", "server.log 2>&1 </dev/null &", "not a shell command"),
     ("few-shot-search: .\n", "few-shot-search: ./absent\n", "does not exist: ./absent"),
     ("few-shot-search: .\n", "few-shot-search: ..\n", "must be in the repository or under ~/: .."),
-    ("/home/ubuntu/few-shot-search:", "/opt/few-shot-search:", "must be under /home"),
+    ("  ~/few-shot-search: .", "  /opt/few-shot-search: .", "must be under ~/: /opt"),
     ("auth_token: ~/.ray/auth_token", "token: ~/.ray/auth_token", "the token must be shipped"),
     ("install -q -e ~/few-shot-search", "install -q torch", "the repository must be shipped"),
     (
@@ -80,7 +102,8 @@ BROKEN = [
         "opens a port to the world",
     ),
     ("--include-dashboard=false", "--dashboard-host=0.0.0.0", "opens a port to the world"),
-    ("export RAY_AUTH_MODE=token; ulimit", "export RAY_AUTH_TOKEN=abc; ulimit", "holds a secret"),
+    ("RAY_AUTH_MODE=token", "RAY_AUTH_TOKEN=abc", "holds a secret"),
+    ("PASSWORD=$(derived mlflow)", "PASSWORD=hush", "holds a secret"),
     ("sqlite:///mlflow.db", "postgresql://me:hush@db/mlflow", "holds a secret"),
     ("cluster_name:", f"# {'AKIA' + 'Q' * 16}\ncluster_name:", "holds a secret"),
     ("install -q -e ~/few", "install -q torch==2.0.0 -e ~/few", "torch==2.0.0 is not what"),
@@ -89,16 +112,47 @@ BROKEN = [
     ("--address auto", "", "the sweep that is shown lacks --address auto"),
     ("'python -m search.run", "'true", "does not say how to run a sweep"),
 ]
+BROKEN_GCP = [
+    ("  project_id: YOUR-PROJECT  # (1)\n", "", "project_id is missing"),
+    ("  region: us-central1\n", "  region: us-west-2\n", "region is missing or malformed"),
+    ("zone: us-central1-a", "zone: us-east1-a", "availability_zone must be one of the region's"),
+    ("  availability_zone:", "  zone:", "unknown provider key: zone"),
+    ("      machineType: g2-standard-4", "      InstanceType: g6", "worker has no machineType"),
+    ("      scheduling:", "      schedule:", "unknown key in node_config of worker: schedule"),
+    ("provisioningModel: SPOT", "preemptible: false", "worker must be a spot instance"),
+    ("instanceTerminationAction: DELETE", "x: y", "cost money after it was reclaimed"),
+    ("onHostMaintenance: TERMINATE", "onHostMaintenance: MIGRATE", "cannot move to another host"),
+    ("          autoDelete: true\n", "", "a disk of head would outlive it"),
+    ("family/ubuntu-2404", "family/Ubuntu 2404", "head has no sourceImage"),
+    ("      serviceAccounts:", "      tags:", "may not use the bucket"),
+    ('{"CPU": 4, "GPU": 1}', '{"CPU": 4}', "Ray does not know the GPU of worker"),
+    ('{"CPU": 0}', '{"CPU": 2}', "the head must offer 0 CPUs"),
+    ("STORAGE=gs://", "STORAGE=s3://", "STORAGE must be a bucket: s3://"),
+]
+BROKEN_ON_PREMISE = [
+    ("  head_ip: 10.0.0.10", "  head_ip: 10.0.0.11", "must be different machines"),
+    ("[10.0.0.11, 10.0.0.12]", "[]", "must be different machines"),
+    ("ssh_private_key: ~/.ssh", "ssh_private_key: /tmp", "the key must be named"),
+    ("cluster_name:", "min_workers: 1\ncluster_name:", "min_workers must be left away"),
+    ("  head_ip:", "  external_head_ip: 10.0.0.1\n  head_ip:", "unknown provider key"),
+    ("    export RAY_AUTH_MODE=token\n", "", "token authentication is off: worker"),
+    ("--app-name basic-auth ", "", "MLflow's start command lacks --app-name basic-auth"),
+]
+ALL_BROKEN = [
+    *(("cluster", *case) for case in BROKEN),
+    *(("cluster-gcp", *case) for case in BROKEN_GCP),
+    *(("cluster-on-premise", *case) for case in BROKEN_ON_PREMISE),
+]
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong", "complaint"),
-    BROKEN,
-    ids=[complaint for _, _, complaint in BROKEN],
+    ("name", "right", "wrong", "complaint"),
+    ALL_BROKEN,
+    ids=[f"{name}: {complaint}" for name, _, _, complaint in ALL_BROKEN],
 )
-def test_every_check_can_fail(right: str, wrong: str, complaint: str) -> None:
-    assert right in TEXT
-    found = problems(TEXT.replace(right, wrong), ROOT)
+def test_every_check_can_fail(name: str, right: str, wrong: str, complaint: str) -> None:
+    assert right in TEXTS[name]
+    found = problems(TEXTS[name].replace(right, wrong), ROOT)
     assert any(complaint in problem for problem in found), found
 
 

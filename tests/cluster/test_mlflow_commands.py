@@ -9,12 +9,17 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+
+from tests.cluster.launcher_file import environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,41 +48,64 @@ def port() -> Iterator[int]:
 
 
 @pytest.mark.slow
-def test_the_server_starts_once_and_keeps_its_data_on_the_head(tmp_path: Path, port: int) -> None:
+def test_the_server_starts_once_asks_who_you_are_and_keeps_its_data(
+    tmp_path: Path, port: int
+) -> None:
     config = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
     commands = [c for c in config["head_start_ray_commands"] if "5000" in c]
     assert len(commands) == 2
-    environment = os.environ | {
-        "HOME": str(tmp_path),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    (tmp_path / "mlflow").mkdir()  # by head_setup_commands
-    for command in [*commands, *commands]:
-        begin = time.monotonic()
-        subprocess.run(
-            ["bash", "-c", command.replace("5000", str(port))],
-            env=environment,
-            check=True,
-            timeout=150,
-            capture_output=True,  # returns only when nothing holds on to the terminal
-        )
-        if "mlflow server" in command:
-            assert time.monotonic() - begin < 10, "the server was not put into the background"
-    assert len(_servers(port)) == 1
+    settings = environment(config, "") | {"STORAGE": str(tmp_path / "bucket")}
+    password = settings["MLFLOW_TRACKING_PASSWORD"]
+    home = {"HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("token", encoding="utf-8")
+    script = next(c for c in config["setup_commands"] if "derived()" in c)
+    subprocess.run(["bash", "-c", script], env=home, check=True)
 
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/create",
-        json.dumps({"name": "sweep"}).encode(),
-        {"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        created = json.load(answer)
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get"
-        f"?experiment_id={created['experiment_id']}",
-        headers={"Host": f"10.0.0.5:{port}"},  # as a worker calls the head
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        location = json.load(answer)["experiment"]["artifact_location"]
-    assert location.startswith("mlflow-artifacts:/")
+    def start() -> None:
+        for command in commands:
+            begin = time.monotonic()
+            given = f"source ~/cluster.env; STORAGE={settings['STORAGE']}; {command}"
+            subprocess.run(
+                ["bash", "-c", given.replace("5000", str(port))],
+                env=os.environ | home,
+                check=True,
+                timeout=150,
+                capture_output=True,  # returns only when nothing holds on to the terminal
+            )
+            if "mlflow server" in command:
+                assert time.monotonic() - begin < 10, "the server was not put into the background"
+
+    def ask(question: str, user: str = "", host: str = "", **body: object) -> Any:
+        """The answer, or the status of a refusal."""
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/api/2.0/{question}")
+        if body:
+            request.data = json.dumps(body).encode()
+            request.add_header("Content-Type", "application/json")
+        if user:
+            request.add_header("Authorization", f"Basic {b64encode(user.encode()).decode()}")
+        if host:
+            request.add_header("Host", host)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    start()
+    start()
+    assert len(_servers(port)) == 1
+    search = "mlflow/experiments/search?max_results=1"
+    assert ask(search) == ask(search, "admin:password") == 401
+    upload = "mlflow-artifacts/artifacts/0/file"
+    assert ask(upload) == ask(upload, "admin:token") == 401
+    admin = f"admin:{password}"
+    created = ask("mlflow/experiments/create", admin, name="sweep")["experiment_id"]
+
+    os.killpg(_servers(port)[0], signal.SIGKILL)
+    start()
+    question = f"mlflow/experiments/get?experiment_id={created}"
+    answer = ask(question, admin, host=f"10.0.0.5:{port}")  # as a worker calls the head
+    assert answer["experiment"]["artifact_location"].startswith("mlflow-artifacts:/")
     assert (tmp_path / "mlflow" / "mlflow.db").is_file()
