@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from tests.chaos.rounds import Undisturbed, plan, run_round
-from tests.chaos.world import TARGETS, postgresql_programs, takes_postgresql
+from tests.chaos.world import TARGETS, postgresql_programs
 
 
 def main() -> int:
@@ -27,9 +27,9 @@ def main() -> int:
     kinds = given.kinds.split(",")
     if unknown := set(kinds) - set(TARGETS):
         parser.error(f"--kinds: there is no {', '.join(unknown)}")
-    postgresql = "postgresql" in kinds and postgresql_programs() is not None and takes_postgresql()
+    postgresql = "postgresql" in kinds and postgresql_programs() is not None
     if "postgresql" in kinds and not postgresql:
-        print("PostgreSQL is left out: it is not installed, or the sweep does not take it.")
+        print("PostgreSQL is left out: it is not installed.")
     folder = given.keep or Path(tempfile.mkdtemp(prefix="chaos-rounds-"))
     undisturbed = Undisturbed.run(folder / "undisturbed")
     reports = []

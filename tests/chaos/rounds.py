@@ -21,14 +21,15 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from safetensors import SafetensorError, safe_open
 
-from tests.chaos.world import OPTIONS, TARGETS, TRIALS, Program, Target, World
+from tests.chaos.world import AGENTS, OPTIONS, TARGETS, TRIALS, Process, Program, Target, World
 from tests.search.conftest import Sweep
 from tests.search.test_sweep import comparable
 
 HANG = 180.0
 """Seconds without a new result after which a driver counts as hanging."""
-LINGER = 30.0
-"""Seconds that a driver's processes may outlive it."""
+LINGER, LINGER_AGENTS = 30.0, 90.0
+"""Seconds that a driver's processes may outlive it. Ray's agents wait 60 seconds for the GCS, to
+report the end of their raylet to it."""
 
 Results = dict[int, dict[str, Any]]
 
@@ -165,7 +166,7 @@ class _Course:
         while self._goes_on():
             time.sleep(0.1)
         self._deliver()
-        while self.world.driver.members():
+        while self._ends:
             self._check_linger()
             time.sleep(0.2)
 
@@ -226,19 +227,18 @@ class _Course:
 
     def _give_up(self, driver: Program) -> None:
         driver.signal(signal.SIGABRT)  # it prints the stacks of its threads
-        while driver.code is None:
-            time.sleep(0.1)
+        time.sleep(3)
         raise _GivenUpError(f"a driver did nothing for {HANG:.0f} s:\n{driver.output()}")
 
     def _check_linger(self) -> None:
         now = time.monotonic()
         for driver, end in list(self._ends.items()):
-            members = driver.members() if now > end + LINGER else []
-            if members:
-                names = ", ".join(process.name for process in members)
-                self.breaches.append(f"{LINGER:.0f} s after its driver's end there lives: {names}")
+            members = driver.members()
+            late = [p.name for p in members if now > end + _patience(p)]
+            if late:
+                self.breaches.append(f"{now - end:.0f} s after its driver there lives: {late}")
                 driver.kill()
-            if now > end + LINGER:
+            if late or not members:
                 del self._ends[driver]
 
     def _deliver(self) -> None:
@@ -250,6 +250,10 @@ class _Course:
                 time.sleep(0.1)
             if "not delivered" in self.world.driver.output():
                 self.breaches.append("the tracking server is there, and it was not delivered")
+
+
+def _patience(process: Process) -> float:
+    return LINGER_AGENTS if process.name in AGENTS else LINGER
 
 
 def _manners(driver: Program, code: int) -> Iterator[str]:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, get_args
 
-from search.run import build_parser
 from tests.search.conftest import Sweep
 
 Target = Literal["driver", "worker", "gcs", "raylet", "tracking", "postgresql"]
@@ -197,7 +196,7 @@ class Mlflow(Server):
 def postgresql_programs() -> Path | None:
     """The folder of PostgreSQL's server programs; none where it is not installed."""
     found = shutil.which("initdb")
-    folders = [Path(found).parent] if found else []
+    folders = [Path(found).resolve().parent] if found else []
     folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     return next((folder for folder in folders if (folder / "initdb").exists()), None)
 
@@ -217,17 +216,7 @@ class Postgresql(Server):
         if self.user:
             shutil.chown(self._folder, self.user)
         subprocess.run(
-            [
-                str(programs / "initdb"),
-                "-D",
-                str(self._data),
-                "-U",
-                "search",
-                "-A",
-                "trust",
-                "-E",
-                "UTF8",
-            ],
+            f"{programs / 'initdb'} -D {self._data} -U search -A trust -E UTF8".split(),
             stdout=subprocess.DEVNULL,
             user=self.user,
             group=self.user,
@@ -245,14 +234,7 @@ class Postgresql(Server):
         return [self._programs / "postgres", "-D", self._data, *here]
 
     def answers(self) -> bool:
-        question: list[str | Path] = [
-            self._programs / "pg_isready",
-            "-q",
-            "-h",
-            "127.0.0.1",
-            "-p",
-            str(self.port),
-        ]
+        question = f"{self._programs / 'pg_isready'} -q -h 127.0.0.1 -p {self.port}".split()
         return subprocess.run(question, check=False).returncode == 0
 
     def remove(self) -> None:
@@ -333,7 +315,9 @@ class World:
         shutil.rmtree(self._temporary, ignore_errors=True)
 
 
-_IDLE = {"ray::IDLE", "ray::DashboardA", "ray::RuntimeEnv"}  # names are cut after 15 characters
+AGENTS = {"ray::DashboardA", "ray::RuntimeEnv"}  # names are cut after 15 characters
+"""Ray's own helpers, which do nothing for a sweep."""
+_IDLE = AGENTS | {"ray::IDLE"}
 
 
 def _free_port() -> int:
@@ -342,8 +326,3 @@ def _free_port() -> int:
         port = random.SystemRandom().randrange(20000, 30000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
-
-
-def takes_postgresql() -> bool:
-    """Whether a sweep can keep its ledger in PostgreSQL."""
-    return "--ledger" in build_parser().format_help()
