@@ -116,8 +116,10 @@ def synchronise(
                 sweep_artifacts(sweep) if evaluation else [],
             )
         left = tracker.flush(math.inf, patience=timeout)
-        if tracker.lossy:
-            return Delivery(tracker.delivered, left or 1, "the outbox cannot be written", None)
+        untold = len(tracker.untold(results)) + (not tracker.is_closed())
+        if untold:  # the reason has been logged
+            trouble = "not everything could be read or kept"
+            return Delivery(tracker.delivered, left + untold, trouble, None)
         return Delivery(
             tracker.delivered, left, tracker.trouble, None if left else tracker.trials()
         )

@@ -58,8 +58,6 @@ class Tracker(Protocol):
     """Why nothing is delivered at present, in one line; empty where all is well."""
     delivered: int
     """Events delivered by this tracker."""
-    lossy: bool
-    """Whether something could not be kept, and has to be told again from the sweep's folder."""
 
     def untold(self, numbers: Iterable[int]) -> set[int]:
         """The trials whose end nobody has told, neither in this run of the driver nor earlier."""
@@ -107,7 +105,6 @@ class NullTracker(Tracker):
 
     trouble = ""
     delivered = 0
-    lossy = False
 
     def untold(self, numbers: Iterable[int]) -> set[int]:
         return set()
@@ -197,11 +194,6 @@ class MlflowTracker(Tracker):
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._upload, name="mlflow-uploader", daemon=True)
         self._thread.start()
-
-    @property
-    def lossy(self) -> bool:  # type: ignore[override]
-        """See `Tracker`."""
-        return bool(self._lost)
 
     def untold(self, numbers: Iterable[int]) -> set[int]:
         return set(numbers) - self._told()
