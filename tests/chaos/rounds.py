@@ -12,7 +12,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,15 +115,19 @@ class Report:
 
 
 def run_round(
-    seed: int, folder: Path, undisturbed: Undisturbed, kills: Sequence[Kill], postgresql: bool
+    seed: int,
+    folder: Path,
+    undisturbed: Callable[[], Undisturbed],
+    kills: Sequence[Kill],
+    postgresql: bool,
 ) -> Report:
-    """Carry out a plan in a new world under `folder`."""
+    """Carry out a plan in a new world at `folder`; how it should end is asked for at the end."""
     start = time.monotonic()
     with World(folder, postgresql) as world:
         course = _Course(world)
         try:
             course.run(kills)
-            course.breaches += _end(world, undisturbed)
+            course.breaches += _end(world, undisturbed())
         except _GivenUpError as error:
             course.breaches.append(str(error))
         watch = course.watch

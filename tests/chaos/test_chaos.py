@@ -1,0 +1,116 @@
+"""The short form of the chaos suite: two rounds, side by side, that hit every target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.rounds import Kill, Report, Undisturbed, Watch, plan, run_round
+from tests.chaos.world import TARGETS, postgresql_programs
+
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings(
+        "ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning",
+    ),
+]
+
+PLANS: dict[int, tuple[Kill, ...]] = {
+    337: plan(337),
+    188: plan(188, [target for target in TARGETS if target != "postgresql"]),
+}
+"""Chosen for hitting all six targets, each once, with three ends of a driver between them."""
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Future[Report]]]:
+    """Both rounds and the undisturbed sweep, all at the same time."""
+    folder = tmp_path_factory.mktemp("chaos")
+    with ThreadPoolExecutor() as pool:
+        calm = pool.submit(Undisturbed.run, folder / "calm")
+        yield {
+            seed: pool.submit(run_round, seed, folder / f"{seed}", calm.result, kills, postgresql)
+            for seed, kills in PLANS.items()
+            if not (postgresql := _wants_postgresql(kills)) or postgresql_programs()
+        }
+
+
+def _wants_postgresql(kills: tuple[Kill, ...]) -> bool:
+    return any(kill.target == "postgresql" for kill in kills)
+
+
+def test_the_plans_hit_every_target() -> None:
+    assert {kill.target for kills in PLANS.values() for kill in kills} == set(TARGETS)
+
+
+@pytest.mark.parametrize("seed", PLANS)
+def test_nothing_is_lost_and_nothing_is_repeated(
+    reports: dict[int, Future[Report]], seed: int
+) -> None:
+    if seed not in reports:
+        pytest.skip("PostgreSQL is not installed")
+    report = reports[seed].result()
+    assert not report.breaches, "\n".join(report.breaches)
+    assert report.kills == PLANS[seed]
+    assert report.lost == report.repeated == 0
+
+
+def test_a_plan_follows_from_its_seed() -> None:
+    assert [plan(seed) for seed in range(50)] == [plan(seed) for seed in range(50)]
+    assert len({plan(seed) for seed in range(50)}) == 50
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> Path:
+    """The folder of a trial with its result and an artifact."""
+    folder = tmp_path / "trials" / "000000"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text("{}")
+    (folder / "artifact.safetensors").write_bytes(b"learned")
+    return folder
+
+
+@pytest.fixture
+def watch(trial: Path) -> Watch:
+    """It has seen the trial."""
+    watch = Watch(trial.parents[1])
+    assert watch.look()
+    assert not watch.look()
+    assert (watch.lost, watch.repeated) == (set(), set())
+    return watch
+
+
+@pytest.mark.parametrize("name", ["result.json", "artifact.safetensors"])
+def test_the_watch_sees_what_is_lost(watch: Watch, trial: Path, name: str) -> None:
+    (trial / name).unlink()
+    watch.look()
+    assert (watch.lost, watch.repeated) == ({0}, set())
+
+
+@pytest.mark.parametrize("name", ["result.json", "artifact.safetensors"])
+def test_the_watch_sees_the_same_content_written_again(
+    watch: Watch, trial: Path, name: str
+) -> None:
+    new = trial / "new"
+    new.write_bytes((trial / name).read_bytes())
+    new.rename(trial / name)
+    watch.look()
+    assert (watch.lost, watch.repeated) == (set(), {0})
+
+
+def test_the_watch_sees_training_after_the_commit(watch: Watch, trial: Path) -> None:
+    (trial / "checkpoint.safetensors").write_bytes(b"half-way")
+    watch.look()
+    assert watch.repeated == {0}
+
+
+def test_the_watch_sees_half_a_result(tmp_path: Path) -> None:
+    folder = tmp_path / "trials" / "000000"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text('{"number": ')
+    watch = Watch(tmp_path)
+    watch.look()
+    assert watch.lost == {0}
