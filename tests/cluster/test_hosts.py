@@ -94,6 +94,14 @@ def test_a_host_that_does_not_boot_says_why(tmp_path: Path) -> None:
         Hosts(tmp_path / "absent", ["one"])
 
 
+def test_where_hosts_cannot_be_made_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr("shutil.which", lambda tool, path: f"/bin/{tool}")
+    assert why_not() == "only root can make namespaces with a network"
+    monkeypatch.setattr("shutil.which", lambda tool, path: None if tool == "sshd" else tool)
+    assert why_not() == "these programs are needed: sshd"
+
+
 def _running(command: str) -> bool:
     return (
         subprocess.run(["pgrep", "-f", command], capture_output=True, check=False).returncode == 0
