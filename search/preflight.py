@@ -27,7 +27,13 @@ from trainables.data.few_shot import draw_few_shot
 from trainables.data.registry import open_dataset
 from trainables.methods.base import MethodError, Schedule
 from trainables.methods.registry import METHODS
-from trainables.storage import LocalStorage, Storage, StorageError, open_storage
+from trainables.storage import (
+    LocalStorage,
+    Storage,
+    StorageError,
+    local_folder,
+    open_storage,
+)
 from trainables.trial import TrialConfig
 
 SWEEP_FILE = "sweep.json"
@@ -79,7 +85,10 @@ def preflight(config: SweepConfig) -> Plan:
     problems += _address_problems(config)
     uri = tracking_uri(config)
     notices: tuple[str, ...] = ()
-    if config.tracking_uri not in ("", "none") or Path(config.storage).expanduser().is_dir():
+    if (
+        config.tracking_uri not in ("", "none")
+        or (local_folder(config.storage) or Path.cwd()).is_dir()
+    ):
         try:
             if uri != "none" and (notice := check_tracking_uri(uri)):
                 notices = (notice,)
@@ -118,8 +127,7 @@ def tracking_uri(config: SweepConfig) -> str:
     folder where the sweeps are in a bucket."""
     if config.tracking_uri:
         return config.tracking_uri
-    storage = open_storage(config.storage)
-    folder = storage.root if isinstance(storage, LocalStorage) else Path.cwd()
+    folder = local_folder(config.storage) or Path.cwd()
     return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
 
 

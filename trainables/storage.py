@@ -111,10 +111,9 @@ def open_storage(location: str, patience: float = PATIENCE) -> Storage:
     Raises:
         StorageError: the URI is of an unknown kind, or its file system cannot be made.
     """
-    if "://" not in location:
-        return LocalStorage(Path(location).expanduser().absolute())
-    if location.startswith("file://"):
-        return LocalStorage(Path(location.removeprefix("file://")))
+    folder = local_folder(location)
+    if folder is not None:
+        return LocalStorage(folder)
     try:
         file_system, path = FileSystem.from_uri(location)
     except (OSError, ValueError, NotImplementedError) as error:
@@ -122,6 +121,13 @@ def open_storage(location: str, patience: float = PATIENCE) -> Storage:
     if not path.strip("/"):
         raise StorageError(f"'{location}': it names no bucket")
     return ObjectStorage(file_system, path, location, patience)
+
+
+def local_folder(location: str) -> Path | None:
+    """The folder on this machine that a location means, if it means one."""
+    if location.startswith("file://"):
+        return Path(location.removeprefix("file://"))
+    return None if "://" in location else Path(location).expanduser().absolute()
 
 
 def join(location: str, name: str) -> str:
@@ -151,7 +157,7 @@ class LocalStorage(Storage):
     def write_by(self, name: str, writer: Callable[[Path], None]) -> None:
         """Under a temporary name, flushed to the disk, renamed."""
         path = self.root / name
-        with _explained(path):
+        with _explained(path, writing=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{TEMPORARY}{path.name}.")
             try:
@@ -204,7 +210,7 @@ class LocalStorage(Storage):
     def append(self, name: str, data: bytes) -> None:
         """In one write, flushed to the disk; a write that fails is taken back."""
         path = self.root / name
-        with _explained(path):
+        with _explained(path, writing=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "ab", buffering=0) as file:
                 end = os.fstat(file.fileno()).st_size
@@ -388,13 +394,15 @@ def _flush_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Errors of the file system as `StorageError`, but for a missing file."""
+def _explained(path: Path, writing: bool = False) -> Iterator[None]:
+    """Errors of the file system as `StorageError`, but for a missing file that is read."""
     try:
         yield
-    except (FileNotFoundError, StorageError):
+    except StorageError:
         raise
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not writing:
+            raise
         raise StorageError(f"'{path}': {error.strerror or error}") from error
 
 

@@ -14,12 +14,16 @@ from safetensors.torch import load_file, save_file
 
 from search.config import IDENTITY, SweepConfig
 from search.lock import SweepLock
-from search.preflight import FORMAT, preflight
+from search.preflight import preflight
 from search.run import build_parser, configure, main
 from spaces.registry import SPACES
 from trainables.backbones.registry import BACKBONES
+from trainables.storage import LocalStorage
 
 CORES = len(os.sched_getaffinity(0))
+
+
+NO_STORE = "s3://bucket/x?endpoint_override=127.0.0.1:9&scheme=http&region=x"
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +70,10 @@ def refused(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
         (("--device", "cpu", "--gpus-per-trial", "1"), ["--device cpu", "--gpus-per-trial is 1"]),
         (("--gpus-per-trial", "-1"), ["--gpus-per-trial must not be negative"]),
         (("--name", "../up"), ["--name must be letters", "../up"]),
-        (("--storage", "s3://bucket/sweeps"), ["--storage must be a folder", "s3://bucket"]),
+        (("--storage", "s4://bucket/sweeps"), ["must be writable", "s4://bucket", "--storage"]),
+        (("--storage", NO_STORE), ["must be writable", NO_STORE, "connect", "--storage"]),
+        (("--ledger", "mysql://host/db"), ["--ledger must be journal or postgresql://", "mysql"]),
+        (("--ledger", "postgresql://127.0.0.1:9/db"), ["--ledger", "refused", "127.0.0.1:9"]),
         (("--tracking-uri", "./mlruns"), ["./mlruns", "sqlite:///"]),
         (("--resume", "nobody"), ["There is no sweep 'nobody'"]),
         (("--resume", "one", "--name", "two"), ["--resume", "'two'"]),
@@ -86,7 +93,7 @@ def test_one_mistake_one_clear_line(
 
 def test_all_mistakes_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     options = "--space x --dataset y --sampler z --pruner w --backbone nosuch --trials 0 --shots 0"
-    assert len(refused(capsys, *options.split(), "--storage", "s3://b", "--seeds=-1")) == 9
+    assert len(refused(capsys, *options.split(), "--storage", "s4://b", "--seeds=-1")) == 9
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -98,13 +105,20 @@ def test_a_gpu_where_there_is_none(
     assert "needs a CUDA device and there is none here" in line
 
 
-def test_a_tracking_server_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tracking_server_that_is_away_is_no_obstacle() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{unused.getsockname()[1]}"
-    (line,) = refused(capsys, "--tracking-uri", uri)
-    assert uri in line
-    assert "must answer" in line
+    Path("sweeps/there").mkdir(parents=True)
+    plan = preflight(configure(["--tracking-uri", uri, "--name", "there"]))
+    (notice,) = plan.notices
+    assert uri in notice
+    assert "\n" not in notice
+
+
+def test_a_tracking_server_that_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = refused(capsys, "--tracking-uri", "http://no-such-host.invalid:5000")
+    assert "no-such-host.invalid" in line
 
 
 def test_a_damaged_tracking_database(capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,7 +219,7 @@ def test_resume_takes_the_stored_settings() -> None:
 
 def test_a_second_driver_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     folder = stored("mine")
-    with SweepLock(folder):
+    with SweepLock(LocalStorage(folder)):
         (line,) = refused(capsys, "--resume", "mine", "--tracking-uri", "none")
     assert f"process {os.getpid()}" in line
 
@@ -214,10 +228,10 @@ def test_a_damaged_result_is_refused_and_kept(capsys: pytest.CaptureFixture[str]
     folder = stored("mine")
     (folder / "trials/000003").mkdir(parents=True)
     path = folder / "trials/000003/result.json"
-    path.write_text('{"format": 1, "number"')
+    path.write_text('{"format": 2, "number"')
     assert main(["--resume", "mine", "--tracking-uri", "none"]) == 2
     assert "000003/result.json" in capsys.readouterr().err
-    assert path.read_text() == '{"format": 1, "number"'
+    assert path.read_text() == '{"format": 2, "number"'
 
 
 def test_help_names_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,8 +241,8 @@ def test_help_names_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     options = (
         "--space --dataset --backbone --shots --seeds --trials --sampler --pruner --time-budget "
-        "--name --resume --storage --tracking-uri --address --cpus-per-trial --gpus-per-trial "
-        "--max-concurrent --device --seed --eval-seeds"
+        "--name --resume --storage --ledger --tracking-uri --address --cpus-per-trial "
+        "--gpus-per-trial --max-concurrent --device --seed --eval-seeds"
     )
     for option in options.split():
         assert f"\n  {option} " in text, option
@@ -251,7 +265,6 @@ def test_configuration_round_trip() -> None:
     config = configure(["--space", "taskres", "--time-budget", "1.5h", "--seeds", "3,4"])
     assert config.time_budget == 5400
     assert SweepConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert FORMAT == 1
 
 
 def test_relative_model_paths_become_absolute(tmp_path: Path) -> None:
