@@ -62,6 +62,8 @@ class Live:
     """Where it was last heard of."""
     forecast: dict[str, float] = field(default_factory=dict)
     """What the method said before training."""
+    warnings: tuple[str, ...] = ()
+    """What else it said before training."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The latest metrics heard of."""
     rows: dict[int, Row] = field(default_factory=dict)
@@ -185,6 +187,7 @@ class Ledger:
             live.begun,
             time.time(),
             live.host,
+            live.warnings,
             live.failures,
             reason,
             details,

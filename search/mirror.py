@@ -46,7 +46,6 @@ class Mirror:
         self._is_open = False
         self._last_end: float | None = None
         self._begun: dict[int, float] = {}
-        self._warnings: dict[int, str] = {}
         self._reader: threading.Thread | None = None
 
     def open_sweep(self, results: Mapping[int, Result], storage: Storage) -> None:
@@ -79,8 +78,6 @@ class Mirror:
 
     def heard(self, message: Message) -> None:
         """Every epoch's metrics, in one call a report; a forecast stands at epoch 0."""
-        if message.warnings:
-            self._warnings[message.number] = " ".join(message.warnings)
         if message.forecast:
             begun = self._begun[message.number]
             self._tracker.log(message.number, [Row(0, begun, message.forecast)])
@@ -136,8 +133,8 @@ class Mirror:
     def _end(self, result: Result) -> None:
         """Raises `StorageError`."""
         tags = {"search.reason": result.reason} if result.reason else {}
-        if warning := self._warnings.pop(result.number, ""):
-            tags["search.warning"] = warning
+        if result.warnings:
+            tags["search.warning"] = " ".join(result.warnings)
         metrics = {"train/seconds": result.train_seconds}
         if result.value is not None:
             metrics["objective"] = result.value

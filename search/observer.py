@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from search.ledger import Ledger, Live, Result
+from search.ledger import Ledger, Live
+from search.results import Result
 from trainables.trainable import Message
 
 

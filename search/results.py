@@ -52,6 +52,8 @@ class Result:
     """Unix time."""
     host: str
     """Name of the host that trained its last part; empty where none answered."""
+    warnings: tuple[str, ...] = ()
+    """What the method said before training that the user should know."""
     failures: int = 0
     """Times that its worker died or ran out of memory."""
     reason: str = ""
@@ -98,7 +100,7 @@ def _parse(name: str, text: bytes) -> Result:
         plain = json.loads(text)
         if plain.get("format") != FORMAT:
             raise ValueError(f"it has format {plain.get('format')}, this version reads {FORMAT}")
-        result = Result(**(plain | {"values": tuple(plain["values"])}))
+        result = Result(**(plain | {key: tuple(plain[key]) for key in ("values", "warnings")}))
         if name != f"{result.number:06d}/{RESULT}":
             raise ValueError(f"it is of trial {result.number}")
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -115,6 +115,7 @@ class StudyScheduler(FIFOScheduler):
         live.train_seconds += message.seconds
         live.host = message.host
         live.forecast |= message.forecast
+        live.warnings = message.warnings or live.warnings
         if message.report is not None:
             for row in message.report.rows:
                 live.rows.setdefault(int(row["epoch"]), row)

@@ -25,10 +25,10 @@ from rich.console import Console
 
 from search.config import SweepConfig
 from search.evaluate import evaluate, stored_evaluation
-from search.evaluation import EVALUATION, Evaluation
+from search.evaluation import Evaluation
 from search.ledger import Ledger, Live
 from search.lock import SweepLock
-from search.mirror import Mirror
+from search.mirror import Mirror, sweep_artifacts
 from search.observer import Observers
 from search.preflight import Plan, adopt, preflight
 from search.problems import StoppedError, UsageError
@@ -42,7 +42,8 @@ from search.tracking import Tracker, open_tracker
 from trainables.storage import Storage, StorageError, open_storage
 from trainables.trainable import Assignment, FewShotTrainable, Message
 
-_DELIVERY_SECONDS = 60.0
+_DELIVERY_SECONDS = 60.0  # for the last events, while they get through
+_PATIENCE_SECONDS = 10.0  # while they do not
 
 
 @dataclass(frozen=True)
@@ -152,9 +153,9 @@ def _run(plan: Plan, ledger: Ledger, tracker: Tracker, mirror: Mirror, console: 
         "INTERRUPTED" if stop.interrupted else "COMPLETE",
         best,
         evaluation,
-        _artifacts(ledger.sweep) if evaluation is not None else [],
+        sweep_artifacts(ledger.sweep) if evaluation is not None else [],
     )
-    undelivered = tracker.close(_DELIVERY_SECONDS)
+    undelivered = tracker.close(_DELIVERY_SECONDS, _PATIENCE_SECONDS)
     states = [result.state for result in ledger.results.values()]
     return Outcome(
         config,
@@ -168,10 +169,6 @@ def _run(plan: Plan, ledger: Ledger, tracker: Tracker, mirror: Mirror, console: 
         undelivered,
         clock.overhead(),
     )
-
-
-def _artifacts(sweep: Storage) -> list[str]:
-    return [EVALUATION, *(f"winner/{name}" for name in sweep.child("winner").files())]
 
 
 def _fit(
