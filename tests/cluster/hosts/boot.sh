@@ -27,8 +27,8 @@ mount -t sysfs sysfs "$root/sys"
 mount --bind "$keys/cores" "$root/sys/devices/system/cpu/online"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs -o size=2g "$name" "$root/dev/shm"
-for path; do
-  [ -e "$root$path" ] || layer "$path"
+for path; do # a layer shows one file system, and what lies under /tmp was just hidden
+  [ "$(findmnt -nro TARGET -T "$path")" = / ] && [ -e "$root$path" ] || layer "$path"
 done
 
 home=/home/ray
