@@ -160,6 +160,7 @@ class _Course:
 
     def run(self, kills: Sequence[Kill]) -> None:
         """Kill after kill, then on until the sweep is done and delivered and all is quiet."""
+        self.world.wait_for_servers()
         self._start()
         for kill in kills:
             if self._reach(kill):
@@ -224,8 +225,7 @@ class _Course:
         if code == 0:
             return False
         if code != -signal.SIGKILL:  # it has said what it misses: a person sees to that
-            for server in self.world.servers.values():
-                server.wait()
+            self.world.wait_for_servers()
         self._start()
         return True
 

@@ -38,9 +38,9 @@ class Process:
     """A line of the table of processes."""
 
     pid: int
+    parent: int
     session: int
     name: str
-    command: str
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -54,13 +54,12 @@ def processes() -> Iterator[Process]:
             continue
         try:
             status = (folder / "stat").read_text()
-            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
         except (FileNotFoundError, ProcessLookupError):  # it has ended in the meantime
             continue
         name, fields = status.partition(" (")[2].rsplit(") ", 1)
-        state, _, _, session, *_ = fields.split()
+        state, parent, _, session, *_ = fields.split()
         if state not in "ZX":
-            yield Process(int(folder.name), int(session), name, command)
+            yield Process(int(folder.name), int(parent), int(session), name)
 
 
 class Program:
@@ -96,8 +95,9 @@ class Program:
         return self._popen.poll()
 
     def members(self) -> list[Process]:
-        """Itself and all that it has started, directly or not, as far as they live."""
-        return [process for process in processes() if process.session == self.pid]
+        """Itself and what it has started, as far as they live. PostgreSQL gives each of its
+        processes a session of its own."""
+        return [p for p in processes() if self.pid in (p.session, p.parent)]
 
     def signal(self, number: int) -> None:
         """To the program itself; nothing where it has ended."""
@@ -247,7 +247,7 @@ class World:
     """One sweep: its folder, its drivers one after the other, the servers that it talks to."""
 
     def __init__(self, folder: Path, postgresql: bool) -> None:
-        """The servers answer when it returns; no driver has been started."""
+        """Nothing runs yet when it returns."""
         folder.mkdir(parents=True)
         self.sweep = Sweep(folder / "sweeps", "chaos")
         self.sweep.storage.mkdir()
@@ -260,13 +260,16 @@ class World:
         if self.database:
             self.servers["postgresql"] = self.database
         self.drivers: list[Program] = []
-        for server in self.servers.values():
-            server.wait()
 
     @property
     def driver(self) -> Program:
         """The latest."""
         return self.drivers[-1]
+
+    def wait_for_servers(self) -> None:
+        """Until all answer; those that are away are started now or when their time has come."""
+        for server in self.servers.values():
+            server.wait()
 
     def run_driver(self) -> None:
         """The same command, again."""
