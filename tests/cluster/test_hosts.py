@@ -29,6 +29,11 @@ def answers(hosts: Hosts, command: str) -> bool:
     return hosts.run("one", command, check=False).returncode == 0
 
 
+def comes_back(hosts: Hosts, command: str) -> bool:
+    """A network card notices within a second or two that its cable is back."""
+    return any(answers(hosts, command) for _ in range(5))
+
+
 def test_each_has_its_own_name_files_processes_and_one_core(pair: Hosts) -> None:
     cores = f"{sys.executable} -c 'import os; print(os.cpu_count())'"
     for name in ("one", "two"):
@@ -53,12 +58,12 @@ def test_a_cut_cable_and_a_power_cut(pair: Hosts) -> None:
     pair.cut("two")
     assert not answers(pair, hello)
     pair.heal("two")
-    assert answers(pair, hello)
+    assert comes_back(pair, hello)
     pair.run("two", "echo kept > ~/file; echo lost > /tmp/file; sleep 1000 >/dev/null 2>&1 &")
     pair.power_off("two")
     assert not answers(pair, hello)
     pair.power_on("two")
-    assert answers(pair, hello)
+    assert comes_back(pair, hello)
     assert pair.run("two", "cat ~/file").stdout == "kept\n"
     assert pair.run("two", "ls /tmp/file; pgrep sleep", check=False).stdout == ""
 
