@@ -12,21 +12,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from search.config import SweepConfig, differences
+from search.examine import ExaminationApart, Examiner, Facts
 from search.problems import UsageError
 from search.resources import Placement, place, this_machine
 from search.study import ledger_problems
 from search.tracking_uri import TrackingError, check_tracking_uri
 from spaces.base import Setting, Space
 from spaces.registry import SPACES
-from trainables.backbones.base import Backbone, BackboneError
-from trainables.backbones.registry import load_backbone
+from trainables.backbones.base import BackboneError
 from trainables.data.few_shot import draw_few_shot
 from trainables.data.registry import open_dataset
-from trainables.methods.base import MethodError, Schedule
-from trainables.methods.registry import METHODS
 from trainables.storage import (
     LocalStorage,
     Storage,
@@ -34,7 +30,6 @@ from trainables.storage import (
     local_folder,
     open_storage,
 )
-from trainables.trial import TrialConfig
 
 SWEEP_FILE = "sweep.json"
 FORMAT = 2
@@ -76,6 +71,12 @@ class Plan:
 
 def preflight(config: SweepConfig) -> Plan:
     """Check everything; raises `UsageError` with every problem found."""
+    with ExaminationApart(config.task.backbone) as examiner:
+        return check(config, examiner)
+
+
+def check(config: SweepConfig, examiner: Examiner) -> Plan:
+    """`preflight` with an examiner of the backbone."""
     problems = config.problems()
     placement = None
     if not config.address:
@@ -94,14 +95,17 @@ def preflight(config: SweepConfig) -> Plan:
                 notices = (notice,)
         except TrackingError as error:
             problems.append(str(error))
-    backbone = None
+    facts = None
     try:
-        backbone = load_backbone(config.task.backbone)
+        facts = examiner.facts()
     except BackboneError as error:
         problems.append(str(error))
-    if problems or backbone is None:
+    if problems or facts is None:
         raise UsageError(problems)
-    plan = _plan(config, backbone, placement, uri)
+    plan = _plan(config, facts, placement, uri)
+    classes = len(open_dataset(config.task.dataset).class_names)
+    if problem := examiner.try_on(plan.space.paper, classes, plan.setting.images):
+        raise UsageError([problem])
     sweep = open_storage(plan.config.location)
     try:
         _compare(plan, sweep)
@@ -131,29 +135,18 @@ def tracking_uri(config: SweepConfig) -> str:
     return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
 
 
-def _plan(config: SweepConfig, backbone: Backbone, placement: Placement | None, uri: str) -> Plan:
+def _plan(config: SweepConfig, facts: Facts, placement: Placement | None, uri: str) -> Plan:
     dataset = open_dataset(config.task.dataset)
     images = len(draw_few_shot(dataset, config.task.shots, config.task.seeds[0]).train.labels)
-    setting = Setting(config.task.dataset, config.task.shots, images, backbone.tower)
+    setting = Setting(config.task.dataset, config.task.shots, images, facts.tower)
     space = SPACES[config.space].build(setting)
-    _fit_together(space.paper, backbone, len(dataset.class_names), images)
     fingerprints = {
-        "backbone": backbone.fingerprint,
+        "backbone": facts.fingerprint,
         "train": dataset.split("train").fingerprint,
         "val": dataset.split("val").fingerprint,
     }
     named = SweepConfig.from_dict(config.to_dict() | {"name": config.sweep_name})
     return Plan(named, setting, space, placement, fingerprints, uri, uuid.uuid4().hex)
-
-
-def _fit_together(paper: TrialConfig, backbone: Backbone, classes: int, images: int) -> None:
-    """Build the method once, so that one that does not suit the backbone is refused now."""
-    features = torch.ones(classes, backbone.feature_dim)
-    schedule = Schedule(paper.optim.learning_rates(images))
-    try:
-        METHODS[paper.method].build(paper.method_config, backbone, features, schedule)
-    except MethodError as error:
-        raise UsageError([str(error)]) from error
 
 
 def _storage_problems(config: SweepConfig) -> list[str]:

@@ -6,17 +6,23 @@ import json
 import os
 import shutil
 import socket
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from search import preflight as preflight_module
 from search.config import IDENTITY, SweepConfig
+from search.examine import Examination, ExaminationApart
 from search.lock import SweepLock
 from search.preflight import preflight
 from search.run import build_parser, configure, main
+from spaces.base import Setting
 from spaces.registry import SPACES
+from trainables.backbones.base import BackboneError
 from trainables.backbones.registry import BACKBONES
 from trainables.storage import LocalStorage
 
@@ -28,7 +34,9 @@ NO_STORE = "s3://bucket/x?endpoint_override=127.0.0.1:9&scheme=http&region=x"
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And with the look at the backbone in this process: another costs four seconds a test."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(preflight_module, "ExaminationApart", lambda s: nullcontext(Examination(s)))
 
 
 def refused(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
@@ -272,3 +280,15 @@ def test_relative_model_paths_become_absolute(tmp_path: Path) -> None:
     assert configure(["--backbone", "model"]).task.backbone == str(tmp_path / "model")
     assert configure(["--backbone", "tiny"]).task.backbone == "tiny"
     assert configure(["--backbone", "ViT-B-16:openai"]).task.backbone == "ViT-B-16:openai"
+
+
+def test_the_backbone_looks_the_same_from_another_process() -> None:
+    paper = SPACES["rmt"].build(Setting("digits", 4, 40, "vit")).paper
+    here = Examination("tiny")
+    with ExaminationApart("tiny") as apart:
+        assert apart.facts() == here.facts()
+        assert apart.try_on(paper, 10, 40) == here.try_on(paper, 10, 40) == ""
+        wrong = replace(paper, method_config=replace(paper.method_config, leak=3.0))
+        assert apart.try_on(wrong, 10, 40) == here.try_on(wrong, 10, 40) != ""
+    with ExaminationApart("no-such-model") as apart, pytest.raises(BackboneError, match="no-such"):
+        apart.facts()

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from trainables.backbones.base import Backbone
-from trainables.backbones.open_clip import open_folder, open_spec
 
 BACKBONES: dict[str, Path] = {
     "tiny": Path(__file__).parent / "tiny",
@@ -37,6 +36,9 @@ def load_backbone(spec: str, device: torch.device | str = "cpu") -> Backbone:
 
     Raises `BackboneError`.
     """
+    # Here and not above: a process that builds no model shall not pay for open_clip's memory.
+    from trainables.backbones.open_clip import open_folder, open_spec
+
     folder = BACKBONES.get(spec)
     backbone = open_folder(folder, spec) if folder is not None else open_spec(spec)
     return backbone.to(device)

@@ -1,0 +1,138 @@
+"""A look at the backbone before a sweep starts, by a process of its own.
+
+What it takes to build a model (open_clip, torchvision, timm, the weights) is more than 130 MB that
+the driver, which lives as long as the sweep, never needs again.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+import torch
+
+from trainables.backbones.base import Backbone, BackboneError
+from trainables.backbones.registry import load_backbone
+from trainables.methods.base import MethodError, Schedule
+from trainables.methods.registry import METHODS
+from trainables.trial import TrialConfig
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a sweep must know of its backbone."""
+
+    fingerprint: str
+    """Of architecture, activation and weights."""
+    tower: Literal["vit", "resnet", "other"]
+    """Family of the image tower."""
+
+
+class Examiner(Protocol):
+    """Looks at one backbone."""
+
+    def facts(self) -> Facts:
+        """Raises `BackboneError`."""
+
+    def try_on(self, paper: TrialConfig, classes: int, images: int) -> str:
+        """Build the method once on the backbone: why it does not suit, or nothing."""
+
+
+class Examination:
+    """In this process."""
+
+    def __init__(self, spec: str) -> None:
+        self._spec = spec
+        self._backbone: Backbone | None = None
+
+    def facts(self) -> Facts:
+        """See `Examiner`."""
+        self._backbone = load_backbone(self._spec)
+        return Facts(self._backbone.fingerprint, self._backbone.tower)
+
+    def try_on(self, paper: TrialConfig, classes: int, images: int) -> str:
+        """See `Examiner`."""
+        assert self._backbone is not None, "facts() comes first"
+        features = torch.ones(classes, self._backbone.feature_dim)
+        schedule = Schedule(paper.optim.learning_rates(images))
+        try:
+            METHODS[paper.method].build(paper.method_config, self._backbone, features, schedule)
+        except MethodError as error:
+            return str(error)
+        return ""
+
+
+class ExaminationApart:
+    """In a process of its own, which begins at once and ends with `with`."""
+
+    def __init__(self, spec: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "search.examine", spec],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def facts(self) -> Facts:
+        """See `Examiner`."""
+        answer = self._hear()
+        if "problem" in answer:
+            raise BackboneError(answer["problem"])
+        return Facts(**answer)
+
+    def try_on(self, paper: TrialConfig, classes: int, images: int) -> str:
+        """See `Examiner`."""
+        question = {"paper": paper.to_dict(), "classes": classes, "images": images}
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        return str(self._hear()["problem"])
+
+    def _hear(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(_MARK):  # libraries print too, when they download
+                answer: dict[str, Any] = json.loads(line.removeprefix(_MARK))
+                return answer
+        raise RuntimeError(f"the look at the backbone ended with code {self._process.wait()}")
+
+
+_MARK = "examined: "
+
+
+def _tell(answer: dict[str, Any]) -> None:
+    print(_MARK + json.dumps(answer), flush=True)
+
+
+def main() -> None:
+    """The other process: facts, then an answer to the question on standard input."""
+    examination = Examination(sys.argv[1])
+    try:
+        _tell(asdict(examination.facts()))
+    except BackboneError as error:
+        _tell({"problem": str(error)})
+        return
+    for line in sys.stdin:
+        question = json.loads(line)
+        paper = TrialConfig.from_dict(question.pop("paper"))
+        _tell({"problem": examination.try_on(paper, **question)})
+
+
+if __name__ == "__main__":
+    main()
