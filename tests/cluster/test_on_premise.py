@@ -191,7 +191,6 @@ def check_books(cluster: Cluster, trials: int) -> None:
 
 
 @pytest.mark.hosts
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_worker_dies(cluster: Cluster) -> None:
     trials = 8
@@ -206,7 +205,6 @@ def test_a_worker_dies(cluster: Cluster) -> None:
 
 
 @pytest.mark.hosts_long
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_cut_cable_and_a_power_cut(cluster: Cluster) -> None:
     trials = 30
