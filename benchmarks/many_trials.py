@@ -82,6 +82,7 @@ def run(storage: str, name: str, trials: int, slots: int, tracking_uri: str) -> 
     from rich.console import Console
 
     from search.config import SweepConfig
+    from search.preflight import preflight
     from search.sweep import run_sweep
     from spaces.registry import SPACES, Entry
     from trainables.trial import TaskSpec
@@ -99,7 +100,7 @@ def run(storage: str, name: str, trials: int, slots: int, tracking_uri: str) -> 
         max_concurrent=slots,
     )
     watch = Watch()
-    outcome = run_sweep(config, Console(file=watch, width=200))
+    outcome = run_sweep(preflight(config), Console(file=watch, width=200))
     return {"marks": watch.marks, "overhead": outcome.overhead, "states": outcome.states}
 
 

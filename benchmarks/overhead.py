@@ -34,6 +34,7 @@ from optuna.storages.journal import JournalFileBackend  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from search.config import SweepConfig  # noqa: E402
+from search.preflight import preflight  # noqa: E402
 from search.pruners import PRUNERS  # noqa: E402
 from search.results import read_results  # noqa: E402
 from search.samplers import make_sampler  # noqa: E402
@@ -63,7 +64,7 @@ class Side:
 
 def run_ours(config: SweepConfig) -> Side:
     """The sweep as a person runs it."""
-    outcome: Outcome = run_sweep(config, Console(file=io.StringIO()))
+    outcome: Outcome = run_sweep(preflight(config), Console(file=io.StringIO()))
     results = read_results(outcome.sweep).values()
     if outcome.overhead is None or outcome.undelivered or len(results) < config.trials:
         raise SystemExit(f"the sweep did not get through: {outcome.states}")

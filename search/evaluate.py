@@ -20,6 +20,7 @@ from safetensors.torch import load, save
 from search.config import SweepConfig
 from search.evaluation import EVALUATION, READS, Evaluation, Label, Score, read_evaluation
 from search.ledger import Ledger
+from search.problems import EvaluationError
 from search.resources import Placement
 from spaces.base import Setting, Space, preset_trial
 from trainables.data.registry import open_dataset
@@ -28,10 +29,6 @@ from trainables.storage import Storage, open_storage
 from trainables.trainer import Trainer, accuracy
 from trainables.trial import TaskSpec, TrialConfig
 from trainables.workbench import Workbench
-
-
-class EvaluationError(RuntimeError):
-    """The winner could not be re-trained or scored; the trials are not touched by it."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -69,14 +69,17 @@ class Plan:
         }
 
 
-def preflight(config: SweepConfig) -> Plan:
-    """Check everything; raises `UsageError` with every problem found."""
+def preflight(config: SweepConfig, meanwhile: Callable[[], object] = lambda: None) -> Plan:
+    """Check everything; raises `UsageError` with every problem found.
+
+    `meanwhile` is called while another process looks at the backbone.
+    """
     with ExaminationApart(config.task.backbone) as examiner:
-        return check(config, examiner)
+        meanwhile()
+        return _check(config, examiner)
 
 
-def check(config: SweepConfig, examiner: Examiner) -> Plan:
-    """`preflight` with an examiner of the backbone."""
+def _check(config: SweepConfig, examiner: Examiner) -> Plan:
     problems = config.problems()
     placement = None
     if not config.address:

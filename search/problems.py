@@ -15,3 +15,7 @@ class UsageError(ValueError):
 
 class StoppedError(RuntimeError):
     """A sweep cannot go on now: why, in one line. Nothing that was finished is lost."""
+
+
+class EvaluationError(RuntimeError):
+    """The winner could not be re-trained or scored; the trials are not touched by it."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from types import ModuleType
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -17,13 +19,10 @@ from search.environment import quiet_environment
 quiet_environment()  # Ray reads its settings when it is imported
 
 from search.config import SweepConfig, differences  # noqa: E402
-from search.evaluate import EvaluationError  # noqa: E402
-from search.preflight import load_record  # noqa: E402
-from search.problems import StoppedError, UsageError  # noqa: E402
+from search.preflight import load_record, preflight  # noqa: E402
+from search.problems import EvaluationError, StoppedError, UsageError  # noqa: E402
 from search.pruners import PRUNERS  # noqa: E402
 from search.samplers import SAMPLERS  # noqa: E402
-from search.summary import print_summary  # noqa: E402
-from search.sweep import run_sweep  # noqa: E402
 from spaces.registry import SPACES, Entry  # noqa: E402
 from trainables.backbones.registry import absolute_spec  # noqa: E402
 from trainables.data.registry import DATASETS  # noqa: E402
@@ -248,7 +247,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     succeeded, 130 when it was interrupted."""
     console = Console(soft_wrap=True)
     try:
-        outcome = run_sweep(configure(sys.argv[1:] if arguments is None else arguments), console)
+        config = configure(sys.argv[1:] if arguments is None else arguments)
+        plan = preflight(config, meanwhile=_load_the_rest)
+        outcome = _load_the_rest().run_sweep(plan, console)
     except UsageError as error:
         complain = Console(stderr=True)
         for problem in error.problems:
@@ -273,10 +274,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         Console(stderr=True).print("Stopped. Finished trials are kept; run the same command again.")
         return 130
+    from search.summary import print_summary
+
     print_summary(outcome, console)
     if outcome.interrupted:
         return 130
     return 0 if outcome.states["COMPLETE"] else 1
+
+
+def _load_the_rest() -> ModuleType:
+    """Ray and all that uses it: seconds, in which the backbone is looked at."""
+    return importlib.import_module("search.sweep")
 
 
 def _by_space(value: Callable[[Entry], str]) -> str:

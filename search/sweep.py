@@ -30,7 +30,7 @@ from search.ledger import Ledger, Live
 from search.lock import SweepLock
 from search.mirror import Mirror, sweep_artifacts
 from search.observer import Observers
-from search.preflight import Plan, adopt, preflight
+from search.preflight import Plan, adopt
 from search.problems import StoppedError, UsageError
 from search.progress import Progress
 from search.pruners import IN_SEQUENCE
@@ -72,17 +72,17 @@ class Outcome:
     """Median seconds that a trial cost outside training, with warm workers."""
 
 
-def run_sweep(config: SweepConfig, console: Console) -> Outcome:
+def run_sweep(plan: Plan, console: Console) -> Outcome:
     """Start or continue a sweep.
 
-    Raises `UsageError` before any work when something is wrong; `StoppedError` or `StorageError`
-    when it cannot go on; what was finished is safe in any case.
+    Raises `UsageError` before any work where another driver has it or its files are damaged;
+    `StoppedError`, `EvaluationError` or `StorageError` when it cannot go on. What was finished is
+    safe in any case.
     """
 
     def say(notice: str) -> None:
         console.print(notice, style="yellow", highlight=False)
 
-    plan = preflight(config)
     for notice in plan.notices:
         say(notice)
     sweep = open_storage(plan.config.location)
