@@ -162,6 +162,11 @@ class Ledger:
         with self._store.together():
             self._store.patiently(lambda: live.trial.set_user_attr(_FAILURES, count))
 
+    def take_back(self, number: int) -> None:
+        """A trial that Tune has given up, and the ledger has not: it is issued again."""
+        del self.live[number]
+        self._interrupted = sorted([*self._interrupted, number])
+
     def finish(self, number: int, state: State, reason: str = "", details: str = "") -> Result:
         """Commit the end of a trial, then tell the study. After it returns, nothing loses it."""
         live = self.live[number]

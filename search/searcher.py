@@ -37,10 +37,11 @@ class StudySearcher(Searcher):
         """Empty: Ray pickles its searcher to be able to restore itself, which is never asked."""
         return {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The next trial's configuration, or the word that there is none."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial's configuration, or the word that there is none; nothing while a running
+        trial might still come back."""
         if not self._ledger.waiting and self._ledger.issued >= self._trials:
-            return str(Searcher.FINISHED)
+            return None if self._ledger.live else str(Searcher.FINISHED)
         live = self._ledger.ask()
         self._observer.started(live)
         return {"assignment": asdict(self._assign(live))}
@@ -148,7 +149,12 @@ class CrashCallback(tune.Callback):
     ) -> None:
         """The last word on a trial; the scheduler is also told of errors that are retried."""
         number = trial.config["assignment"]["number"]
-        if number not in self._ledger.live:
+        live = self._ledger.live.get(number)
+        if live is None:
+            return
+        if live.retries >= 0:
+            # Tune gives a trial up at once when a worker dies that was being reused for it.
+            self._ledger.take_back(number)
             return
         details = ""
         if trial.error_file:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import signal
 import stat
 import statistics
+import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -318,7 +321,11 @@ def _ray(config: SweepConfig, console: Console) -> Iterator[None]:
     Raises `UsageError` when the cluster does not answer.
     """
     logging.getLogger("ray").setLevel(logging.ERROR)
+    # It prints the traceback of every worker that died; the ledger says how the trial went on.
+    for name in ("ray.tune.tune", "ray.tune.execution.tune_controller"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"ray\..*")
+    over = threading.Event()
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with console.status("Starting Ray"):
         if config.address:
@@ -333,12 +340,38 @@ def _ray(config: SweepConfig, console: Console) -> Iterator[None]:
                     ]
                 ) from error
         else:
-            ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE, **common)
+            try:
+                ray.init(
+                    "local", include_dashboard=False, object_store_memory=_OBJECT_STORE, **common
+                )
+            except Exception as error:  # Ray raises bare ones
+                raise StoppedError(f"Ray did not start ({str(error).splitlines()[0]})") from error
             _protect_token()
+            threading.Thread(target=_mind_ray, args=(over,), name="ray-minder", daemon=True).start()
     try:
         yield
     finally:
+        over.set()
         ray.shutdown()
+
+
+def _mind_ray(over: threading.Event) -> None:
+    """End the process when a part of its private Ray has died before it is over.
+
+    Nobody starts that part again. Without a raylet Tune waits for ever, without a GCS for a minute
+    before Ray aborts the process; all that counts is on disk.
+    """
+    node = ray._private.worker._global_node
+    while not over.wait(1):
+        dead = [kind for kind, _ in node.dead_processes() if kind in ("gcs_server", "raylet")]
+        if dead and not over.is_set():
+            sys.stderr.write(
+                f"error: Ray's {dead[0]} has died. Finished trials are kept; run the same command "
+                "again.\n"
+            )
+            sys.stderr.flush()
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+            os._exit(1)
 
 
 _OBJECT_STORE = 256 * 2**20  # bytes: artifacts travel through it, images do not

@@ -23,6 +23,8 @@ class Sweep:
 
     storage: Path
     name: str
+    location: str = ""
+    """Where the sweep is kept, if not in `storage`, which then holds the log only."""
 
     @property
     def folder(self) -> Path:
@@ -37,7 +39,7 @@ class Sweep:
         return found
 
     def command(self, *options: str) -> list[str]:
-        base = [sys.executable, "-m", "search.run", "--storage", str(self.storage)]
+        base = [sys.executable, "-m", "search.run", "--storage", self.location or str(self.storage)]
         return [*base, "--name", self.name, *options]
 
     def run(self, *options: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:

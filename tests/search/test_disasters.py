@@ -1,0 +1,254 @@
+"""What happens to a whole sweep when the world around it breaks: a clear line or a clean
+continuation, never a wrong result."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from search.results import read_results
+from tests.chaos.world import Postgresql, postgresql_programs
+from tests.search.conftest import Sweep, kill_everything
+from tests.servers import s3_server
+from trainables.storage import open_storage
+
+QUIET = ("--tracking-uri", "none")
+ONE_BY_ONE = ("--max-concurrent", "1")
+SMALL = ("--space", "taskres", "--shots", "4", "--seeds", "1", "--eval-seeds", "1")
+
+
+def values(sweep: Sweep) -> dict[int, object]:
+    return {n: (r["state"], r["values"], r["config"]) for n, r in sweep.results().items()}
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    """Five trials, one by one, that nothing has disturbed."""
+    sweep = Sweep(tmp_path_factory.mktemp("calm"), "calm")
+    done = sweep.run(*SMALL, *ONE_BY_ONE, *QUIET, "--trials", "5")
+    assert done.returncode == 0, done.stderr
+    return sweep
+
+
+@pytest.fixture
+def copy(calm: Sweep, tmp_path: Path) -> Sweep:
+    """The finished sweep's folder, copied elsewhere under another name."""
+    shutil.copytree(calm.folder, tmp_path / "moved" / "copy")
+    return Sweep(tmp_path / "moved", "copy")
+
+
+def test_a_copied_folder_goes_on_where_it_is(copy: Sweep, calm: Sweep) -> None:
+    """Under another name, in another place, with more trials, which are those that the original
+    would have had; the original is not touched."""
+    before = values(calm)
+    done = copy.run(*SMALL, *ONE_BY_ONE, *QUIET, "--trials", "7")
+    assert done.returncode == 0, done.stderr
+    found = values(copy)
+    assert sorted(found) == list(range(7))
+    assert {n: found[n] for n in before} == before == values(calm)
+    done = calm.run(*SMALL, *ONE_BY_ONE, *QUIET, "--trials", "7")
+    assert done.returncode == 0, done.stderr
+    assert values(calm) == found
+
+
+def test_a_result_of_another_version_is_refused(copy: Sweep) -> None:
+    path = copy.folder / "trials/000003/result.json"
+    text = json.dumps(json.loads(path.read_text()) | {"format": 99})
+    path.write_text(text)
+    done = copy.run(*SMALL, *QUIET, "--trials", "7")
+    assert done.returncode == 2
+    assert "'trials/000003/result.json' is not: it has format 99" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert path.read_text() == text
+
+
+def test_a_journal_whose_end_is_lost_is_mended(copy: Sweep, calm: Sweep) -> None:
+    journal = copy.folder / "study.journal"
+    data = journal.read_bytes()
+    journal.write_bytes(data[: len(data) // 3] + b'{"op_c\n' + b"\x00" * 80 + b"\n")
+    done = copy.run(*SMALL, *ONE_BY_ONE, *QUIET, "--trials", "5")
+    assert done.returncode == 0, done.stderr
+    assert "restored from their results" in done.stdout
+    assert values(copy) == values(calm)
+
+
+def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
+    disk = _mounted(tmp_path, "size=8m")
+    try:
+        sweep = Sweep(disk, "test")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        done = sweep.run(*SMALL, *QUIET)
+        assert done.returncode == 2
+        assert "The sweep's folder must be writable" in done.stderr
+        assert "Read-only file system" in done.stderr
+        assert "Traceback" not in done.stderr
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_disk_that_fills_up_stops_the_sweep_and_loses_nothing(
+    tmp_path: Path, calm: Sweep
+) -> None:
+    disk = _mounted(tmp_path, "size=4m")
+    options = (*SMALL, *ONE_BY_ONE, *QUIET, "--trials", "5")
+    try:
+        sweep = Sweep(disk, "test")
+        process = subprocess.Popen(
+            sweep.command(*options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        deadline = time.monotonic() + 120
+        while len(sweep.results()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        filler = disk / "filler"
+        with open(filler, "wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+            except OSError:
+                pass
+        _, complaint = process.communicate(timeout=120)
+        assert process.returncode == 1, complaint
+        assert "error: The sweep stopped:" in complaint
+        assert "No space left on device" in complaint
+        assert "Finished trials are safe" in complaint
+        assert "Traceback" not in complaint
+        kept = values(sweep)
+        assert len(kept) >= 2
+        filler.unlink()
+        done = sweep.run(*options)
+        assert done.returncode == 0, done.stderr
+        found = values(sweep)
+        assert {n: found[n] for n in kept} == kept
+        assert found == {n: v for n, v in values(calm).items() if n < 5}
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_sweep_in_a_bucket_survives_its_host(tmp_path: Path, calm: Sweep) -> None:
+    """Everything is in the bucket: kill -9 of all, and another driver goes on without any file of
+    the first, from the checkpoint in the bucket."""
+    with s3_server(tmp_path) as server:
+        sweep = Sweep(tmp_path, "test", server.location("sweeps"))
+        options = (*SMALL, *ONE_BY_ONE, *QUIET, "--trials", "5", "--checkpoint-seconds", "0")
+        process = sweep.start(*options)
+        folder = open_storage(sweep.location).child("test")
+        sweep.wait_until(lambda: folder.exists("trials/000002/checkpoint.safetensors"))
+        kill_everything(process)
+        kept = read_results(folder)
+        assert len(kept) >= 2
+        done = sweep.run(*options)
+        assert done.returncode == 0, done.stderr
+        results = read_results(folder)
+        assert {n: results[n] for n in kept} == kept
+        found = {n: (r.state, list(r.values), r.config) for n, r in results.items()}
+        assert found == {n: v for n, v in values(calm).items() if n < 5}
+        assert folder.exists("evaluation.json")
+        assert folder.read_log("test_reads.jsonl").count(b"\n") == 1
+        assert not [name for name in folder.files() if "checkpoint" in name]
+        assert not list(tmp_path.glob("test/*"))  # nothing on the disk
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Postgresql]:
+    if postgresql_programs() is None:
+        pytest.skip("PostgreSQL's server is not installed")
+    server = Postgresql(tmp_path / "postgresql.log")
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.remove()
+
+
+def test_a_ledger_in_postgresql(database: Postgresql, tmp_path: Path, calm: Sweep) -> None:
+    """The same trials as with a journal; refusals before, a copy, and another ledger are told."""
+    sweep = Sweep(tmp_path, "test")
+    options = (*SMALL, *ONE_BY_ONE, *QUIET, "--trials", "5")
+    ledger = ("--ledger", database.uri)
+    database.kill()
+    done = sweep.run(*options, *ledger)
+    assert done.returncode == 2
+    assert "--ledger must be a PostgreSQL database that lets us in" in done.stderr
+    assert not sweep.folder.exists()
+    database.wait()
+    process = sweep.start(*options, *ledger, "--checkpoint-seconds", "0")
+    sweep.wait_until(lambda: len(sweep.results()) >= 2)
+    kill_everything(process)
+    done = sweep.run(*options, *ledger)
+    assert done.returncode == 0, done.stderr
+    assert values(sweep) == {n: v for n, v in values(calm).items() if n < 5}
+    assert not (sweep.folder / "study.journal").exists()
+
+    done = sweep.run(*options)
+    assert done.returncode == 2
+    assert f'ledger: the sweep has "{database.uri}", asked for "journal"' in done.stderr
+
+    shutil.copytree(sweep.folder, tmp_path / "copies" / "test")
+    done = Sweep(tmp_path / "copies", "test").run(*options, *ledger)
+    assert done.returncode == 2
+    assert f"belongs to '{sweep.folder}'" in done.stderr
+
+
+def test_a_budget_is_extended(sweep: Sweep) -> None:
+    options = (*SMALL, *QUIET, "--trials", "300")
+    done = sweep.run(*options, "--time-budget", "3s")
+    assert done.returncode == 0, done.stderr
+    first = values(sweep)
+    done = sweep.run(*options, "--time-budget", "6s")
+    assert done.returncode == 0, done.stderr
+    found = values(sweep)
+    assert len(found) > len(first)
+    assert {n: found[n] for n in first} == first
+
+
+def test_a_worker_that_dies_again_and_again_fails_its_trial_alone(sweep: Sweep) -> None:
+    """Three deaths without a step forward; the count is kept when the driver dies in between."""
+    options = ("--space", "rmt", "--shots", "1", "--trials", "2", "--eval-seeds", "1", *QUIET)
+    options = (*options, *ONE_BY_ONE, "--checkpoint-seconds", "1000")
+    process = sweep.start(*options)
+    killed: set[int] = set()
+
+    def kill_workers_of_trial_0() -> bool:
+        if 0 in sweep.results():
+            return True
+        for pid, name in _workers(process.pid).items():
+            if pid not in killed and "train" in name:
+                killed.add(pid)
+                os.kill(pid, signal.SIGKILL)
+        return False
+
+    sweep.wait_until(kill_workers_of_trial_0, timeout=150)
+    assert process.wait(timeout=150) in (0, 1)
+    results = sweep.results()
+    assert results[0]["state"] == "FAIL"
+    assert results[0]["failures"] == len(killed) == 3
+    assert results[0]["reason"].startswith("the worker died")
+    assert results[1]["state"] == "COMPLETE"
+
+
+def _workers(session: int) -> dict[int, str]:
+    listing = subprocess.run(
+        ["ps", "-eww", "-o", "pid=,sid=,args="], capture_output=True, text=True, check=True
+    ).stdout
+    rows = (line.split(None, 2) for line in listing.splitlines())
+    return {int(p): args for p, s, args in rows if int(s) == session and "Trainable" in args}
+
+
+def _mounted(tmp_path: Path, options: str) -> Path:
+    """A small file system of its own; to be unmounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
+    if os.geteuid() or shutil.which("mount") is None:
+        pytest.skip("only root may mount a small disk")
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    return disk
