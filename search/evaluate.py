@@ -23,6 +23,7 @@ from search.ledger import Ledger
 from search.problems import EvaluationError
 from search.resources import Placement
 from spaces.base import Setting, Space, preset_trial
+from trainables.backbones.shared import share_weights
 from trainables.data.registry import open_dataset
 from trainables.data.sealed import read_test_split
 from trainables.storage import Storage, open_storage
@@ -61,6 +62,11 @@ def stored_evaluation(ledger: Ledger, config: SweepConfig) -> Evaluation | None:
     return found if (found.winner, found.seeds) == (best.number, seeds) else None
 
 
+def shared_weights(config: SweepConfig, sweep: Storage) -> str:
+    """Where workers find a local backbone; empty on one machine, where they find it themselves."""
+    return share_weights(config.task.backbone, sweep) if config.address else ""
+
+
 def evaluate(
     ledger: Ledger, space: Space, setting: Setting, config: SweepConfig, placement: Placement
 ) -> Evaluation:
@@ -84,15 +90,17 @@ def evaluate(
     train = ray.remote(**options)(_train)
     score = ray.remote(**options)(_score)
     threads = max(1, int(placement.cpus))
+    place = (placement.device, threads, shared_weights(config, ledger.sweep))
     jobs = [
-        train.remote(label, trial.to_dict(), asdict(config.task), seed, placement.device, threads)
+        train.remote(label, trial.to_dict(), asdict(config.task), seed, *place)
         for label, trial in wanted.items()
         for seed in seeds
     ]
-    place = (ledger.sweep.location, placement.device, threads)
     try:
         trained: list[Candidate] = ray.get(jobs)
-        images, values = ray.get(score.remote(trained, asdict(config.task), *place))
+        images, values = ray.get(
+            score.remote(trained, asdict(config.task), ledger.sweep.location, *place)
+        )
     except ray.exceptions.RayError as error:
         raise EvaluationError(str(error).strip().splitlines()[-1]) from error
     scores = tuple(
@@ -117,11 +125,12 @@ def _train(
     seed: int,
     device: str,
     threads: int,
+    weights: str,
 ) -> Candidate:
     """On a worker: one configuration on one draw, to the last epoch."""
     torch.set_num_threads(threads)
     spec = _task(task)
-    bench = Workbench(spec.backbone, device)
+    bench = Workbench(spec.backbone, device, weights)
     trainer = Trainer(TrialConfig.from_dict(config), bench, spec.dataset, spec.shots, seed)
     for _ in range(trainer.epochs):
         trainer.run_epoch()
@@ -136,11 +145,12 @@ def _score(
     folder: str,
     device: str,
     threads: int,
+    weights: str,
 ) -> tuple[int, list[float]]:
     """On a worker: every candidate's accuracy on the test split, which is read once."""
     torch.set_num_threads(threads)
     spec = _task(task)
-    bench = Workbench(spec.backbone, device)
+    bench = Workbench(spec.backbone, device, weights)
     test = read_test_split(
         open_dataset(spec.dataset),
         lambda: _record(open_storage(folder), spec, [(c.label, c.seed) for c in candidates]),

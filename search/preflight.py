@@ -166,7 +166,7 @@ def _storage_problems(config: SweepConfig) -> list[str]:
     if not there.is_dir():
         return [_unwritable(f"'{there}' is not a folder")]
     if not os.access(there, os.W_OK | os.X_OK):
-        return [_unwritable(f"no permission in '{there}'")]
+        return [_unwritable(f"nothing may be written in '{there}'")]
     return []
 
 

@@ -27,7 +27,7 @@ from ray.tune.stopper import Stopper
 from rich.console import Console
 
 from search.config import SweepConfig
-from search.evaluate import evaluate, stored_evaluation
+from search.evaluate import evaluate, shared_weights, stored_evaluation
 from search.evaluation import Evaluation
 from search.ledger import Ledger, Live
 from search.lock import SweepLock
@@ -180,11 +180,14 @@ def _fit(
     """Let Ray run what the ledger issues, until it issues no more or the switch is thrown."""
     config = plan.config
 
+    weights = shared_weights(config, ledger.sweep)
+
     def assign(live: Live) -> Assignment:
         return Assignment(
             number=live.number,
             trial=live.config.to_dict(),
             task=asdict(config.task),
+            weights=weights,
             folder=ledger.sweep.child(trial_folder(live.number)).location,
             device=placement.device,
             threads=max(1, math.floor(placement.cpus)),

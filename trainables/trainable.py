@@ -44,6 +44,8 @@ class Assignment:
     """Whether the task's seeds train one after the other (see `TrialRun`)."""
     checkpoint_seconds: float
     """Least time between two checkpoints, in seconds."""
+    weights: str = ""
+    """Where the backbone's files were shared, see `trainables.backbones.shared`; or empty."""
 
 
 Outcome = Literal["running", "finished", "failed", "stuck"]
@@ -157,7 +159,7 @@ class FewShotTrainable(tune.Trainable):
             task.backbone,
             job.device,
         ):
-            self._bench = Workbench(task.backbone, job.device)
+            self._bench = Workbench(task.backbone, job.device, job.weights)
         trial = TrialConfig.from_dict(job.trial)
         return TrialRun(trial, task, self._bench, job.in_sequence)
 

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from trainables.backbones.base import Backbone
 from trainables.backbones.registry import load_backbone
+from trainables.backbones.shared import fetch_weights
 from trainables.data.few_shot import draw_few_shot
 from trainables.data.prompts import PromptVariant, class_features
 from trainables.data.registry import open_dataset
@@ -50,15 +51,16 @@ def zero_shot_logits(features: Tensor, classes: Tensor, scale: Tensor) -> Tensor
 class Workbench:
     """One backbone on one device and everything computed from it, each at most once."""
 
-    def __init__(self, backbone: str, device: str) -> None:
-        self.spec, self.device = backbone, device
+    def __init__(self, backbone: str, device: str, weights: str = "") -> None:
+        """`weights`: where the files that `backbone` names were shared, if they were."""
+        self.spec, self.device, self._weights = backbone, device, weights
         self._views: dict[tuple[str, int, int], tuple[View, View]] = {}
         self._classes: dict[tuple[str, PromptVariant], Tensor] = {}
 
     @cached_property
     def backbone(self) -> Backbone:
         """The model; raises `BackboneError`."""
-        return load_backbone(self.spec, self.device)
+        return load_backbone(fetch_weights(self.spec, self._weights), self.device)
 
     def views(self, dataset: str, shots: int, seed: int) -> tuple[View, View]:
         """Few-shot train and validation views of one draw; raises `DataError`."""
