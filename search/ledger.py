@@ -233,10 +233,12 @@ class Ledger:
         however often it is repeated, it leaves no trial behind."""
         begun = (f for f in self._running() if f.number not in self.live)
         frozen = next(begun, None)
+        if frozen is not None and _BEGUN not in frozen.user_attrs:
+            self._complete(frozen)
         number = len(self.frozen()) if frozen is None else frozen.number
         self.study.sampler = make_sampler(self._sampler, self._seed, number)
         trial = self.study.ask() if frozen is None else Trial(self.study, frozen._trial_id)
-        # Parameters that are stored already come back as they are; missing ones are sampled.
+        # Parameters that are stored already come back as they are.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             config = replace(self.space.suggest(trial), seed=self._seed)
@@ -255,6 +257,29 @@ class Ledger:
             0 if len(values) > struck else strikes,
             struck,
         )
+
+    def _complete(self, frozen: FrozenTrial) -> None:
+        """Give a trial whose asking was cut short the parameters that it would have got.
+
+        All are drawn again, in a rehearsal: a sampler that had to draw only those that are missing
+        would draw other numbers.
+        """
+        if frozen.system_attrs.get("fixed_params"):
+            return
+        rehearsal = optuna.create_study(
+            direction="maximize",
+            sampler=make_sampler(self._sampler, self._seed, frozen.number),
+            pruner=self.study.pruner,
+        )
+        rehearsal.add_trials([f for f in self.frozen() if f.number < frozen.number])
+        trial = rehearsal.ask()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            self.space.suggest(trial)
+        for name, distribution in trial.distributions.items():
+            if name not in frozen.params:
+                internal = distribution.to_internal_repr(trial.params[name])
+                self.study._storage.set_trial_param(frozen._trial_id, name, internal, distribution)
 
     def _running(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))

@@ -14,13 +14,13 @@ import fcntl
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search.outbox import Event
 from search.tracking_uri import SERVERS, absolute_uri, scheme_of, server_answers, sqlite_path
-from trainables.storage import Storage, StorageError
+from trainables.storage import Storage, StorageError, open_storage
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -57,6 +57,11 @@ Rows = Sequence[tuple[int, int, Mapping[str, object]]]
 """Step, milliseconds, values by name; a value is a number or a text that `float` reads."""
 
 
+Carrier = Callable[[str, str, str, str], bool]
+"""Somebody else who uploads: tracking URI, run, location of the storage, name of the file in it ->
+whether it has arrived."""
+
+
 class RefusedError(Exception):
     """MLflow has answered, and the answer is no."""
 
@@ -85,6 +90,8 @@ class MlflowRuns:
         self._runs: dict[int | None, str] | None = None  # None: not looked up; key None: the parent
         self._held: dict[str, dict[str, tuple[int, float]]] = {}
         """Last step and its value, by unfinished run and metric."""
+        self.carrier: Carrier | None = None
+        """Asked before a file is uploaded from here."""
 
     def connect(self) -> None:
         """Find the experiment and the sweep's runs. Any error means: not now."""
@@ -332,6 +339,9 @@ class MlflowRuns:
 
     def _send_file(self, run_id: str, name: str) -> bool:
         """Whether the file is there. Only a server or a storage that is away is an error."""
+        carrier = self.carrier if self._is_server else None
+        if carrier is not None and carrier(self._uri, run_id, self._storage.location, name):
+            return True
         try:
             with self._storage.local_copy(name) as path:
                 self._open().log_artifact(run_id, str(path))
@@ -346,6 +356,20 @@ class MlflowRuns:
             logger.warning("An artifact is missing in MLflow: %s", error)
             return False
         return True
+
+
+def upload_artifact(uri: str, run_id: str, location: str, name: str) -> None:
+    """Upload one file of a storage, from wherever this is called. Any error means: not now.
+
+    Another machine may know the server by another address than `uri`: MLFLOW_TRACKING_URI there.
+    """
+    from mlflow import MlflowClient
+
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    with open_storage(location).local_copy(name) as path:
+        server = os.environ.get("MLFLOW_TRACKING_URI", uri)
+        MlflowClient(tracking_uri=server).log_artifact(run_id, str(path))
 
 
 def says_nothing_of_the_event(error: Exception) -> bool:

@@ -26,6 +26,7 @@ from ray import tune
 from ray.tune.stopper import Stopper
 from rich.console import Console
 
+from search.carrier import WorkerCarrier
 from search.config import SweepConfig
 from search.evaluate import evaluate, shared_weights, stored_evaluation
 from search.evaluation import Evaluation
@@ -133,7 +134,7 @@ def _run(plan: Plan, ledger: Ledger, tracker: Tracker, mirror: Mirror, console: 
     evaluation = stored_evaluation(ledger, config)
     todo = ledger.waiting + max(0, config.trials - ledger.issued)
     if todo or evaluation is None:
-        with stop.listening(), _ray(config, console):
+        with stop.listening(), _ray(config, console), _carried(config, tracker):
             placement = plan.placement or _place_on_cluster(config)
             if todo:
                 console.print(_opening(plan, ledger, placement, todo), highlight=False)
@@ -396,6 +397,16 @@ def _cluster() -> Machine:
         max((node.get("CPU", 0) for node in nodes), default=0),
         elastic=True,
     )
+
+
+@contextlib.contextmanager
+def _carried(config: SweepConfig, tracker: Tracker) -> Iterator[None]:
+    """On a cluster, workers upload artifacts while it is there."""
+    tracker.carry_by(WorkerCarrier() if config.address else None)
+    try:
+        yield
+    finally:
+        tracker.carry_by(None)
 
 
 def _place_on_cluster(config: SweepConfig) -> Placement:

@@ -21,7 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from search.mlflow_runs import TAG_LENGTH, MlflowRuns, RefusedError, says_nothing_of_the_event
+from search.mlflow_runs import (
+    TAG_LENGTH,
+    Carrier,
+    MlflowRuns,
+    RefusedError,
+    says_nothing_of_the_event,
+)
 from search.outbox import Event, Outbox
 from search.tracking_uri import absolute_uri, scheme_of, shown, sqlite_path, without_user
 from trainables.storage import LocalStorage, Storage
@@ -95,6 +101,10 @@ class Tracker(Protocol):
         is away; return how many events are undelivered."""
         ...
 
+    def carry_by(self, carrier: Carrier | None) -> None:
+        """Let artifacts be uploaded by somebody else, from now on or no longer."""
+        ...
+
     def close(self, timeout: float, patience: float = math.inf) -> int:
         """Flush, then stop; return how many events are left on disk for the next tracker."""
         ...
@@ -123,6 +133,9 @@ class NullTracker(Tracker):
 
     def flush(self, timeout: float, patience: float = math.inf) -> int:
         return 0
+
+    def carry_by(self, carrier: Carrier | None) -> None:
+        pass
 
     def close(self, timeout: float, patience: float = math.inf) -> int:
         return 0
@@ -276,6 +289,9 @@ class MlflowTracker(Tracker):
                     break
                 self._moved.wait(min(0.1, deadline - now))
         return self._undelivered()
+
+    def carry_by(self, carrier: Carrier | None) -> None:
+        self._runs.carrier = carrier
 
     def close(self, timeout: float, patience: float = math.inf) -> int:
         deadline = time.monotonic() + timeout

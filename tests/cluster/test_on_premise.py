@@ -131,6 +131,11 @@ class Cluster:
         options = f"-fsS -u admin:{password} -H 'Content-Type: application/json' -d {data}"
         return json.loads(self.hosts.run("laptop", f"curl {options} {url}").stdout)
 
+    def senders(self) -> set[str]:
+        """Addresses of the machines that have uploaded artifacts of trials."""
+        log = self.hosts.run("head", "cat ~/mlflow/server.log").stdout
+        return set(re.findall(r"([\d.]+):\d+ - \"PUT [^\"]*/artifact\S*\.safetensors", log))
+
     def refusal(self, options: str) -> str:
         """The status that MLflow answers to a stranger."""
         command = f"curl -s -o /dev/null -w '%{{http_code}}' {options}"
@@ -200,6 +205,9 @@ def test_a_worker_dies(cluster: Cluster) -> None:
         cluster.hosts.run("w1", "pkill -9 -x raylet")
         assert sweep.wait(timeout=150) == 0, cluster.log()
     check_books(cluster, trials)
+    senders = cluster.senders()
+    assert senders, "no artifact has arrived"
+    assert senders <= {cluster.hosts.address[worker] for worker in WORKERS}
     cluster.ray(f"down -y {FILE}")
     assert not cluster.has("head", "gcs_server")
 

@@ -219,6 +219,25 @@ def test_a_reopened_ledger_asks_what_an_unbroken_one_asks(tmp_path: Path, sample
     assert len(set(asked[0])) > 6
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_trial_cut_short_in_its_asking_is_the_same_trial(tmp_path: Path, sampler: str) -> None:
+    """A database stores parameter by parameter: the power may fail after each of them."""
+    ledger = open_ledger(tmp_path, sampler)
+    for _ in range(10):
+        live = ledger.ask()
+        report(ledger, live, 2)
+        ledger.finish(live.number, "COMPLETE")
+    journal = tmp_path / "study.journal"
+    before = journal.read_bytes()
+    expected = ledger.ask().config
+    lines = journal.read_bytes()[len(before) :].splitlines(keepends=True)
+    assert len(lines) > 5
+    for count in range(1, len(lines)):
+        journal.write_bytes(before + b"".join(lines[:count]))
+        live = open_ledger(tmp_path, sampler).ask()
+        assert (live.number, live.config) == (10, expected)
+
+
 @pytest.mark.parametrize("pruner", PRUNERS)
 def test_a_reopened_ledger_prunes_what_an_unbroken_one_prunes(tmp_path: Path, pruner: str) -> None:
     decisions = []
