@@ -11,6 +11,7 @@ import pytest
 from search.pruners import PRUNERS
 from search.run import build_parser
 from search.samplers import SAMPLERS
+from search.sync import build_parser as sync_parser
 from spaces.registry import SPACES
 from trainables.backbones.registry import BACKBONES
 from trainables.data.registry import DATASETS
@@ -36,6 +37,17 @@ def test_the_first_screen_shows_the_two_commands() -> None:
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "search.run" in c and "help" not in c])
 def test_commands_are_understood(command: str) -> None:
     assert vars(build_parser().parse_args(shlex.split(command)[3:]))
+
+
+def test_a_sync_command_is_understood() -> None:
+    (command,) = (c for c in COMMANDS if "search.sync" in c)
+    assert vars(sync_parser().parse_args(shlex.split(command)[3:]))["rebuild"]
+
+
+def test_the_cluster_command_is_understood() -> None:
+    (command,) = re.findall(r"^ray exec cluster\.yaml 'python -m search\.run (.*)'$", README, re.M)
+    given = vars(build_parser().parse_args(shlex.split(command)))
+    assert given["storage"] == "$STORAGE/sweeps"  # single quotes: the head's shell fills it in
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from tests.search.conftest import Sweep, kill_everything
 from tests.servers import s3_server
 from trainables.storage import open_storage
 
+pytestmark = pytest.mark.slow
+
 QUIET = ("--tracking-uri", "none")
 ONE_BY_ONE = ("--max-concurrent", "1")
 SMALL = ("--space", "taskres", "--shots", "4", "--seeds", "1", "--eval-seeds", "1")

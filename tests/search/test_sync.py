@@ -54,6 +54,7 @@ def sync(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
     return call
 
 
+@pytest.mark.slow
 def test_a_server_down_at_the_start_and_in_the_middle_and_killed_at_the_end(
     sweep: Sweep, servers: dict[str, Server], tmp_path: Path, sync: Callable[..., Answer]
 ) -> None:
@@ -105,6 +106,7 @@ def test_a_server_down_at_the_start_and_in_the_middle_and_killed_at_the_end(
     assert sync(sweep, "--tracking-uri", second.uri).out.startswith("Nothing was left")
 
 
+@pytest.mark.slow
 def test_nothing_stays_running_after_a_killed_driver(
     sweep: Sweep, servers: dict[str, Server], sync: Callable[..., Answer]
 ) -> None:
