@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 
 from tests.chaos.rounds import Undisturbed, plan, run_round
-from tests.chaos.world import TARGETS, postgresql_programs
+from tests.chaos.world import TARGETS
+from tests.servers import postgresql_programs
 
 
 def main() -> int:

@@ -21,9 +21,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from safetensors import SafetensorError, safe_open
 
-from tests.chaos.world import AGENTS, OPTIONS, TARGETS, TRIALS, Process, Program, Target, World
+from tests.chaos.world import AGENTS, OPTIONS, TARGETS, TRIALS, Target, World
 from tests.search.conftest import Sweep
 from tests.search.test_sweep import comparable
+from tests.servers import Process, Program
 
 HANG = 180.0
 """Seconds without a new result after which a driver counts as hanging."""

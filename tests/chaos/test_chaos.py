@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.rounds import Kill, Report, Undisturbed, Watch, plan, run_round
-from tests.chaos.world import TARGETS, postgresql_programs
+from tests.chaos.world import TARGETS
+from tests.servers import postgresql_programs
 
 pytestmark = [
     pytest.mark.timeout(600),

@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 
 from search.results import read_results
-from tests.chaos.world import Postgresql, postgresql_programs
 from tests.search.conftest import Sweep, kill_everything
-from tests.servers import s3_server
+from tests.servers import Postgresql, postgresql_programs, s3_server
 from trainables.storage import open_storage
 
 pytestmark = pytest.mark.slow

@@ -6,13 +6,9 @@ import logging
 import os
 import resource
 import shutil
-import subprocess
-import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3  # type: ignore[import-untyped]
 import pytest
 from mlflow import MlflowClient
 
@@ -24,7 +20,8 @@ from search.study import JournalStore
 from search.tracking import MlflowTracker, NullTracker, open_tracker, outbox_path
 from spaces.base import Setting
 from spaces.registry import SPACES
-from tests.search.mlflow_server import TIMEOUT, content, free_port, history, runs_of, wait_until
+from tests.search.mlflow_server import TIMEOUT, content, history, runs_of
+from tests.servers import s3_server
 from trainables.storage import LocalStorage, Storage, open_storage
 from trainables.trainable import Message
 from trainables.trial_run import Report
@@ -291,35 +288,10 @@ def test_an_outbox_is_named_without_the_password(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Location of an empty bucket of a real S3 server."""
-    port = free_port()
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "me")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    with open(tmp_path / "moto.log", "wb") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-p", str(port)], stdout=log, stderr=log
-        )
-    try:
-        wait_until(lambda: _answers(port))
-        client = boto3.client(
-            "s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1"
-        )
-        client.create_bucket(Bucket="few-shot")
-        client.close()
-        yield f"s3://few-shot/sweeps?endpoint_override=127.0.0.1:{port}&scheme=http"
-    finally:
-        server.kill()
-        server.wait()
-
-
-def _answers(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5):
-            return True
-    except OSError:
-        return False
+def bucket(tmp_path: Path) -> Iterator[str]:
+    """Location of an empty folder in a bucket of a real S3 server."""
+    with s3_server(tmp_path) as server:
+        yield server.location("sweeps")
 
 
 def test_a_sweep_in_a_bucket(world: World, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from search.study import (
 )
 from spaces.base import Setting
 from spaces.registry import SPACES
-from tests.chaos.world import Postgresql, postgresql_programs
+from tests.servers import Postgresql, postgresql_programs
 from trainables.storage import LocalStorage
 
 SPACE = SPACES["taskres"].build(Setting("digits", 4, 40, "vit"))
