@@ -12,13 +12,15 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import optuna
 from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import RandomSampler
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from search.problems import UsageError
@@ -50,6 +52,8 @@ class Live:
     """Unix time at which it was first issued."""
     values: tuple[float, ...] = ()
     """The objective after each part that the study knows of."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What sampler and pruner have noted of it."""
     failures: int = 0
     """Deaths of its workers."""
     strikes: int = 0
@@ -143,14 +147,23 @@ class Ledger:
         if len(values) > len(live.values):
             live.values, live.strikes = tuple(values), 0
 
-    def should_prune(self, number: int) -> bool:
-        """What the pruner says of a running trial. The paper's setting, trial 0, is the yardstick
-        of its sweep and is always trained to its end."""
+    def prune(self, number: int) -> Result | None:
+        """Commit a running trial as PRUNED if the pruner gives it up. The paper's setting, trial 0,
+        is the yardstick of its sweep and is always trained to its end.
+
+        What the pruner notes on the way (ASHA: the trial's value on this rung) belongs to the
+        commit. Stored before it, it would make the pruner forget its verdict in a crash.
+        """
         if number == 0:
-            return False
-        with warnings.catch_warnings(), self._store.together():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            return self._store.patiently(self.live[number].trial.should_prune)
+            return None
+        live, notes = self.live[number], _Notes(self.study)
+        with self._store.together():
+            gives_up = self._store.patiently(lambda: self._verdict(live, notes))
+            live.notes = live.notes | notes.taken
+            if gives_up:
+                return self.finish(number, "PRUNED")
+            self._store.patiently(lambda: self._note(live.trial._trial_id, live.notes))
+        return None
 
     def strike(self, number: int) -> None:
         """A trial's worker has died or has run out of memory."""
@@ -187,6 +200,7 @@ class Ledger:
             live.forecast | live.metrics,
             dict(live.trial.params),
             {name: distribution_to_json(d) for name, d in distributions.items()},
+            live.notes,
             live.config.to_dict(),
             live.train_seconds,
             live.begun,
@@ -245,14 +259,15 @@ class Ledger:
         if _BEGUN not in trial.user_attrs:
             trial.set_user_attr(_BEGUN, time.time())
         failures, strikes, struck = trial.user_attrs.get(_FAILURES, (0, 0, -1))
-        known = self.frozen()[trial.number].intermediate_values
-        values = tuple(known[step] for step in sorted(known))
+        known = self.frozen()[trial.number]
+        values = tuple(v for _, v in sorted(known.intermediate_values.items()))
         return Live(
             trial.number,
             config,
             trial,
             trial.user_attrs[_BEGUN],
             values,
+            dict(known.system_attrs),
             failures,
             0 if len(values) > struck else strikes,
             struck,
@@ -267,6 +282,7 @@ class Ledger:
         if frozen.system_attrs.get("fixed_params"):
             return
         rehearsal = optuna.create_study(
+            study_name=self._store.name,
             direction="maximize",
             sampler=make_sampler(self._sampler, self._seed, frozen.number),
             pruner=self.study.pruner,
@@ -284,6 +300,19 @@ class Ledger:
     def _running(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
+    def _verdict(self, live: Live, notes: _Notes) -> bool:
+        trial = self.study._storage.get_trial(live.trial._trial_id)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return self.study.pruner.prune(cast(optuna.Study, notes), trial)
+
+    def _note(self, trial_id: int, notes: Mapping[str, Any]) -> None:
+        storage = self.study._storage
+        known = storage.get_trial(trial_id).system_attrs
+        for key, value in notes.items():
+            if known.get(key) != value:
+                storage.set_trial_system_attr(trial_id, key, value)
+
     def _tell(self, trial_id: int, result: Result) -> None:
         """Make the study's trial what the result says; it may be so already, or in part."""
         storage = self.study._storage
@@ -295,6 +324,7 @@ class Ledger:
                 distribution = json_to_distribution(text)
                 internal = distribution.to_internal_repr(result.parameters[name])
                 storage.set_trial_param(trial_id, name, internal, distribution)
+        self._note(trial_id, result.notes)
         for step, value in enumerate(result.values, start=1):
             if step not in known.intermediate_values:
                 storage.set_trial_intermediate_value(trial_id, step, value)
@@ -335,6 +365,34 @@ class Ledger:
                 self.study.add_trial(_as_trial(result))
 
 
+class _Notes:
+    """A study to a pruner, which only takes down what the pruner wants to store with a trial."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+        self._storage = _NotingStorage(study._storage)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    @property
+    def taken(self) -> dict[str, Any]:
+        """By key. A pruner speaks of the trial that it is asked about."""
+        return self._storage.taken
+
+
+class _NotingStorage:
+    def __init__(self, storage: BaseStorage) -> None:
+        self._inner = storage
+        self.taken: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self.taken[key] = value
+
+
 def best_of(results: Iterable[Result]) -> Result | None:
     """See `Ledger.best`."""
     complete = [r for r in results if r.state == "COMPLETE"]
@@ -354,4 +412,5 @@ def _as_trial(result: Result) -> FrozenTrial:
         distributions={n: json_to_distribution(text) for n, text in result.distributions.items()},
         intermediate_values=dict(enumerate(result.values, start=1)),
         user_attrs={_BEGUN: result.begun},
+        system_attrs=result.notes,
     )

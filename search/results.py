@@ -42,6 +42,9 @@ class Result:
     """The space's parameters, as sampled."""
     distributions: dict[str, str]
     """What each parameter was drawn from, as Optuna's JSON."""
+    notes: dict[str, Any]
+    """What sampler and pruner have noted of it (ASHA: its value on each rung), as Optuna's system
+    attributes: later trials are compared with it."""
     config: dict[str, Any]
     """The resolved `TrialConfig`."""
     train_seconds: float

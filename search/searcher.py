@@ -85,9 +85,10 @@ class StudyScheduler(FIFOScheduler):
         """A part has been trained and more are left."""
         message = self._hear(result)
         self._allow_retries(trial)
-        if message.report is None or not self._ledger.should_prune(message.number):
+        pruned = None if message.report is None else self._ledger.prune(message.number)
+        if pruned is None:
             return str(TrialScheduler.CONTINUE)
-        self._end(self._ledger.finish(message.number, "PRUNED"))
+        self._end(pruned)
         return str(TrialScheduler.STOP)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:

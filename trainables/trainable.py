@@ -170,12 +170,15 @@ class FewShotTrainable(tune.Trainable):
             self._run = self._open_run()
             self._run.load(self._folder)
             forecast, warnings = self._run.forecast(), tuple(self._run.warnings())
-            if forecast or warnings:  # told before training: it may say that training is in vain
+            # The part in the checkpoint is told before the next one is trained: the driver may have
+            # died before it heard of it, and may want to stop the trial there.
+            begun = self._run.step > 0 and not self._run.finished
+            if begun or forecast or warnings:  # also: it may say that training is in vain
                 seconds = time.monotonic() - start
                 return Message(
                     self._job.number,
                     "running",
-                    None,
+                    self._run.report() if begun else None,
                     seconds,
                     forecast=forecast,
                     warnings=warnings,

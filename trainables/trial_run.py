@@ -96,6 +96,10 @@ class TrialRun:
             self.step += 1
             self._rows += rows
             self._values.append(rows[-1]["val/accuracy"])
+        return self.report()
+
+    def report(self) -> Report:
+        """What there is to say after the latest part; at least one has been trained."""
         latest = {k: v for k, v in self._rows[-1].items() if k not in ("epoch", "time")}
         if self.in_sequence:
             latest["val/accuracy"] = sum(self._values) / len(self._values)

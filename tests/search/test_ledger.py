@@ -111,8 +111,8 @@ def test_the_papers_setting_is_never_pruned(tmp_path: Path) -> None:
     other = ledger.ask()
     for live in (first, other):
         ledger.report(live.number, [0.1] * 6, {"val/accuracy": 0.1})
-    assert not ledger.should_prune(first.number)
-    assert ledger.should_prune(other.number)
+    assert ledger.prune(first.number) is None
+    assert ledger.prune(other.number) is not None
 
 
 def test_a_result_is_committed_before_the_study_hears_of_it(tmp_path: Path) -> None:
@@ -254,9 +254,8 @@ def test_a_reopened_ledger_prunes_what_an_unbroken_one_prunes(tmp_path: Path, pr
                     ledger = open_ledger(folder, pruner=pruner)
                     live = ledger.ask()
                     ledger.report(live.number, values, {"val/accuracy": values[-1]})
-                said.append(ledger.should_prune(live.number))
+                said.append(ledger.prune(live.number) is not None)
                 if said[-1]:
-                    ledger.finish(live.number, "PRUNED")
                     break
             else:
                 ledger.finish(live.number, "COMPLETE")
@@ -266,6 +265,43 @@ def test_a_reopened_ledger_prunes_what_an_unbroken_one_prunes(tmp_path: Path, pr
 
 
 STATES: tuple[State, ...] = ("COMPLETE", "PRUNED", "FAIL")
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize("moment", [0, 1, 2])
+@pytest.mark.parametrize("writes", [1, 2, 3, 4])
+def test_a_verdict_survives_a_power_cut(
+    tmp_path: Path, pruner: str, writes: int, moment: int
+) -> None:
+    """The power fails at a write of the pruner's decision; asked again after the restart, it is the
+    same, and so are all later ones."""
+
+    def decide(folder: Path, cut: bool) -> list[object]:
+        ended = []
+        for number in range(10):
+            fuse = [1e9, 0.0]
+            ledger = open_ledger(MortalStorage(folder, fuse), pruner=pruner)
+            live = ledger.ask()
+            for step in range(1, 9):
+                report(ledger, live, step)
+                if cut and number > 3:
+                    fuse[:] = [writes, moment]
+                try:
+                    ledger.prune(number)
+                except PowerCutError:
+                    ledger = open_ledger(folder, pruner=pruner)
+                    if number not in ledger.results:
+                        live = ledger.ask()
+                        ledger.prune(number)
+                fuse[:] = [1e9, 0]
+                if number in ledger.results:
+                    break
+            else:
+                ledger.finish(number, "COMPLETE")
+            ended.append((ledger.results[number].state, ledger.results[number].values))
+        return [*ended, study_of(open_ledger(folder))]
+
+    assert decide(tmp_path / "cut", True) == decide(tmp_path / "calm", False)
 
 
 def finish_some(folder: Path, count: int) -> dict[int, Result]:
@@ -282,7 +318,15 @@ def finish_some(folder: Path, count: int) -> dict[int, Result]:
 
 def study_of(ledger: Ledger) -> list[object]:
     return [
-        (t.number, t.state, t.value, t.params, t.distributions, t.intermediate_values)
+        (
+            t.number,
+            t.state,
+            t.value,
+            t.params,
+            t.distributions,
+            t.intermediate_values,
+            t.system_attrs,
+        )
         for t in ledger.frozen()
     ]
 

@@ -112,7 +112,7 @@ def test_a_server_that_dies_is_waited_for(
         done.set()
         thread.join()
     results = read_results(LocalStorage(tmp_path))
-    assert len(results) > 3
+    assert len(results) >= 2
     assert list(results) == list(range(len(results)))
     again = open_ledger(tmp_path)
     assert again.waiting == 0
