@@ -107,9 +107,10 @@ def _parse(name: str, text: bytes) -> Result:
         if name != f"{result.number:06d}/{RESULT}":
             raise ValueError(f"it is of trial {result.number}")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
+        why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise UsageError(
             [
-                f"A committed result must be readable, and 'trials/{name}' is not: {error}. "
+                f"A committed result must be readable, and 'trials/{name}' is not: {why}. "
                 "Restore the file from a copy, or start another sweep with --name."
             ]
         ) from error

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from torch import Tensor
 
+from benchmarks.many_trials import in_process, per_minute
 from benchmarks.mask_step import PublishedStep, measure, table
 
 
@@ -36,3 +39,14 @@ def test_mask_step_notices_other_gradients(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(PublishedStep, "gradients", wrong)
     assert measure("tiny", batch=8, repeats=1).difference > 1e-2
+
+
+@pytest.mark.slow
+def test_many_trials_counts_a_real_sweep(tmp_path: Path) -> None:
+    first = in_process(str(tmp_path), "many", "40", "2", "none")
+    assert first["states"] == {"COMPLETE": 40, "PRUNED": 0, "FAIL": 0}
+    assert [mark[0] for mark in first["marks"]] == list(range(1, 41))
+    assert per_minute(first["marks"]) > 400
+    assert max(mark[2] for mark in first["marks"]) < 600  # MB
+    again = in_process(str(tmp_path), "many", "41", "2", "none")
+    assert [mark[0] for mark in again["marks"]] == [41]
