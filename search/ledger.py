@@ -108,8 +108,11 @@ class Ledger:
         self.results = read_results(sweep)
         with store.together():
             self._interrupted = store.patiently(self._recover)
-        for number in self.results:  # a worker that outlived its driver may have left one
-            sweep.child(trial_folder(number)).delete(CHECKPOINT)
+        trials = sweep.child("trials")
+        for name in trials.files():  # a worker that outlived its driver may have left one
+            folder, _, file = name.partition("/")
+            if file == CHECKPOINT and folder.isdecimal() and int(folder) in self.results:
+                trials.delete(name)
 
     @property
     def issued(self) -> int:
