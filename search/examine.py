@@ -7,6 +7,7 @@ the driver, which lives as long as the sweep, never needs again.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -75,6 +76,7 @@ class ExaminationApart:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            process_group=0,  # Ctrl-C is for the driver, which ends this process too
         )
 
     def __enter__(self) -> Self:
@@ -135,4 +137,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BrokenPipeError:  # the driver was killed: nobody wants to know any more
+        os._exit(1)

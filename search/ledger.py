@@ -220,8 +220,9 @@ class Ledger:
         del self.live[number]
         with self._store.together():
             self._store.patiently(lambda: self._tell(live.trial._trial_id, result))
-        # Scores and moments are large.
-        self.sweep.child(trial_folder(number)).delete(CHECKPOINT)
+        folder = self.sweep.child(trial_folder(number))
+        folder.delete(CHECKPOINT)  # scores and moments are large
+        folder.tidy()  # what a worker that was killed had begun to write
         return result
 
     def best(self) -> Result | None:

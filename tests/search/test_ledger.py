@@ -404,6 +404,16 @@ def test_what_a_late_worker_leaves_behind_is_removed(tmp_path: Path) -> None:
     assert left == ["000002"]
 
 
+def test_a_finished_trial_leaves_no_half_file(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    report(ledger, ledger.ask(), 1)
+    half = tmp_path / "trials/000000/.checkpoint.safetensors.killed"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"half")
+    ledger.finish(0, "COMPLETE")
+    assert [path.name for path in half.parent.iterdir() if path.name[0] == "."] == []
+
+
 def test_a_ledger_that_was_taken_over_commits_nothing(tmp_path: Path) -> None:
     def taken() -> None:
         raise PowerCutError
