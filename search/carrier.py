@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from search.mlflow_runs import upload_artifact
 
 logger = logging.getLogger(__name__)
 
-_SECONDS = 60.0
+_SECONDS = 20.0
 
 
 class WorkerCarrier:
@@ -28,11 +29,20 @@ class WorkerCarrier:
     def __init__(self) -> None:
         self._turn: Iterator[int] = itertools.count()
         self._upload: Any = ray.remote(num_cpus=0, max_retries=0)(upload_artifact)
+        self._busy = threading.Lock()
+        self._open = True
+
+    def close(self) -> None:
+        """Wait for what is on its way, and take nothing more: Ray is about to be left."""
+        with self._busy:
+            self._open = False
 
     def __call__(self, uri: str, run_id: str, location: str, name: str) -> bool:
         """Whether the file of that name at `location` has arrived. Never raises."""
-        if not ray.is_initialized():  # and it must not be started by asking
-            return False
+        with self._busy:
+            return self._open and self._carry(uri, run_id, location, name)
+
+    def _carry(self, uri: str, run_id: str, location: str, name: str) -> bool:
         nodes = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0)]
         if not nodes:
             return False

@@ -402,11 +402,16 @@ def _cluster() -> Machine:
 @contextlib.contextmanager
 def _carried(config: SweepConfig, tracker: Tracker) -> Iterator[None]:
     """On a cluster, workers upload artifacts while it is there."""
-    tracker.carry_by(WorkerCarrier() if config.address else None)
+    if not config.address:
+        yield
+        return
+    carrier = WorkerCarrier()
+    tracker.carry_by(carrier)
     try:
         yield
     finally:
         tracker.carry_by(None)
+        carrier.close()
 
 
 def _place_on_cluster(config: SweepConfig) -> Placement:

@@ -205,9 +205,9 @@ def test_a_worker_dies(cluster: Cluster) -> None:
         cluster.hosts.run("w1", "pkill -9 -x raylet")
         assert sweep.wait(timeout=150) == 0, cluster.log()
     check_books(cluster, trials)
-    senders = cluster.senders()
-    assert senders, "no artifact has arrived"
-    assert senders <= {cluster.hosts.address[worker] for worker in WORKERS}
+    # Workers upload what trials have learned; the driver does it where one has just died, and at
+    # the end for the winner.
+    assert cluster.senders() & {cluster.hosts.address[worker] for worker in WORKERS}
     cluster.ray(f"down -y {FILE}")
     assert not cluster.has("head", "gcs_server")
 
