@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import urllib.parse
 import warnings
@@ -154,12 +155,12 @@ def ledger_problems(url: str) -> list[str]:
 
 def without_password(url: str) -> str:
     """The address as it may be stored and shown."""
+    url = re.sub(r"(?i)([?&])password=[^&]*&?", r"\1", url).rstrip("?&")
     parts = urllib.parse.urlsplit(url)
     if parts.password is None:
         return url
-    return parts._replace(
-        netloc=f"{parts.username or ''}@{parts.netloc.rpartition('@')[2]}"
-    ).geturl()
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{parts.username or ''}@{host}").geturl()
 
 
 def reason(error: BaseException) -> str:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ class Program:
             return file.read().decode(errors="replace")
 
 
-class Server:
+class Server(ABC):
     """A program that answers on a port, and comes back some time after it was killed."""
 
     def __init__(self, log: Path) -> None:
@@ -120,13 +121,13 @@ class Server:
         self._program: Program | None = None
         self._back = 0.0
 
+    @abstractmethod
     def command(self) -> list[str | Path]:
         """How it is started."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answers(self) -> bool:
         """Whether it does its work."""
-        raise NotImplementedError
 
     environment: Mapping[str, str] = {}
     user: str | None = None
