@@ -7,25 +7,94 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from trainables.data.few_shot import Half
+from trainables.data.source import DataSource
 from trainables.methods.base import MethodConfig
 from trainables.methods.registry import METHODS
 from trainables.optim import OptimConfig
 
 
+Protocol = Literal["few-shot", "base-to-new", "domain-generalization", "cross-dataset"]
+"""What the search trains on, and what the evaluation at its end judges.
+
+`few-shot`: every data set, on its own test split. `base-to-new`: the first half of the classes,
+then both halves' test images, each among its own classes. `domain-generalization`: one data set,
+then its shifts, which nothing is trained on. `cross-dataset`: the first data set, then the others.
+"""
+
+
 @dataclass(frozen=True)
-class TaskSpec:
-    """The few-shot task that every trial of a sweep solves."""
+class Cell:
+    """One training of a trial: a data set, a number of shots, a draw."""
 
     dataset: str
-    """Registry name of the data set."""
-    backbone: str
-    """Backbone specification, e.g. `tiny` or `ViT-B-16:openai`."""
+    """Specification of the data set, e.g. `digits` or `folder:PATH`."""
     shots: int
     """Labelled training images a class."""
+    seed: int
+    """Seed of the few-shot draw."""
+    half: Half = "all"
+    """Which of the classes it knows."""
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What every trial of a sweep solves: a set of few-shot tasks."""
+
+    datasets: tuple[str, ...]
+    """Specifications of data sets, see `trainables.data.registry.open_dataset`."""
+    backbone: str
+    """Backbone specification, e.g. `tiny` or `ViT-B-16:openai`."""
+    shots: tuple[int, ...]
+    """Numbers of labelled training images a class."""
     seeds: tuple[int, ...]
-    """Seeds of the few-shot draws; the objective is the mean over them."""
+    """Seeds of the few-shot draws."""
+    protocol: Protocol = "few-shot"
+    """What is trained on and what is judged."""
+    draws: str = "own"
+    """Rule of the few-shot draws, see `trainables.data.few_shot.draw_few_shot`."""
+    made_split: bool = False
+    """Whether a missing split file may be replaced by a split made here."""
+    skip_unreadable: bool = False
+    """Whether unreadable images are left out."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The data sets that are trained on."""
+        alone = self.protocol in ("domain-generalization", "cross-dataset")
+        return self.datasets[:1] if alone else self.datasets
+
+    @property
+    def half(self) -> Half:
+        """The classes that are trained on."""
+        return "base" if self.protocol == "base-to-new" else "all"
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """The trainings of a trial; its objective is the mean over them. Seed by seed, so that the
+        first cells of a trial are already a fair sample of the set."""
+        return tuple(
+            Cell(dataset, shots, seed, self.half)
+            for seed in self.seeds
+            for dataset in self.sources
+            for shots in self.shots
+        )
+
+    def source(self, root: str) -> DataSource:
+        """Its data, where the field's data sets lie in the folder `root`."""
+        return DataSource(root, self.made_split, self.draws, self.skip_unreadable)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> TaskSpec:
+        """The inverse of `to_dict`; raises `TypeError` for unknown fields."""
+        rows = {name: tuple(plain[name]) for name in ("datasets", "shots", "seeds")}
+        return cls(**(dict(plain) | rows))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.data.base import Split, SplitName, fingerprint
+from trainables.data.base import PixelRows, Split, SplitName, fingerprint
 from trainables.data.prompts import PromptSet, PromptVariant, prompt_set
 from trainables.data.sealed import SealedError, TestPermit
 
@@ -44,6 +44,11 @@ class Digits:
         """A mirrored digit is another sign."""
         return False
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
     def prompts(self, variant: PromptVariant) -> PromptSet:
         """One template; the same in all variants."""
         return prompt_set(self.name, _NAMES, variant)
@@ -66,7 +71,7 @@ class Digits:
         images = torch.from_numpy(grey[rows]).view(-1, 1, 8, 8).expand(-1, 3, -1, -1)
         images = torch.rot90(images, 2 * self.half_turns, (2, 3)).contiguous()
         target = torch.from_numpy(labels[rows].astype(np.int64))
-        return Split(images, target, _digest(self.name, images, target))
+        return Split(PixelRows(images), target, _digest(self.name, images, target))
 
 
 def read_digits() -> tuple[np.ndarray, np.ndarray]:

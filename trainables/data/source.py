@@ -1,0 +1,42 @@
+"""Where a task's data comes from: which tree, which split, which rule of drawing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trainables.data.base import Dataset
+from trainables.data.few_shot import FewShot, Half, draw_few_shot, half_of, readable
+from trainables.data.registry import open_dataset
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """How data sets are opened and few-shot sets drawn; each data set is opened once."""
+
+    root: str = ""
+    """Folder that holds the field's data sets; unused by those that need none."""
+    made_split: bool = False
+    """Make the split of a data set whose split file is missing, by the published rule."""
+    draws: str = "own"
+    """Rule of the few-shot draws, see `few_shot.draw_few_shot`."""
+    skip_unreadable: bool = False
+    """Leave unreadable images out, instead of refusing the data set."""
+    _open: dict[tuple[str, Half], Dataset] = field(default_factory=dict, repr=False, compare=False)
+
+    def dataset(self, spec: str, half: Half = "all") -> Dataset:
+        """The data set, or its base or new classes; raises `DataError`."""
+        key = (spec, half)
+        if key not in self._open:
+            whole = open_dataset(spec, self.root, self.made_split)
+            self._open[key] = whole if half == "all" else half_of(whole, half)
+        return self._open[key]
+
+    def draw(self, spec: str, shots: int, seed: int, half: Half = "all") -> FewShot:
+        """One few-shot set; raises `DataError`.
+
+        The base classes' set is the whole data set's, restricted to them, as in the field.
+        """
+        drawn = draw_few_shot(self.dataset(spec), shots, seed, self.draws)
+        if self.skip_unreadable:
+            drawn = FewShot(readable(drawn.train), readable(drawn.val))
+        return drawn.half(half)
