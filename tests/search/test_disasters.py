@@ -199,14 +199,16 @@ def test_a_ledger_in_postgresql(database: Postgresql, tmp_path: Path, calm: Swee
 
 
 def test_a_budget_is_extended(sweep: Sweep) -> None:
-    options = (*SMALL, *QUIET, "--trials", "300")
-    done = sweep.run(*options, "--time-budget", "12s")
-    assert done.returncode == 0, done.stderr
+    """Where the first budget ends depends on the machine; what it had finished stays."""
+    options = (*SMALL, *QUIET)
+    done = sweep.run(*options, "--trials", "300", "--time-budget", "12s")
+    assert done.returncode in (0, 1), done.stderr  # 1: no trial was complete yet
     first = values(sweep)
-    done = sweep.run(*options, "--time-budget", "12s")
+    assert len(first) < 300
+    done = sweep.run(*options, "--trials", str(len(first) + 4), "--time-budget", "10m")
     assert done.returncode == 0, done.stderr
     found = values(sweep)
-    assert len(found) > len(first)
+    assert len(found) >= len(first) + 4
     assert {n: found[n] for n in first} == first
 
 
