@@ -62,3 +62,30 @@ def test_features_are_the_mean_over_templates() -> None:
     clean = class_features(backbone, PromptSet(prompts.class_names, prompts.templates, True))
     unit = functional.normalize(backbone.encode_text(prompts.texts()[0]), dim=-1)
     torch.testing.assert_close(clean[0], unit.mean(dim=0))
+
+
+def test_given_texts_replace_the_templates_word_for_word() -> None:
+    given = (("A red thing.", "A_red_thing."), ("one pug",))
+    for variant in ("paper", "reference", "clean", "single"):
+        prompts = prompt_set("imagenet", NAMES, variant, given)
+        assert prompts.texts() == [list(row) for row in given]
+        assert prompts.normalise_each == (variant == "clean")
+
+
+def test_ragged_ensembles_are_averaged_class_by_class() -> None:
+    backbone = load_backbone("tiny")
+    prompts = prompt_set("", ("a", "b"), "paper", (("one", "two", "three"), ("four",)))
+    features = class_features(backbone, prompts)
+    torch.testing.assert_close(
+        features[0], backbone.encode_text(["one", "two", "three"]).mean(dim=0)
+    )
+    torch.testing.assert_close(features[1], backbone.encode_text(["four"])[0])
+
+
+@pytest.mark.parametrize("given", [(), (("x",), ("y", "z"), ("w",))])
+def test_prompts_of_some_classes(given: tuple[tuple[str, ...], ...]) -> None:
+    whole = prompt_set("dtd", ("a", "b", "c"), "clean", given)
+    part = whole.of_classes((2, 0))
+    assert part.texts() == [whole.texts()[2], whole.texts()[0]]
+    assert part.class_names == ("c", "a")
+    assert part.normalise_each

@@ -167,3 +167,12 @@ class Dataset(Protocol):
 
     def sealed_split(self, permit: TestPermit) -> Split:
         """The test split, against a permit (see `sealed.py`); raises `SealedError`."""
+
+
+class Shift(Dataset, Protocol):
+    """Other images of another data set's classes: only judged on, by a classifier of that one."""
+
+    @property
+    def source_classes(self) -> tuple[int, ...]:
+        """For each of its labels 0..k-1, the label of the same class in the data set that it is a
+        shift of; raises `DataError`."""

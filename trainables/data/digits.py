@@ -49,6 +49,11 @@ class Digits:
         """None."""
         return ()
 
+    @property
+    def source_classes(self) -> tuple[int, ...]:
+        """The digits' own: turned or not, they have the same labels."""
+        return tuple(range(len(_NAMES)))
+
     def prompts(self, variant: PromptVariant) -> PromptSet:
         """One template; the same in all variants."""
         return prompt_set(self.name, _NAMES, variant)

@@ -36,10 +36,20 @@ class PromptSet:
     """Each with one `{}` for the class name."""
     normalise_each: bool = False
     """Whether each text's feature is scaled to unit length before the mean over templates."""
+    given: tuple[tuple[str, ...], ...] = ()
+    """Texts that a data set brings instead of templates: one row a class, of one text or more."""
 
     def texts(self) -> list[list[str]]:
-        """One list per class, one text per template."""
+        """One list per class: its given texts, or one text per template."""
+        if self.given:
+            return [list(row) for row in self.given]
         return [[t.format(name) for t in self.templates] for name in self.class_names]
+
+    def of_classes(self, classes: Sequence[int]) -> PromptSet:
+        """Those of some classes, in the order given."""
+        names = tuple(self.class_names[label] for label in classes)
+        given = tuple(self.given[label] for label in classes) if self.given else ()
+        return PromptSet(names, self.templates, self.normalise_each, given)
 
 
 PHOTO = "a photo of a {}."
@@ -86,9 +96,15 @@ def prompt_templates(dataset: str, variant: PromptVariant) -> tuple[str, ...]:
     return (TEMPLATES.get(dataset, PHOTO),)
 
 
-def prompt_set(dataset: str, class_names: Sequence[str], variant: PromptVariant) -> PromptSet:
+def prompt_set(
+    dataset: str,
+    class_names: Sequence[str],
+    variant: PromptVariant,
+    given: Sequence[Sequence[str]] = (),
+) -> PromptSet:
     """The prompts of `dataset` (a registry name) for its raw `class_names`.
 
+    Texts that are `given`, one row a class, replace the templates word for word, in every variant.
     Raises `ValueError` for a variant that does not exist.
     """
     if variant not in get_args(PromptVariant):
@@ -99,18 +115,24 @@ def prompt_set(dataset: str, class_names: Sequence[str], variant: PromptVariant)
         names = tuple(name.replace("_", " ") for name in names)
     if variant == "single":  # no change for CLIP's own tokenizer, which lower-cases by itself
         names = tuple(name.lower() for name in names)
-    return PromptSet(names, prompt_templates(dataset, variant), normalise_each=variant == "clean")
+    return PromptSet(
+        names,
+        () if given else prompt_templates(dataset, variant),
+        normalise_each=variant == "clean",
+        given=tuple(tuple(row) for row in given),
+    )
 
 
 def class_features(backbone: Backbone, prompts: PromptSet) -> Tensor:
-    """float32 [c, d]: the mean over templates of each class's text features, not normalised.
+    """float32 [c, d]: the mean over its texts of each class's text features, not normalised.
 
     Texts are encoded 256 at a time: a thousand classes with eight templates need little memory.
     """
-    texts = [text for row in prompts.texts() for text in row]
+    rows = prompts.texts()
+    texts = [text for row in rows for text in row]
     features = torch.cat(
         [backbone.encode_text(texts[i : i + 256]) for i in range(0, len(texts), 256)]
     )
     if prompts.normalise_each:
         features = functional.normalize(features, dim=-1)
-    return features.view(-1, len(prompts.templates), features.shape[1]).mean(dim=1)
+    return torch.stack([part.mean(dim=0) for part in features.split([len(row) for row in rows])])
