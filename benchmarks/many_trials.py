@@ -90,7 +90,7 @@ def run(storage: str, name: str, trials: int, slots: int, tracking_uri: str) -> 
     SPACES["no-op"] = Entry(NoOpSpace, trials=1, seeds=(1,))
     config = SweepConfig(
         space="no-op",
-        task=TaskSpec("digits", "tiny", 16, (1,)),
+        task=TaskSpec(("digits",), "tiny", (16,), (1,)),
         trials=trials,
         pruner="none",
         eval_seeds=1,

@@ -79,11 +79,9 @@ def run_ours(config: SweepConfig) -> Side:
 def run_peer(config: SweepConfig, folder: Path) -> Side:
     """Ask, train, tell, in one process."""
     task = config.task
-    dataset = open_dataset(task.dataset)
-    images = len(draw_few_shot(dataset, task.shots, task.seeds[0]).train.labels)
-    bench = Workbench(task.backbone, "cpu")
-    setting = Setting(task.dataset, task.shots, images, bench.backbone.tower)
-    space = SPACES[config.space].build(setting)
+    source = task.source("")
+    bench = Workbench(task.backbone, "cpu", source)
+    space = SPACES[config.space].build(setting(task, source, bench.backbone.tower))
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -137,7 +135,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="overhead-") as name:
         config = SweepConfig(
             space=options.space,
-            task=TaskSpec("digits", "tiny", 16, seeds),
+            task=TaskSpec(("digits",), "tiny", (16,), seeds),
             trials=options.trials,
             storage=name,
             device="cpu",

@@ -9,18 +9,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any
+from typing import Any, get_args
 
 from search.pruners import PRUNERS
 from search.samplers import SAMPLERS
 from search.study import JOURNAL_LEDGER, without_password
 from spaces.registry import SPACES
-from trainables.data.base import DataError
-from trainables.data.few_shot import draw_few_shot
-from trainables.data.registry import DATASETS, open_dataset
 from trainables.storage import join
 from trainables.suggest import did_you_mean
-from trainables.trial import TaskSpec
+from trainables.trial import Protocol, TaskSpec
 
 IDENTITY = ("space", "task", "sampler", "pruner", "seed")
 """Settings that make a sweep what it is; the others may differ when it is resumed."""
@@ -33,7 +30,7 @@ class SweepConfig:
     space: str = "rmt"
     """Registry name of the space."""
     task: TaskSpec = field(
-        default_factory=lambda: TaskSpec("digits", "tiny", 16, SPACES["rmt"].seeds)
+        default_factory=lambda: TaskSpec(("digits",), "tiny", (16,), SPACES["rmt"].seeds)
     )
     """What every trial solves."""
     trials: int = SPACES["rmt"].trials
@@ -48,6 +45,8 @@ class SweepConfig:
     """Seconds after which no part of a trial is begun; none by default."""
     eval_seeds: int = 3
     """Fresh few-shot draws that the winner is re-trained on before the test split is read."""
+    per_task: bool = False
+    """Whether every data set and number of shots gets a search of its own."""
     name: str = ""
     """Folder name of the sweep; derived from the identity where empty."""
     storage: str = "sweeps"
@@ -56,6 +55,8 @@ class SweepConfig:
     """Where the study is kept: `journal` (in the sweep's folder) or a PostgreSQL address."""
     tracking_uri: str = ""
     """MLflow tracking URI, or `none`; a sqlite file in the storage where empty."""
+    data: str = ""
+    """Folder that holds the field's data sets, on every machine that runs trials."""
     address: str = ""
     """Ray cluster to join; a private local one where empty."""
     device: str = "auto"
@@ -80,8 +81,12 @@ class SweepConfig:
         if self.name:
             return self.name
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
-        backbone = re.sub(r"[^A-Za-z0-9]+", "-", PurePath(self.task.backbone).name).strip("-")
-        return f"{self.space}-{self.task.dataset}-{backbone}-{self.task.shots}shot-{digest[:6]}"
+        shots = "-".join(map(str, self.task.shots))
+        backbone = PurePath(self.task.backbone).name
+        if is_bundle(self.task.backbone):
+            backbone = "bundle"
+        name = f"{self.space}-{self.task.short}-{backbone}-{shots}shot-{digest[:6]}"
+        return re.sub(r"[^A-Za-z0-9._]+", "-", name)[-100:].lstrip("._-")
 
     @property
     def location(self) -> str:
@@ -104,8 +109,7 @@ class SweepConfig:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> SweepConfig:
         """The inverse of `to_dict`; raises `TypeError` for unknown fields."""
-        task = plain["task"] | {"seeds": tuple(plain["task"]["seeds"])}
-        return cls(**(dict(plain) | {"task": TaskSpec(**task)}))
+        return cls(**(dict(plain) | {"task": TaskSpec.from_dict(plain["task"])}))
 
     def problems(self) -> list[str]:
         """Every broken rule that can be seen without loading a model or asking a server."""
@@ -115,26 +119,18 @@ class SweepConfig:
                 ("space", self.space, SPACES),
                 ("sampler", self.sampler, SAMPLERS),
                 ("pruner", self.pruner, PRUNERS),
-                ("data set", self.task.dataset, DATASETS),
             )
             if value not in known
         ]
         for option, number, least in (
             ("--trials", self.trials, 1),
-            ("--shots", self.task.shots, 1),
             ("--eval-seeds", self.eval_seeds, 1),
             ("--seed", self.seed, 0),
             ("--max-concurrent", 1 if self.max_concurrent is None else self.max_concurrent, 1),
         ):
             if number < least:
                 found.append(f"{option} must be at least {least}, got {number}.")
-        if not self.task.seeds:
-            found.append("--seeds must name at least one seed, e.g. --seeds 1,2,3.")
-        elif min(self.task.seeds) < 0:
-            found.append(f"--seeds must not be negative, got {min(self.task.seeds)}.")
-        elif len(set(self.task.seeds)) < len(self.task.seeds):
-            seeds = ",".join(map(str, self.task.seeds))
-            found.append(f"--seeds must differ from each other, got {seeds}.")
+        found += self.task_problems()
         if self.time_budget is not None and self.time_budget <= 0:
             found.append(f"--time-budget must be positive, got {self.time_budget:g} s.")
         if self.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
@@ -142,12 +138,59 @@ class SweepConfig:
                 "--name must be letters, digits, '.', '_' and '-' (at most 100, the first a "
                 f"letter or digit), got '{self.name}'."
             )
-        if self.task.dataset in DATASETS and self.task.shots >= 1:
-            try:
-                draw_few_shot(open_dataset(self.task.dataset), self.task.shots, 0)
-            except DataError as error:
-                found.append(str(error))
         return found
+
+    def task_problems(self) -> list[str]:
+        """Those of the task alone, before its data is looked at."""
+        task = self.task
+        found = [did_you_mean("protocol", task.protocol, get_args(Protocol))] * (
+            task.protocol not in get_args(Protocol)
+        )
+        for option, values in (
+            ("--dataset", task.datasets),
+            ("--shots", task.shots),
+            ("--seeds", task.seeds),
+        ):
+            if not values:
+                found.append(f"{option} must name at least one, e.g. {_EXAMPLES[option]}.")
+            elif len(set(values)) < len(values):
+                listed = ",".join(map(str, values))
+                found.append(f"{option} must differ from each other, got {listed}.")
+        if min(task.seeds, default=0) < 0:
+            found.append(f"--seeds must not be negative, got {min(task.seeds)}.")
+        if min(task.shots, default=1) < 1:
+            found.append(f"--shots must be at least 1, got {min(task.shots)}.")
+        bundles = [spec for spec in task.datasets if is_bundle(spec)]
+        if not task.datasets:
+            return found
+        if bundles and (len(task.datasets) > 1 or task.protocol != "few-shot"):
+            found.append(
+                f"A bundle is a task of its own, got --dataset {','.join(task.datasets)} "
+                f"--protocol {task.protocol}: name the bundle alone, with --protocol few-shot."
+            )
+        elif bundles and task.backbone != bundles[0]:
+            found.append(
+                f"A bundle holds the features of its own backbone, so --backbone '{task.backbone}' "
+                "does not go with it: leave that option away."
+            )
+        elif not bundles and is_bundle(task.backbone):
+            found.append(
+                f"--backbone '{task.backbone}' can encode no images: use it as --dataset, alone."
+            )
+        if task.protocol == "cross-dataset" and len(task.datasets) < 2:
+            found.append(
+                "--protocol cross-dataset trains on the first data set and judges the others, got "
+                f"only '{','.join(task.datasets)}': e.g. --dataset imagenet,dtd,eurosat."
+            )
+        return found
+
+
+def is_bundle(spec: str) -> bool:
+    """Whether a data set or a backbone is a bundle of features."""
+    return spec.startswith("bundle:")
+
+
+_EXAMPLES = {"--dataset": "--dataset digits", "--shots": "--shots 16", "--seeds": "--seeds 1,2,3"}
 
 
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:

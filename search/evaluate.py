@@ -1,7 +1,7 @@
-"""The end of a sweep: the winner on fresh few-shot draws, and the one look at the test split.
+"""The end of a sweep: the winner on fresh few-shot draws, and the one look at the test splits.
 
 The only module that may open test data. The winner, the paper's setting and the zero-shot model
-are judged on the same draws, none of which the search has seen; the test split is read once for
+are judged on the same draws, none of which the search has seen; each test split is read once for
 all of them, and the read is written down before it happens.
 """
 
@@ -9,27 +9,36 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import ray
 import torch
+from ray.util import ActorPool
 from safetensors.torch import load, save
+from torch import Tensor
 
 from search.config import SweepConfig
-from search.evaluation import EVALUATION, READS, Evaluation, Label, Score, read_evaluation
+from search.evaluation import EVALUATION, READS, Evaluation, Label, Part, Score, read_evaluation
+from search.exam import Exam, exams
 from search.ledger import Ledger
+from search.preflight import Plan
 from search.problems import EvaluationError
 from search.resources import Placement
-from spaces.base import Setting, Space, preset_trial
+from search.seeds import fresh_seeds
+from search.task import setting
+from spaces.base import preset_trial
+from spaces.registry import SPACES
 from trainables.backbones.shared import share_weights
-from trainables.data.registry import open_dataset
-from trainables.data.sealed import read_test_split
+from trainables.data.base import Dataset, Shift, Split
+from trainables.data.few_shot import Half
+from trainables.data.halves import classes_of
+from trainables.data.sealed import read_test_split, seal_process
 from trainables.storage import Storage, open_storage
 from trainables.trainer import Trainer, accuracy
-from trainables.trial import TaskSpec, TrialConfig
-from trainables.workbench import Workbench
+from trainables.trial import Cell, TaskSpec, TrialConfig
+from trainables.workbench import Progress, View, Workbench
 
 
 @dataclass(frozen=True)
@@ -38,8 +47,8 @@ class Candidate:
 
     label: Label
     """What it stands for in the report."""
-    seed: int
-    """Seed of the few-shot draw."""
+    cell: Cell
+    """What it was trained on."""
     config: dict[str, Any]
     """`TrialConfig.to_dict()`."""
     artifact: bytes
@@ -48,9 +57,41 @@ class Candidate:
     """The artifact's metadata."""
 
 
-def fresh_seeds(used: Sequence[int], count: int) -> tuple[int, ...]:
-    """The next `count` seeds after all those that the search has used."""
-    return tuple(range(max(used) + 1, max(used) + 1 + count))
+@dataclass(frozen=True)
+class Mark:
+    """One candidate's result on one test split."""
+
+    candidate: int
+    """Its position among the candidates."""
+    part: Part
+    """What of the split it was judged by."""
+    images: int
+    """How many images these were."""
+    accuracy: float
+    """A fraction."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a worker needs to set up its `Workbench`."""
+
+    task: dict[str, Any]
+    """`TaskSpec.to_dict()`."""
+    data: str
+    """Folder of the field's data sets."""
+    device: str
+    """`cpu` or `cuda`."""
+    threads: int
+    """Threads of torch."""
+    weights: str
+    """Where the backbone's files were shared, or empty."""
+
+    def open(self, progress: Callable[[Progress], None] | None = None) -> Workbench:
+        """In this process."""
+        torch.set_num_threads(self.threads)
+        task = TaskSpec.from_dict(self.task)
+        source = task.source(self.data)
+        return Workbench(task.backbone, self.device, source, self.weights, progress)
 
 
 def stored_evaluation(ledger: Ledger, config: SweepConfig) -> Evaluation | None:
@@ -67,113 +108,183 @@ def shared_weights(config: SweepConfig, sweep: Storage) -> str:
     return share_weights(config.task.backbone, sweep) if config.address else ""
 
 
-def evaluate(
-    ledger: Ledger, space: Space, setting: Setting, config: SweepConfig, placement: Placement
-) -> Evaluation:
-    """Train winner and paper's setting on fresh draws, then score all on the test split, once.
+def evaluate(ledger: Ledger, plan: Plan, placement: Placement) -> Evaluation:
+    """Train winner and paper's setting on fresh draws, then score all on the test splits, once.
 
     Runs on the Ray cluster that is connected, with a trial's resources per training. Writes
     `evaluation.json` and the winner's artifacts. Needs a complete trial in the ledger. Raises
     `EvaluationError`.
     """
-    best = ledger.best()
+    best, config = ledger.best(), plan.config
     if best is None:
         raise ValueError("there is no complete trial to evaluate")
     winner = ledger.config_of(best)
-    wanted: dict[Label, TrialConfig] = {
-        "zero-shot": preset_trial("zero-shot", "paper", setting),
-        "paper": replace(space.paper, seed=config.seed),
-        "winner": winner,
-    }
     seeds = fresh_seeds(config.task.seeds, config.eval_seeds)
-    options = {"num_cpus": placement.cpus, "num_gpus": placement.gpus, "max_retries": 3}
-    train = ray.remote(**options)(_train)
-    score = ray.remote(**options)(_score)
+    task = replace(config.task, seeds=seeds)
     threads = max(1, int(placement.cpus))
-    place = (placement.device, threads, shared_weights(config, ledger.sweep))
+    weights = shared_weights(config, ledger.sweep)
+    bench = Bench(task.to_dict(), config.data, placement.device, threads, weights)
     jobs = [
-        train.remote(label, trial.to_dict(), asdict(config.task), seed, *place)
-        for label, trial in wanted.items()
-        for seed in seeds
+        (label, trial.to_dict(), cell)
+        for cell in task.cells
+        for label, trial in _wanted(plan, cell, winner).items()
     ]
+    judged = exams(task)
     try:
-        trained: list[Candidate] = ray.get(jobs)
-        images, values = ray.get(
-            score.remote(trained, asdict(config.task), ledger.sweep.location, *place)
+        trained: list[Candidate] = _spread(
+            TrainingWorker, bench, placement, jobs, lambda worker, job: worker.train.remote(*job)
+        )
+        held = ray.put(trained)
+        marks: list[list[Mark]] = _spread(
+            JudgingWorker,
+            bench,
+            placement,
+            judged,
+            lambda worker, exam: worker.judge.remote(exam, held, ledger.sweep.location),
         )
     except ray.exceptions.RayError as error:
         raise EvaluationError(str(error).strip().splitlines()[-1]) from error
-    scores = tuple(
-        Score(label, tuple(v for c, v in zip(trained, values, strict=True) if c.label == label))
-        for label in wanted
-    )
+    scores = [
+        score
+        for exam, found in zip(judged, marks, strict=True)
+        for score in _scores(exam, trained, found)
+    ]
     assert best.value is not None
-    found = Evaluation(best.number, best.value, seeds, images, scores)
+    found = Evaluation(best.number, best.value, seeds, task.protocol, tuple(scores))
     for candidate in trained:
         if candidate.label == "winner":
-            name = f"winner/artifact-seed{candidate.seed}.safetensors"
+            name = f"winner/artifact-{task.label(candidate.cell)}.safetensors"
             ledger.sweep.write(name, save(load(candidate.artifact), candidate.metadata))
     ledger.sweep.write("winner/config.json", _json(best.config))
     ledger.sweep.write(EVALUATION, _json(asdict(found)))
     return found
 
 
-def _train(
-    label: Label,
-    config: dict[str, Any],
-    task: dict[str, Any],
-    seed: int,
-    device: str,
-    threads: int,
-    weights: str,
-) -> Candidate:
-    """On a worker: one configuration on one draw, to the last epoch."""
-    torch.set_num_threads(threads)
-    spec = _task(task)
-    bench = Workbench(spec.backbone, device, weights)
-    trainer = Trainer(TrialConfig.from_dict(config), bench, spec.dataset, spec.shots, seed)
-    for _ in range(trainer.epochs):
-        trainer.run_epoch()
-    tensors, metadata = trainer.method.artifact()
-    artifact = save({key: tensor.contiguous() for key, tensor in tensors.items()})
-    return Candidate(label, seed, config, artifact, metadata)
+def _wanted(plan: Plan, cell: Cell, winner: TrialConfig) -> dict[Label, TrialConfig]:
+    """Who is judged. The papers set some things by data set and shots: so does this row."""
+    facts = setting(plan.config.task, plan.source, plan.setting.tower, cell)
+    paper = SPACES[plan.config.space].build(facts).paper
+    return {
+        "zero-shot": preset_trial("zero-shot", "paper", facts),
+        "paper": replace(paper, seed=plan.config.seed),
+        "winner": winner,
+    }
 
 
-def _score(
-    candidates: Sequence[Candidate],
-    task: dict[str, Any],
-    folder: str,
-    device: str,
-    threads: int,
-    weights: str,
-) -> tuple[int, list[float]]:
-    """On a worker: every candidate's accuracy on the test split, which is read once."""
-    torch.set_num_threads(threads)
-    spec = _task(task)
-    bench = Workbench(spec.backbone, device, weights)
-    test = read_test_split(
-        open_dataset(spec.dataset),
-        lambda: _record(open_storage(folder), spec, [(c.label, c.seed) for c in candidates]),
-    )
-    view = bench.view(test.images, test.labels)
-    accuracies = []
-    for candidate in candidates:
-        config = TrialConfig.from_dict(candidate.config)
-        trainer = Trainer(config, bench, spec.dataset, spec.shots, candidate.seed)
-        trainer.method.load_artifact(load(candidate.artifact), candidate.metadata)
-        accuracies.append(accuracy(trainer.logits(view), view.labels))
-    return len(test.labels), accuracies
+def _scores(exam: Exam, trained: Sequence[Candidate], marks: Sequence[Mark]) -> list[Score]:
+    """One score a label, cell and part: its values are those of the fresh draws, in their order."""
+    rows: dict[tuple[Label, str, int, Part], list[Mark]] = {}
+    for mark in marks:
+        candidate = trained[mark.candidate]
+        key = (candidate.label, candidate.cell.dataset, candidate.cell.shots, mark.part)
+        rows.setdefault(key, []).append(mark)
+    order = get_args(Label)
+    return [
+        Score(
+            label,
+            tuple(mark.accuracy for mark in found),
+            dataset,
+            shots,
+            exam.target,
+            part,
+            found[0].images,
+        )
+        for (label, dataset, shots, part), found in sorted(
+            rows.items(), key=lambda item: order.index(item[0][0])
+        )
+    ]
 
 
-def _record(sweep: Storage, task: TaskSpec, judged: Sequence[tuple[str, int]]) -> None:
+def _spread(
+    kind: type,
+    bench: Bench,
+    placement: Placement,
+    jobs: Sequence[Any],
+    send: Callable[[Any, Any], Any],
+) -> list[Any]:
+    """The jobs' answers, in order, from warm workers that come again when they die."""
+    options = {"num_cpus": placement.cpus, "num_gpus": placement.gpus}
+    remote = ray.remote(**options, max_restarts=3, max_task_retries=3)(kind)
+    workers = [remote.remote(bench) for _ in range(min(placement.slots, len(jobs)))]
+    try:
+        return list(ActorPool(workers).map(send, jobs))
+    finally:
+        for worker in workers:
+            ray.kill(worker)
+
+
+class TrainingWorker:
+    """Trains on fresh draws, in a process that cannot read test data."""
+
+    def __init__(self, bench: Bench) -> None:
+        seal_process()
+        self._bench = bench.open()
+
+    def train(self, label: Label, config: dict[str, Any], cell: Cell) -> Candidate:
+        """One configuration on one draw, to the last epoch."""
+        trainer = Trainer(TrialConfig.from_dict(config), self._bench, cell)
+        for _ in range(trainer.epochs):
+            trainer.run_epoch()
+        tensors, metadata = trainer.method.artifact()
+        artifact = save({key: tensor.contiguous() for key, tensor in tensors.items()})
+        return Candidate(label, cell, config, artifact, metadata)
+
+
+class JudgingWorker:
+    """Reads test data, and trains nothing."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench.open()
+
+    def judge(self, exam: Exam, trained: Sequence[Candidate], folder: str) -> list[Mark]:
+        """Every candidate's accuracy on one test split, which is read once."""
+        bench = self._bench
+        dataset = bench.source.dataset(exam.target)
+        judged = {i: c for i, c in enumerate(trained) if exam.judges(c.cell)}
+
+        def record() -> None:
+            cells = [(c.label, c.cell.dataset, c.cell.shots, c.cell.seed) for c in judged.values()]
+            _record(open_storage(folder), exam.target, cells)
+
+        test = bench.source.readable(read_test_split(dataset, record))
+        marks = []
+        for half in exam.halves:
+            view = bench.view(_restrict(test, dataset, half), dataset.flip)
+            for index, candidate in judged.items():
+                logits = _logits(exam, half, dataset, view, candidate, bench)
+                found = accuracy(logits, view.labels)
+                marks.append(Mark(index, exam.part(half), len(view.labels), found))
+        return marks
+
+
+def _restrict(test: Split, dataset: Dataset, half: Half) -> Split:
+    if half == "all":
+        return test
+    return test.of_classes(classes_of(half, len(dataset.class_names)))
+
+
+def _logits(
+    exam: Exam, half: Half, dataset: Dataset, view: View, candidate: Candidate, bench: Workbench
+) -> Tensor:
+    """[n, c]: the candidate's logits for the classes that this part of the exam has."""
+    cell = candidate.cell
+    trainer = Trainer(TrialConfig.from_dict(candidate.config), bench, cell)
+    trainer.method.load_artifact(load(candidate.artifact), candidate.metadata)
+    if not exam.shift and (exam.target, half) != (cell.dataset, cell.half):
+        variant = trainer.config.method_config.prompts
+        trainer.method.transfer(bench.class_features(exam.target, half, variant))
+    logits = trainer.logits(view)
+    if exam.shift and exam.target != cell.dataset:
+        assert isinstance(dataset, Shift)
+        logits = logits[:, list(dataset.source_classes)]
+    return logits
+
+
+def _record(sweep: Storage, dataset: str, judged: Sequence[tuple[object, ...]]) -> None:
     """Append the read to the sweep's list of reads, for good before any image is given."""
-    entry = {"time": time.time(), "dataset": task.dataset, "judged": judged}
+    entry = {"time": time.time(), "dataset": dataset, "judged": judged}
     sweep.append(READS, json.dumps(entry).encode() + b"\n")
 
 
 def _json(plain: dict[str, Any]) -> bytes:
     return json.dumps(plain, indent=1, allow_nan=False).encode() + b"\n"
-
-
-def _task(plain: dict[str, Any]) -> TaskSpec:
-    return TaskSpec(**(plain | {"seeds": tuple(plain["seeds"])}))

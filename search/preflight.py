@@ -17,12 +17,18 @@ from search.examine import ExaminationApart, Examiner, Facts
 from search.problems import UsageError
 from search.resources import Placement, place, this_machine
 from search.study import ledger_problems
+from search.task import (
+    data_problems,
+    most_classes,
+    setting,
+    task_fingerprints,
+    task_notices,
+)
 from search.tracking_uri import TrackingError, check_tracking_uri
 from spaces.base import Setting, Space
 from spaces.registry import SPACES
 from trainables.backbones.base import BackboneError
-from trainables.data.few_shot import draw_few_shot
-from trainables.data.registry import open_dataset
+from trainables.data.source import DataSource
 from trainables.storage import (
     LocalStorage,
     Storage,
@@ -32,7 +38,7 @@ from trainables.storage import (
 )
 
 SWEEP_FILE = "sweep.json"
-FORMAT = 2
+FORMAT = 3
 _PROBE_SECONDS = 5.0
 
 
@@ -44,6 +50,8 @@ class Plan:
     """As asked for, with `name` filled in."""
     setting: Setting
     """The facts about the task."""
+    source: DataSource
+    """The task's data, opened."""
     space: Space
     """The space, for this task."""
     placement: Placement | None
@@ -81,12 +89,15 @@ def preflight(config: SweepConfig, meanwhile: Callable[[], object] = lambda: Non
 
 def _check(config: SweepConfig, examiner: Examiner) -> Plan:
     problems = config.problems()
+    source = config.task.source(config.data)
     placement = None
     if not config.address:
         placement, found = place(config, this_machine())
         problems += found
     problems += _storage_problems(config) + ledger_problems(config.ledger)
     problems += _address_problems(config)
+    if not config.task_problems():
+        problems += data_problems(config, source)
     uri = tracking_uri(config)
     notices: tuple[str, ...] = ()
     if (
@@ -105,10 +116,11 @@ def _check(config: SweepConfig, examiner: Examiner) -> Plan:
         problems.append(str(error))
     if problems or facts is None:
         raise UsageError(problems)
-    plan = _plan(config, facts, placement, uri)
-    classes = len(open_dataset(config.task.dataset).class_names)
+    plan = _plan(config, source, facts, placement, uri)
+    classes = most_classes(config.task, source)
     if problem := examiner.try_on(plan.space.paper, classes, plan.setting.images):
         raise UsageError([problem])
+    notices += tuple(task_notices(config.task, source))
     sweep = open_storage(plan.config.location)
     try:
         _compare(plan, sweep)
@@ -138,18 +150,14 @@ def tracking_uri(config: SweepConfig) -> str:
     return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
 
 
-def _plan(config: SweepConfig, facts: Facts, placement: Placement | None, uri: str) -> Plan:
-    dataset = open_dataset(config.task.dataset)
-    images = len(draw_few_shot(dataset, config.task.shots, config.task.seeds[0]).train.labels)
-    setting = Setting(config.task.dataset, config.task.shots, images, facts.tower)
-    space = SPACES[config.space].build(setting)
-    fingerprints = {
-        "backbone": facts.fingerprint,
-        "train": dataset.split("train").fingerprint,
-        "val": dataset.split("val").fingerprint,
-    }
+def _plan(
+    config: SweepConfig, source: DataSource, facts: Facts, placement: Placement | None, uri: str
+) -> Plan:
+    facts_of_task = setting(config.task, source, facts.tower)
+    space = SPACES[config.space].build(facts_of_task)
+    fingerprints = {"backbone": facts.fingerprint} | task_fingerprints(config.task, source)
     named = SweepConfig.from_dict(config.to_dict() | {"name": config.sweep_name})
-    return Plan(named, setting, space, placement, fingerprints, uri, uuid.uuid4().hex)
+    return Plan(named, facts_of_task, source, space, placement, fingerprints, uri, uuid.uuid4().hex)
 
 
 def _storage_problems(config: SweepConfig) -> list[str]:

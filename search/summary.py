@@ -5,23 +5,33 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from search.config import SweepConfig
-from search.evaluation import Label, Score, test_reads
+from search.evaluation import Evaluation, Label, test_reads
 from search.progress import short
+from search.statistics import paired, summary
 from search.study import without_password
 from search.sweep import Outcome
 from search.tracking_uri import ui_command
 from trainables.storage import LocalStorage
+from trainables.trial import Protocol
 
 _NAMES: dict[Label, str] = {
     "zero-shot": "zero-shot",
     "paper": "the paper's setting",
     "winner": "the winner",
+}
+
+_TITLES: dict[Protocol, str] = {
+    "few-shot": "Test accuracy",
+    "base-to-new": "Harmonic mean of base and new test accuracy",
+    "domain-generalization": "Mean test accuracy on the shifts",
+    "cross-dataset": "Mean test accuracy on the other data sets",
 }
 
 
@@ -65,37 +75,98 @@ def _print_evaluation(outcome: Outcome, console: Console) -> None:
     found = outcome.evaluation
     assert found is not None
     draws = ", ".join(map(str, found.seeds))
-    table = Table(
-        title=f"Test accuracy, {found.images} images, fresh draws {draws}",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
-    for heading in ("", "mean", "deviation", "over zero-shot"):
+    table = _table(f"{_TITLES[found.protocol]}, {found.images} images, fresh draws {draws}")
+    for heading in ("", "mean", "deviation", "over zero-shot", "over the paper's setting"):
         table.add_column(heading, justify="left" if not heading else "right")
-    floor = found.score("zero-shot").mean
-    for score in found.scores:
+    for label, name in _NAMES.items():
+        figure = summary(found.figure(label))
         table.add_row(
-            _NAMES[score.label],
-            f"{100 * score.mean:.1f} %",
-            _deviation(score),
-            "" if score.label == "zero-shot" else f"{100 * (score.mean - floor):+.1f}",
-            style="bold" if score.label == "winner" else "",
+            name,
+            f"{100 * figure.mean:.1f} %",
+            "-" if figure.deviation is None else f"{100 * figure.deviation:.1f}",
+            "" if label == "zero-shot" else _over(found, label, "zero-shot"),
+            _over(found, label, "paper") if label == "winner" else "",
+            style="bold" if label == "winner" else "",
         )
     console.print(table)
+    if len(found.seeds) > 1:
+        console.print("In brackets: 95 % interval of the paired differences.", style="dim")
+    if len(found.of("winner")) > 1:
+        _print_parts(found, console)
     assert outcome.best is not None
     console.print(
         f"The winner is trial {found.winner}, chosen on validation data "
         f"({100 * found.validation:.1f} %): {short(outcome.best.parameters)}",
         highlight=False,
     )
-    reads = test_reads(outcome.sweep)
-    if reads != 1:
-        console.print(f"The test split has been read {reads} times.", style="yellow")
+    if outcome.doubt:
+        console.print(outcome.doubt, style="yellow", highlight=False)
+    for name, reads in test_reads(outcome.sweep).items():
+        if reads != 1:
+            console.print(f"The test split of {name} has been read {reads} times.", style="yellow")
 
 
-def _deviation(score: Score) -> str:
-    return "-" if score.deviation is None else f"{100 * score.deviation:.1f}"
+def _print_parts(found: Evaluation, console: Console) -> None:
+    """One row for everything that was judged; for base-to-new both kinds of average."""
+    table = _table("Mean accuracy of each")
+    for heading in ("trained on", "shots", "judged on", "images", *_NAMES.values()):
+        left = heading in ("trained on", "judged on")
+        table.add_column(heading, justify="left" if left else "right")
+    rows = zip(*(found.of(label) for label in _NAMES), strict=True)
+    for scores in rows:
+        first = scores[0]
+        where = _place(first.target) if first.part not in ("base", "new") else ""
+        part = "" if first.part == "test" else first.part
+        table.add_row(
+            _place(first.dataset),
+            str(first.shots),
+            " ".join(word for word in (where, part) if word),
+            str(first.images),
+            *(f"{100 * score.mean:.1f} %" for score in scores),
+        )
+    if found.protocol == "base-to-new":
+        for name, average in (
+            ("harmonic mean of the averages", found.harmonic_of_means),
+            ("average of the harmonic means", found.mean_of_harmonics),
+        ):
+            table.add_row(name, "", "", "", *(f"{100 * average(x):.1f} %" for x in _NAMES))
+    console.print(table)
+
+
+def print_tasks(outcomes: Sequence[Outcome], console: Console) -> None:
+    """After one sweep a task: the winners side by side."""
+    table = _table("One search a task: test accuracy")
+    for heading in ("task", *_NAMES.values()):
+        table.add_column(heading, justify="left" if heading == "task" else "right")
+    means: dict[Label, list[float]] = {label: [] for label in _NAMES}
+    for outcome in outcomes:
+        if outcome.evaluation is not None:
+            figures = [summary(outcome.evaluation.figure(label)).mean for label in _NAMES]
+            for label, figure in zip(_NAMES, figures, strict=True):
+                means[label].append(figure)
+            table.add_row(outcome.config.name, *(f"{100 * figure:.1f} %" for figure in figures))
+    if means["winner"]:
+        averages = (100 * summary(values).mean for values in means.values())
+        table.add_row("average", *(f"{average:.1f} %" for average in averages), style="bold")
+        console.print(table)
+
+
+def _over(found: Evaluation, label: Label, baseline: Label) -> str:
+    """The mean paired difference in points, with its interval."""
+    gain = paired(found.figure(label), found.figure(baseline))
+    if gain.low is None or gain.high is None:
+        return f"{100 * gain.mean:+.1f}"
+    return f"{100 * gain.mean:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=None, pad_edge=False)
+
+
+def _place(spec: str) -> str:
+    """A path by its last part."""
+    kind, colon, path = spec.partition(":")
+    return Path(path).name if colon else kind
 
 
 def _tool(name: str) -> str:

@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -35,13 +35,16 @@ from search.lock import SweepLock
 from search.mirror import Mirror, sweep_artifacts
 from search.observer import Observers
 from search.preflight import Plan, adopt
+from search.prepare import prepare
 from search.problems import StoppedError, UsageError
 from search.progress import Progress
 from search.pruners import IN_SEQUENCE
 from search.resources import Machine, Placement, place
 from search.results import Result, trial_folder
 from search.searcher import CrashCallback, StudyScheduler, StudySearcher
+from search.statistics import separation_note
 from search.study import JOURNAL_LEDGER, open_store
+from search.task import described, val_images
 from search.tracking import Tracker, open_tracker
 from trainables.storage import Storage, StorageError, open_storage
 from trainables.trainable import Assignment, FewShotTrainable, Message
@@ -74,6 +77,8 @@ class Outcome:
     """Tracking events that could not be delivered yet."""
     overhead: float | None
     """Median seconds that a trial cost outside training, with warm workers."""
+    doubt: str | None
+    """Says where validation cannot tell the winner from other trials."""
 
 
 def run_sweep(plan: Plan, console: Console) -> Outcome:
@@ -136,6 +141,7 @@ def _run(plan: Plan, ledger: Ledger, tracker: Tracker, mirror: Mirror, console: 
     if todo or evaluation is None:
         with stop.listening(), _ray(config, console), _carried(config, tracker):
             placement = plan.placement or _place_on_cluster(config)
+            prepare(plan, placement, ledger.sweep, console)
             if todo:
                 console.print(_opening(plan, ledger, placement, todo), highlight=False)
                 try:
@@ -151,7 +157,7 @@ def _run(plan: Plan, ledger: Ledger, tracker: Tracker, mirror: Mirror, console: 
                 if evaluation is None:
                     stop.at_once = True
                     with console.status("Re-training the winner and reading the test split"):
-                        evaluation = evaluate(ledger, plan.space, plan.setting, config, placement)
+                        evaluation = evaluate(ledger, plan, placement)
     best = ledger.best()
     mirror.close_sweep(
         "INTERRUPTED" if stop.interrupted else "COMPLETE",
@@ -172,7 +178,14 @@ def _run(plan: Plan, ledger: Ledger, tracker: Tracker, mirror: Mirror, console: 
         plan.tracking_uri,
         undelivered,
         clock.overhead(),
+        _doubt(plan, ledger),
     )
+
+
+def _doubt(plan: Plan, ledger: Ledger) -> str | None:
+    results = ledger.results.values()
+    values = {r.number: r.value for r in results if r.state == "COMPLETE" and r.value is not None}
+    return separation_note(values, val_images(plan.config.task, plan.source))
 
 
 def _fit(
@@ -187,7 +200,8 @@ def _fit(
         return Assignment(
             number=live.number,
             trial=live.config.to_dict(),
-            task=asdict(config.task),
+            task=config.task.to_dict(),
+            data=config.data,
             weights=weights,
             folder=ledger.sweep.child(trial_folder(live.number)).location,
             device=placement.device,
@@ -422,11 +436,10 @@ def _place_on_cluster(config: SweepConfig) -> Placement:
 
 
 def _opening(plan: Plan, ledger: Ledger, placement: Placement, todo: int) -> str:
-    task, done = plan.config.task, len(ledger.results)
+    done = len(ledger.results)
     where = "GPU" if placement.device == "cuda" else "CPU"
     parts = [
-        f"Sweep {plan.config.name}: {plan.config.space} on {task.dataset}, {task.shots} shots, "
-        f"backbone {task.backbone}.",
+        f"Sweep {plan.config.name}: {plan.config.space} on {described(plan.config.task)}.",
         f"{todo} trials to run, {placement.slots} at a time on the {where}.",
     ]
     if done:

@@ -30,6 +30,8 @@ class Setting:
     """Training images in all."""
     tower: Literal["vit", "resnet", "other"]
     """Family of the image tower."""
+    pixels: bool = True
+    """Whether there are images, which can be cropped; else there are features only."""
 
 
 class Space(Protocol):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskResSpace:
-    """alpha (fixed or learned), learning rate, weight decay, epochs and warm-up."""
+    """alpha (fixed or learned), learning rate, weight decay, epochs, warm-up and crops."""
 
     setting: Setting
     """The task."""
@@ -40,6 +40,7 @@ class TaskResSpace:
             "epochs": optim.epochs,
             "warmup_epochs": optim.warmup_epochs,
             "warmup_lr": optim.warmup_lr,
+            **({"crop_scale": self.paper.crop_scale} if self.setting.pixels else {}),
         }
 
     def suggest(self, trial: BaseTrial) -> TrialConfig:
@@ -61,8 +62,12 @@ class TaskResSpace:
         warmup_lr = paper.optim.warmup_lr
         if warmup_epochs:
             warmup_lr = trial.suggest_float("warmup_lr", 1e-6, 1e-3, log=True)
+        crop_scale = 1.0
+        if self.setting.pixels:  # 0.08 as in the authors' code, 0.5 as in R-AMT and Tip-Adapter
+            crop_scale = trial.suggest_categorical("crop_scale", [1.0, 0.5, 0.08])
         found = replace(
             paper,
+            crop_scale=crop_scale,
             method_config=replace(method, alpha=alpha, learn_alpha=learn_alpha),
             optim=replace(
                 paper.optim,

@@ -33,7 +33,9 @@ class Assignment:
     trial: dict[str, Any]
     """`TrialConfig.to_dict()`."""
     task: dict[str, Any]
-    """Fields of `TaskSpec`."""
+    """`TaskSpec.to_dict()`."""
+    data: str
+    """Folder of the field's data sets on the worker's machine."""
     folder: str
     """Location of the trial's folder, for checkpoints and artifacts."""
     device: str
@@ -41,7 +43,7 @@ class Assignment:
     threads: int
     """Threads of torch on the CPU: results may depend on it in the last bit, so it is fixed."""
     in_sequence: bool
-    """Whether the task's seeds train one after the other (see `TrialRun`)."""
+    """Whether the task's cells train one after the other (see `TrialRun`)."""
     checkpoint_seconds: float
     """Least time between two checkpoints, in seconds."""
     weights: str = ""
@@ -154,14 +156,16 @@ class FewShotTrainable(tune.Trainable):
 
     def _open_run(self) -> TrialRun:
         job = self._job
-        task = TaskSpec(**(job.task | {"seeds": tuple(job.task["seeds"])}))
-        if (self._bench is None) or (self._bench.spec, self._bench.device) != (
+        task = TaskSpec.from_dict(job.task)
+        bench, source = self._bench, task.source(job.data)
+        if bench is None or (bench.spec, bench.device, bench.source) != (
             task.backbone,
             job.device,
+            source,
         ):
-            self._bench = Workbench(task.backbone, job.device, job.weights)
+            bench = self._bench = Workbench(task.backbone, job.device, source, job.weights)
         trial = TrialConfig.from_dict(job.trial)
-        return TrialRun(trial, task, self._bench, job.in_sequence)
+        return TrialRun(trial, task, bench, job.in_sequence)
 
     def _advance(self) -> Message:
         start = time.monotonic()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Literal
 
 from trainables.data.few_shot import Half
@@ -14,7 +16,6 @@ from trainables.data.source import DataSource
 from trainables.methods.base import MethodConfig
 from trainables.methods.registry import METHODS
 from trainables.optim import OptimConfig
-
 
 Protocol = Literal["few-shot", "base-to-new", "domain-generalization", "cross-dataset"]
 """What the search trains on, and what the evaluation at its end judges.
@@ -82,6 +83,23 @@ class TaskSpec:
             for shots in self.shots
         )
 
+    @property
+    def short(self) -> str:
+        """The data sets' name in names of sweeps and files."""
+        return _plain(self.datasets[0]) if len(self.sources) == 1 else f"{len(self.sources)}sets"
+
+    def label(self, cell: Cell) -> str:
+        """A cell's name among the others, for files: what they have in common is left out."""
+        names = [_plain(name) for name in self.sources]
+        place = self.sources.index(cell.dataset)
+        name = names[place]
+        parts = [
+            (name if names.count(name) == 1 else f"{name}{place + 1}") * (len(names) > 1),
+            f"{cell.shots}shot" * (len(self.shots) > 1),
+            f"seed{cell.seed}",
+        ]
+        return "-".join(part for part in parts if part)
+
     def source(self, root: str) -> DataSource:
         """Its data, where the field's data sets lie in the folder `root`."""
         return DataSource(root, self.made_split, self.draws, self.skip_unreadable)
@@ -95,6 +113,11 @@ class TaskSpec:
         """The inverse of `to_dict`; raises `TypeError` for unknown fields."""
         rows = {name: tuple(plain[name]) for name in ("datasets", "shots", "seeds")}
         return cls(**(dict(plain) | rows))
+
+
+def _plain(spec: str) -> str:
+    """A specification without its kind and path, e.g. `birds` of `folder:/data/birds.csv`."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", PurePath(spec).stem).strip("-") or "data"
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Report:
 
 
 class TrialRun:
-    """All cells (few-shot seeds) of a trial.
+    """All cells of a trial: its data sets, shots and few-shot draws.
 
     Side by side (the default) every part advances every cell by an eighth of its epochs, and the
     reported value is the mean over cells. In sequence, a part is one whole cell, and the value is
@@ -62,7 +62,7 @@ class TrialRun:
         self, config: TrialConfig, task: TaskSpec, bench: Workbench, in_sequence: bool = False
     ) -> None:
         self.config, self.task, self.in_sequence = config, task, in_sequence
-        self.cells = [Trainer(config, bench, task.dataset, task.shots, s) for s in task.seeds]
+        self.cells = [Trainer(config, bench, cell) for cell in task.cells]
         self.step = 0
         self._values: list[float] = []
         self._rows: list[dict[str, float]] = []
@@ -174,12 +174,12 @@ class TrialRun:
         return True
 
     def save_artifacts(self, folder: Storage) -> list[str]:
-        """What was learned: `artifact.safetensors`, or one file a seed where there are several.
+        """What was learned: `artifact.safetensors`, or one file a cell where there are several.
         Returns their names."""
         names = []
-        for seed, cell in zip(self.task.seeds, self.cells, strict=True):
+        for cell in self.cells:
             tensors, metadata = cell.method.artifact()
-            suffix = f"-seed{seed}" if len(self.cells) > 1 else ""
+            suffix = f"-{self.task.label(cell.cell)}" if len(self.cells) > 1 else ""
             names.append(f"artifact{suffix}.safetensors")
             whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
             folder.write_by(names[-1], partial(_write, whole, metadata))

@@ -394,7 +394,7 @@ OTHERS: dict[str, tuple[TrialConfig, TaskSpec, bool]] = {
     "epochs": (residual_trial(4), TASK, False),
     "seed": (replace(residual_trial(3), seed=1), TASK, False),
     "method": (zero_shot_trial(), TASK, False),
-    "shots": (residual_trial(3), replace(TASK, shots=1), False),
+    "shots": (residual_trial(3), replace(TASK, shots=(1,)), False),
     "draw": (residual_trial(3), replace(TASK, seeds=(2,)), False),
     "more draws": (residual_trial(3), replace(TASK, seeds=(1, 2)), False),
     "data set": (residual_trial(3), replace(TASK, dataset="digits-rotated"), False),

@@ -11,8 +11,8 @@ from trainables.methods.zero_shot import ZeroShotConfig
 from trainables.optim import OptimConfig
 from trainables.trial import TaskSpec, TrialConfig
 
-TASK = TaskSpec("digits", "tiny", shots=2, seeds=(1,))
-TWO_SEEDS = replace(TASK, shots=1, seeds=(1, 4))
+TASK = TaskSpec(("digits",), "tiny", shots=(2,), seeds=(1,))
+TWO_SEEDS = replace(TASK, shots=(1,), seeds=(1, 4))
 
 
 def residual_trial(epochs: int = 4, **optim: Any) -> TrialConfig:

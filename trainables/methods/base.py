@@ -120,6 +120,11 @@ class Method(nn.Module, ABC):
     def trainable(self) -> dict[str, nn.Parameter]:
         """The tensors that the optimiser moves, by name, in a fixed order; may be empty."""
 
+    @abstractmethod
+    def transfer(self, class_features: Tensor) -> None:
+        """Tell other classes apart from now on: float32 [c', d], as in `build`. What was learned
+        stays as far as it does not belong to single classes. Training is over."""
+
     @property
     def uses_zero_shot(self) -> bool:
         """Whether `backward` needs `Batch.zero_shot_logits`."""

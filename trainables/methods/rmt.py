@@ -272,6 +272,11 @@ class MaskTuning(Method):
             ]
         return []
 
+    def transfer(self, class_features: Tensor) -> None:
+        """The masks stay: they belong to the image tower."""
+        unit = functional.normalize(class_features.detach(), dim=-1)
+        self.classifier = self._backbone.logit_scale.detach() * unit
+
     def progress(self) -> dict[str, float]:
         """Bits that are 0, and their share of all masked elements (not of the whole tower)."""
         masks = self.masks().values()

@@ -57,9 +57,9 @@ class TaskResConfig(MethodConfig):
 class TaskRes(Method):
     """logits = exp(logit_scale) cos(z, t + alpha x): the residual on the text side (TaskRes-T).
 
-    It reads features of the test view, computed once. The released code trains on random crops
-    (scale 0.08-1) and flips instead, which the paper does not mention: a deviation that makes a
-    training cost a second.
+    It reads features, computed once: of the test view, or of a few augmented views in turn. The
+    released code draws new crops in every epoch, which the paper does not mention: a deviation
+    that makes a training cost a second.
     """
 
     Config: ClassVar[type[MethodConfig]] = TaskResConfig
@@ -84,6 +84,7 @@ class TaskRes(Method):
         alpha = torch.tensor(float(config.alpha), device=base.device)
         self.register_buffer("fixed_alpha", alpha, persistent=False)
         self._fingerprint = fingerprint
+        self._normalise = config.normalise_base
 
     @classmethod
     def preset(
@@ -97,8 +98,8 @@ class TaskRes(Method):
     ) -> Recipe:
         """The published settings.
 
-        `reference` adds the weight decay of 5e-4 that the released code inherits from its
-        framework's defaults, and its prompts.
+        `reference` adds what the released code inherits from its framework's defaults, a weight
+        decay of 5e-4 and random crops (scale 0.08-1) with flips, and its prompts.
         """
         del images, tower
         config = TaskResConfig(prompts=name, alpha=1.0 if dataset == "oxford_flowers" else 0.5)
@@ -109,7 +110,7 @@ class TaskRes(Method):
             weight_decay=5e-4 if name == "reference" else 0.0,
             warmup_epochs=1,
         )
-        return Recipe(config, optim, crop_scale=1.0)
+        return Recipe(config, optim, crop_scale=0.08 if name == "reference" else 1.0)
 
     @classmethod
     def build(
@@ -149,6 +150,13 @@ class TaskRes(Method):
     def trainable(self) -> dict[str, nn.Parameter]:
         """The residual and, where it is learned, alpha's argument a."""
         return dict(self.named_parameters())
+
+    @torch.no_grad()
+    def transfer(self, class_features: Tensor) -> None:
+        """Other classes have no residual: they keep the base, the zero-shot classifier."""
+        base = class_features.detach().clone()
+        self.base = functional.normalize(base, dim=-1) if self._normalise else base
+        self.residual = nn.Parameter(torch.zeros_like(base))
 
     @torch.no_grad()
     def progress(self) -> dict[str, float]:

@@ -38,9 +38,11 @@ class ZeroShot(Method):
     reads: ClassVar[Literal["features", "images"]] = "features"
     classifier: Tensor
 
-    def __init__(self, classifier: Tensor, fingerprint: str) -> None:
-        """`classifier` [c, d]: unit vectors times the logit scale."""
+    def __init__(self, class_features: Tensor, scale: Tensor, fingerprint: str) -> None:
+        """`class_features` [c, d]; `scale` a scalar tensor: exp(logit_scale)."""
         super().__init__()
+        self._scale = scale
+        classifier = scale * functional.normalize(class_features, dim=-1)  # [c, d]
         self.register_buffer("classifier", classifier, persistent=False)
         self._metadata = _FORMAT | {"backbone": fingerprint}
 
@@ -71,8 +73,7 @@ class ZeroShot(Method):
         del schedule
         if problems := config.problems():
             raise MethodError("; ".join(problems))
-        unit = functional.normalize(class_features, dim=-1)
-        return cls(backbone.logit_scale.detach() * unit, backbone.fingerprint)
+        return cls(class_features, backbone.logit_scale.detach(), backbone.fingerprint)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Image features [b, d] -> logits [b, c]."""
@@ -87,6 +88,10 @@ class ZeroShot(Method):
     def trainable(self) -> dict[str, nn.Parameter]:
         """Nothing."""
         return {}
+
+    def transfer(self, class_features: Tensor) -> None:
+        """See `Method.transfer`."""
+        self.classifier = self._scale * functional.normalize(class_features, dim=-1)
 
     def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """No tensors; the backbone's fingerprint."""

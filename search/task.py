@@ -1,0 +1,114 @@
+"""A sweep's task, opened: is its data there, and what are its facts?"""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Literal
+
+from search.config import SweepConfig
+from search.exam import exams
+from search.seeds import fresh_seeds
+from search.statistics import effective_images
+from spaces.base import Setting
+from trainables.data.base import DataError, FeatureRows, PixelRows, fingerprint
+from trainables.data.few_shot import FewShot
+from trainables.data.source import DataSource
+from trainables.trial import Cell, TaskSpec
+
+Tower = Literal["vit", "resnet", "other"]
+
+
+def data_problems(config: SweepConfig, source: DataSource) -> list[str]:
+    """Everything about the data that can be wrong before an image is decoded: what is missing, too
+    small, or does not fit the protocol."""
+    task = config.task
+    found: list[str] = []
+    try:
+        judged = exams(task)
+    except DataError as error:
+        return [str(error)]
+    for name in dict.fromkeys([*task.sources, *(exam.target for exam in judged)]):
+        try:
+            halves = {half for exam in judged if exam.target == name for half in exam.halves}
+            for half in sorted(halves):
+                source.dataset(name, half)
+        except DataError as error:
+            found.append(str(error))
+    if found:
+        return found
+    seeds = (*task.seeds, *fresh_seeds(task.seeds, config.eval_seeds))
+    for name in task.sources:
+        for shots in task.shots:
+            try:
+                for seed in seeds:
+                    drawn = source.draw(name, shots, seed, task.half)
+                    if seed == seeds[0]:  # which files are there is asked once
+                        drawn.train.images.content()
+                        drawn.val.images.content()
+            except DataError as error:
+                found.append(str(error))
+    return found
+
+
+def setting(task: TaskSpec, source: DataSource, tower: Tower, cell: Cell | None = None) -> Setting:
+    """The facts about one cell. Without one, those about the set: its largest number of shots, and
+    no data set's name where there are several, so that the paper's general setting is meant."""
+    several = cell is None and len(task.sources) > 1
+    cell = cell or Cell(task.sources[0], max(task.shots), task.seeds[0], task.half)
+    images = _draw(source, cell).train.images
+    name = "" if several else cell.dataset
+    return Setting(name, cell.shots, len(images), tower, not isinstance(images, FeatureRows))
+
+
+def most_classes(task: TaskSpec, source: DataSource) -> int:
+    """Of the data sets that are trained on."""
+    return max(len(source.dataset(name, task.half).class_names) for name in task.sources)
+
+
+def reads_files(task: TaskSpec, source: DataSource) -> bool:
+    """Whether there are image files to decode."""
+    pools = (source.dataset(name).split("train").images for name in task.sources)
+    return any(not isinstance(images, FeatureRows | PixelRows) for images in pools)
+
+
+def task_fingerprints(task: TaskSpec, source: DataSource) -> dict[str, str]:
+    """Of the pools that few-shot sets are drawn from, and of what is drawn."""
+    found = {}
+    for name in task.sources:
+        suffix = f".{name}" if len(task.sources) > 1 else ""
+        dataset = source.dataset(name)
+        found[f"train{suffix}"] = dataset.split("train").fingerprint
+        found[f"val{suffix}"] = dataset.split("val").fingerprint
+    drawn = [_draw(source, cell) for cell in task.cells]
+    parts = [(pair.train.fingerprint + pair.val.fingerprint).encode() for pair in drawn]
+    return found | {"draws": fingerprint(*parts)}
+
+
+def task_notices(task: TaskSpec, source: DataSource) -> list[str]:
+    """What the user should know of the data."""
+    return [notice for name in task.sources for notice in source.dataset(name).notices]
+
+
+def val_images(task: TaskSpec, source: DataSource) -> int:
+    """How many validation images a trial is judged by, see `statistics.effective_images`."""
+    return effective_images([len(_draw(source, cell).val.labels) for cell in task.cells])
+
+
+def _draw(source: DataSource, cell: Cell) -> FewShot:
+    return source.draw(cell.dataset, cell.shots, cell.seed, cell.half)
+
+
+def described(task: TaskSpec) -> str:
+    """In a few words: what is trained on, what with, and how it is judged."""
+    names = [_short(name) for name in task.sources]
+    what = ", ".join(names) if len(names) <= 3 else f"{len(names)} data sets"
+    shots = ", ".join(map(str, task.shots))
+    backbone = "" if task.backbone in task.datasets else f", backbone {task.backbone}"
+    how = "" if task.protocol == "few-shot" else f", {task.protocol}"
+    return f"{what}, {shots} shots{backbone}{how}"
+
+
+def _short(spec: str) -> str:
+    """A path by its last part."""
+    kind, colon, path = spec.partition(":")
+    return f"{kind}:{PurePath(path).name}" if colon else spec
