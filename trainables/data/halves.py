@@ -1,0 +1,79 @@
+"""Base and new classes: the two halves of base-to-new generalisation.
+
+By the field's rule the first half of the labels, rounded up, is base and the rest is new; within
+its half every class is numbered from 0. The two never meet in one task.
+
+Notation: c classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trainables.data.base import DataError, Dataset, Split, SplitName
+from trainables.data.prompts import PromptSet, PromptVariant
+from trainables.data.sealed import TestPermit
+
+Half = Literal["all", "base", "new"]
+"""Which of a data set's classes a task knows."""
+
+
+def classes_of(half: Half, count: int) -> range:
+    """The labels of a half among `count` classes; raises `DataError` where one is no task."""
+    first = (count + 1) // 2
+    if half == "all":
+        return range(count)
+    if count - first < 2:
+        raise DataError(
+            f"Each half of the classes must hold at least 2, got {count} classes in all: use a "
+            "data set with at least 4, or --protocol few-shot."
+        )
+    return range(first) if half == "base" else range(first, count)
+
+
+def half_of(dataset: Dataset, half: Half) -> Dataset:
+    """The data set as it is to someone who knows only these classes; raises `DataError`."""
+    if half == "all":
+        return dataset
+    return _Restricted(dataset, classes_of(half, len(dataset.class_names)))
+
+
+@dataclass(frozen=True)
+class _Restricted:
+    """Some classes of a data set, under its name."""
+
+    whole: Dataset
+    classes: range
+
+    @property
+    def name(self) -> str:
+        """The whole data set's: a permit for it opens its halves."""
+        return self.whole.name
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of these classes."""
+        return tuple(self.whole.class_names[label] for label in self.classes)
+
+    @property
+    def flip(self) -> bool:
+        """As in the whole."""
+        return self.whole.flip
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """As in the whole."""
+        return self.whole.notices
+
+    def prompts(self, variant: PromptVariant) -> PromptSet:
+        """The texts of these classes."""
+        return self.whole.prompts(variant).of_classes(self.classes)
+
+    def split(self, name: SplitName) -> Split:
+        """The images of these classes."""
+        return self.whole.split(name).of_classes(self.classes)
+
+    def sealed_split(self, permit: TestPermit) -> Split:
+        """The test images of these classes."""
+        return self.whole.sealed_split(permit).of_classes(self.classes)
