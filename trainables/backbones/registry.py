@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 
 from trainables.backbones.base import Backbone
+from trainables.backbones.bundle import open_bundle_backbone
+from trainables.data.bundle import PREFIX
 
 BACKBONES: dict[str, Path] = {
     "tiny": Path(__file__).parent / "tiny",
@@ -32,10 +34,13 @@ def load_backbone(spec: str, device: torch.device | str = "cpu") -> Backbone:
     `ARCH` or `ARCH:TAG` (downloaded by open_clip; `ARCH` means `ARCH:openai`),
     `ARCH:FILE` (.safetensors, .pt, .pth, .bin), `ARCH-gelu:FILE` (plain GELU on purpose),
     `openai:FILE` (a state dict in OpenAI's layout, .npz too; dimensions inferred),
-    `DIR` or `local-dir:DIR` (`open_clip_config.json` and `open_clip_model.safetensors`).
+    `DIR` or `local-dir:DIR` (`open_clip_config.json` and `open_clip_model.safetensors`),
+    `bundle:FILE` (features without a model, see `trainables/data/bundle.py`).
 
     Raises `BackboneError`.
     """
+    if spec.startswith(PREFIX):
+        return open_bundle_backbone(spec).to(device)
     # Here and not above: a process that builds no model shall not pay for open_clip's memory.
     from trainables.backbones.open_clip import open_folder, open_spec
 
