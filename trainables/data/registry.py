@@ -2,19 +2,68 @@
 
 from __future__ import annotations
 
-from trainables.data.base import DataError, Dataset
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from trainables.data.base import DataError, Dataset, Shift
+from trainables.data.bundle import open_bundle
+from trainables.data.coop import open_coop
+from trainables.data.coop_layouts import ALL11, IMAGENET_SHIFTS, LAYOUTS
 from trainables.data.digits import Digits
+from trainables.data.folder import open_folder
+from trainables.data.imagenet import open_imagenet, open_imagenet_shift
 from trainables.suggest import did_you_mean
 
-DATASETS: dict[str, Dataset] = {
-    "digits": Digits("digits"),
-    "digits-rotated": Digits("digits-rotated", half_turns=1),
+Builder = Callable[[str, Path, bool], Dataset]
+"""Name, root of the data sets, whether a missing split may be made -> the data set."""
+
+DATASETS: dict[str, Builder] = {
+    "digits": lambda name, root, made_split: Digits(name),
+    "digits-rotated": lambda name, root, made_split: Digits(name, half_turns=1),
+    "imagenet": open_imagenet,
+    **dict.fromkeys(ALL11[1:], open_coop),
+    **dict.fromkeys(IMAGENET_SHIFTS, open_imagenet_shift),
 }
 
+PREFIXES: dict[str, Callable[[Path], Dataset]] = {"folder:": open_folder, "bundle:": open_bundle}
+"""What opens the path that follows."""
 
-def open_dataset(name: str) -> Dataset:
-    """The data set of that name; raises `DataError` with the names there are."""
-    try:
-        return DATASETS[name]
-    except KeyError:
-        raise DataError(did_you_mean("data set", name, DATASETS)) from None
+SHIFTS: dict[str, tuple[str, ...]] = {
+    "imagenet": IMAGENET_SHIFTS,
+    "digits": ("digits-rotated",),
+}
+"""Data sets that only judge a classifier of another one."""
+
+BASE_TASKS = ALL11
+"""What `all11` stands for."""
+
+
+def open_dataset(spec: str, root: str = "", made_split: bool = False) -> Dataset:
+    """The data set that `spec` names: a registry name, `folder:PATH` or `bundle:FILE`.
+
+    `root` is the folder that holds the field's data sets. With `made_split`, a missing split file
+    is replaced by a split made here. Raises `DataError`.
+    """
+    for prefix, open_path in PREFIXES.items():
+        if spec.startswith(prefix):
+            path = spec.removeprefix(prefix)
+            if not path:
+                raise DataError(f"A path follows '{prefix}': '{spec}' has none. Give one.")
+            return open_path(Path(path).expanduser())
+    if spec not in DATASETS:
+        raise DataError(did_you_mean("data set", spec, (*DATASETS, *PREFIXES)))
+    if spec in LAYOUTS and not root:
+        raise DataError(
+            f"The data set '{spec}' lies in a folder of yours: none was given. Give --data ROOT "
+            f"(or set FEWSHOT_DATA), the folder in which '{LAYOUTS[spec].folders[0]}' lies."
+        )
+    return DATASETS[spec](spec, Path(root).expanduser(), made_split)
+
+
+def open_shift(name: str, root: str = "") -> Shift:
+    """The shift of that name (see `SHIFTS`); raises `DataError`."""
+    known = [shift for shifts in SHIFTS.values() for shift in shifts]
+    if name not in known:
+        raise DataError(did_you_mean("shift", name, known))
+    return cast(Shift, open_dataset(name, root))

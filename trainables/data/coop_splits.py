@@ -1,0 +1,63 @@
+"""Reading the field's published train, val and test lists (`split_zhou_*.json`)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from trainables.data.base import DataError
+from trainables.data.lists import PARTS, Lists, Row
+
+
+def read_split_file(file: Path, images: Path) -> Lists:
+    """The rows of a split file, in its order; `images` is the folder of the images.
+
+    The images need not be there. Where the folder is there and none of the listed images is in
+    it, the file is another data set's. Raises `DataError`.
+    """
+    try:
+        plain = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"A split file must be readable JSON: '{file}' is not ({error}). Fetch it again."
+        ) from None
+    if not isinstance(plain, dict) or not all(isinstance(plain.get(part), list) for part in PARTS):
+        raise DataError(
+            f"A split file is an object of three lists, train, val and test: '{file}' is not. "
+            "Fetch it again."
+        )
+    lists: Lists = {
+        part: [_row(entry, f"'{file}', {part}[{i}]") for i, entry in enumerate(plain[part])]
+        for part in PARTS
+    }
+    rows = [row for part in PARTS for row in lists[part]]
+    if rows and images.is_dir() and not any((images / row.path).exists() for row in rows):
+        raise DataError(
+            f"A split file lists its data set's images: none of the {len(rows)} in '{file}' lies "
+            f"in '{images}'. It is the split file of another data set, or the images have not "
+            "been unpacked: replace the one, or unpack the others."
+        )
+    return lists
+
+
+def _row(entry: Any, place: str) -> Row:
+    match entry:
+        case [str(path), int(label), str(name)] if not isinstance(label, bool):
+            pass
+        case _:
+            raise DataError(
+                f"A row of a split file is [path, label, class name]: {place} is "
+                f"{json.dumps(entry)[:100]}. Fetch the file again."
+            )
+    if not path or not name:
+        raise DataError(
+            f"A row of a split file has a path and a class name: {place} is {json.dumps(entry)}. "
+            "Fetch the file again."
+        )
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        raise DataError(
+            f"Paths of a split file lie inside the data set's folder: {place} is '{path}'. "
+            "Make it relative to the folder of the images."
+        )
+    return Row(path, label, name)

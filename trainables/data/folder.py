@@ -1,0 +1,226 @@
+"""A user's own images: `folder:PATH`, class sub-folders or a table of paths and labels.
+
+Three forms. Folders `train`, `val` and `test`, each with class sub-folders. One folder of class
+sub-folders, which is dealt 50 % train, 20 % val, 30 % test by `lists.deal`. A `.csv` or `.parquet`
+table with the columns `path` (absolute, or relative to the table's folder) and `label`, and
+optionally `split` (train, val or test; dealt where it is absent) and `prompt` (a text for the
+class; several different ones of a class are an ensemble).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trainables.data.base import DataError
+from trainables.data.lists import PARTS, ListedDataset, Lists, Part, Row, checked, deal
+from trainables.data.tree import folders_in, images_in
+
+COLUMNS = ("path", "label", "split", "prompt")
+"""What is read of a table."""
+DEALT = "by the SHA-256 of their paths: 50 % train, 20 % val, 30 % test of each class"
+
+
+def open_folder(path: Path) -> ListedDataset:
+    """The data set at `path`; every image is listed, none is opened. Raises `DataError`."""
+    path = Path(os.path.abspath(path.expanduser()))
+    if path.is_dir():
+        return _open_folders(path)
+    if path.is_file() and path.suffix.lower() in (".csv", ".parquet"):
+        return _open_table(path)
+    state = "is another file" if path.exists() else "is missing"
+    raise DataError(
+        f"folder: takes a folder of images, a .csv or a .parquet: '{path}' {state}. "
+        "Give the path of one."
+    )
+
+
+def _dataset(
+    path: Path, root: Path, lists: Lists, dealt: bool, prompts: dict[str, list[str]] | None = None
+) -> ListedDataset:
+    names = checked(lists, f"'{path}'")
+    notice = f"The images of '{path}' were split here, {DEALT}."
+    return ListedDataset(
+        f"folder:{path}",
+        root,
+        names,
+        lists,
+        (notice,) if dealt else (),
+        tuple(tuple(prompts[name]) for name in names) if prompts else (),
+        identity="folder",
+    )
+
+
+# --- folders -------------------------------------------------------------------------------------
+
+
+def _open_folders(path: Path) -> ListedDataset:
+    found = folders_in(path)
+    if "train" in found and ("val" in found or "test" in found):
+        absent = [part for part in PARTS if part not in found]
+        if absent:
+            raise DataError(
+                f"A split folder has train, val and test: '{path / absent[0]}' is missing. Add "
+                "it, or give one folder of class sub-folders, which is split here."
+            )
+        labels = {name: label for label, name in enumerate(folders_in(path / "train"))}
+        lists: Lists = {part: _class_rows(path, f"{part}/", labels) for part in PARTS}
+        return _dataset(path, path, lists, dealt=False)
+    labels = {name: label for label, name in enumerate(found)}
+    if len(labels) < 2:
+        raise DataError(
+            f"A folder of images has a sub-folder for each of at least 2 classes: '{path}' has "
+            f"{len(labels)}. Sort the images into class sub-folders, or give a table."
+        )
+    return _dataset(path, path, deal(_class_rows(path, "", labels), f"'{path}'"), dealt=True)
+
+
+def _class_rows(path: Path, prefix: str, labels: dict[str, int]) -> list[Row]:
+    """The images of every class folder in `path/prefix`, sorted."""
+    rows = []
+    for name in folders_in(path / prefix):
+        folder = path / prefix / name
+        if name not in labels:
+            raise DataError(
+                f"Every class needs training images: '{folder}' is a class that is absent from "
+                f"'{path / 'train'}'. Add it there, or leave it out."
+            )
+        inner = folders_in(folder)
+        if inner:
+            raise DataError(
+                f"Images lie directly in their class folder: '{folder / inner[0]}' is a folder "
+                "in one. Move its images up, or give a table."
+            )
+        images = images_in(folder)
+        if not images:
+            raise DataError(
+                f"Every class folder holds images: '{folder}' has none. Add some, or remove it."
+            )
+        rows += [Row(f"{prefix}{name}/{image}", labels[name], name) for image in images]
+    return rows
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def _open_table(path: Path) -> ListedDataset:
+    columns = _read_columns(path)
+    for need in ("path", "label"):
+        if need not in columns:
+            raise DataError(
+                f"A table has the columns path and label: '{path}' has no '{need}'. "
+                "Rename a column, or add it."
+            )
+    images = [_text(value, "path", row, path) for row, value in enumerate(columns["path"], 1)]
+    names = [_text(value, "label", row, path) for row, value in enumerate(columns["label"], 1)]
+    if not images:
+        raise DataError(f"A table has a row for each image: '{path}' has no row. Add some.")
+    labels = {name: label for label, name in enumerate(_in_order(names))}
+    rows = [
+        Row(_relative(image, path.parent), labels[name], name)
+        for image, name in zip(images, names, strict=True)
+    ]
+    prompts = _prompts(columns["prompt"], names, path) if "prompt" in columns else None
+    if "split" not in columns:
+        _refuse_twice(rows, path)
+        return _dataset(path, path.parent, deal(rows, f"'{path}'"), True, prompts)
+    lists: dict[Part, list[Row]] = {part: [] for part in PARTS}
+    for number, (part, row) in enumerate(zip(columns["split"], rows, strict=True), 1):
+        if part not in lists:
+            raise DataError(
+                f"A split is train, val or test: row {number} of '{path}' has '{part}'. Correct "
+                "it, or leave the column out to have a split made."
+            )
+        lists[part].append(row)
+    _refuse_untrained(lists, path)
+    return _dataset(path, path.parent, lists, False, prompts)
+
+
+def _read_columns(path: Path) -> dict[str, list[Any]]:
+    """Column -> values. A CSV's values are text, so that a label 007 stays what it is."""
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    try:
+        if path.suffix.lower() == ".parquet":
+            file = parquet.ParquetFile(path)
+            table = file.read([name for name in COLUMNS if name in file.schema_arrow.names])
+        else:
+            text = dict.fromkeys(COLUMNS, pa.string())
+            table = csv.read_csv(path, convert_options=csv.ConvertOptions(column_types=text))
+        names = table.column_names
+        return {n: table.column(names.index(n)).to_pylist() for n in COLUMNS if n in names}
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"A table must be readable and have a header: '{path}' is not ({reason}). Write it "
+            "again."
+        ) from None
+
+
+def _text(value: Any, column: str, row: int, path: Path) -> str:
+    """A path is text; a label is text or a whole number, which is then the class name."""
+    whole = column == "label" and isinstance(value, int) and not isinstance(value, bool)
+    text = str(value) if whole or isinstance(value, str) else ""
+    if not text.strip():
+        rule = "is text or a whole number" if column == "label" else "is text"
+        raise DataError(
+            f"A {column} {rule}, not empty: row {row} of '{path}' has {value!r}. Correct it."
+        )
+    return text
+
+
+def _in_order(names: Sequence[str]) -> list[str]:
+    """Class names sorted; as numbers where all are."""
+    unique = sorted(set(names))
+    if all(name.isdecimal() for name in unique):
+        unique.sort(key=int)
+    return unique
+
+
+def _relative(image: str, folder: Path) -> str:
+    """An absolute path inside the table's folder as a relative one: the data may then move."""
+    image = os.path.normpath(image)
+    inside = os.path.isabs(image) and Path(image).is_relative_to(folder)
+    return os.path.relpath(image, folder) if inside else image
+
+
+def _refuse_twice(rows: Sequence[Row], path: Path) -> None:
+    seen: set[str] = set()
+    for row in rows:
+        if row.path in seen:
+            raise DataError(
+                f"An image has one row: '{row.path}' has more in '{path}'. Leave one of them."
+            )
+        seen.add(row.path)
+
+
+def _refuse_untrained(lists: Lists, path: Path) -> None:
+    trained = {row.label for row in lists["train"]}
+    for row in (*lists["val"], *lists["test"]):
+        if row.label not in trained:
+            raise DataError(
+                f"Every class needs training images: class '{row.class_name}' of '{path}' is "
+                "absent from train. Add some, or leave the class out."
+            )
+
+
+def _prompts(column: Sequence[Any], names: Sequence[str], path: Path) -> dict[str, list[str]]:
+    """Class name -> its different texts in order of appearance; empty where no class has any."""
+    texts: dict[str, list[str]] = {name: [] for name in names}
+    for row, (text, name) in enumerate(zip(column, names, strict=True), 1):
+        if text is not None and not isinstance(text, str):
+            raise DataError(f"A prompt is text: row {row} of '{path}' has {text!r}. Correct it.")
+        if text and text.strip() and text not in texts[name]:
+            texts[name].append(text)
+    if not any(texts.values()):
+        return {}
+    for name, found in texts.items():
+        if not found:
+            raise DataError(
+                f"Either every class has a prompt or none has: class '{name}' of '{path}' has "
+                "none. Add one, or leave the column out."
+            )
+    return texts

@@ -1,0 +1,105 @@
+"""Image files in a row, decoded when they are asked for.
+
+Notation: h x w pixels.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from trainables.data.base import DataError, fingerprint
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
+"""What counts as an image where a folder is listed, in lower case."""
+
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+"""What is tried on a file, whatever its name ends in: ImageNet has a PNG that is called JPEG."""
+_FILTERS = threading.Lock()
+"""Warning filters belong to the whole interpreter: one thread at a time may set them aside."""
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Images below one folder; implements `Images`."""
+
+    root: Path
+    """The folder."""
+    paths: tuple[str, ...]
+    """Relative to it, with slashes; an absolute path stands for itself."""
+
+    def __len__(self) -> int:
+        """See `Images`."""
+        return len(self.paths)
+
+    def read(self, position: int) -> Tensor:
+        """uint8 [3, h, w], as the field's loaders see it: converted to RGB (an alpha channel is
+        dropped), not turned by what EXIF says. Raises `DataError`."""
+        file = self.root / self.paths[position]
+        try:
+            pixels = np.array(_decode(file))
+        except FileNotFoundError:
+            raise DataError(_unreadable(file, "it is missing")) from None
+        except UnidentifiedImageError:
+            raise DataError(_unreadable(file, f"it is none of {', '.join(_FORMATS)}")) from None
+        # What a broken file makes Pillow raise depends on its format and on where it is broken.
+        except (
+            *(OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError),
+            *(TypeError, MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning),
+        ) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(_unreadable(file, reason)) from None
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+    def name(self, position: int) -> str:
+        """The relative path."""
+        return self.paths[position]
+
+    def take(self, index: Sequence[int]) -> ImageFiles:
+        """See `Images`."""
+        return ImageFiles(self.root, tuple(self.paths[row] for row in index))
+
+    def content(self) -> str:
+        """Of where the files lie, how large they are and when they were last changed.
+
+        Raises `DataError` for one that is missing.
+        """
+        facts = [os.path.realpath(self.root).encode()]
+        for path in self.paths:
+            file = os.path.join(self.root, path)
+            try:
+                found = os.stat(file)
+            except OSError as error:
+                reason = "it is missing" if not os.path.lexists(file) else str(error.strerror)
+                raise DataError(_unreadable(file, reason)) from None
+            facts.append(f"{path}\0{found.st_size}\0{found.st_mtime_ns}".encode())
+        return fingerprint(*facts)
+
+
+def _decode(file: Path) -> Image.Image:
+    """In RGB. Pillow's warnings (odd metadata) say nothing about the pixels; the one about a size
+    beyond reason is an error."""
+    with file.open("rb") as stream:
+        with _FILTERS, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image: Image.Image = Image.open(stream, formats=_FORMATS)
+        if image.mode == "P":  # straight to RGB warns of transparency; the colours are the same
+            image = image.convert("RGBA")
+        return image.convert("RGB")
+
+
+def _unreadable(file: str | Path, reason: str) -> str:
+    return (
+        f"Every image must be readable: '{file}' is not ({reason}). Restore it, or leave such "
+        "images out with --skip-unreadable."
+    )
