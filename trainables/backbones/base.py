@@ -11,10 +11,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-Interpolation = Literal["bicubic", "bilinear"]
-ResizeMode = Literal["shortest", "squash"]
+from trainables.data.resample import Interpolation, ResizeMode, centre_cut, resample, sizes_of
 
 
 class BackboneError(ValueError):
@@ -23,7 +21,7 @@ class BackboneError(ValueError):
 
 @dataclass(frozen=True)
 class Preprocess:
-    """The test-time image transform, on batches of equally large uint8 images."""
+    """The test-time image transform, on uint8 images of any sizes."""
 
     image_size: int
     """Side of the square the model reads, in pixels."""
@@ -36,22 +34,12 @@ class Preprocess:
     resize_mode: ResizeMode = "shortest"
     """`shortest`: the shorter side becomes `image_size`, then a centre crop; `squash`: both do."""
 
-    def resize(self, images: Tensor) -> Tensor:
-        """uint8 [n, 3, h, w] -> uint8 [n, 3, s, s]."""
-        size, (height, width) = self.image_size, images.shape[-2:]
-        if self.resize_mode == "squash":
-            target = (size, size)
-        elif height <= width:
-            target = (size, max(size, int(size * width / height)))
-        else:
-            target = (max(size, int(size * height / width)), size)
-        if target != (height, width):
-            pixels = functional.interpolate(
-                images.float(), target, mode=self.interpolation, antialias=True
-            )
-            images = pixels.round_().clamp_(0, 255).to(torch.uint8)
-        top, left = (target[0] - size) // 2, (target[1] - size) // 2
-        return images[..., top : top + size, left : left + size].contiguous()
+    def resize(
+        self, images: Tensor | Sequence[Tensor], device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """uint8 [3, h, w] images, or one tensor of them, -> uint8 [n, 3, s, s] on `device`."""
+        cut = centre_cut(sizes_of(images), self.image_size, self.resize_mode)
+        return resample(images, cut, self.image_size, self.interpolation, device)
 
     def normalise(self, images: Tensor) -> Tensor:
         """[n, 3, s, s] with values 0..255 (uint8 or float) -> float32, zero mean, unit spread."""

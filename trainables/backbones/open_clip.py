@@ -20,7 +20,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from trainables.backbones.base import Backbone, BackboneError, Interpolation, Preprocess, ResizeMode
+from trainables.backbones.base import Backbone, BackboneError, Preprocess
 from trainables.backbones.weights import (
     digest,
     is_half_precision,
@@ -28,6 +28,7 @@ from trainables.backbones.weights import (
     read_weights,
     sha256,
 )
+from trainables.data.resample import Interpolation, ResizeMode
 from trainables.suggest import did_you_mean
 
 

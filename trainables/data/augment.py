@@ -1,4 +1,7 @@
-"""Random crops and mirror images of a whole batch at once, on the device it lies on."""
+"""Random crops and mirror images, drawn as torchvision draws them, for a whole batch at once.
+
+Notation: b images.
+"""
 
 from __future__ import annotations
 
@@ -6,42 +9,55 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from trainables.data.resample import Cut
 
 _TRIES = 10
+_RATIO = (3 / 4, 4 / 3)
 
 
-def random_resized_crop(images: Tensor, scale: float, flip: bool, rng: torch.Generator) -> Tensor:
-    """RandomResizedCrop and RandomHorizontalFlip(0.5): uint8 [b, 3, s, s] -> float32, 0..255.
+def random_cut(sizes: Tensor, side: int, scale: float, flip: bool, rng: torch.Generator) -> Cut:
+    """RandomResizedCrop and RandomHorizontalFlip(0.5), for images of `sizes` int64 [b, 2].
 
-    As torchvision draws it: the crop's share of the area is uniform in (scale, 1), its aspect
-    ratio log-uniform in (3/4, 4/3), the first of ten draws that fits is taken, the whole image
-    where none does. Pixels are resampled bicubically at the size s of the stored view, without a
-    low-pass filter, which a crop (an enlargement) does not need. `rng` is a CPU generator, so that
-    a seed gives the same crops on every device.
+    A crop's share of the image's area is uniform in (scale, 1), its aspect ratio log-uniform in
+    (3/4, 4/3); the first of ten draws that fits, in whole pixels, is taken, and its place is
+    uniform; where none fits, it is the largest crop from the centre that keeps the ratio.
+    `rng` is a CPU generator: a seed gives the same crops on every device, and as many numbers are
+    drawn whatever is asked for.
     """
-    batch, size = len(images), images.shape[-1]
-    draws = torch.rand(batch, _TRIES, 2, generator=rng)
-    area = scale + (1 - scale) * draws[..., 0]
-    ratio = torch.exp(math.log(3 / 4) + (math.log(4 / 3) - math.log(3 / 4)) * draws[..., 1])
-    width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
-    fits = (width <= 1) & (height <= 1)
-    first = fits.int().argmax(1, keepdim=True)
-    none = ~fits.any(1)
-    width = width.gather(1, first).squeeze(1).masked_fill(none, 1.0)
-    height = height.gather(1, first).squeeze(1).masked_fill(none, 1.0)
-    corner = torch.rand(batch, 2, generator=rng)
-    mirror = torch.rand(batch, generator=rng) < 0.5
-    # The sampling grid of grid_sample runs over -1..1: a crop is a scale and an offset of it.
-    theta = torch.zeros(batch, 2, 3)
-    theta[:, 0, 0] = torch.where(mirror & flip, -width, width)
-    theta[:, 1, 1] = height
-    theta[:, 0, 2] = (1 - width) * (2 * corner[:, 0] - 1)
-    theta[:, 1, 2] = (1 - height) * (2 * corner[:, 1] - 1)
-    grid = functional.affine_grid(
-        theta.to(images.device), [batch, 3, size, size], align_corners=False
+    count = len(sizes)
+    draws = torch.rand(count, _TRIES, 2, generator=rng, dtype=torch.float64)
+    place = torch.rand(count, 2, generator=rng, dtype=torch.float64)
+    mirror = (torch.rand(count, generator=rng) < 0.5) & flip
+    area = sizes.double().prod(1, keepdim=True) * (scale + (1 - scale) * draws[..., 0])
+    low, high = map(math.log, _RATIO)
+    ratio = (low + (high - low) * draws[..., 1]).exp()
+    tried = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], 2).round().long()
+    fits = ((tried > 0) & (tried <= sizes[:, None])).all(2)
+    first = fits.int().argmax(1)
+    shape = tried[torch.arange(count), first]
+    corner = (place * (sizes - shape + 1)).long()
+    # torchvision rounds the longer side of the crop from the centre, and its corner down.
+    whole = _central(sizes)
+    none = ~fits.any(1, keepdim=True)
+    shape = torch.where(none, whole, shape)
+    corner = torch.where(none, (sizes - whole) // 2, corner)
+    return Cut(
+        torch.cat([corner, shape], 1),
+        torch.full_like(sizes, side),
+        torch.zeros_like(sizes),
+        mirror,
     )
-    views = functional.grid_sample(
-        images.float(), grid, mode="bicubic", padding_mode="reflection", align_corners=False
-    )
-    return views.clamp_(0, 255)
+
+
+def _central(sizes: Tensor) -> Tensor:
+    """The largest shapes [b, 2] inside `sizes` whose aspect ratio is allowed."""
+    height, width = sizes.double().unbind(1)
+    low, high = _RATIO
+    return torch.stack(
+        [
+            torch.minimum(height, (width / low).round()),
+            torch.minimum(width, (height * high).round()),
+        ],
+        1,
+    ).long()
