@@ -127,8 +127,11 @@ class Split:
 
     def take(self, index: Tensor) -> Split:
         """The rows `index` (int64 [m]), in that order."""
-        digest = fingerprint(self.fingerprint.encode(), index.numpy().tobytes())
-        return Split(self.images.take(index.tolist()), self.labels[index], digest)
+        rows = index.tolist()
+        # By name: two splits of the same images may list them in different orders.
+        names = (self.images.name(row).encode() for row in rows)
+        digest = fingerprint(self.fingerprint.encode(), *names)
+        return Split(self.images.take(rows), self.labels[index], digest)
 
     def of_classes(self, classes: Sequence[int]) -> Split:
         """The rows of these classes, whose labels become 0, 1, ... in the order given."""

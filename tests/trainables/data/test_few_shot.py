@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
-from itertools import pairwise
+from dataclasses import replace
+from itertools import pairwise, product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.trainables.fresh_facts import facts
-from trainables.data.base import DataError
-from trainables.data.few_shot import VAL_SHOTS, draw_few_shot, sample_shots
-from trainables.data.registry import DATASETS, open_dataset
+from tests.trainables.data.listed import Listed, listed, listed_split
+from tests.trainables.data.shared import shared_data
+from trainables.data.base import DataError, FeatureRows, Split
+from trainables.data.digits import Digits
+from trainables.data.few_shot import (
+    VAL_SHOTS,
+    absolute_draws,
+    draw_few_shot,
+    draws_problems,
+    readable,
+    sample_shots,
+)
 
+DIGITS = Digits("digits")
 MOST = 6
 patient = settings(deadline=None)  # busy machines are no failure
 
@@ -122,29 +134,36 @@ def test_too_few_images_say_rule_value_and_remedy() -> None:
     assert len(sample_shots(labels, 2, 0)) == 6  # the remedy helps
 
 
-@settings(patient, max_examples=25)
-@given(shots=st.integers(1, 58), seed=st.integers(0, 10**6))
-def test_train_and_val_are_disjoint_and_sized(shots: int, seed: int) -> None:
-    pair = draw_few_shot(open_dataset("digits"), shots, seed)
+def pixels(split: Split) -> list[bytes]:
+    return [split.images.read(i).numpy().tobytes() for i in range(len(split.images))]
+
+
+def names(split: Split) -> list[str]:
+    return [split.images.name(i) for i in range(len(split.images))]
+
+
+@settings(patient, max_examples=15)
+@given(shots=st.integers(1, 58), seed=st.integers(0, 10**6), draws=st.sampled_from(["own", "coop"]))
+def test_train_and_val_are_disjoint_and_sized(shots: int, seed: int, draws: str) -> None:
+    pair = draw_few_shot(DIGITS, shots, seed, draws)
     assert len(pair.train.labels) == len(pair.train.images) == 10 * shots
     assert len(pair.val.labels) == 10 * min(shots, VAL_SHOTS)
-    train = {image.numpy().tobytes() for image in pair.train.images}
-    val = {image.numpy().tobytes() for image in pair.val.images}
+    train, val = set(pixels(pair.train)), set(pixels(pair.val))
     assert not train & val
     assert len(train) + len(val) == len(pair.train.labels) + len(pair.val.labels)
 
 
-@pytest.mark.parametrize("name", [name for name in DATASETS if name.startswith("digits")])
-def test_drawn_images_come_with_their_labels_and_a_fingerprint(name: str) -> None:
-    dataset = open_dataset(name)
+@pytest.mark.parametrize("dataset", [DIGITS, Digits("digits-rotated", half_turns=1)])
+@pytest.mark.parametrize("draws", ["own", "coop"])
+def test_drawn_images_come_with_their_labels_and_a_fingerprint(dataset: Digits, draws: str) -> None:
     pools = {
-        image.numpy().tobytes(): int(label)
+        image: int(label)
         for split in (dataset.split("train"), dataset.split("val"))
-        for image, label in zip(split.images, split.labels, strict=True)
+        for image, label in zip(pixels(split), split.labels, strict=True)
     }
-    first, same, other = (draw_few_shot(dataset, 3, seed) for seed in (1, 1, 2))
-    for image, label in zip(first.train.images, first.train.labels, strict=True):
-        assert pools[image.numpy().tobytes()] == int(label)
+    first, same, other = (draw_few_shot(dataset, 3, seed, draws) for seed in (1, 1, 2))
+    for image, label in zip(pixels(first.train), first.train.labels, strict=True):
+        assert pools[image] == int(label)
     assert first.train.fingerprint == same.train.fingerprint
     prints = {s.fingerprint for s in (first.train, first.val, other.train, other.val)}
     assert len(prints) == 4
@@ -152,10 +171,141 @@ def test_drawn_images_come_with_their_labels_and_a_fingerprint(name: str) -> Non
 
 def test_too_many_shots_for_a_data_set() -> None:
     with pytest.raises(DataError, match=r"class 8 has 58, shots is 61\. Use at most --shots 58"):
-        draw_few_shot(open_dataset("digits"), 61, 1)
+        draw_few_shot(DIGITS, 61, 1)
+
+
+@pytest.mark.parametrize("draws", ["own", "coop"])
+def test_a_class_without_images_is_named(draws: str) -> None:
+    data = listed(classes=3)
+    bare = replace(data, val=tuple(row for row in data.val if row[1] != 1))
+    with pytest.raises(DataError, match=r"class 1 \('class 1'\) of 'listed' has none in val"):
+        draw_few_shot(bare, 1, 1, draws)
+    with pytest.raises(DataError, match="at least 1, got 0"):
+        draw_few_shot(data, 0, 1, draws)
+
+
+@pytest.mark.parametrize("draws", ["", "Own", "own:x", "coop:", "file", "file:", "fil:x"])
+def test_rules_that_do_not_exist(draws: str) -> None:
+    with pytest.raises(DataError, match=f"'own', 'coop' or 'file:PATTERN', got '{draws}'"):
+        draw_few_shot(listed(), 1, 1, draws)
+    (problem,) = draws_problems(draws, ["listed"], [1], [1])
+    assert f"got '{draws}'" in problem
+
+
+# --- own: whatever the order of the list ---------------------------------------------------------
+
+
+@patient
+@given(st.data(), st.integers(1, 8), st.integers(0, 99))
+def test_the_order_of_the_list_does_not_matter(data: st.DataObject, shots: int, seed: int) -> None:
+    dataset = listed()
+    shuffled = replace(
+        dataset,
+        train=tuple(data.draw(st.permutations(dataset.train))),
+        val=tuple(data.draw(st.permutations(dataset.val))),
+    )
+    first, second = (draw_few_shot(d, shots, seed) for d in (dataset, shuffled))
+    for one, other in ((first.train, second.train), (first.val, second.val)):
+        assert names(one) == names(other)
+        assert one.fingerprint == other.fingerprint
+        assert one.labels.equal(other.labels)
+
+
+@patient
+@given(st.integers(0, 10**6))
+def test_draws_are_nested_for_validation_too(seed: int) -> None:
+    draws = [draw_few_shot(listed(), shots, seed) for shots in range(1, 9)]
+    for fewer, more in pairwise(draws):
+        assert set(names(fewer.train)) < set(names(more.train))
+        assert set(names(fewer.val)) <= set(names(more.val))
+    assert names(draws[3].val) == names(draws[7].val)
+
+
+# --- coop: the published rule --------------------------------------------------------------------
+
+
+def test_the_rule_takes_all_of_a_small_class_and_moves_no_global_state() -> None:
+    data = listed(classes=2, train=3, val=2)
+    state = random.getstate()
+    pair = draw_few_shot(data, 16, 1, "coop")
+    assert names(pair.train) == [name for name, _ in data.train]
+    assert names(pair.val) == [name for name, _ in data.val]
+    assert random.getstate() == state
+
+
+def test_classes_come_in_the_order_of_their_first_image() -> None:
+    data = listed(classes=3)
+    turned = replace(data, train=data.train[::-1])
+    assert draw_few_shot(turned, 2, 1, "coop").train.labels.tolist() == [2, 2, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("folder", "file"),
+    [("dtd", "DescribableTextures"), ("oxford_pets", "OxfordPets"), ("eurosat", "EuroSAT")],
+)
+def test_published_draws_are_reproduced(folder: str, file: str) -> None:
+    lists = json.loads(
+        shared_data("coop-splits", f"split_zhou_{file}.json").read_text(encoding="utf-8")
+    )
+    rows = {key: tuple((name, label) for name, label, _ in lists[key]) for key in ("train", "val")}
+    classes = {label: name for _, label, name in lists["train"]}
+    data = Listed(tuple(classes[label] for label in range(len(classes))), **rows, name=folder)
+    pattern = str(shared_data("coop-splits", "indices", folder, "shot_1-seed_1.json"))
+    pattern = pattern.replace("shot_1-seed_1", "shot_{shots}-seed_{seed}")
+    for shots, seed in product((1, 2, 4, 8, 16), (1, 2, 3)):
+        published = json.loads(Path(pattern.format(shots=shots, seed=seed)).read_bytes())
+        by_rule = draw_few_shot(data, shots, seed, "coop")
+        from_file = draw_few_shot(data, shots, seed, f"file:{pattern}")
+        for split in ("train", "val"):
+            found, same = getattr(by_rule, split), getattr(from_file, split)
+            positions = published[split]["indices"]
+            assert names(found) == [rows[split][i][0] for i in positions]
+            assert found.labels.tolist() == [rows[split][i][1] for i in positions]
+            assert names(same) == names(found)
+            assert same.fingerprint == found.fingerprint
+
+
+# --- unreadable images ---------------------------------------------------------------------------
+
+
+def test_unreadable_images_are_left_out() -> None:
+    rows = [("a.jpg", 0), ("b.jpg", 1), ("c.jpg", 0), ("d.jpg", 1)]
+    whole = listed_split(rows, frozenset({"c.jpg"}))
+    part = readable(whole)
+    assert names(part) == ["a.jpg", "b.jpg", "d.jpg"]
+    assert part.labels.tolist() == [0, 1, 1]
+    assert part.fingerprint != whole.fingerprint
+    sound = listed_split(rows)
+    assert readable(sound) is sound
+
+
+@pytest.mark.parametrize("broken", [{"b.jpg", "d.jpg"}, {"a.jpg", "b.jpg", "c.jpg", "d.jpg"}])
+def test_a_class_without_a_readable_image(broken: set[str]) -> None:
+    rows = [("a.jpg", 2), ("b.jpg", 1), ("c.jpg", 2), ("d.jpg", 1)]
+    with pytest.raises(
+        DataError, match=r"class 1 has none of 2: .*'(a|b).jpg' cannot be read"
+    ) as e:
+        readable(listed_split(rows, frozenset(broken)))
+    assert "\n" not in str(e.value)
+
+
+def test_features_have_been_read_already() -> None:
+    split = Split(FeatureRows(torch.ones(2, 3), "bundle:x"), torch.tensor([0, 1]), "f")
+    assert readable(split) is split
+
+
+def test_a_rule_with_a_path_is_made_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute_draws("file:lists/{shots}.json") == f"file:{tmp_path}/lists/{{shots}}.json"
+    assert [absolute_draws(rule) for rule in ("own", "coop", "file:")] == ["own", "coop", "file:"]
 
 
 def test_another_process_draws_the_same(elsewhere: dict[str, Any]) -> None:
+    # Here and not above: the facts need the whole project.
+    from tests.trainables.fresh_facts import facts
+
     here = facts()
     for fact in ("draw", "splits", "trial", "metrics", "state"):
         assert here[fact] == elsewhere[fact], fact
