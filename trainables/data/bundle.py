@@ -191,15 +191,13 @@ class _File:
                 )
 
     def class_names(self) -> tuple[str, ...]:
+        text = self.text("class_names")
         try:
-            names = json.loads(self.text("class_names"))
-        except ValueError:
+            names = json.loads(text)
+        except (ValueError, RecursionError):
             names = None
         if not isinstance(names, list) or not all(isinstance(n, str) and n.strip() for n in names):
-            self.refuse(
-                "The metadata's class_names are a JSON list of names, got "
-                f"{self.metadata['class_names'][:60]!r}"
-            )
+            self.refuse(f"The metadata's class_names are a JSON list of names, got {text[:60]!r}")
         twice = [name for name, times in Counter(names).items() if times > 1]
         if twice:
             self.refuse(f"Class names differ from each other, '{twice[0]}' stands there twice")
@@ -232,7 +230,7 @@ class _File:
     def text(self, key: str) -> str:
         found = self.metadata.get(key, "")
         if not found.strip():
-            self.refuse(f"The metadata name class_names, backbone and logit_scale; missing: {key}")
+            self.refuse(f"The metadata says class_names, backbone and logit_scale; missing: {key}")
         return found
 
 
