@@ -12,7 +12,6 @@ import itertools
 import json
 import logging
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,6 +29,7 @@ from search.mlflow_runs import (
 )
 from search.outbox import Event, Outbox
 from search.tracking_uri import absolute_uri, scheme_of, shown, sqlite_path, without_user
+from trainables.cache import cache_folder
 from trainables.storage import LocalStorage, Storage
 
 logger = logging.getLogger(__name__)
@@ -167,8 +167,7 @@ def outbox_path(uri: str, storage: Storage) -> Path:
     name = f"{_digest(without_user(absolute_uri(uri)).rstrip('/'))[:8]}.jsonl"
     if isinstance(storage, LocalStorage):
         return storage.root / "outbox" / name
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "few-shot-clip-search" / "outbox" / _digest(storage.location)[:16] / name
+    return cache_folder() / "outbox" / _digest(storage.location)[:16] / name
 
 
 class MlflowTracker(Tracker):

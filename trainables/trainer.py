@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainables.data.augment import random_resized_crop
-from trainables.data.registry import open_dataset
 from trainables.methods.base import Batch, Schedule
 from trainables.methods.registry import METHODS
 from trainables.optim import adam
-from trainables.trial import TrialConfig
-from trainables.workbench import View, Workbench
+from trainables.trial import Cell, TrialConfig
+from trainables.view import AUGMENTED_VIEWS, View
+from trainables.workbench import Workbench, zero_shot_logits
 
-_EVAL_BATCH = 128
+_IMAGES = 128  # that are judged at a time
+_FEATURES = 8192
 
 
 class NonFiniteError(FloatingPointError):
@@ -32,29 +32,23 @@ class NonFiniteError(FloatingPointError):
 class Trainer:
     """One method, its optimiser and its three private generators."""
 
-    def __init__(
-        self, config: TrialConfig, bench: Workbench, dataset: str, shots: int, seed: int
-    ) -> None:
+    def __init__(self, config: TrialConfig, bench: Workbench, cell: Cell) -> None:
         """Raises `MethodError`, `DataError`, `BackboneError`."""
-        self.config, self.bench, self.dataset = config, bench, dataset
-        self.train, self.val = bench.views(dataset, shots, seed)
-        variant = config.method_config.prompts
-        self._zero_shot = bench.zero_shot(dataset, variant)
-        self._flip = open_dataset(dataset).flip
-        schedule = Schedule(config.optim.learning_rates(len(self.train.labels)))
+        self.config, self.bench, self.cell = config, bench, cell
+        self.train, self.val = bench.views(cell)
+        where = cell.dataset, cell.half, config.method_config.prompts
+        self._classes = bench.class_features(*where)
+        self._zero_shot = bench.zero_shot(*where)
+        schedule = Schedule(config.optim.learning_rates(len(self.train)))
         self.method = METHODS[config.method].build(
-            config.method_config,
-            bench.backbone,
-            bench.class_features(dataset, variant),
-            schedule,
+            config.method_config, bench.backbone, self._classes, schedule
         )
         # One generator a purpose, so that one method's appetite for random numbers cannot
         # change the order of images or the crops.
         self._rng = {
-            purpose: _generator(config.seed, seed, purpose)
+            purpose: _generator(config.seed, cell.seed, purpose)
             for purpose in ("order", "crop", "method")
         }
-        self._train_logits: Tensor | None = None
         self.epoch = 0
         """Epochs trained so far."""
         self._optimiser: torch.optim.Adam | None = None
@@ -100,40 +94,47 @@ class Trainer:
     def logits(self, view: View) -> Tensor:
         """Logits [n, c] of the tuned model on `view`."""
         if self.method.reads == "features":
-            logits: Tensor = self.method(view.features)
-            return logits
+            return torch.cat([self.method(part) for part in view.features().split(_FEATURES)])
         normalise = self.bench.backbone.preprocess.normalise
-        batches = view.images.split(_EVAL_BATCH)
-        return torch.cat([self.method(normalise(batch)) for batch in batches])
+        return torch.cat([self.method(normalise(batch)) for batch in view.batches(_IMAGES)])
 
     def _batches(self) -> Iterator[Batch]:
         """One epoch in random order; see `OptimConfig.batch_size` for the last batch."""
-        view, images = self.train, len(self.train.labels)
-        size = self.config.optim.batch_size
+        images, size = len(self.train), self.config.optim.batch_size
+        read = self._features() if self.method.reads == "features" else self._images
         order = torch.randperm(images, generator=self._rng["order"])
         for step in range(self.config.optim.steps_per_epoch(images)):
-            index = order[step * size : (step + 1) * size].to(view.labels.device)
-            if self.method.reads == "features":
-                inputs = view.features[index]
-                logits = self._cached_zero_shot()[index] if self.method.uses_zero_shot else None
-            elif self.config.crop_scale < 1:
-                crops = random_resized_crop(
-                    view.images[index], self.config.crop_scale, self._flip, self._rng["crop"]
-                )
-                inputs = self.bench.backbone.preprocess.normalise(crops)
-                logits = self._zero_shot(inputs) if self.method.uses_zero_shot else None
-            else:
-                inputs = self.bench.backbone.preprocess.normalise(view.images[index])
-                logits = self._cached_zero_shot()[index] if self.method.uses_zero_shot else None
-            yield Batch(inputs, view.labels[index], logits)
+            index = order[step * size : (step + 1) * size]
+            inputs, logits = read(index)
+            labels = self.train.labels[index.to(self.train.labels.device)]
+            yield Batch(inputs, labels, logits)
 
-    def _cached_zero_shot(self) -> Tensor:
-        """Zero-shot logits [n, c] of the test view: the same in every epoch."""
-        if self._train_logits is None:
-            normalise = self.bench.backbone.preprocess.normalise
-            batches = self.train.images.split(_EVAL_BATCH)
-            self._train_logits = torch.cat([self._zero_shot(normalise(b)) for b in batches])
-        return self._train_logits
+    def _features(self) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
+        """How this epoch reads rows [b]: features [b, d], of one view, and zero-shot logits."""
+        number = 0 if self.config.crop_scale == 1 else 1 + self.epoch % AUGMENTED_VIEWS
+        features = self.train.features(number, self.config.crop_scale)
+
+        def read(index: Tensor) -> tuple[Tensor, Tensor | None]:
+            inputs = features[index.to(features.device)]
+            return inputs, self._teach(inputs) if self.method.uses_zero_shot else None
+
+        return read
+
+    def _images(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Rows [b] -> preprocessed images [b, 3, s, s] and zero-shot logits."""
+        normalise = self.bench.backbone.preprocess.normalise
+        if self.config.crop_scale < 1:
+            inputs = normalise(self.train.crops(index, self.config.crop_scale, self._rng["crop"]))
+            return inputs, self._zero_shot(inputs) if self.method.uses_zero_shot else None
+        inputs = normalise(self.train.images(index))
+        if not self.method.uses_zero_shot:
+            return inputs, None
+        features = self.train.features()  # of the test view: the same in every epoch
+        return inputs, self._teach(features[index.to(features.device)])
+
+    def _teach(self, features: Tensor) -> Tensor:
+        """Features [b, d] -> zero-shot logits [b, c]."""
+        return zero_shot_logits(features, self._classes, self.bench.backbone.logit_scale)
 
     def _open_optimiser(self) -> torch.optim.Adam:
         # Made at the first step, when `prepare` has settled which tensors are trained.

@@ -1,46 +1,31 @@
-"""What outlives a trial in a warm worker: the backbone, decoded images, features.
+"""What outlives a trial in a warm worker: the backbone, and what it makes of images and texts.
 
-Notation: n images, c classes, d feature dimension, s image side.
+Notation: b images, c classes, d feature dimension, s image side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 
-import torch
+import pyarrow as pa
 from torch import Tensor
 from torch.nn import functional
 
 from trainables.backbones.base import Backbone
 from trainables.backbones.registry import load_backbone
 from trainables.backbones.shared import fetch_weights
-from trainables.data.few_shot import draw_few_shot
+from trainables.data.base import Split
+from trainables.data.bundle import Bundle
+from trainables.data.halves import Half
 from trainables.data.prompts import PromptVariant, class_features
-from trainables.data.registry import open_dataset
+from trainables.data.source import DataSource
+from trainables.progress import Listener, Progress
+from trainables.store import Store
+from trainables.trial import Cell
+from trainables.view import View, as_lists
 
-_ENCODE_BATCH = 128
-
-
-@dataclass(frozen=True)
-class View:
-    """Images of one split as the test transform shows them, with what the frozen model makes
-    of them."""
-
-    images: Tensor
-    """uint8 [n, 3, s, s]."""
-    features: Tensor
-    """float32 [n, d], not normalised."""
-    labels: Tensor
-    """int64 [n]."""
-
-
-def encode_images(backbone: Backbone, images: Tensor) -> Tensor:
-    """uint8 [n, 3, s, s] -> float32 [n, d], in batches on the backbone's device."""
-    normalise = backbone.preprocess.normalise
-    batches = images.to(backbone.device).split(_ENCODE_BATCH)
-    return torch.cat([backbone.encode_image(normalise(batch)) for batch in batches])
+__all__ = ["Progress", "View", "Workbench", "zero_shot_logits"]
 
 
 def zero_shot_logits(features: Tensor, classes: Tensor, scale: Tensor) -> Tensor:
@@ -51,44 +36,75 @@ def zero_shot_logits(features: Tensor, classes: Tensor, scale: Tensor) -> Tensor
 class Workbench:
     """One backbone on one device and everything computed from it, each at most once."""
 
-    def __init__(self, backbone: str, device: str, weights: str = "") -> None:
-        """`weights`: where the files that `backbone` names were shared, if they were."""
-        self.spec, self.device, self._weights = backbone, device, weights
-        self._views: dict[tuple[str, int, int], tuple[View, View]] = {}
-        self._classes: dict[tuple[str, PromptVariant], Tensor] = {}
+    def __init__(
+        self,
+        backbone: str,
+        device: str,
+        source: DataSource,
+        weights: str = "",
+        progress: Listener | None = None,
+    ) -> None:
+        """`weights`: where the files that `backbone` names were shared, if they were. `progress`
+        is told how far decoding and encoding are, after every batch."""
+        self.spec, self.device, self.source = backbone, device, source
+        self._weights, self._progress = weights, progress
+        self._store = Store.of_this_machine()
+        self._views: dict[Cell, tuple[View, View]] = {}
+        self._classes: dict[tuple[str, Half, PromptVariant], Tensor] = {}
 
     @cached_property
     def backbone(self) -> Backbone:
         """The model; raises `BackboneError`."""
         return load_backbone(fetch_weights(self.spec, self._weights), self.device)
 
-    def views(self, dataset: str, shots: int, seed: int) -> tuple[View, View]:
+    def views(self, cell: Cell) -> tuple[View, View]:
         """Few-shot train and validation views of one draw; raises `DataError`."""
-        key = (dataset, shots, seed)
-        if key not in self._views:
-            drawn = draw_few_shot(open_dataset(dataset), shots, seed)
-            self._views[key] = (
-                self.view(drawn.train.images, drawn.train.labels),
-                self.view(drawn.val.images, drawn.val.labels),
-            )
-        return self._views[key]
+        if cell not in self._views:
+            drawn = self.source.draw(cell.dataset, cell.shots, cell.seed, cell.half)
+            flip = self.source.dataset(cell.dataset, cell.half).flip
+            self._views[cell] = self._view(drawn.train, flip), self._view(drawn.val, flip)
+        return self._views[cell]
 
-    def view(self, images: Tensor, labels: Tensor) -> View:
-        """Any uint8 [n, 3, h, w] through the test transform and the image tower."""
-        resized = self.backbone.preprocess.resize(images).to(self.backbone.device)
-        return View(resized, encode_images(self.backbone, resized), labels.to(self.backbone.device))
+    def view(self, split: Split, flip: bool) -> View:
+        """Any split, whose images are decoded each time they are needed: there may be many."""
+        return View(split, flip, self.backbone, self._store, self._progress)
 
-    def class_features(self, dataset: str, variant: PromptVariant) -> Tensor:
-        """float32 [c, d], one vector a class, not normalised."""
-        key = (dataset, variant)
+    def _view(self, split: Split, flip: bool) -> View:
+        return View(split, flip, self.backbone, self._store, self._progress, keep=True)
+
+    def class_features(self, spec: str, half: Half, variant: PromptVariant) -> Tensor:
+        """float32 [c, d], one vector a class, not normalised; raises `DataError`."""
+        key = (spec, half, variant)
         if key not in self._classes:
-            prompts = open_dataset(dataset).prompts(variant)
-            self._classes[key] = class_features(self.backbone, prompts)
+            features = self._class_features(spec, half, variant)
+            self._classes[key] = features.to(self.backbone.device)
         return self._classes[key]
 
-    def zero_shot(self, dataset: str, variant: PromptVariant) -> Callable[[Tensor], Tensor]:
+    def _class_features(self, spec: str, half: Half, variant: PromptVariant) -> Tensor:
+        dataset = self.source.dataset(spec, half)
+        if isinstance(dataset, Bundle):
+            return dataset.class_features
+        prompts = dataset.prompts(variant)
+        facts = {
+            "kind": "class features",
+            "backbone": self.backbone.fingerprint,
+            "device": self.backbone.device.type,
+            "precision": "float32",
+            "texts": prompts.texts(),
+            "normalise_each": prompts.normalise_each,
+        }
+
+        def compute() -> Iterator[Mapping[str, pa.Array]]:
+            yield {"features": as_lists(class_features(self.backbone, prompts))}
+
+        rows = len(prompts.class_names)
+        return self._store.get(facts, rows, compute).matrix("features")
+
+    def zero_shot(
+        self, spec: str, half: Half, variant: PromptVariant
+    ) -> Callable[[Tensor], Tensor]:
         """Preprocessed images [b, 3, s, s] -> zero-shot logits [b, c], without gradient."""
-        classes = self.class_features(dataset, variant)
+        classes = self.class_features(spec, half, variant)
 
         def logits(images: Tensor) -> Tensor:
             features = self.backbone.encode_image(images)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from trainables.cache import cache_folder
 from trainables.storage import Storage, StorageError, open_storage
 
 
@@ -71,8 +71,7 @@ def _fetch(location: str, digest: str, home: Path) -> None:
 
 
 def _cache() -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "few-shot-clip-search" / "weights"
+    folder = cache_folder() / "weights"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
