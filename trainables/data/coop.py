@@ -24,7 +24,7 @@ def open_coop(name: str, root: Path, made_split: bool = False) -> ListedDataset:
     if not layout.split_file:
         lists, source = OFFICIAL[name](folder), f"'{folder}'"
     elif file.exists():
-        lists, source = read_split_file(file, images), f"'{file}'"
+        lists, source = read_split_file(file, images, layout.unpacked), f"'{file}'"
     elif made_split:
         lists, source = OFFICIAL[name](folder), f"the split made of '{folder}'"
         notices = (

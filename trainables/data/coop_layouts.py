@@ -21,6 +21,8 @@ class Layout:
     """As published, for the parts as they are used here."""
     split_file: str = ""
     """The published train, val and test lists; empty where the parts are official."""
+    unpacked: tuple[str, ...] = ("",)
+    """Folders below that of the images which are there once the images have been unpacked."""
     needs: tuple[str, ...] = ()
     """Files in its folder that are always needed, beside the images and the split file."""
     makes: tuple[str, ...] = ()
@@ -50,6 +52,7 @@ LAYOUTS: dict[str, Layout] = {
         "",
         Counts(196, 6509, 1635, 8041),
         "split_zhou_StanfordCars.json",
+        unpacked=("cars_train", "cars_test"),
         makes=(
             "devkit/cars_meta.mat",
             "devkit/cars_train_annos.mat",

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from trainables.data.base import DataError
 from trainables.data.lists import PARTS, Lists, Row
+from trainables.data.tree import holds_anything
 
 
-def read_split_file(file: Path, images: Path) -> Lists:
+def read_split_file(file: Path, images: Path, unpacked: Sequence[str] = ("",)) -> Lists:
     """The rows of a split file, in its order; `images` is the folder of the images.
 
-    The images need not be there. Where the folder is there and none of the listed images is in
-    it, the file is another data set's. Raises `DataError`.
+    The images need not be there. Where something lies in one of the folders `unpacked` below it,
+    but none of the listed images does, the file is another data set's. Raises `DataError`.
     """
     try:
         plain = json.loads(file.read_text(encoding="utf-8"))
@@ -32,7 +35,8 @@ def read_split_file(file: Path, images: Path) -> Lists:
         for part in PARTS
     }
     rows = [row for part in PARTS for row in lists[part]]
-    if rows and images.is_dir() and not any((images / row.path).exists() for row in rows):
+    there = any(holds_anything(images / folder) for folder in unpacked)
+    if rows and there and not any(os.path.exists(images / row.path) for row in rows):
         raise DataError(
             f"A split file lists its data set's images: none of the {len(rows)} in '{file}' lies "
             f"in '{images}'. It is the split file of another data set, or the images have not "

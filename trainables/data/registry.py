@@ -45,6 +45,13 @@ def open_dataset(spec: str, root: str = "", made_split: bool = False) -> Dataset
     `root` is the folder that holds the field's data sets. With `made_split`, a missing split file
     is replaced by a split made here. Raises `DataError`.
     """
+    try:
+        return _open(spec, root, made_split)
+    except OSError as error:
+        raise DataError(f"The data set '{spec}' cannot be read ({error}). Grant access.") from None
+
+
+def _open(spec: str, root: str, made_split: bool) -> Dataset:
     for prefix, open_path in PREFIXES.items():
         if spec.startswith(prefix):
             path = spec.removeprefix(prefix)

@@ -33,6 +33,15 @@ def images_in(folder: Path) -> list[str]:
         raise DataError(_cannot_list(folder, error)) from None
 
 
+def holds_anything(folder: Path) -> bool:
+    """Whether there is such a folder with something visible in it."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(_visible(entry.name) for entry in entries)
+    except OSError:
+        return False
+
+
 def read_lines(file: Path) -> list[str]:
     """The lines of a list file that hold something, stripped; raises `DataError`."""
     try:
