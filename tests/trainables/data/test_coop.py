@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -9,10 +10,17 @@ from pathlib import Path
 import pytest
 
 from tests.trainables.data.shared import shared_data
-from tests.trainables.data.trees import TREES, Tree, looks_like, snapshot
+from tests.trainables.data.trees import (
+    TREES,
+    Tree,
+    fgvc_aircraft,
+    looks_like,
+    snapshot,
+    write_split,
+)
 from trainables.data.base import DataError, Split
 from trainables.data.coop_layouts import ALL11, IMAGENET_SHIFTS, LAYOUTS, find_folder
-from trainables.data.coop_made import OFFICIAL
+from trainables.data.coop_made import CALTECH_NAMES, EUROSAT_NAMES, OFFICIAL
 from trainables.data.images import ImageFiles
 from trainables.data.lists import Counts, ListedDataset
 from trainables.data.registry import BASE_TASKS, DATASETS, SHIFTS, open_dataset
@@ -130,8 +138,6 @@ def test_the_fingerprint_knows_neither_order_nor_place(name: str, tmp_path: Path
             file.write_text("".join(sorted(file.read_text().splitlines(keepends=True))))
     else:
         file, listed = folder / tree.split_file.name, tree.rows
-        from tests.trainables.data.trees import write_split
-
         write_split(file, {p: sorted(found) for p, found in listed.items()}, tree.class_names)
     after = parts(name, tmp_path / "b")
     assert {part: split.fingerprint for part, split in after.items()} == before
@@ -237,8 +243,6 @@ def test_a_missing_folder_and_a_missing_root_are_named(name: str, tmp_path: Path
 
 @pytest.mark.parametrize("folder", LAYOUTS["fgvc_aircraft"].folders)
 def test_aircraft_under_its_other_names(folder: str, tmp_path: Path) -> None:
-    from tests.trainables.data.trees import fgvc_aircraft
-
     tree = fgvc_aircraft(tmp_path, folder)
     assert find_folder("fgvc_aircraft", tmp_path) == tree.folder
     assert rows(parts("fgvc_aircraft", tmp_path)["test"]) == tree.rows["test"]
@@ -289,11 +293,7 @@ def test_the_fields_own_lists_without_any_image(name: str, tmp_path: Path) -> No
 
 
 def test_the_rules_give_the_published_class_names(tmp_path: Path) -> None:
-    """The names of UCF101 and Caltech101 that the lists publish come out of the rules too."""
-    import json
-
-    from trainables.data.coop_made import CALTECH_NAMES, EUROSAT_NAMES
-
+    """The names of Caltech101 and EuroSAT that the lists publish come out of the rules too."""
     for name, renamed in (("caltech101", CALTECH_NAMES), ("eurosat", EUROSAT_NAMES)):
         plain = json.loads(shared_data("coop-splits", LAYOUTS[name].split_file).read_text())
         folders: dict[str, set[tuple[int, str]]] = defaultdict(set)

@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import threading
+import warnings
 import zlib
 from pathlib import Path
 
@@ -149,8 +150,6 @@ def test_a_folder_in_an_images_place(tmp_path: Path) -> None:
 
 
 def test_threads_neither_warn_nor_lose_the_filters_of_others(tmp_path: Path) -> None:
-    import warnings
-
     file = tmp_path / "a.png"
     Image.fromarray(gradient()).convert("P").save(file, transparency=bytes(20))
     before, failed = list(warnings.filters), []
