@@ -11,6 +11,7 @@ import pytest
 
 from trainables.backbones.registry import BACKBONES, absolute_spec, load_backbone
 from trainables.backbones.shared import fetch_weights, share_weights
+from trainables.data.source import DataSource
 from trainables.storage import LocalStorage, StorageError
 from trainables.workbench import Workbench
 
@@ -37,7 +38,7 @@ def test_a_worker_without_the_folder_gets_the_same_model(
     expected = load_backbone(spec).fingerprint
     location = share_weights(spec, LocalStorage(tmp_path / "sweep"))
     shutil.rmtree(model)  # this is another machine now
-    bench = Workbench(spec, "cpu", location)
+    bench = Workbench(spec, "cpu", DataSource(), location)
     assert bench.backbone.fingerprint == expected
     assert bench.spec == spec  # the trial's identity is not where its node keeps the files
     (copy,) = (path for path in cache.iterdir() if path.is_dir())

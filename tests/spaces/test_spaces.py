@@ -14,8 +14,9 @@ from optuna.trial import FixedTrial
 
 from spaces.base import Setting
 from spaces.registry import SPACES
+from trainables.data.source import DataSource
 from trainables.trainer import Trainer
-from trainables.trial import TrialConfig
+from trainables.trial import Cell, TrialConfig
 from trainables.workbench import Workbench
 
 SHOTS = 4
@@ -32,7 +33,7 @@ EXTRA = {"weight_decay": 1e-3, "norm_weight": 1e-3, "alpha_start": 0.5, "warmup_
 
 @pytest.fixture(scope="module")
 def bench() -> Workbench:
-    return Workbench("tiny", "cpu")
+    return Workbench("tiny", "cpu", DataSource())
 
 
 def parameters(name: str) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def other(distribution: Any, value: Any) -> Any:
 
 
 def learned(config: TrialConfig, bench: Workbench) -> dict[str, torch.Tensor]:
-    trainer = Trainer(config, bench, "digits", SHOTS, seed=1)
+    trainer = Trainer(config, bench, Cell("digits", SHOTS, 1))
     for _ in range(trainer.epochs):
         trainer.run_epoch()
     return {name: tensor.detach().clone() for name, tensor in trainer.method.state_dict().items()}

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
+from trainables.data.source import DataSource
 from trainables.workbench import Workbench
 
 
 @pytest.fixture(scope="session")
 def bench() -> Workbench:
     """The embedded backbone on the CPU. Tests must not change what it holds."""
-    return Workbench("tiny", "cpu")
+    return Workbench("tiny", "cpu", DataSource())
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 
-from tests.trainables.trials import TASK, mask_trial, residual_trial
+from tests.trainables.trials import mask_trial, residual_trial
 from trainables.data.few_shot import sample_shots
 from trainables.data.registry import open_dataset
+from trainables.data.source import DataSource
 from trainables.trainer import Trainer
+from trainables.trial import Cell
 from trainables.workbench import Workbench
 
 
@@ -27,7 +29,8 @@ def facts() -> dict[str, Any]:
         for name in ("digits", "digits-rotated")
         for split in ("train", "val")
     ]
-    trainer = Trainer(mask_trial(), Workbench("tiny", "cpu"), TASK.dataset, 1, seed=1)
+    bench = Workbench("tiny", "cpu", DataSource())
+    trainer = Trainer(mask_trial(), bench, Cell("digits", 1, 1))
     metrics = trainer.run_epoch()
     digest = hashlib.sha256()
     for tensor in trainer.state()[0].values():

@@ -12,20 +12,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.trainables.trials import TASK, mask_trial, residual_trial, zero_shot_trial
+from tests.trainables.trials import mask_trial, residual_trial, zero_shot_trial
 from trainables.backbones.base import BackboneError
+from trainables.data.augment import random_cut
 from trainables.data.base import DataError
-from trainables.data.few_shot import draw_few_shot
-from trainables.data.registry import open_dataset
+from trainables.data.resample import Cut
+from trainables.data.source import DataSource
 from trainables.methods.base import Batch
 from trainables.methods.taskres import TaskRes, TaskResConfig
 from trainables.trainer import NonFiniteError, Trainer, accuracy
-from trainables.trial import TrialConfig
+from trainables.trial import Cell, TrialConfig
+from trainables.view import AUGMENTED_VIEWS, View
 from trainables.workbench import Workbench, zero_shot_logits
 
 TRIALS = {
     "taskres": residual_trial(),
     "taskres-alpha": replace(residual_trial(), method_config=TaskResConfig(learn_alpha=True)),
+    "taskres-crops": replace(residual_trial(), crop_scale=0.5),
     "rmt": mask_trial(),
     "rmt-whole": mask_trial(crop_scale=1.0),
     "rmt-plain": mask_trial(leak=0.0),
@@ -34,7 +37,12 @@ TRIALS = {
 
 
 def open_trainer(trial: TrialConfig, bench: Workbench, seed: int = 1) -> Trainer:
-    return Trainer(trial, bench, TASK.dataset, TASK.shots, seed)
+    return Trainer(trial, bench, Cell("digits", 2, seed))
+
+
+def pictures(view: View) -> Tensor:
+    """All test views."""
+    return view.images(torch.arange(len(view)))
 
 
 def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
@@ -57,6 +65,16 @@ class Spy:
         trainer.method.backward = backward  # type: ignore[method-assign]
 
 
+class Blind:
+    """Images that know what they look like and are not to be looked at."""
+
+    def __init__(self, content: str) -> None:
+        self._content = content
+
+    def content(self) -> str:
+        return self._content
+
+
 @pytest.mark.parametrize("trial", TRIALS.values(), ids=TRIALS)
 def test_the_same_seed_gives_the_same_training(trial: TrialConfig, bench: Workbench) -> None:
     first, second = open_trainer(trial, bench), open_trainer(trial, bench)
@@ -70,17 +88,18 @@ def test_the_same_seed_gives_the_same_training(trial: TrialConfig, bench: Workbe
 @pytest.mark.parametrize("trial", TRIALS.values(), ids=TRIALS)
 def test_another_seed_gives_another_training(trial: TrialConfig, bench: Workbench) -> None:
     first, second = open_trainer(trial, bench), open_trainer(replace(trial, seed=1), bench)
-    assert torch.equal(first.train.images, second.train.images)  # the draw is the task's
+    assert torch.equal(pictures(first.train), pictures(second.train))  # the draw is the task's
     first.run_epoch()
     second.run_epoch()
     assert not same(first.state()[0], second.state()[0])
-    assert not torch.equal(open_trainer(trial, bench, 2).train.images, first.train.images)
+    other = open_trainer(trial, bench, 2).train
+    assert not torch.equal(pictures(other), pictures(first.train))
 
 
 @pytest.mark.parametrize("trial", TRIALS.values(), ids=TRIALS)
 def test_training_leaves_the_workbench_as_it_was(trial: TrialConfig, bench: Workbench) -> None:
     """A warm worker's second trial gives what a fresh worker's first one gives."""
-    fresh = open_trainer(trial, Workbench("tiny", "cpu"))
+    fresh = open_trainer(trial, Workbench("tiny", "cpu", DataSource()))
     cold = fresh.run_epoch()
     open_trainer(mask_trial(1, masked="all"), bench).run_epoch()
     warm = open_trainer(trial, bench)
@@ -158,7 +177,7 @@ def test_the_last_incomplete_batch_is_dropped_where_a_complete_one_exists(
     assert [len(batch.labels) for batch in spy.batches] == sizes
     seen = torch.cat([batch.inputs for batch in spy.batches])
     assert len(seen.unique(dim=0)) == len(seen)  # no image twice in an epoch
-    rows = (seen[:, None] == trainer.train.features[None]).all(-1)
+    rows = (seen[:, None] == trainer.train.features()[None]).all(-1)
     assert (rows.sum(1) == 1).all()
     labels = trainer.train.labels[rows.int().argmax(1)]
     assert torch.equal(torch.cat([batch.labels for batch in spy.batches]), labels)
@@ -170,7 +189,7 @@ def test_teacher_logits_are_those_of_the_very_view(name: str, bench: Workbench) 
     spy = Spy(trainer)
     for _ in range(2):
         trainer.run_epoch()
-    classes = functional.normalize(bench.class_features("digits", "single"), dim=-1)
+    classes = functional.normalize(bench.class_features("digits", "all", "single"), dim=-1)
     for batch in spy.batches:
         features = functional.normalize(bench.backbone.encode_image(batch.inputs), dim=-1)
         expected = bench.backbone.logit_scale * features @ classes.T
@@ -186,7 +205,7 @@ def test_teacher_logits_for_a_method_that_reads_features(
     spy = Spy(trainer)
     for _ in range(2):
         trainer.run_epoch()
-    classes = bench.class_features("digits", "paper")
+    classes = bench.class_features("digits", "all", "paper")
     for batch in spy.batches:
         expected = zero_shot_logits(batch.inputs, classes, bench.backbone.logit_scale)
         torch.testing.assert_close(batch.zero_shot_logits, expected, atol=1e-3, rtol=1e-5)
@@ -205,16 +224,42 @@ def test_digits_are_cropped_but_never_mirrored(
 ) -> None:
     calls = []
 
-    def crop(images: Tensor, scale: float, flip: bool, rng: torch.Generator) -> Tensor:
+    def cut(sizes: Tensor, side: int, scale: float, flip: bool, rng: torch.Generator) -> Cut:
         calls.append((scale, flip))
-        return images.float()
+        return random_cut(sizes, side, scale, flip, rng)
 
-    monkeypatch.setattr("trainables.trainer.random_resized_crop", crop)
+    monkeypatch.setattr("trainables.view.random_cut", cut)
     open_trainer(mask_trial(crop_scale=0.7), bench).run_epoch()
     assert set(calls) == {(0.7, False)}
     calls.clear()
     open_trainer(mask_trial(crop_scale=1.0), bench).run_epoch()
     assert calls == []
+
+
+def test_features_of_crops_take_turns(bench: Workbench) -> None:
+    """One augmented view an epoch; after the last one, the first again; never the test view."""
+    epochs = AUGMENTED_VIEWS + 2
+    trial = replace(residual_trial(epochs, batch_size=20), crop_scale=0.5)
+    trainer = open_trainer(trial, bench)
+    spy = Spy(trainer)
+    for _ in range(epochs):
+        trainer.run_epoch()
+    seen = [batch.inputs[batch.inputs[:, 0].argsort()] for batch in spy.batches]
+    views = [trainer.train.features(number, 0.5) for number in range(1, AUGMENTED_VIEWS + 1)]
+    for epoch, rows in enumerate(seen):
+        view = views[epoch % AUGMENTED_VIEWS]
+        assert torch.equal(rows, view[view[:, 0].argsort()])
+    assert not torch.equal(views[0], views[1])
+    assert not torch.equal(views[0], trainer.train.features())
+
+
+def test_features_are_enough(bench: Workbench) -> None:
+    """Where they are in the store, a method on features opens no image."""
+    open_trainer(residual_trial(), bench).run_epoch()
+    fresh = open_trainer(residual_trial(), Workbench("tiny", "cpu", DataSource()))
+    for view in (fresh.train, fresh.val):
+        view._split = replace(view._split, images=Blind(view._split.images.content()))
+    fresh.run_epoch()
 
 
 def test_the_learning_rate_follows_the_schedule(bench: Workbench) -> None:
@@ -251,9 +296,12 @@ def test_validation_figures_recomputed(bench: Workbench) -> None:
     for _ in range(3):
         metrics = trainer.run_epoch()
     assert isinstance(trainer.method, TaskRes)
-    backbone, drawn = bench.backbone, draw_few_shot(open_dataset("digits"), TASK.shots, 1)
-    images = backbone.preprocess.normalise(backbone.preprocess.resize(drawn.val.images))
-    classes = bench.class_features("digits", "paper") + 0.5 * trainer.method.residual.detach()
+    backbone, drawn = bench.backbone, bench.source.draw("digits", 2, 1)
+    rows = [drawn.val.images.read(row) for row in range(20)]
+    images = backbone.preprocess.normalise(backbone.preprocess.resize(rows))
+    classes = (
+        bench.class_features("digits", "all", "paper") + 0.5 * trainer.method.residual.detach()
+    )
     correct, loss = 0, 0.0
     for image, label in zip(images, drawn.val.labels.tolist(), strict=True):
         feature = backbone.encode_image(image[None])[0].double()
@@ -326,14 +374,14 @@ def test_accuracy_is_a_fraction() -> None:
 @pytest.mark.parametrize(
     ("error", "changes"),
     [
-        (DataError, {"dataset": "digitz"}),
-        (DataError, {"shots": 59}),
-        (BackboneError, {"bench": Workbench("tinny", "cpu")}),
+        (DataError, {"cell": Cell("digitz", 1, 0)}),
+        (DataError, {"cell": Cell("digits", 590, 0)}),
+        (BackboneError, {"bench": Workbench("tinny", "cpu", DataSource())}),
     ],
 )
 def test_wrong_names_are_refused(
     error: type[Exception], changes: dict[str, Any], bench: Workbench
 ) -> None:
-    arguments = {"bench": bench, "dataset": "digits", "shots": 1, "seed": 0} | changes
+    arguments = {"bench": bench, "cell": Cell("digits", 1, 0)} | changes
     with pytest.raises(error):
         Trainer(residual_trial(), **arguments)

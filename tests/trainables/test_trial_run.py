@@ -21,7 +21,7 @@ from tests.trainables.trials import TASK, TWO_SEEDS, mask_trial, residual_trial,
 from trainables.methods.registry import METHODS
 from trainables.storage import LocalStorage, StorageError
 from trainables.trainer import NonFiniteError, Trainer
-from trainables.trial import TaskSpec, TrialConfig
+from trainables.trial import Cell, TaskSpec, TrialConfig
 from trainables.trial_run import PARTS, Report, TrialRun
 from trainables.workbench import Workbench
 
@@ -97,7 +97,7 @@ def test_every_epoch_has_a_row_of_the_same_metrics(bench: Workbench) -> None:
 def test_side_by_side_reports_the_mean_over_seeds(bench: Workbench) -> None:
     trial = residual_trial(3)
     run = TrialRun(trial, TWO_SEEDS, bench)
-    alone = [Trainer(trial, bench, "digits", 1, seed) for seed in TWO_SEEDS.seeds]
+    alone = [Trainer(trial, bench, Cell("digits", 1, seed)) for seed in TWO_SEEDS.seeds]
     for report in to_the_end(run):
         first, second = (cell.run_epoch() for cell in alone)
         assert first["val/accuracy"] != second["val/accuracy"]
@@ -112,7 +112,7 @@ def test_in_sequence_a_part_is_a_seed(bench: Workbench) -> None:
     assert run.steps == 3
     expected = []
     for index, report in enumerate(to_the_end(run)):
-        alone = Trainer(trial, bench, "digits", 1, task.seeds[index])
+        alone = Trainer(trial, bench, Cell("digits", 1, task.seeds[index]))
         rows = [alone.run_epoch() for _ in range(3)]
         expected.append(rows[-1]["val/accuracy"])
         assert report.values == tuple(expected)  # each seed's own, for a paired test
@@ -139,7 +139,7 @@ def test_a_method_with_nothing_to_train(
     run = TrialRun(zero_shot_trial(), TWO_SEEDS, bench, in_sequence)
     reports = to_the_end(run)
     assert len(reports) == (2 if in_sequence else 1)
-    cells = [Trainer(zero_shot_trial(), bench, "digits", 1, seed) for seed in TWO_SEEDS.seeds]
+    cells = [Trainer(zero_shot_trial(), bench, cell) for cell in TWO_SEEDS.cells]
     mean = sum(cell.validate()["val/accuracy"] for cell in cells) / 2
     assert reports[-1].metrics["val/accuracy"] == mean
     assert reports[-1].finished

@@ -24,6 +24,7 @@ from trainables.data.base import Split
 from trainables.data.digits import Digits
 from trainables.data.registry import DATASETS
 from trainables.data.sealed import SealedError, TestPermit, read_test_split, seal_process
+from trainables.data.source import DataSource
 from trainables.storage import LocalStorage
 from trainables.trial import TrialConfig
 from trainables.trial_run import TrialRun
@@ -236,7 +237,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 def whole_run(trial: TrialConfig, folder: Path) -> tuple[object, ...]:
     """All that a trial says and leaves behind, with a fresh workbench."""
     folder.mkdir()
-    run = TrialRun(trial, TASK, Workbench("tiny", "cpu"))
+    run = TrialRun(trial, TASK, Workbench("tiny", "cpu", DataSource()))
     reports = []
     while not run.finished:
         reports.append(run.advance())
