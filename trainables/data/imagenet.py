@@ -79,6 +79,10 @@ class ImageNet:
         train, val = (len(self._open[name].labels) for name in ("train", "val"))
         return Counts(len(self.names), train, val, len(self._test))
 
+    def missing(self) -> tuple[str, ...]:
+        """None: there is no list, but what is there."""
+        return ()
+
     @property
     def _test(self) -> list[tuple[str, int]]:
         listed = enumerate(self._listed("val"))
@@ -213,6 +217,10 @@ class ImageNetShift:
     def counts(self) -> Counts:
         """What there is; raises `DataError`."""
         return Counts(len(self.wnids), 0, 0, len(self._test))
+
+    def missing(self) -> tuple[str, ...]:
+        """None: there is no list, but what is there."""
+        return ()
 
     @property
     def _test(self) -> list[tuple[str, int]]:

@@ -86,6 +86,20 @@ class ListedDataset:
         train, val, test = (len(self._lists[part]) for part in PARTS)
         return Counts(len(self.class_names), train, val, test)
 
+    def missing(self) -> tuple[str, ...]:
+        """Files of the lists that are not there; none is opened."""
+        files = (os.path.join(self.root, row.path) for part in PARTS for row in self._lists[part])
+        return tuple(file for file in files if not os.path.exists(file))
+
+    def missing(self) -> list[str]:
+        """Paths of images, of all parts, that are listed and not there, in order."""
+        wanted = sorted({row.path for part in PARTS for row in self._lists[part]})
+        there: dict[Path, set[str]] = {}
+        for folder in {(self.root / path).parent for path in wanted}:
+            there[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
+        places = ((path, self.root / path) for path in wanted)
+        return [path for path, place in places if place.name not in there[place.parent]]
+
     def split(self, name: SplitName) -> Split:
         """`train` or `val`, in the list's order; raises `SealedError` for anything else."""
         if name not in ("train", "val"):

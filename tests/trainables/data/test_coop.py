@@ -24,7 +24,7 @@ from trainables.data.coop_made import CALTECH_NAMES, EUROSAT_NAMES, OFFICIAL
 from trainables.data.images import ImageFiles
 from trainables.data.lists import Counts, ListedDataset
 from trainables.data.registry import BASE_TASKS, DATASETS, SHIFTS, open_dataset
-from trainables.data.sealed import SealedError, read_test_split
+from trainables.data.sealed import SealedError, TestPermit, read_test_split
 
 LISTED = tuple(OFFICIAL)
 WITH_FILE = tuple(name for name in LISTED if LAYOUTS[name].split_file)
@@ -98,6 +98,22 @@ def test_a_data_set_has_all_that_the_protocol_says(name: str, trees: dict[str, T
         assert all(text for row in texts for text in row)
     with pytest.raises(SealedError, match="Only 'train' and 'val' are open"):
         dataset.split("test")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_the_seal_holds_for_every_data_set(
+    name: str, trees: dict[str, Tree], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = open_dataset(name, str(trees["dtd"].root))
+    with pytest.raises(SealedError, match=f"A permit for 'other' does not open '{name}'"):
+        dataset.sealed_split(TestPermit("other"))
+    monkeypatch.setenv("FEWSHOT_TEST_SPLIT_SEALED", "1")
+    recorded: list[str] = []
+    with pytest.raises(SealedError, match="cannot be read in a process that trains"):
+        dataset.sealed_split(TestPermit(name))
+    with pytest.raises(SealedError, match="cannot be read in a process that trains"):
+        read_test_split(dataset, lambda: recorded.append("recorded"))
+    assert recorded == []
 
 
 @pytest.mark.parametrize("tree", LISTED, indirect=True)
@@ -251,7 +267,11 @@ def test_aircraft_under_its_other_names(folder: str, tmp_path: Path) -> None:
 def test_an_image_that_the_list_names_and_the_folder_lacks(tmp_path: Path) -> None:
     tree = TREES["eurosat"](tmp_path)
     path, _ = tree.rows["train"][3]
+    dataset = open_dataset("eurosat", str(tmp_path))
+    assert isinstance(dataset, ListedDataset)
+    assert dataset.missing() == ()
     (tree.folder / "2750" / path).unlink()
+    assert dataset.missing() == (str(tree.folder / "2750" / path),)
     train = open_dataset("eurosat", str(tmp_path)).split("train")  # a partial copy is listed
     train.images.read(2)
     for ask in (lambda: train.images.read(3), train.images.content):
