@@ -79,9 +79,9 @@ class ImageNet:
         train, val = (len(self._open[name].labels) for name in ("train", "val"))
         return Counts(len(self.names), train, val, len(self._test))
 
-    def missing(self) -> tuple[str, ...]:
+    def missing(self) -> list[str]:
         """None: there is no list, but what is there."""
-        return ()
+        return []
 
     @property
     def _test(self) -> list[tuple[str, int]]:
@@ -218,9 +218,9 @@ class ImageNetShift:
         """What there is; raises `DataError`."""
         return Counts(len(self.wnids), 0, 0, len(self._test))
 
-    def missing(self) -> tuple[str, ...]:
+    def missing(self) -> list[str]:
         """None: there is no list, but what is there."""
-        return ()
+        return []
 
     @property
     def _test(self) -> list[tuple[str, int]]:

@@ -86,11 +86,6 @@ class ListedDataset:
         train, val, test = (len(self._lists[part]) for part in PARTS)
         return Counts(len(self.class_names), train, val, test)
 
-    def missing(self) -> tuple[str, ...]:
-        """Files of the lists that are not there; none is opened."""
-        files = (os.path.join(self.root, row.path) for part in PARTS for row in self._lists[part])
-        return tuple(file for file in files if not os.path.exists(file))
-
     def missing(self) -> list[str]:
         """Paths of images, of all parts, that are listed and not there, in order."""
         wanted = sorted({row.path for part in PARTS for row in self._lists[part]})

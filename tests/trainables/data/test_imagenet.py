@@ -66,7 +66,7 @@ def test_parts_names_and_images(inner: str, tmp_path: Path) -> None:
     test = read_test_split(dataset, lambda: None)
     assert rows(test) == sorted(tree.rows["test"])
     assert dataset.counts() == Counts(12, 11 * 6 + 1, 11 * 2 + 1, 24)
-    assert dataset.missing() == ()
+    assert dataset.missing() == []
     for split in (dataset.split("train"), dataset.split("val"), test):
         for i, label in enumerate(split.labels.tolist()):
             assert looks_like(label, split.images.read(i))
@@ -216,7 +216,7 @@ def test_shifts(name: str, beside: bool, tmp_path: Path) -> None:
     for i, label in enumerate(test.labels.tolist()):
         assert looks_like(shift.source_classes[label], test.images.read(i))
     assert shift.counts() == Counts(len(OWN[name]), 0, 0, 2 * len(OWN[name]))
-    assert shift.missing() == ()
+    assert shift.missing() == []
     assert snapshot(tmp_path) == before
 
 
