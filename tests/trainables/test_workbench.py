@@ -9,101 +9,101 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trainables import view as view_module
 from trainables import workbench
 from trainables.backbones.base import Backbone, BackboneError
 from trainables.data.base import DataError
-from trainables.data.few_shot import draw_few_shot
-from trainables.data.registry import open_dataset
+from trainables.data.source import DataSource
 from trainables.methods.base import Schedule
 from trainables.methods.zero_shot import ZeroShot, ZeroShotConfig
-from trainables.workbench import Workbench, encode_images, zero_shot_logits
+from trainables.progress import Progress
+from trainables.trial import Cell
+from trainables.workbench import Workbench, zero_shot_logits
 
 
-def test_everything_is_computed_at_most_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: Counter[str] = Counter()
+def open_bench() -> Workbench:
+    return Workbench("tiny", "cpu", DataSource())
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often the expensive things are done."""
+    found: Counter[str] = Counter()
 
     def count(owner: object, name: str) -> None:
         original = getattr(owner, name)
 
         def counted(*arguments: object, **named: object) -> object:
-            calls[name] += 1
+            found[name] += 1
             return original(*arguments, **named)
 
         monkeypatch.setattr(owner, name, counted)
 
-    for name in ("load_backbone", "draw_few_shot", "class_features", "encode_images"):
-        count(workbench, name)
-    bench = Workbench("tiny", "cpu")
+    for owner, name in (
+        (workbench, "load_backbone"),
+        (workbench, "class_features"),
+        (DataSource, "draw"),
+        (Backbone, "encode_image"),
+        (view_module, "decoded"),
+    ):
+        count(owner, name)
+    return found
+
+
+def test_everything_is_computed_at_most_once(
+    calls: Counter[str], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    bench = open_bench()
     assert calls == {}  # nothing is loaded before it is needed
     for _ in range(3):
-        first, second = bench.views("digits", 1, 5), bench.views("digits", 1, 6)
-        texts = bench.class_features("digits", "paper"), bench.class_features("digits", "clean")
-        assert bench.views("digits", 1, 5) is first
-        assert not torch.equal(first[0].images, second[0].images)
+        first, second = bench.views(Cell("digits", 1, 5)), bench.views(Cell("digits", 1, 6))
+        texts = [bench.class_features("digits", "all", name) for name in ("paper", "clean")]
+        features = [view.features() for view in (*first, *second)]
+        assert bench.views(Cell("digits", 1, 5)) is first
+        assert not torch.equal(features[0], features[2])
         assert not torch.equal(*texts)
-    assert calls == {
-        "load_backbone": 1,
-        "draw_few_shot": 2,
-        "class_features": 2,
-        "encode_images": 4,
-    }
+    once = {"load_backbone": 1, "draw": 2, "class_features": 2, "encode_image": 4, "decoded": 4}
+    assert calls == once
+    # Another worker of the machine: what is in the store is not computed again.
+    other = open_bench()
+    for view, known in zip(other.views(Cell("digits", 1, 5)), features, strict=False):
+        assert torch.equal(view.features(), known)
+    assert torch.equal(other.class_features("digits", "all", "paper"), texts[0])
+    assert calls == once | {"load_backbone": 2, "draw": 3}
 
 
-def test_no_two_draws_are_confused(bench: Workbench) -> None:
-    keys = [
-        (name, shots, seed)
+def test_no_two_cells_are_confused(bench: Workbench) -> None:
+    cells = [
+        Cell(name, shots, seed, half)
         for name in ("digits", "digits-rotated")
         for shots in (1, 2)
         for seed in (1, 2)
+        for half in ("all", "base", "new")
     ]
-    for name, shots, seed in keys * 2:
-        drawn = draw_few_shot(open_dataset(name), shots, seed)
-        for view, split in zip(
-            bench.views(name, shots, seed), (drawn.train, drawn.val), strict=True
-        ):
-            assert torch.equal(view.images, bench.backbone.preprocess.resize(split.images))
+    for cell in cells * 2:
+        drawn = bench.source.draw(cell.dataset, cell.shots, cell.seed, cell.half)
+        for view, split in zip(bench.views(cell), (drawn.train, drawn.val), strict=True):
             assert torch.equal(view.labels, split.labels)
+            images = [split.images.read(row) for row in range(len(split.images))]
+            expected = bench.backbone.preprocess.resize(images)
+            assert torch.equal(view.images(torch.arange(len(view))), expected)
 
 
-def test_a_view_holds_what_the_model_makes_of_the_test_transform(bench: Workbench) -> None:
-    drawn = draw_few_shot(open_dataset("digits"), 3, 1).train
-    view = bench.view(drawn.images, drawn.labels)
-    side = bench.backbone.preprocess.image_size
-    assert view.images.shape == (30, 3, side, side)
-    assert view.images.dtype == torch.uint8
-    assert view.features.dtype == torch.float32
-    for image, feature in zip(view.images, view.features, strict=True):
-        alone = bench.backbone.encode_image(bench.backbone.preprocess.normalise(image[None]))[0]
-        torch.testing.assert_close(feature, alone, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("count", [1, 127, 128, 129, 300])
-def test_images_are_encoded_in_batches_in_order(count: int, bench: Workbench) -> None:
-    rng = torch.Generator().manual_seed(count)
-    images = torch.randint(0, 256, (count, 3, 32, 32), generator=rng, dtype=torch.uint8)
-    sizes = []
-
-    class Mean(Backbone):
-        def encode_image(self, images: Tensor) -> Tensor:
-            sizes.append(len(images))
-            return images.flatten(1).mean(1, keepdim=True)
-
-    fields = {name: getattr(bench.backbone, name) for name in Backbone.__dataclass_fields__}
-    found = encode_images(Mean(**fields), images)
-    expected = bench.backbone.preprocess.normalise(images).flatten(1).mean(1, keepdim=True)
-    torch.testing.assert_close(found, expected)
-    assert max(sizes) <= 128
-    assert sum(sizes) == count
+def test_halves_have_their_own_classes(bench: Workbench) -> None:
+    whole, base, new = (bench.class_features("digits", h, "paper") for h in ("all", "base", "new"))
+    torch.testing.assert_close(torch.cat([base, new]), whole)
+    assert len(base) == len(new) == 5
 
 
 def test_zero_shot_is_the_method_zero_shot(bench: Workbench) -> None:
-    classes = bench.class_features("digits", "single")
+    classes = bench.class_features("digits", "all", "single")
     method = ZeroShot.build(ZeroShotConfig(prompts="single"), bench.backbone, classes, Schedule(()))
-    view = bench.views("digits", 2, 1)[1]
-    images = bench.backbone.preprocess.normalise(view.images)
-    found = bench.zero_shot("digits", "single")(images)
+    view = bench.views(Cell("digits", 2, 1))[1]
+    images = bench.backbone.preprocess.normalise(view.images(torch.arange(len(view))))
+    found = bench.zero_shot("digits", "all", "single")(images)
     assert not found.requires_grad
-    torch.testing.assert_close(found, method(view.features), atol=1e-3, rtol=1e-5)
+    torch.testing.assert_close(found, method(view.features()), atol=1e-3, rtol=1e-5)
 
 
 def test_zero_shot_logits_are_scaled_cosines() -> None:
@@ -117,11 +117,47 @@ def test_zero_shot_logits_are_scaled_cosines() -> None:
     )
 
 
+def test_progress_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    told: list[Progress] = []
+    bench = Workbench("tiny", "cpu", DataSource(), progress=told.append)
+    split = bench.source.dataset("digits").split("val")
+    view = bench.view(split, flip=False)
+    view.features()
+    assert [(p.done, p.total) for p in told] == [(128, 296), (256, 296), (296, 296)]
+    assert {p.what for p in told} == {"features of 296 images"}
+    assert 0 < told[0].seconds <= told[-1].seconds
+    view.features()
+    assert len(told) == 3
+
+
+def test_a_bundle_needs_no_model(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Its features go through as they are, whichever view is asked for."""
+    from tests.trainables.data.shared import shared_data
+
+    file = shared_data("clip-vitb32", "oxford_pets25_4shot.safetensors")
+    spec = f"bundle:{file}"
+    bench = Workbench(spec, "cpu", DataSource())
+    train, _ = bench.views(Cell(spec, 4, 1))
+    rows: Tensor = bench.source.draw(spec, 4, 1).train.images.features  # type: ignore[attr-defined]
+    for view in (train.features(), train.features(3, 0.5)):
+        assert torch.equal(view, rows)
+    assert bench.class_features(spec, "all", "paper").shape == (25, rows.shape[1])
+    with pytest.raises(DataError, match="holds features and no images"):
+        train.images(torch.tensor([0]))
+    with pytest.raises(DataError, match="holds features and no images"):
+        train.crops(torch.tensor([0]), 0.5, torch.Generator())
+    with pytest.raises(DataError, match="holds features and no images"):
+        next(train.batches(4))
+
+
 def test_unknown_names(bench: Workbench) -> None:
-    unknown = Workbench("tinny", "cpu")  # says so when it is used: a worker reports it
+    unknown = Workbench("tinny", "cpu", DataSource())  # says so when it is used
     with pytest.raises(BackboneError, match="tinny"):
-        unknown.views("digits", 1, 1)
+        unknown.views(Cell("digits", 1, 1))
     with pytest.raises(DataError, match="There is no data set 'digit'"):
-        bench.views("digit", 1, 1)
+        bench.views(Cell("digit", 1, 1))
     with pytest.raises(DataError, match="There is no data set 'digit'"):
-        bench.class_features("digit", "paper")
+        bench.class_features("digit", "all", "paper")
