@@ -76,6 +76,11 @@ def test_exif_does_not_turn_an_image(tmp_path: Path) -> None:
     assert read(file).shape == (3, 4, 6)
 
 
+def test_one_pixel(tmp_path: Path) -> None:
+    Image.fromarray(gradient(2, 2)[1:, 1:]).save(tmp_path / "a.png")
+    assert read(tmp_path / "a.png").flatten().tolist() == [40, 60, 10]
+
+
 def test_a_png_that_is_called_jpeg(tmp_path: Path) -> None:
     Image.fromarray(gradient()).save(tmp_path / "a.png")
     (tmp_path / "a.png").rename(tmp_path / "a.JPEG")
