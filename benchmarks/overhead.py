@@ -39,10 +39,8 @@ from search.pruners import PRUNERS  # noqa: E402
 from search.results import read_results  # noqa: E402
 from search.samplers import make_sampler  # noqa: E402
 from search.sweep import Outcome, run_sweep  # noqa: E402
-from spaces.base import Setting  # noqa: E402
+from search.task import setting  # noqa: E402
 from spaces.registry import SPACES  # noqa: E402
-from trainables.data.few_shot import draw_few_shot  # noqa: E402
-from trainables.data.registry import open_dataset  # noqa: E402
 from trainables.trial import TaskSpec  # noqa: E402
 from trainables.trial_run import TrialRun  # noqa: E402
 from trainables.workbench import Workbench  # noqa: E402

@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import ray
 import torch
@@ -32,8 +32,7 @@ from spaces.base import preset_trial
 from spaces.registry import SPACES
 from trainables.backbones.shared import share_weights
 from trainables.data.base import Dataset, Shift, Split
-from trainables.data.few_shot import Half
-from trainables.data.halves import classes_of
+from trainables.data.halves import Half, classes_of
 from trainables.data.sealed import read_test_split, seal_process
 from trainables.storage import Storage, open_storage
 from trainables.trainer import Trainer, accuracy
@@ -275,8 +274,7 @@ def _logits(
         trainer.method.transfer(bench.class_features(exam.target, half, variant))
     logits = trainer.logits(view)
     if exam.shift and exam.target != cell.dataset:
-        assert isinstance(dataset, Shift)
-        logits = logits[:, list(dataset.source_classes)]
+        logits = logits[:, list(cast(Shift, dataset).source_classes)]
     return logits
 
 

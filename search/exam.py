@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from search.evaluation import Part
 from trainables.data.base import DataError
-from trainables.data.few_shot import Half
+from trainables.data.halves import Half
 from trainables.data.registry import SHIFTS
 from trainables.trial import Cell, TaskSpec
 
@@ -52,8 +52,7 @@ def exams(task: TaskSpec) -> tuple[Exam, ...]:
                 *(Exam(name, (source,), shift=True) for name in _shifts(task)),
             )
         case "cross-dataset":
-            source = task.datasets[:1]
-            return tuple(Exam(name, source) for name in task.datasets)
+            return tuple(Exam(name, task.sources) for name in task.datasets)
 
 
 def _shifts(task: TaskSpec) -> tuple[str, ...]:

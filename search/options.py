@@ -20,7 +20,8 @@ from spaces.registry import SPACES, Entry
 from trainables.backbones.registry import absolute_spec
 from trainables.data.base import DataError
 from trainables.data.bundle import open_bundle
-from trainables.data.registry import ALL11, DATASETS, absolute_dataset
+from trainables.data.few_shot import absolute_draws
+from trainables.data.registry import BASE_TASKS, DATASETS, PREFIXES
 from trainables.storage import join, open_storage
 
 _TASK = (
@@ -42,7 +43,9 @@ examples:
   python -m search.run --resume NAME --trials 100       add trials to a finished one"""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Raises `UsageError` instead of leaving the process."""
+
     def error(self, message: str) -> NoReturn:
         raise UsageError([f"{message[0].upper()}{message[1:]}. See --help."])
 
@@ -50,7 +53,7 @@ class _Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """All options. None has a default here: an option that is absent was not given."""
     default = SweepConfig()
-    parser = _Parser(
+    parser = Parser(
         prog="python -m search.run",
         description=_INTRODUCTION,
         epilog=_EXAMPLES,
@@ -67,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--dataset",
         dest="datasets",
-        type=_names,
+        type=names,
         metavar="NAME,...",
         help=f"{', '.join(DATASETS)}; all11 for the field's eleven; folder:PATH for a folder of "
         "class folders or a table (csv, parquet) of path and label; bundle:FILE for features that "
@@ -293,6 +296,14 @@ def _refuse_changes(base: SweepConfig, config: SweepConfig) -> None:
         )
 
 
+def absolute_dataset(spec: str) -> str:
+    """A data set's specification with its path, if it has one, made absolute."""
+    for prefix in PREFIXES:
+        if spec.startswith(prefix) and spec != prefix:
+            return f"{prefix}{Path(spec.removeprefix(prefix)).expanduser().resolve()}"
+    return spec
+
+
 def _settle_draws(given: dict[str, Any]) -> None:
     """A file of draws is a rule of drawing. Raises `UsageError`."""
     pattern = given.pop("shots_file", None)
@@ -302,7 +313,7 @@ def _settle_draws(given: dict[str, Any]) -> None:
         raise UsageError(
             [f"Images are drawn by one rule: --draws {given['draws']} or --shots-file, not both."]
         )
-    given["draws"] = f"file:{Path(pattern).absolute()}"
+    given["draws"] = absolute_draws(f"file:{pattern}")
 
 
 def _settle_bundle(given: dict[str, Any]) -> None:
@@ -340,9 +351,10 @@ def _by_space(value: Callable[[Entry], str]) -> str:
     return "; ".join(f"{value} for {' and '.join(spaces)}" for value, spaces in names.items())
 
 
-def _names(text: str) -> list[str]:
+def names(text: str) -> list[str]:
+    """Names with commas between them; `all11` stands for eleven."""
     found = [part for part in text.split(",") if part]
-    return [name for part in found for name in (ALL11 if part == "all11" else (part,))]
+    return [name for part in found for name in (BASE_TASKS if part == "all11" else (part,))]
 
 
 def _integers(text: str) -> tuple[int, ...]:

@@ -95,9 +95,8 @@ def _check(config: SweepConfig, examiner: Examiner) -> Plan:
         placement, found = place(config, this_machine())
         problems += found
     problems += _storage_problems(config) + ledger_problems(config.ledger)
-    problems += _address_problems(config)
-    if not config.task_problems():
-        problems += data_problems(config, source)
+    problems += address_problems(config)
+    problems += data_problems(config, source)
     uri = tracking_uri(config)
     notices: tuple[str, ...] = ()
     if (
@@ -178,8 +177,9 @@ def _storage_problems(config: SweepConfig) -> list[str]:
     return []
 
 
-def _address_problems(config: SweepConfig) -> list[str]:
-    """Ray itself tries for minutes before it says that nobody is there."""
+def address_problems(config: SweepConfig) -> list[str]:
+    """Whether `address` can be reached: Ray itself tries for minutes before it says that nobody is
+    there."""
     host, colon, port = config.address.rpartition(":")
     if not config.address or config.address == "auto":
         return []
@@ -208,11 +208,9 @@ def _compare(plan: Plan, sweep: Storage) -> str | None:
     stored = load_record(sweep)
     config = SweepConfig.from_dict(stored["config"])
     asked = plan.config.public()
-    found = (
-        differences(config.identity(), asked.identity())
-        + differences({"ledger": config.ledger}, {"ledger": asked.ledger})
-        + differences(stored["fingerprints"], plan.fingerprints)
-    )
+    found = differences(config.identity(), asked.identity())
+    found += differences({"ledger": config.ledger}, {"ledger": asked.ledger})
+    found = found or differences(stored["fingerprints"], plan.fingerprints)
     if found:
         raise UsageError(
             [

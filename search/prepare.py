@@ -8,10 +8,11 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
+from typing import Literal
 
 import ray
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from search.evaluate import Bench, shared_weights
@@ -43,7 +44,7 @@ def prepare(plan: Plan, placement: Placement, sweep: Storage, console: Console) 
     remote = ray.remote(**options, num_returns="streaming")(_prepare)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"))
     with Bar(*columns, TimeRemainingColumn(), console=console, transient=True) as bars:
-        rows: dict[str, tuple[int, Progress]] = {}
+        rows: dict[str, tuple[TaskID, Progress]] = {}
         for reference in remote.remote(bench, task.cells, reads):
             try:
                 news: Progress | str = ray.get(reference)
@@ -63,7 +64,9 @@ def _rate(news: Progress) -> str:
     return f"{news.done / news.seconds:.0f} images/s" if news.seconds else ""
 
 
-def _prepare(bench: Bench, cells: tuple[Cell, ...], reads: str) -> Iterator[Progress | str]:
+def _prepare(
+    bench: Bench, cells: tuple[Cell, ...], reads: Literal["features", "images"]
+) -> Iterator[Progress | str]:
     """On a worker: news as it goes, or at the end why it went no further."""
     seal_process()
     news: queue.Queue[Progress | str | None] = queue.Queue()
@@ -73,7 +76,7 @@ def _prepare(bench: Bench, cells: tuple[Cell, ...], reads: str) -> Iterator[Prog
             workbench = bench.open(news.put)
             for cell in cells:
                 for view in workbench.views(cell):
-                    view.prepare(reads)
+                    view.make(reads)
         except (DataError, StorageError) as error:
             news.put(str(error))
         finally:

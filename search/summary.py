@@ -76,7 +76,7 @@ def _print_evaluation(outcome: Outcome, console: Console) -> None:
     assert found is not None
     draws = ", ".join(map(str, found.seeds))
     table = _table(f"{_TITLES[found.protocol]}, {found.images} images, fresh draws {draws}")
-    for heading in ("", "mean", "deviation", "over zero-shot", "over the paper's setting"):
+    for heading in ("", "mean", "deviation", "over zero-shot", "over the paper"):
         table.add_column(heading, justify="left" if not heading else "right")
     for label, name in _NAMES.items():
         figure = summary(found.figure(label))

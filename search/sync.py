@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NoReturn
 
 from rich.console import Console
 
@@ -17,6 +16,7 @@ from search.evaluation import read_evaluation
 from search.ledger import best_of
 from search.lock import SweepLock
 from search.mirror import Mirror, sweep_artifacts
+from search.options import Parser
 from search.outbox import Outbox, put_away
 from search.preflight import load_record, tracking_uri
 from search.problems import StoppedError, UsageError
@@ -30,11 +30,6 @@ Deliver what a sweep still has to tell MLflow.
 
 While a sweep runs, what MLflow should know is kept in an outbox on disk and sent from there. After
 an outage this sends the rest. Repeating it changes nothing."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError([f"{message[0].upper()}{message[1:]}. See --help."])
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ class Delivery:
 
 def build_parser() -> argparse.ArgumentParser:
     """All options."""
-    parser = _Parser(prog="python -m search.sync", description=_INTRODUCTION, allow_abbrev=False)
+    parser = Parser(prog="python -m search.sync", description=_INTRODUCTION, allow_abbrev=False)
     parser.add_argument("name", metavar="NAME", help="name of the sweep")
     parser.add_argument(
         "--storage",

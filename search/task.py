@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Literal
+from typing import Literal, get_args
 
 from search.config import SweepConfig
 from search.exam import exams
@@ -11,9 +11,9 @@ from search.seeds import fresh_seeds
 from search.statistics import effective_images
 from spaces.base import Setting
 from trainables.data.base import DataError, FeatureRows, PixelRows, fingerprint
-from trainables.data.few_shot import FewShot
+from trainables.data.few_shot import FewShot, draws_problems
 from trainables.data.source import DataSource
-from trainables.trial import Cell, TaskSpec
+from trainables.trial import Cell, Protocol, TaskSpec
 
 Tower = Literal["vit", "resnet", "other"]
 
@@ -23,6 +23,8 @@ def data_problems(config: SweepConfig, source: DataSource) -> list[str]:
     small, or does not fit the protocol."""
     task = config.task
     found: list[str] = []
+    if task.protocol not in get_args(Protocol) or not task.datasets:
+        return []
     try:
         judged = exams(task)
     except DataError as error:
@@ -34,9 +36,11 @@ def data_problems(config: SweepConfig, source: DataSource) -> list[str]:
                 source.dataset(name, half)
         except DataError as error:
             found.append(str(error))
-    if found:
+    if found or config.task_problems():
         return found
     seeds = (*task.seeds, *fresh_seeds(task.seeds, config.eval_seeds))
+    if found := draws_problems(task.draws, task.sources, task.shots, seeds):
+        return found
     for name in task.sources:
         for shots in task.shots:
             try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Literal
 
-from trainables.data.few_shot import Half
+from trainables.data.halves import Half
 from trainables.data.source import DataSource
 from trainables.methods.base import MethodConfig
 from trainables.methods.registry import METHODS

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -101,6 +101,14 @@ class View:
         side = self._backbone.preprocess.image_size
         cut = random_cut(sizes_of(originals), side, crop_scale, self._flip, rng)
         return resample(originals, cut, side, device=self._backbone.device)
+
+    def make(self, reads: Literal["features", "images"]) -> None:
+        """Compute now what a training that `reads` these will ask for first: test features, or
+        decoded images."""
+        if reads == "features":
+            self.features()
+        elif self._keep and not isinstance(self._split.images, PixelRows):
+            _ = self._decoded
 
     def _load(self, number: int, crop_scale: float) -> Tensor:
         if isinstance(self._split.images, FeatureRows):

@@ -64,6 +64,9 @@ def refused(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
         (("--backbone", "openai:missing.pt"), ["missing.pt"]),
         (("--shots", "100"), ["class 8 has 58", "shots is 100", "Use at most --shots 58"]),
         (("--shots", "0"), ["--shots must be at least 1, got 0"]),
+        (("--shots", "4,4"), ["--shots must differ", "4,4"]),
+        (("--protocol", "few"), ["There is no protocol 'few'"]),
+        (("--protocol", "cross-dataset"), ["cross-dataset", "only 'digits'"]),
         (("--shots", "many"), ["--shots", "many"]),
         (("--trials", "0"), ["--trials must be at least 1, got 0"]),
         (("--seeds", "1,1"), ["--seeds must differ", "1,1"]),
@@ -183,7 +186,7 @@ def stored(name: str, **changes: object) -> Path:
 @pytest.mark.parametrize(
     ("options", "difference"),
     [
-        (("--shots", "8"), "shots: the sweep has 16, asked for 8"),
+        (("--shots", "8"), "shots: the sweep has [16], asked for [8]"),
         (("--space", "taskres"), 'space: the sweep has "rmt", asked for "taskres"'),
         (("--seeds", "1,2"), "seeds: the sweep has [1], asked for [1, 2]"),
         (("--sampler", "random"), 'sampler: the sweep has "tpe", asked for "random"'),

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from trainables.data.base import Dataset
-from trainables.data.few_shot import FewShot, Half, draw_few_shot, half_of, readable
+from trainables.data.base import Dataset, Split
+from trainables.data.few_shot import FewShot, draw_few_shot, readable
+from trainables.data.halves import Half, half_of
 from trainables.data.registry import open_dataset
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """How data sets are opened and few-shot sets drawn; each data set is opened once."""
+    """How data sets are opened and few-shot sets drawn: each only once."""
 
     root: str = ""
     """Folder that holds the field's data sets; unused by those that need none."""
@@ -22,6 +23,9 @@ class DataSource:
     skip_unreadable: bool = False
     """Leave unreadable images out, instead of refusing the data set."""
     _open: dict[tuple[str, Half], Dataset] = field(default_factory=dict, repr=False, compare=False)
+    _drawn: dict[tuple[str, int, int, Half], FewShot] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def dataset(self, spec: str, half: Half = "all") -> Dataset:
         """The data set, or its base or new classes; raises `DataError`."""
@@ -36,7 +40,13 @@ class DataSource:
 
         The base classes' set is the whole data set's, restricted to them, as in the field.
         """
-        drawn = draw_few_shot(self.dataset(spec), shots, seed, self.draws)
-        if self.skip_unreadable:
-            drawn = FewShot(readable(drawn.train), readable(drawn.val))
-        return drawn.half(half)
+        key = (spec, shots, seed, half)
+        if key not in self._drawn:
+            drawn = draw_few_shot(self.dataset(spec), shots, seed, self.draws)
+            drawn = FewShot(self.readable(drawn.train), self.readable(drawn.val))
+            self._drawn[key] = drawn.half(half)
+        return self._drawn[key]
+
+    def readable(self, split: Split) -> Split:
+        """The split, without the images that cannot be read if they are to be skipped."""
+        return readable(split) if self.skip_unreadable else split

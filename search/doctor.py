@@ -1,0 +1,281 @@
+"""`python -m search.doctor`: what is fine for a sweep, and what to do about the rest."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from search.environment import quiet_environment
+
+quiet_environment()  # Ray reads its settings when it is imported
+
+from search.config import SweepConfig, is_bundle  # noqa: E402
+from search.examine import ExaminationApart  # noqa: E402
+from search.options import Parser, absolute_dataset, names  # noqa: E402
+from search.preflight import address_problems, tracking_uri  # noqa: E402
+from search.problems import UsageError  # noqa: E402
+from search.tracking_uri import TrackingError, check_tracking_uri, shown  # noqa: E402
+from trainables.backbones.base import BackboneError  # noqa: E402
+from trainables.backbones.registry import absolute_spec  # noqa: E402
+from trainables.cache import cache_folder  # noqa: E402
+from trainables.data.base import DataError, Dataset  # noqa: E402
+from trainables.data.coop_layouts import LAYOUTS  # noqa: E402
+from trainables.data.imagenet import ImageNet, ImageNetShift  # noqa: E402
+from trainables.data.lists import ListedDataset  # noqa: E402
+from trainables.data.registry import open_dataset  # noqa: E402
+from trainables.storage import StorageError, open_storage  # noqa: E402
+
+State = Literal["fine", "look", "wrong", "absent"]
+_STYLES = {"fine": "green", "look": "yellow", "wrong": "red", "absent": "dim"}
+_SAMPLE = 16  # images of a data set that are decoded
+_LEAST_SPACE = 2 * 2**30  # bytes
+
+_INTRODUCTION = """\
+Check what a sweep would need: data sets, weights, tracking, cluster, GPUs, room on the disk.
+
+Nothing is downloaded but published weights that --backbone names, and nothing is changed. The exit
+code is 1 where something that was asked for is wrong."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row of the table."""
+
+    what: str
+    """What was looked at."""
+    state: State
+    """`fine`; `look`: usable, but not as published; `wrong`; `absent`: not there and not asked
+    for."""
+    found: str
+    """What there is."""
+    remedy: str = ""
+    """What to do about it."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All options."""
+    default = SweepConfig()
+    parser = Parser(
+        prog="python -m search.doctor",
+        description=_INTRODUCTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--data",
+        default=os.environ.get("FEWSHOT_DATA", ""),
+        metavar="FOLDER",
+        help="where the field's data sets are (default: FEWSHOT_DATA where it is set)",
+    )
+    parser.add_argument(
+        "--dataset",
+        dest="datasets",
+        type=names,
+        default=[],
+        metavar="NAME,...",
+        help="check these, each of which must be there (default: all that --data holds)",
+    )
+    parser.add_argument(
+        "--backbone",
+        default=default.task.backbone,
+        metavar="SPEC",
+        help="as for search.run (default: %(default)s)",
+    )
+    parser.add_argument("--storage", default=default.storage, metavar="PLACE", help="of the sweeps")
+    parser.add_argument(
+        "--tracking-uri",
+        default=os.environ.get("MLFLOW_TRACKING_URI", ""),
+        metavar="URI",
+        help="MLflow (default: as for search.run)",
+    )
+    parser.add_argument(
+        "--address",
+        default=os.environ.get("RAY_ADDRESS", ""),
+        metavar="HOST:PORT",
+        help="Ray cluster, or auto (default: RAY_ADDRESS where it is set, else this machine)",
+    )
+    return parser
+
+
+def check_dataset(spec: str, root: str, asked: bool) -> Finding:
+    """One data set: layout, split file, counts against the published ones, and a sample of its
+    images decoded."""
+    try:
+        dataset = open_dataset(spec, root)
+    except DataError as error:
+        layout = LAYOUTS.get(spec)
+        there = layout and any((Path(root) / folder).is_dir() for folder in layout.folders)
+        if asked or there:
+            return Finding(spec, "wrong", "", str(error))
+        return Finding(spec, "absent", "no folder of it")
+    try:
+        return _look_into(spec, dataset)
+    except DataError as error:
+        return Finding(spec, "wrong", "", str(error))
+
+
+def _look_into(spec: str, dataset: Dataset) -> Finding:
+    facts, counts = f"{len(dataset.class_names)} classes", None
+    if isinstance(dataset, ListedDataset | ImageNet | ImageNetShift):
+        counts = dataset.counts()
+        facts += f", {counts.train:,} train, {counts.val:,} val, {counts.test:,} test"
+    if isinstance(dataset, ListedDataset) and (missing := dataset.missing()):
+        return Finding(
+            spec,
+            "wrong",
+            f"{facts}; {len(missing):,} of its images are not there",
+            f"The first is '{missing[0]}'. Unpack the images again.",
+        )
+    if spec not in LAYOUTS or LAYOUTS[spec].counts.train:
+        for part in ("train", "val"):
+            images = dataset.split(part).images
+            for position in range(0, len(images), max(1, len(images) // _SAMPLE)):
+                if not is_bundle(spec):
+                    images.read(position)
+    published = LAYOUTS[spec].counts if spec in LAYOUTS else None
+    if counts is not None and published is not None and counts != published:
+        return Finding(
+            spec,
+            "look",
+            facts,
+            f"Published: {published.classes} classes, {published.train:,} train, "
+            f"{published.val:,} val, {published.test:,} test. Figures from other counts cannot be "
+            "compared with published ones.",
+        )
+    return Finding(spec, "fine", facts, " ".join(dataset.notices))
+
+
+def check_data(root: str, asked: Sequence[str]) -> Iterator[Finding]:
+    """What was asked for, or what the root holds."""
+    if root and not Path(root).is_dir():
+        yield Finding("data", "wrong", "", f"--data must be a folder, and '{root}' is none.")
+        return
+    if not asked and not root:
+        yield Finding(
+            "data", "absent", "no --data given", "Give --data ROOT to check the field's data sets."
+        )
+    for spec in asked or (("digits", *LAYOUTS) if root else ("digits",)):
+        yield check_dataset(spec, root, bool(asked))
+
+
+def check_backbone(spec: str) -> Finding:
+    """The weights, loaded once."""
+    try:
+        with ExaminationApart(spec) as examiner:
+            facts = examiner.facts()
+    except BackboneError as error:
+        return Finding("backbone", "wrong", spec, str(error))
+    return Finding("backbone", "fine", f"{spec}: {facts.tower}, {facts.fingerprint[:12]}")
+
+
+def check_storage(place: str) -> Finding:
+    """Where sweeps are kept."""
+    try:
+        storage = open_storage(place)
+        if Path(place).exists() or "://" in place:
+            storage.probe()
+    except StorageError as error:
+        return Finding("storage", "wrong", place, f"{error}. Use another --storage.")
+    return Finding("storage", "fine", storage.location)
+
+
+def check_tracking(config: SweepConfig) -> Finding:
+    """MLflow, asked."""
+    uri = tracking_uri(config)
+    if uri == "none":
+        return Finding("tracking", "absent", "none")
+    if not config.tracking_uri and not Path(config.storage).exists():
+        return Finding("tracking", "fine", f"{shown(uri)} (made with the first sweep)")
+    try:
+        notice = check_tracking_uri(uri)
+    except TrackingError as error:
+        return Finding("tracking", "wrong", shown(uri), str(error))
+    return Finding("tracking", "look" if notice else "fine", shown(uri), notice)
+
+
+def check_cluster(config: SweepConfig) -> Finding:
+    """The Ray cluster, joined for a moment, or this machine."""
+    if not config.address:
+        cores = len(os.sched_getaffinity(0))
+        return Finding("cluster", "fine", f"this machine, {cores} cores")
+    if problems := address_problems(config):
+        return Finding("cluster", "wrong", config.address, problems[0])
+    import ray
+
+    try:
+        ray.init(config.address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        return Finding("cluster", "wrong", config.address, str(error).splitlines()[0])
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    ray.shutdown()
+    cores, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+    found = f"{config.address}: {len(nodes)} nodes, {cores:g} cores, {gpus:g} GPUs"
+    return Finding("cluster", "fine" if cores else "look", found)
+
+
+def check_gpus() -> Finding:
+    """Of this machine."""
+    if not torch.cuda.is_available():
+        return Finding("GPU", "absent", "none here: trials run on the CPU")
+    cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    names_of_cards = ", ".join(f"{c.name} ({c.total_memory / 2**30:.0f} GiB)" for c in cards)
+    return Finding("GPU", "fine", names_of_cards)
+
+
+def check_cache() -> Finding:
+    """Room for features and decoded images."""
+    folder = cache_folder()
+    free = shutil.disk_usage(folder).free
+    found = f"{folder}, {free / 2**30:.0f} GiB free"
+    if free < _LEAST_SPACE:
+        return Finding("cache", "look", found, "Make room, or set XDG_CACHE_HOME to another disk.")
+    return Finding("cache", "fine", found)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; 0 when nothing that was asked for is wrong, else 1; 2 for a mistake in the options."""
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    try:
+        options = build_parser().parse_args(arguments)
+        asked = [absolute_dataset(name) for name in options.datasets]
+    except UsageError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return 2
+    config = SweepConfig(
+        storage=options.storage, tracking_uri=options.tracking_uri, address=options.address
+    )
+    backbone = asked[0] if asked and is_bundle(asked[0]) else absolute_spec(options.backbone)
+    checks: list[Callable[[], Finding]] = [
+        lambda: check_backbone(backbone),
+        lambda: check_storage(options.storage),
+        lambda: check_tracking(config),
+        lambda: check_cluster(config),
+        check_gpus,
+        check_cache,
+    ]
+    findings = [*check_data(options.data, asked), *(check() for check in checks)]
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "", "found", "what to do"):
+        table.add_column(heading, overflow="fold")
+    for finding in findings:
+        style = _STYLES[finding.state]
+        state = Text(finding.state, style)
+        table.add_row(Text(finding.what), state, Text(finding.found), Text(finding.remedy))
+    console.print(table)
+    return 1 if any(finding.state == "wrong" for finding in findings) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
