@@ -72,7 +72,13 @@ def main(folder: Path) -> dict[str, Any]:
     partition = digits._partition
     digits._partition = lambda *data: _TestRowsGone(partition(*data))  # type: ignore[assignment]
     watched, curious = Watched("digits"), Curious("curious")
-    DATASETS.update({"digits": watched, "curious": curious, "forging": Forging("forging")})
+    DATASETS.update(
+        {
+            "digits": lambda name, root, made_split: watched,
+            "curious": lambda name, root, made_split: curious,
+            "forging": lambda name, root, made_split: Forging(name),
+        }
+    )
     worker: FewShotTrainable | None = None
     outcomes: list[str] = []
 
@@ -80,7 +86,15 @@ def main(folder: Path) -> dict[str, Any]:
         nonlocal worker
         number = len(outcomes)
         job = Assignment(
-            number, trial.to_dict(), asdict(task), str(folder / str(number)), "cpu", 1, False, 0.0
+            number,
+            trial.to_dict(),
+            task.to_dict(),
+            data="",
+            folder=str(folder / str(number)),
+            device="cpu",
+            threads=1,
+            in_sequence=False,
+            checkpoint_seconds=0.0,
         )
         if worker is None:
             worker = FewShotTrainable({"assignment": asdict(job)})
@@ -95,7 +109,7 @@ def main(folder: Path) -> dict[str, Any]:
     for trial in (residual_trial(), mask_trial(2), mask_trial(1, 1.0), zero_shot_trial()):
         run(trial, TASK)
     for name in ("curious", "forging"):
-        run(residual_trial(), replace(TASK, dataset=name))
+        run(residual_trial(), replace(TASK, datasets=(name,)))
     try:
         read_test_split(watched, lambda: curious.recorded.append("recorded"))
         after = "open"

@@ -20,9 +20,9 @@ from torch import Tensor
 from tests.trainables.trials import TASK, mask_trial, residual_trial
 from trainables import trial_run
 from trainables.data import digits
-from trainables.data.base import Split
+from trainables.data.base import Images, PixelRows, Split
 from trainables.data.digits import Digits
-from trainables.data.registry import DATASETS
+from trainables.data.registry import open_dataset
 from trainables.data.sealed import SealedError, TestPermit, read_test_split, seal_process
 from trainables.data.source import DataSource
 from trainables.storage import LocalStorage
@@ -36,7 +36,7 @@ HOME = "trainables/data/sealed.py"
 
 USERS = {
     "read_test_split": {"search/evaluate.py"},
-    "sealed_split": {HOME},
+    "sealed_split": {HOME, "trainables/data/halves.py"},  # a half passes its permit on
     "TestPermit()": {HOME},
     SEAL: {HOME},
 }
@@ -125,7 +125,7 @@ class Pets:
     assert uses(source) == set()
 
 
-# --- what a permit opens -------------------------------------------------------------------------
+# --- what a permit opens (all of the field's data sets: test_coop.py) ---------------------------
 
 
 @dataclass(frozen=True)
@@ -158,27 +158,27 @@ def test_no_record_no_data() -> None:
     assert notes == []
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", ["digits", "digits-rotated"])
 def test_another_data_sets_permit_does_not_open(name: str) -> None:
     with pytest.raises(SealedError, match=f"A permit for 'other' does not open '{name}'"):
-        DATASETS[name].sealed_split(TestPermit("other"))
+        open_dataset(name).sealed_split(TestPermit("other"))
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", ["digits", "digits-rotated"])
 def test_a_sealed_process_refuses_even_a_fitting_permit(name: str) -> None:
     recorded: list[str] = []
     seal_process()
     with pytest.raises(SealedError, match="Test data cannot be read in a process that trains"):
-        DATASETS[name].sealed_split(TestPermit(name))
+        open_dataset(name).sealed_split(TestPermit(name))
     with pytest.raises(SealedError, match="Test data cannot be read in a process that trains"):
-        read_test_split(DATASETS[name], lambda: recorded.append("recorded"))
+        read_test_split(open_dataset(name), lambda: recorded.append("recorded"))
     assert recorded == []
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", ["digits", "digits-rotated"])
 def test_the_open_door_does_not_lead_to_test_data(name: str) -> None:
     with pytest.raises(SealedError):
-        DATASETS[name].split("test")  # type: ignore[arg-type]
+        open_dataset(name).split("test")  # type: ignore[arg-type]
 
 
 def test_processes_started_by_a_sealed_one_are_sealed() -> None:
@@ -234,6 +234,12 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digits, "_partition", lambda grey, labels: rows)
 
 
+def pixels(images: Images) -> Tensor:
+    """uint8 [n, 3, h, w]: digits lie in memory."""
+    assert isinstance(images, PixelRows)
+    return images.pixels
+
+
 def whole_run(trial: TrialConfig, folder: Path) -> tuple[object, ...]:
     """All that a trial says and leaves behind, with a fresh workbench."""
     folder.mkdir()
@@ -263,12 +269,13 @@ def test_poisoned_test_data_change_nothing(
     trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial_run.time, "time", lambda: 0.0)
-    clean_split = read_test_split(DATASETS["digits"], lambda: None)
+    clean_split = read_test_split(open_dataset("digits"), lambda: None)
     clean = whole_run(trial, tmp_path / "clean")
     poison(monkeypatch)
-    poisoned_split = read_test_split(DATASETS["digits"], lambda: None)
+    poisoned_split = read_test_split(open_dataset("digits"), lambda: None)
     poisoned = whole_run(trial, tmp_path / "poisoned")
-    assert not (poisoned_split.images == clean_split.images).flatten(1).all(1).any()
+    same = pixels(poisoned_split.images) == pixels(clean_split.images)
+    assert not same.flatten(1).all(1).any()
     assert not (poisoned_split.labels == clean_split.labels).any()
     assert clean == poisoned
 
@@ -283,7 +290,7 @@ def test_poisoned_validation_data_would_be_noticed(
 
     def inverted(self: Digits, name: str) -> Split:
         split = original(self, name)
-        return Split(255 - split.images, split.labels, split.fingerprint)
+        return Split(PixelRows(255 - pixels(split.images)), split.labels, split.fingerprint)
 
     monkeypatch.setattr(Digits, "_rows", inverted)
     assert whole_run(residual_trial(), tmp_path / "poisoned") != clean
