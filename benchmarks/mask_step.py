@@ -39,7 +39,7 @@ from trainables.methods.rmt import MaskTuning, MaskTuningConfig
 from trainables.optim import OptimConfig, adam
 from trainables.workbench import zero_shot_logits
 
-Shape = Literal["tiny", "ViT-B-16"]
+Shape = Literal["tiny", "ViT-B-16", "ViT-B-32"]
 
 CONFIG = MaskTuningConfig()
 """Attention masks, init 1e-2, threshold 5e-3, leak 1."""

@@ -140,7 +140,8 @@ class TaskRes(Method):
         products = self.scale * functional.normalize(inputs, dim=-1) @ weight.T
         # Lengths divide the products [b, c], which are fewer than the weights [c, d]: a step with a
         # thousand classes takes a third less time.
-        return products / weight.norm(dim=-1).clamp_min(1e-12)
+        logits: Tensor = products / weight.norm(dim=-1).clamp_min(1e-12)
+        return logits
 
     def backward(self, batch: Batch, rng: torch.Generator) -> dict[str, float]:
         """Cross entropy; no random numbers."""
