@@ -74,16 +74,17 @@ class ImageFiles:
 
         Raises `DataError` for one that is missing.
         """
-        facts = [os.path.realpath(self.root).encode()]
+        root = os.path.realpath(self.root)
+        facts = [root]
         for path in self.paths:
-            file = os.path.join(self.root, path)
+            file = path if path.startswith("/") else f"{root}/{path}"
             try:
                 found = os.stat(file)
             except OSError as error:
                 reason = "it is missing" if not os.path.lexists(file) else str(error.strerror)
                 raise DataError(_unreadable(file, reason)) from None
-            facts.append(f"{path}\0{found.st_size}\0{found.st_mtime_ns}".encode())
-        return fingerprint(*facts)
+            facts += path, str(found.st_size), str(found.st_mtime_ns)
+        return fingerprint("\0".join(facts).encode())
 
 
 def _decode(file: Path) -> Image.Image:
