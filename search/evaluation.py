@@ -151,7 +151,7 @@ def read_evaluation(sweep: Storage) -> Evaluation | None:
         return None
 
 
-def test_reads(sweep: Storage) -> dict[str, int]:
+def reads_of_test(sweep: Storage) -> dict[str, int]:
     """How often the sweep has read each data set's test split."""
     lines: Iterable[bytes] = sweep.read_log(READS).splitlines()
     names = [json.loads(line)["dataset"] for line in lines if line.endswith(b"}")]

@@ -6,6 +6,7 @@ workers say and stops what the pruner gives up. Neither remembers anything of it
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -65,6 +66,7 @@ class StudyScheduler(FIFOScheduler):
         """`give_up` is told why the whole sweep cannot go on."""
         super().__init__()
         self._ledger, self._observer, self._give_up = ledger, observer, give_up
+        self._dead: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """Empty, as the searcher's."""
@@ -76,10 +78,17 @@ class StudyScheduler(FIFOScheduler):
         self._allow_retries(trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """A worker has died or is out of memory, whether or not Tune starts the trial again."""
+        """A worker has died or is out of memory, whether or not Tune starts the trial again.
+
+        Tune tells the death of a worker that was starting, or was being handed from one trial to
+        the next, more than once: each counts once.
+        """
         number = trial.config["assignment"]["number"]
-        if number in self._ledger.live:
+        worker = _dead_worker(trial)
+        if number in self._ledger.live and worker not in self._dead:
             self._ledger.strike(number)
+        if worker:
+            self._dead.add(worker)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """A part has been trained and more are left."""
@@ -133,6 +142,16 @@ class StudyScheduler(FIFOScheduler):
 
     def _end(self, result: Result) -> None:
         self._observer.ended(result, self._ledger)
+
+
+def _dead_worker(trial: Trial) -> str:
+    """Ray's name of the worker whose death Tune has written down last; empty for another error."""
+    if not trial.error_file or not Path(trial.error_file).exists():
+        return ""
+    text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
+    latest = text.rpartition("\nFailure #")[2]
+    found = re.search(r"actor_id: ([0-9a-f]+)", latest)
+    return found[1] if found else ""
 
 
 class CrashCallback(tune.Callback):

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from search.config import SweepConfig
-from search.evaluation import Evaluation, Label, test_reads
+from search.evaluation import Evaluation, Label, reads_of_test
 from search.progress import short
 from search.statistics import paired, summary
 from search.study import without_password
@@ -101,7 +101,7 @@ def _print_evaluation(outcome: Outcome, console: Console) -> None:
     )
     if outcome.doubt:
         console.print(outcome.doubt, style="yellow", highlight=False)
-    for name, reads in test_reads(outcome.sweep).items():
+    for name, reads in reads_of_test(outcome.sweep).items():
         if reads != 1:
             console.print(f"The test split of {name} has been read {reads} times.", style="yellow")
 

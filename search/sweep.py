@@ -389,7 +389,18 @@ def _mind_ray(over: threading.Event) -> None:
             )
             sys.stderr.flush()
             node.kill_all_processes(check_alive=False, allow_graceful=False)
+            _kill_starting_workers(node.session_name)
             os._exit(1)
+
+
+def _kill_starting_workers(session: str) -> None:
+    """Workers that have begun to start, which takes seconds, do not notice that Ray has died before
+    they are ready. Until then the session's name stands in their command line."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if any(session.encode() in word for word in words) and int(folder.name) != os.getpid():
+                os.kill(int(folder.name), signal.SIGKILL)
 
 
 _OBJECT_STORE = 256 * 2**20  # bytes: artifacts travel through it, images do not
