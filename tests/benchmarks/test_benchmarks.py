@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
+from benchmarks.features import extraction, second_use, training
 from benchmarks.many_trials import in_process, per_minute
-from benchmarks.mask_step import PublishedStep, measure, table
+from benchmarks.mask_step import PublishedStep, measure, open_shape, table
 
 
 def test_mask_step_has_the_published_gradients_in_less_time() -> None:
@@ -39,6 +40,20 @@ def test_mask_step_notices_other_gradients(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(PublishedStep, "gradients", wrong)
     assert measure("tiny", batch=8, repeats=1).difference > 1e-2
+
+
+def test_features_are_extracted_found_again_and_trained_on(tmp_path: Path) -> None:
+    """Small sizes, and no claim about how fast this machine is."""
+    for part in ("extraction", "second-use"):
+        (tmp_path / part).mkdir()
+    found = extraction(open_shape("tiny"), 20, 2, tmp_path / "extraction")
+    assert found.bare > 0
+    assert found.ratio > 0
+    use = second_use(3, 2, 2, tmp_path / "second-use")
+    assert use.rows == 6
+    assert use.first_batch > 0
+    wall, processor = training(5, 60, 2, 2)
+    assert min(wall, processor) > 0
 
 
 @pytest.mark.slow
