@@ -21,14 +21,15 @@ def bench() -> Workbench:
 
 
 @pytest.fixture(scope="session")
-def elsewhere() -> dict[str, Any]:
-    """`fresh_facts.facts()` from a process with another hash seed and another past."""
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """`fresh_facts.facts()` from a process with another hash seed, another past and no cache."""
+    cache = str(tmp_path_factory.mktemp("cache"))
     done = subprocess.run(
         [sys.executable, "-m", "tests.trainables.fresh_facts"],
         capture_output=True,
         text=True,
         timeout=120,
-        env=os.environ | {"PYTHONHASHSEED": "4711"},
+        env=os.environ | {"PYTHONHASHSEED": "4711", "XDG_CACHE_HOME": cache},
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -26,6 +26,7 @@ from trainables.data.registry import open_dataset
 from trainables.data.sealed import SealedError, TestPermit, read_test_split, seal_process
 from trainables.data.source import DataSource
 from trainables.storage import LocalStorage
+from trainables.store import Store
 from trainables.trial import TrialConfig
 from trainables.trial_run import TrialRun
 from trainables.workbench import Workbench
@@ -243,7 +244,9 @@ def pixels(images: Images) -> Tensor:
 def whole_run(trial: TrialConfig, folder: Path) -> tuple[object, ...]:
     """All that a trial says and leaves behind, with a fresh workbench."""
     folder.mkdir()
-    run = TrialRun(trial, TASK, Workbench("tiny", "cpu", DataSource()))
+    bench = Workbench("tiny", "cpu", DataSource())
+    bench._store = Store(folder.with_suffix(".cache"))  # what another run has computed is no help
+    run = TrialRun(trial, TASK, bench)
     reports = []
     while not run.finished:
         reports.append(run.advance())
