@@ -236,7 +236,8 @@ def check_gpus() -> Finding:
 def check_cache() -> Finding:
     """Room for features and decoded images."""
     folder = cache_folder()
-    free = shutil.disk_usage(folder).free
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    free = shutil.disk_usage(there).free
     found = f"{folder}, {free / 2**30:.0f} GiB free"
     if free < _LEAST_SPACE:
         return Finding("cache", "look", found, "Make room, or set XDG_CACHE_HOME to another disk.")

@@ -47,6 +47,7 @@ class Parser(argparse.ArgumentParser):
     """Raises `UsageError` instead of leaving the process."""
 
     def error(self, message: str) -> NoReturn:
+        """Raises `UsageError`."""
         raise UsageError([f"{message[0].upper()}{message[1:]}. See --help."])
 
 

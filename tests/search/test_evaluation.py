@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from search.evaluation import EVALUATION, Evaluation, Score, read_evaluation, test_reads
+from search.evaluation import EVALUATION, Evaluation, Score, read_evaluation, reads_of_test
 from trainables.storage import LocalStorage
 from trainables.trial import Protocol
 
@@ -81,7 +81,7 @@ def test_a_damaged_record_is_none(content: str, tmp_path: Path) -> None:
 
 def test_reads_are_counted_by_data_set(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
-    assert test_reads(storage) == {}
+    assert reads_of_test(storage) == {}
     for name in ("a", "b", "a"):
         storage.append("test_reads.jsonl", json.dumps({"dataset": name}).encode() + b"\n")
-    assert test_reads(storage) == {"a": 2, "b": 1}
+    assert reads_of_test(storage) == {"a": 2, "b": 1}

@@ -39,7 +39,7 @@ def test_domain_generalization_takes_all_shifts_or_those_named() -> None:
     assert {cell.dataset for cell in some.cells} == {"imagenet"}
     with pytest.raises(DataError, match="needs a data set that has shifts, got 'dtd'"):
         exams(replace(task, datasets=("dtd",)))
-    with pytest.raises(DataError, match="The shifts of imagenet are .*, got 'dtd'"):
+    with pytest.raises(DataError, match=r"The shifts of imagenet are .*, got 'dtd'"):
         exams(replace(task, datasets=("imagenet", "dtd")))
 
 

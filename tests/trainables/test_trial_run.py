@@ -397,7 +397,7 @@ OTHERS: dict[str, tuple[TrialConfig, TaskSpec, bool]] = {
     "shots": (residual_trial(3), replace(TASK, shots=(1,)), False),
     "draw": (residual_trial(3), replace(TASK, seeds=(2,)), False),
     "more draws": (residual_trial(3), replace(TASK, seeds=(1, 2)), False),
-    "data set": (residual_trial(3), replace(TASK, dataset="digits-rotated"), False),
+    "data set": (residual_trial(3), replace(TASK, datasets=("digits-rotated",)), False),
     "in sequence": (residual_trial(3), TASK, True),
 }
 
@@ -433,15 +433,16 @@ def test_artifacts_are_named_by_seed_where_there_are_several(
         fresh = METHODS[trial.method].build(
             trial.method_config,
             bench.backbone,
-            bench.class_features("digits", trial.method_config.prompts),
+            bench.class_features("digits", "all", trial.method_config.prompts),
             cell.method.schedule if trial.method == "rmt" else None,  # type: ignore[arg-type]
         )
         fresh.load_artifact(load_file(path), metadata)
         view = cell.val
+        every = torch.arange(len(view))
         inputs = (
-            view.features
+            view.features()
             if fresh.reads == "features"
-            else bench.backbone.preprocess.normalise(view.images)
+            else bench.backbone.preprocess.normalise(view.images(every))
         )
         with torch.no_grad():
             assert torch.equal(fresh(inputs), cell.logits(view))

@@ -1,0 +1,93 @@
+"""What the doctor finds, on trees in the original layout with one thing wrong at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from search.doctor import check_data, check_dataset, check_storage, main
+from tests.trainables.data.shared import shared_data
+from tests.trainables.data.trees import dtd, snapshot
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    dtd(tmp_path)
+    return tmp_path
+
+
+def test_a_tree_is_read_and_its_counts_compared(root: Path) -> None:
+    before = snapshot(root)
+    found = check_dataset("dtd", str(root), asked=True)
+    assert found.state == "look"  # it is a miniature
+    assert "Published: 47 classes, 2,820 train" in found.remedy
+    assert snapshot(root) == before
+
+
+def test_missing_images_are_counted_and_named(root: Path) -> None:
+    victims = sorted((root / "dtd" / "images").glob("*/*.jpg"))[:2]
+    for victim in victims:
+        victim.unlink()
+    found = check_dataset("dtd", str(root), asked=True)
+    assert found.state == "wrong"
+    assert "2 of its images are not there" in found.found
+    assert victims[0].name in found.remedy
+
+
+def test_a_damaged_image_is_named(root: Path) -> None:
+    for image in (root / "dtd" / "images").glob("*/*.jpg"):
+        image.write_bytes(image.read_bytes()[:100])
+    found = check_dataset("dtd", str(root), asked=True)
+    assert found.state == "wrong"
+    assert ".jpg" in found.remedy
+
+
+def test_a_missing_split_file_says_how_to_do_without(root: Path) -> None:
+    (root / "dtd" / "split_zhou_DescribableTextures.json").unlink()
+    found = check_dataset("dtd", str(root), asked=True)
+    assert found.state == "wrong"
+    assert "--make-split" in found.remedy
+
+
+def test_what_is_not_there_is_wrong_only_where_it_was_asked_for(root: Path) -> None:
+    assert check_dataset("eurosat", str(root), asked=True).state == "wrong"
+    assert check_dataset("eurosat", str(root), asked=False).state == "absent"
+    by_name = {finding.what: finding.state for finding in check_data(str(root), [])}
+    assert by_name["dtd"] == "look"
+    assert by_name["digits"] == "fine"
+    assert by_name["imagenet"] == "absent"
+
+
+def test_the_real_images_are_fine_but_for_their_number() -> None:
+    folder = shared_data("dtd-10classes", "dtd", "images")
+    found = check_dataset(f"folder:{folder}", "", asked=True)
+    assert found.state == "fine", found.remedy
+    assert found.found.startswith("10 classes")
+    assert "50" in found.remedy  # how it was split
+
+
+def test_storage_that_cannot_be(tmp_path: Path) -> None:
+    assert check_storage(str(tmp_path)).state == "fine"
+    assert check_storage("s4://bucket").state == "wrong"
+
+
+def test_the_table(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    options = ["--data", str(root), "--tracking-uri", "none"]
+    assert main([*options, "--dataset", "dtd"]) == 0
+    said = capsys.readouterr().out
+    for what in ("dtd", "backbone", "storage", "tracking", "cluster", "GPU", "cache"):
+        assert f"\n{what} " in said
+    assert main([*options, "--dataset", "dtd,eurosat"]) == 1
+    assert main(["--nonsense"]) == 2
+    assert "See --help" in capsys.readouterr().err
+
+
+def test_a_root_that_is_none(tmp_path: Path) -> None:
+    (found,) = check_data(str(tmp_path / "nothing"), [])
+    assert found.state == "wrong"
+    assert "nothing" in found.remedy
