@@ -64,6 +64,9 @@ class Extraction:
     """Seconds until features are in the store, median."""
     ratio: float
     """Throughput through the store over that of the bare model, median over turns."""
+    work: float
+    """The same of images a second of processor time, which other processes' work hardly changes.
+    With more than one thread it counts their waiting for each other."""
 
 
 def extraction(backbone: Backbone, images: int, turns: int, folder: Path) -> Extraction:
@@ -72,7 +75,7 @@ def extraction(backbone: Backbone, images: int, turns: int, folder: Path) -> Ext
     split = Split(files, torch.zeros(images, dtype=torch.int64), "photographs")
     ready = View(split, False, backbone, Store(folder), keep=False)
     inputs = [backbone.preprocess.normalise(batch) for batch in ready.batches(ENCODE_BATCH)]
-    times: dict[str, list[float]] = {"bare": [], "stored": []}
+    times: dict[str, list[tuple[float, float]]] = {"bare": [], "stored": []}
     for turn in range(turns + 1):  # the first one does not count
         store = Store(folder / f"store-{turn}")
         view = View(split, False, backbone, store, keep=False)
@@ -81,13 +84,15 @@ def extraction(backbone: Backbone, images: int, turns: int, folder: Path) -> Ext
             "stored": view.features,
         }
         for name in sorted(work, reverse=turn % 2 == 1):
-            begin = time.perf_counter()
+            begin = time.perf_counter(), time.process_time()
             work[name]()
             if turn:
-                times[name].append(time.perf_counter() - begin)
-    ratio = statistics.median(b / s for b, s in zip(times["bare"], times["stored"], strict=True))
-    bare, stored = (statistics.median(times[name]) for name in ("bare", "stored"))
-    return Extraction(images, bare, stored, ratio)
+                spent = time.perf_counter() - begin[0], time.process_time() - begin[1]
+                times[name].append(spent)
+    bare, stored = (statistics.median(wall for wall, _ in times[name]) for name in times)
+    turnwise = list(zip(times["bare"], times["stored"], strict=True))
+    ratio, effort = (statistics.median(b[i] / s[i] for b, s in turnwise) for i in (0, 1))
+    return Extraction(images, bare, stored, ratio, effort)
 
 
 def photographs(folder: Path, count: int, shape: tuple[int, int]) -> ImageFiles:
@@ -190,7 +195,8 @@ def main() -> None:
             found = extraction(open_shape("ViT-B-32"), options.images, options.turns, Path(folder))
         print(
             f"extraction: bare {found.images / found.bare:.1f} images/s, through the store "
-            f"{found.images / found.stored:.1f} images/s, ratio {found.ratio:.2f}"
+            f"{found.images / found.stored:.1f} images/s, ratio {found.ratio:.2f}; "
+            f"of processor time {found.work:.2f}"
         )
     if options.part in (None, "second-use"):
         for classes in (37, 1000):

@@ -24,6 +24,7 @@ ResizeMode = Literal["shortest", "squash"]
 
 _RADIUS: dict[Interpolation, float] = {"bicubic": 2.0, "bilinear": 1.0}
 """Half the width of a filter, in pixels of the coarser of the two grids."""
+_BAND = 56  # output pixels that are computed by one product
 _PIECE = 1 << 21  # pixels that are resampled at once: enough for a GPU, little memory on a CPU
 
 
@@ -116,11 +117,13 @@ def _resample(
     column = cut.corner[:, 1:] + torch.arange(side)
     column = torch.where(cut.mirror[:, None], column.flip(1), column)
     line = cut.corner[:, :1] + torch.arange(side)
-    across = _weights(cut.box[:, 3], cut.scaled[:, 1], column, width, interpolation).to(device)
-    down = _weights(cut.box[:, 2], cut.scaled[:, 0], line, height, interpolation).to(device)
+    across = _weights(cut.box[:, 3], cut.scaled[:, 1], column, width, interpolation)
+    down = _weights(cut.box[:, 2], cut.scaled[:, 0], line, height, interpolation)
     pixels = padded.to(device).float().flatten(1, 2)  # [b, 3h, w]
-    pixels = _rounded(pixels @ across.mT).view(len(images), height, 3 * side)
-    pixels = _rounded(down @ pixels).view(len(images), side, 3, side)
+    pixels = torch.cat([pixels[..., seen] @ w.to(device).mT for seen, w in across], 2)
+    pixels = _rounded(pixels).view(len(images), height, 3 * side)
+    pixels = torch.cat([w.to(device) @ pixels[:, seen] for seen, w in down], 1)
+    pixels = _rounded(pixels).view(len(images), side, 3, side)
     return pixels.transpose(1, 2).to(torch.uint8, memory_format=torch.contiguous_format)
 
 
@@ -131,9 +134,13 @@ def _rounded(pixels: Tensor) -> Tensor:
 
 def _weights(
     length: Tensor, scaled: Tensor, output: Tensor, extent: int, interpolation: Interpolation
-) -> Tensor:
-    """Weights [b, s, extent] of the source's pixels in the output pixels `output` [b, s], where
-    `length` [b] pixels become `scaled` [b]: PIL's `precompute_coeffs`, in its own precision."""
+) -> list[tuple[slice, Tensor]]:
+    """Weights of the source's pixels in the output pixels `output` [b, s], where `length` [b]
+    pixels become `scaled` [b]: PIL's `precompute_coeffs`, in its own precision.
+
+    They are zero but for a band along the diagonal, so they come in parts, one below the other:
+    the source's pixels that a part sees, and its weights [b, part of s, pixels seen].
+    """
     scale = (length.double() / scaled)[:, None]
     stretch = scale.clamp(min=1)  # a filter covers at least its radius in source pixels
     radius = _RADIUS[interpolation] * stretch
@@ -145,7 +152,13 @@ def _weights(
     weights = weights.masked_fill(taps >= last[..., None], 0)
     weights = (weights / weights.sum(-1, keepdim=True)).float()
     table = torch.zeros(*output.shape, extent)
-    return table.scatter_add_(2, taps.long().clamp(max=extent - 1), weights)
+    table.scatter_add_(2, taps.long().clamp(max=extent - 1), weights)
+    parts = []
+    for start in range(0, output.shape[1], _BAND):
+        rows = slice(start, start + _BAND)
+        seen = slice(int(first[:, rows].min()), int(last[:, rows].max()))
+        parts.append((seen, table[:, rows, seen]))
+    return parts
 
 
 def _filter(x: Tensor, interpolation: Interpolation) -> Tensor:
