@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast, get_args
 
@@ -33,7 +34,7 @@ from spaces.registry import SPACES
 from trainables.backbones.shared import share_weights
 from trainables.data.base import Dataset, Shift, Split
 from trainables.data.halves import Half, classes_of
-from trainables.data.sealed import read_test_split, seal_process
+from trainables.data.sealed import read_test_split
 from trainables.storage import Storage, open_storage
 from trainables.trainer import Trainer, accuracy
 from trainables.trial import Cell, TaskSpec, TrialConfig
@@ -130,17 +131,12 @@ def evaluate(ledger: Ledger, plan: Plan, placement: Placement) -> Evaluation:
     ]
     judged = exams(task)
     try:
-        trained: list[Candidate] = _spread(
-            TrainingWorker, bench, placement, jobs, lambda worker, job: worker.train.remote(*job)
-        )
-        held = ray.put(trained)
-        marks: list[list[Mark]] = _spread(
-            JudgingWorker,
-            bench,
-            placement,
-            judged,
-            lambda worker, exam: worker.judge.remote(exam, held, ledger.sweep.location),
-        )
+        with _workers(bench, placement, len(jobs)) as pool:
+            trained: list[Candidate] = list(pool.map(lambda w, job: w.train.remote(*job), jobs))
+            held = ray.put(trained)
+            marks: list[list[Mark]] = list(
+                pool.map(lambda w, exam: w.judge.remote(exam, held, ledger.sweep.location), judged)
+            )
     except ray.exceptions.RayError as error:
         raise EvaluationError(str(error).strip().splitlines()[-1]) from error
     scores = [
@@ -194,29 +190,23 @@ def _scores(exam: Exam, trained: Sequence[Candidate], marks: Sequence[Mark]) -> 
     ]
 
 
-def _spread(
-    kind: type,
-    bench: Bench,
-    placement: Placement,
-    jobs: Sequence[Any],
-    send: Callable[[Any, Any], Any],
-) -> list[Any]:
-    """The jobs' answers, in order, from warm workers that come again when they die."""
+@contextmanager
+def _workers(bench: Bench, placement: Placement, jobs: int) -> Iterator[ActorPool]:
+    """Warm workers, which come again when they die."""
     options = {"num_cpus": placement.cpus, "num_gpus": placement.gpus}
-    remote = ray.remote(**options, max_restarts=3, max_task_retries=3)(kind)
-    workers = [remote.remote(bench) for _ in range(min(placement.slots, len(jobs)))]
+    remote = ray.remote(**options, max_restarts=3, max_task_retries=3)(Worker)
+    workers = [remote.remote(bench) for _ in range(min(placement.slots, jobs))]
     try:
-        return list(ActorPool(workers).map(send, jobs))
+        yield ActorPool(workers)
     finally:
         for worker in workers:
             ray.kill(worker)
 
 
-class TrainingWorker:
-    """Trains on fresh draws, in a process that cannot read test data."""
+class Worker:
+    """Trains on fresh draws, and judges what was trained; keeps its backbone and its features."""
 
     def __init__(self, bench: Bench) -> None:
-        seal_process()
         self._bench = bench.open()
 
     def train(self, label: Label, config: dict[str, Any], cell: Cell) -> Candidate:
@@ -227,13 +217,6 @@ class TrainingWorker:
         tensors, metadata = trainer.method.artifact()
         artifact = save({key: tensor.contiguous() for key, tensor in tensors.items()})
         return Candidate(label, cell, config, artifact, metadata)
-
-
-class JudgingWorker:
-    """Reads test data, and trains nothing."""
-
-    def __init__(self, bench: Bench) -> None:
-        self._bench = bench.open()
 
     def judge(self, exam: Exam, trained: Sequence[Candidate], folder: str) -> list[Mark]:
         """Every candidate's accuracy on one test split, which is read once."""

@@ -6,6 +6,7 @@ Notation: b images, c classes, d feature dimension, s image side.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ from trainables.backbones.base import Backbone
 from trainables.backbones.registry import load_backbone
 from trainables.backbones.shared import fetch_weights
 from trainables.data.base import Split
-from trainables.data.bundle import Bundle
+from trainables.data.bundle import PREFIX, Bundle
 from trainables.data.halves import Half
 from trainables.data.prompts import PromptVariant, class_features
 from trainables.data.source import DataSource
@@ -46,6 +47,8 @@ class Workbench:
     ) -> None:
         """`weights`: where the files that `backbone` names were shared, if they were. `progress`
         is told how far decoding and encoding are, after every batch."""
+        if weights and backbone.startswith(PREFIX):  # a bundle is a data set too
+            source = replace(source, moved={backbone: fetch_weights(backbone, weights)})
         self.spec, self.device, self.source = backbone, device, source
         self._weights, self._progress = weights, progress
         self._store = Store.of_this_machine()

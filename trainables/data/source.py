@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from trainables.data.base import Dataset, Split
@@ -22,6 +23,9 @@ class DataSource:
     """Rule of the few-shot draws, see `few_shot.draw_few_shot`."""
     skip_unreadable: bool = False
     """Leave unreadable images out, instead of refusing the data set."""
+    moved: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """Where a file that a data set is has been copied to on this machine: specification there by
+    specification as asked for."""
     _open: dict[tuple[str, Half], Dataset] = field(default_factory=dict, repr=False, compare=False)
     _drawn: dict[tuple[str, int, int, Half], FewShot] = field(
         default_factory=dict, repr=False, compare=False
@@ -31,7 +35,7 @@ class DataSource:
         """The data set, or its base or new classes; raises `DataError`."""
         key = (spec, half)
         if key not in self._open:
-            whole = open_dataset(spec, self.root, self.made_split)
+            whole = open_dataset(self.moved.get(spec, spec), self.root, self.made_split)
             self._open[key] = whole if half == "all" else half_of(whole, half)
         return self._open[key]
 
