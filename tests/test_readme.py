@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from search.doctor import build_parser as doctor_parser
 from search.pruners import PRUNERS
 from search.run import build_parser
 from search.samplers import SAMPLERS
@@ -17,6 +19,8 @@ from trainables.backbones.registry import BACKBONES
 from trainables.data.registry import DATASETS
 from trainables.methods.registry import METHODS
 from trainables.methods.rmt import CLEAN_FLIP_BUDGET
+from trainables.trial import Protocol
+from trainables.view import AUGMENTED_VIEWS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,6 +43,16 @@ def test_commands_are_understood(command: str) -> None:
     assert vars(build_parser().parse_args(shlex.split(command)[3:]))
 
 
+def test_a_doctor_command_is_understood() -> None:
+    (command,) = (c for c in COMMANDS if "search.doctor" in c)
+    assert vars(doctor_parser().parse_args(shlex.split(command)[3:]))["datasets"] == ["dtd"]
+
+
+def test_the_number_of_augmented_views() -> None:
+    assert AUGMENTED_VIEWS == 8
+    assert README.count("eight augmented views") == 2
+
+
 def test_a_sync_command_is_understood() -> None:
     (command,) = (c for c in COMMANDS if "search.sync" in c)
     assert vars(sync_parser().parse_args(shlex.split(command)[3:]))["rebuild"]
@@ -58,10 +72,11 @@ def test_the_cluster_command_is_understood() -> None:
         ("--backbone", BACKBONES),
         ("--sampler", SAMPLERS),
         ("--pruner", PRUNERS),
+        ("--protocol", dict.fromkeys(get_args(Protocol))),
     ],
 )
 def test_every_choice_is_listed(option: str, names: dict[str, object]) -> None:
-    said = set(re.findall(r"`([a-z0-9-]+)`", row(option)))
+    said = set(re.findall(r"`([a-z0-9_-]+)`", row(option)))
     assert set(names) <= said
 
 
