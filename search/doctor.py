@@ -165,8 +165,15 @@ def check_data(root: str, asked: Sequence[str]) -> Iterator[Finding]:
         yield Finding(
             "data", "absent", "no --data given", "Give --data ROOT to check the field's data sets."
         )
+    absent = []
     for spec in asked or (("digits", *LAYOUTS) if root else ("digits",)):
-        yield check_dataset(spec, root, bool(asked))
+        finding = check_dataset(spec, root, bool(asked))
+        if finding.state == "absent":
+            absent.append(spec)
+        else:
+            yield finding
+    if absent:
+        yield Finding("others", "absent", ", ".join(absent))
 
 
 def check_backbone(spec: str) -> Finding:
@@ -268,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     findings = [*check_data(options.data, asked), *(check() for check in checks)]
     table = Table(box=None, pad_edge=False)
-    for heading in ("", "", "found", "what to do"):
+    for heading in ("what", "state", "found", "what to do"):
         table.add_column(heading, overflow="fold")
     for finding in findings:
         style = _STYLES[finding.state]

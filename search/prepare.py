@@ -43,7 +43,13 @@ def prepare(plan: Plan, placement: Placement, sweep: Storage, console: Console) 
     options = {"num_cpus": placement.cpus, "num_gpus": placement.gpus}
     remote = ray.remote(**options, num_returns="streaming")(_prepare)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"))
-    with Bar(*columns, TimeRemainingColumn(), console=console, transient=True) as bars:
+    with Bar(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bars:
         rows: dict[str, tuple[TaskID, Progress]] = {}
         for reference in remote.remote(bench, task.cells, reads):
             try:
@@ -57,7 +63,7 @@ def prepare(plan: Plan, placement: Placement, sweep: Storage, console: Console) 
             rows[news.what] = (row, news)
             bars.update(row, completed=news.done, total=news.total, rate=_rate(news))
     for _, last in rows.values():
-        console.print(f"{last.what}: {last.done} images, {_rate(last)}.", highlight=False)
+        console.print(f"{last.what}: {_rate(last)}.".capitalize(), highlight=False)
 
 
 def _rate(news: Progress) -> str:
