@@ -2,9 +2,9 @@
 
 PIL resizes an image along x, rounds to uint8, then along y, and rounds again. Each of its passes is
 a matrix product, with one row of filter weights an output pixel. Here the products of a batch run
-at once, and what comes out is what PIL gives, but for one grey level where a value lies on the edge
-of rounding. (Pillow 13 takes y first where that is less work; the order here is always that of
-Pillow 12 and before, so that features do not depend on its version.)
+at once, and what comes out is what PIL gives, but for a grey level (hardly ever two) where a value
+lies on the edge of rounding. (Pillow 13 takes y first where that is less work; the order here is
+always that of Pillow 12 and before, so that features do not depend on its version.)
 
 Notation: b images, h x w pixels of a source, s side of the square that comes out, k filter taps.
 """

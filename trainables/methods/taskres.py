@@ -136,20 +136,45 @@ class TaskRes(Method):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Image features [b, d] -> logits [b, c]."""
-        weight = self.base + self.alpha * self.residual
-        products = self.scale * functional.normalize(inputs, dim=-1) @ weight.T
-        # Lengths divide the products [b, c], which are fewer than the weights [c, d]: a step with a
-        # thousand classes takes a third less time.
-        logits: Tensor = products / weight.norm(dim=-1).clamp_min(1e-12)
-        return logits
+        weight, length, unit = self._factors(inputs)
+        return self._logits(weight, length, unit)
 
+    @torch.no_grad()
     def backward(self, batch: Batch, rng: torch.Generator) -> dict[str, float]:
-        """Cross entropy; no random numbers."""
+        """Cross entropy, its gradient in closed form; no random numbers.
+
+        With w = t + alpha x, u = z / |z| and g = dL/dlogits, logits = s u w / |w| gives
+        dL/dw = (s / |w|) sum_b g u - (w / |w|^2) sum_b g logits: half the passes over [c, d] that
+        autograd takes, which a thousand classes feel.
+        """
         del rng
-        self.zero_grad(set_to_none=True)
-        loss = functional.cross_entropy(self(batch.inputs), batch.labels)
-        loss.backward()
+        weight, length, unit = self._factors(batch.inputs)
+        logits = self._logits(weight, length, unit)
+        logs = logits.log_softmax(dim=-1)
+        loss = functional.nll_loss(logs, batch.labels)
+        rows = torch.arange(len(logs), device=logs.device)
+        slope = logs.exp_()
+        slope[rows, batch.labels] -= 1
+        slope.div_(len(rows))
+        along = (slope * logits).sum(dim=0) / length**2
+        gradient = slope.mul_(self.scale / length).T @ unit
+        gradient.addcmul_(weight, along[:, None], value=-1)
+        alpha = self.alpha
+        if self.alpha_logit is not None:
+            self.alpha_logit.grad = (gradient * self.residual).sum() * (1 - alpha**2)
+        self.residual.grad = gradient.mul_(alpha)
         return {"train/loss": loss.item()}
+
+    def _factors(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """t + alpha x [c, d], its lengths [c], and the inputs [b, d] at unit length."""
+        weight = torch.addcmul(self.base, self.alpha, self.residual)
+        length = weight.norm(dim=-1).clamp_min(1e-12)
+        return weight, length, functional.normalize(inputs, dim=-1)
+
+    def _logits(self, weight: Tensor, length: Tensor, unit: Tensor) -> Tensor:
+        # Lengths divide the products [b, c], which are fewer than the weights [c, d].
+        logits: Tensor = self.scale * unit @ weight.T / length
+        return logits
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The residual and, where it is learned, alpha's argument a."""

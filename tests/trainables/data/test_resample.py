@@ -26,8 +26,10 @@ FILTERS: dict[Interpolation, Image.Resampling] = {
     "bilinear": Image.Resampling.BILINEAR,
 }
 SHARE = {"bicubic": 0.003, "bilinear": 0.1}
-"""Bound of the share of pixels that may differ, by one grey level. A bilinear weight is often a
-simple fraction, so that more values lie exactly between two grey levels."""
+"""Bound of the share of pixels that may differ, nearly all by one grey level. A bilinear weight is
+often a simple fraction, so that more values lie exactly between two grey levels."""
+MOST = 2
+"""Largest difference in grey levels: each of the two passes may round one value the other way."""
 SHAPES = [(8, 8), (20, 31), (60, 40), (40, 61), (100, 75), (67, 100), (12, 180), (33, 32), (32, 32)]
 
 
@@ -72,7 +74,7 @@ def test_whole_images_of_many_sizes_at_once(interpolation: Interpolation, side: 
     assert found.shape == (len(SHAPES), 3, side, side)
     for image, view in zip(images, found, strict=True):
         most, share = gap(view, resized(image, side, side, interpolation))
-        assert most <= 1
+        assert most <= MOST
         assert share < SHARE[interpolation]
 
 
@@ -92,7 +94,7 @@ def test_a_box_is_cropped_and_then_resized(data: st.DataObject) -> None:
     )
     expected = resized(image[:, top : top + h, left : left + w], side, side, interpolation)
     expected = expected.flip(2) if mirror else expected
-    assert gap(resample([image], cut, side, interpolation)[0], expected)[0] <= 1
+    assert gap(resample([image], cut, side, interpolation)[0], expected)[0] <= MOST
 
 
 @settings(max_examples=60, deadline=None)
@@ -106,7 +108,7 @@ def test_the_centre_is_cut_as_torchvision_cuts_it(
     shape = Resize(side)(pil(image)).size[::-1]
     assert cut.scaled.tolist() == [list(shape)]
     expected = tensor(CenterCrop(side)(pil(resized(image, *shape, interpolation))))
-    assert gap(resample([image], cut, side, interpolation)[0], expected)[0] <= 1
+    assert gap(resample([image], cut, side, interpolation)[0], expected)[0] <= MOST
 
 
 def test_a_batch_is_its_images_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,11 +118,11 @@ def test_a_batch_is_its_images_one_by_one(monkeypatch: pytest.MonkeyPatch) -> No
     together = resample(images, cut, 16)
     for row, image in enumerate(images):
         alone = resample([image], cut[row : row + 1], 16)[0]
-        assert gap(alone, together[row])[0] <= 1
+        assert gap(alone, together[row])[0] <= MOST
     for piece in (1, 5000, 20000):
         monkeypatch.setattr(module, "_PIECE", piece)
         most, share = gap(resample(images, cut, 16), together)
-        assert most <= 1
+        assert most <= MOST
         assert share < 1e-3
 
 
