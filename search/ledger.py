@@ -141,8 +141,11 @@ class Ledger:
         live = self.live[number]
 
         def tell() -> None:
+            # A database that dies may have kept what it did not confirm.
+            known = self.study._storage.get_trial(live.trial._trial_id).intermediate_values
             for step in range(len(live.values) + 1, len(values) + 1):
-                live.trial.report(values[step - 1], step)
+                if step not in known:
+                    live.trial.report(values[step - 1], step)
 
         live.metrics = metrics
         with self._store.together():

@@ -21,6 +21,7 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+@pytest.mark.slow
 def test_masks_on_image_files(tmp_path: Path, tree: Path) -> None:
     """Decoded once, cropped, evaluated; nothing is written where the images are."""
     before = snapshot(tree)

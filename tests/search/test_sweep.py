@@ -184,7 +184,9 @@ def test_a_dead_worker_costs_no_trial(sweep: Sweep, undisturbed: dict[int, Any])
 def test_ctrl_c_stops_cleanly_and_another_driver_is_refused(sweep: Sweep) -> None:
     options = ("--space", "rmt", "--trials", "6", *QUIET, "--checkpoint-seconds", "1000")
     process = sweep.start(*options)
-    sweep.wait_until(lambda: any(sweep.folder.glob("trials/*")))
+    journal = sweep.folder / "study.journal"
+    # A part has been trained, which no checkpoint shows yet.
+    sweep.wait_until(lambda: journal.exists() and b"intermediate_value" in journal.read_bytes())
     second = sweep.run(*options)
     assert second.returncode == 2
     assert f"being run already by process {process.pid}" in second.stderr
@@ -203,7 +205,7 @@ def test_ctrl_c_stops_cleanly_and_another_driver_is_refused(sweep: Sweep) -> Non
 
 def test_a_time_budget_leaves_unfinished_trials_to_be_continued(sweep: Sweep) -> None:
     options = ("--space", "taskres", "--trials", "500", "--eval-seeds", "1", *QUIET)
-    done = sweep.run(*options, "--time-budget", "15s")
+    done = sweep.run(*options, "--time-budget", "25s")
     assert done.returncode == 0, done.stdout + done.stderr
     assert 0 < len(sweep.results()) < 500
     assert "the winner" in done.stdout

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from search.lock import SweepLock
+from search.preflight import FORMAT
 from search.sync import main
 from tests.search.conftest import Sweep, kill_everything
 from tests.search.mlflow_server import Server, content, runs_of
@@ -137,7 +138,7 @@ def folder(tmp_path: Path, tracking_uri: str) -> LocalStorage:
         [sys.executable, "-c", code, tracking_uri], capture_output=True, text=True, check=True
     ).stdout
     storage = LocalStorage(sweep.folder)
-    record = f'{{"format": 2, "id": "x", "config": {config}, "fingerprints": {{}}}}'
+    record = f'{{"format": {FORMAT}, "id": "x", "config": {config}, "fingerprints": {{}}}}'
     storage.write("sweep.json", record.encode())
     return storage
 
