@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,8 @@ def scores(sweep: Sweep) -> dict[tuple[str, str, int, str, str], tuple[float, ..
 
 
 @pytest.fixture
-def sweep(tmp_path: Path) -> Iterator[Sweep]:
-    yield Sweep(tmp_path, "test")
+def sweep(tmp_path: Path) -> Sweep:
+    return Sweep(tmp_path, "test")
 
 
 def run(sweep: Sweep, *options: str) -> str:
