@@ -90,7 +90,7 @@ def _print_evaluation(outcome: Outcome, console: Console) -> None:
         )
     console.print(table)
     if len(found.seeds) > 1:
-        console.print("In brackets: 95 % interval of the paired differences.", style="dim")
+        console.print("±: 95 % interval of the paired differences.", style="dim")
     if len(found.of("winner")) > 1:
         _print_parts(found, console)
     assert outcome.best is not None
@@ -154,9 +154,9 @@ def print_tasks(outcomes: Sequence[Outcome], console: Console) -> None:
 def _over(found: Evaluation, label: Label, baseline: Label) -> str:
     """The mean paired difference in points, with its interval."""
     gain = paired(found.figure(label), found.figure(baseline))
-    if gain.low is None or gain.high is None:
+    if gain.high is None:
         return f"{100 * gain.mean:+.1f}"
-    return f"{100 * gain.mean:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+    return f"{100 * gain.mean:+.1f} ± {100 * (gain.high - gain.mean):.1f}"
 
 
 def _table(title: str) -> Table:
