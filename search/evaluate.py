@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any, cast, get_args
 
 import ray
 import torch
-from ray.util import ActorPool
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -75,8 +74,8 @@ class Mark:
 class Bench:
     """What a worker needs to set up its `Workbench`."""
 
-    task: dict[str, Any]
-    """`TaskSpec.to_dict()`."""
+    task: TaskSpec
+    """Whose data it holds."""
     data: str
     """Folder of the field's data sets."""
     device: str
@@ -89,9 +88,8 @@ class Bench:
     def open(self, progress: Callable[[Progress], None] | None = None) -> Workbench:
         """In this process."""
         torch.set_num_threads(self.threads)
-        task = TaskSpec.from_dict(self.task)
-        source = task.source(self.data)
-        return Workbench(task.backbone, self.device, source, self.weights, progress)
+        source = self.task.source(self.data)
+        return Workbench(self.task.backbone, self.device, source, self.weights, progress)
 
 
 def stored_evaluation(ledger: Ledger, config: SweepConfig) -> Evaluation | None:
@@ -123,20 +121,22 @@ def evaluate(ledger: Ledger, plan: Plan, placement: Placement) -> Evaluation:
     task = replace(config.task, seeds=seeds)
     threads = max(1, int(placement.cpus))
     weights = shared_weights(config, ledger.sweep)
-    bench = Bench(task.to_dict(), config.data, placement.device, threads, weights)
+    bench = Bench(task, config.data, placement.device, threads, weights)
     jobs = [
         (label, trial.to_dict(), cell)
         for cell in task.cells
         for label, trial in _wanted(plan, cell, winner).items()
     ]
     judged = exams(task)
+    # Tasks, not actors: they run on what is left of a cluster that has lost a machine.
+    options = {"num_cpus": placement.cpus, "num_gpus": placement.gpus, "max_retries": 3}
+    train, judge = ray.remote(**options)(_train), ray.remote(**options)(_judge)
     try:
-        with _workers(bench, placement, len(jobs)) as pool:
-            trained: list[Candidate] = list(pool.map(lambda w, job: w.train.remote(*job), jobs))
-            held = ray.put(trained)
-            marks: list[list[Mark]] = list(
-                pool.map(lambda w, exam: w.judge.remote(exam, held, ledger.sweep.location), judged)
-            )
+        trained: list[Candidate] = ray.get([train.remote(*job, bench) for job in jobs])
+        held, folder = ray.put(trained), ledger.sweep.location
+        marks: list[list[Mark]] = ray.get(
+            [judge.remote(exam, held, bench, folder) for exam in judged]
+        )
     except ray.exceptions.RayError as error:
         raise EvaluationError(str(error).strip().splitlines()[-1]) from error
     scores = [
@@ -190,53 +190,41 @@ def _scores(exam: Exam, trained: Sequence[Candidate], marks: Sequence[Mark]) -> 
     ]
 
 
-@contextmanager
-def _workers(bench: Bench, placement: Placement, jobs: int) -> Iterator[ActorPool]:
-    """Warm workers, which come again when they die."""
-    options = {"num_cpus": placement.cpus, "num_gpus": placement.gpus}
-    remote = ray.remote(**options, max_restarts=3, max_task_retries=3)(Worker)
-    workers = [remote.remote(bench) for _ in range(min(placement.slots, jobs))]
-    try:
-        yield ActorPool(workers)
-    finally:
-        for worker in workers:
-            ray.kill(worker)
+@lru_cache(maxsize=1)
+def _warm(bench: Bench) -> Workbench:
+    """A worker's process keeps its backbone and its features from one task to the next."""
+    return bench.open()
 
 
-class Worker:
-    """Trains on fresh draws, and judges what was trained; keeps its backbone and its features."""
+def _train(label: Label, config: dict[str, Any], cell: Cell, bench: Bench) -> Candidate:
+    """On a worker: one configuration on one draw, to the last epoch."""
+    trainer = Trainer(TrialConfig.from_dict(config), _warm(bench), cell)
+    for _ in range(trainer.epochs):
+        trainer.run_epoch()
+    tensors, metadata = trainer.method.artifact()
+    artifact = save({key: tensor.contiguous() for key, tensor in tensors.items()})
+    return Candidate(label, cell, config, artifact, metadata)
 
-    def __init__(self, bench: Bench) -> None:
-        self._bench = bench.open()
 
-    def train(self, label: Label, config: dict[str, Any], cell: Cell) -> Candidate:
-        """One configuration on one draw, to the last epoch."""
-        trainer = Trainer(TrialConfig.from_dict(config), self._bench, cell)
-        for _ in range(trainer.epochs):
-            trainer.run_epoch()
-        tensors, metadata = trainer.method.artifact()
-        artifact = save({key: tensor.contiguous() for key, tensor in tensors.items()})
-        return Candidate(label, cell, config, artifact, metadata)
+def _judge(exam: Exam, trained: Sequence[Candidate], opener: Bench, folder: str) -> list[Mark]:
+    """On a worker: every candidate's accuracy on one test split, which is read once."""
+    bench = _warm(opener)
+    dataset = bench.source.dataset(exam.target)
+    judged = {i: c for i, c in enumerate(trained) if exam.judges(c.cell)}
 
-    def judge(self, exam: Exam, trained: Sequence[Candidate], folder: str) -> list[Mark]:
-        """Every candidate's accuracy on one test split, which is read once."""
-        bench = self._bench
-        dataset = bench.source.dataset(exam.target)
-        judged = {i: c for i, c in enumerate(trained) if exam.judges(c.cell)}
+    def record() -> None:
+        cells = [(c.label, c.cell.dataset, c.cell.shots, c.cell.seed) for c in judged.values()]
+        _record(open_storage(folder), exam.target, cells)
 
-        def record() -> None:
-            cells = [(c.label, c.cell.dataset, c.cell.shots, c.cell.seed) for c in judged.values()]
-            _record(open_storage(folder), exam.target, cells)
-
-        test = bench.source.readable(read_test_split(dataset, record))
-        marks = []
-        for half in exam.halves:
-            view = bench.view(_restrict(test, dataset, half), dataset.flip)
-            for index, candidate in judged.items():
-                logits = _logits(exam, half, dataset, view, candidate, bench)
-                found = accuracy(logits, view.labels)
-                marks.append(Mark(index, exam.part(half), len(view.labels), found))
-        return marks
+    test = bench.source.readable(read_test_split(dataset, record))
+    marks = []
+    for half in exam.halves:
+        view = bench.view(_restrict(test, dataset, half), dataset.flip)
+        for index, candidate in judged.items():
+            logits = _logits(exam, half, dataset, view, candidate, bench)
+            found = accuracy(logits, view.labels)
+            marks.append(Mark(index, exam.part(half), len(view.labels), found))
+    return marks
 
 
 def _restrict(test: Split, dataset: Dataset, half: Half) -> Split:

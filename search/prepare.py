@@ -38,7 +38,7 @@ def prepare(plan: Plan, placement: Placement, sweep: Storage, console: Console) 
         return
     weights = shared_weights(config, sweep)
     threads = max(1, int(placement.cpus))
-    bench = Bench(task.to_dict(), config.data, placement.device, threads, weights)
+    bench = Bench(task, config.data, placement.device, threads, weights)
     reads = METHODS[plan.space.paper.method].reads
     options = {"num_cpus": placement.cpus, "num_gpus": placement.gpus}
     remote = ray.remote(**options, num_returns="streaming")(_prepare)

@@ -109,14 +109,14 @@ def _print_evaluation(outcome: Outcome, console: Console) -> None:
 def _print_parts(found: Evaluation, console: Console) -> None:
     """One row for everything that was judged; for base-to-new both kinds of average."""
     table = _table("Mean accuracy of each")
-    for heading in ("trained on", "shots", "judged on", "images", *_NAMES.values()):
+    for heading in ("trained on", "shots", "judged on", "images", *_NAMES):
         left = heading in ("trained on", "judged on")
-        table.add_column(heading, justify="left" if left else "right")
+        table.add_column(heading, justify="left" if left else "right", overflow="fold")
     rows = zip(*(found.of(label) for label in _NAMES), strict=True)
     for scores in rows:
         first = scores[0]
-        where = _place(first.target) if first.part not in ("base", "new") else ""
-        part = "" if first.part == "test" else first.part
+        where = _place(first.target) if first.part in ("shift", "target") else ""
+        part = first.part if first.part in ("base", "new") else ""
         table.add_row(
             _place(first.dataset),
             str(first.shots),
