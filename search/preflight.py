@@ -29,6 +29,7 @@ from spaces.base import Setting, Space
 from spaces.registry import SPACES
 from trainables.backbones.base import BackboneError
 from trainables.data.source import DataSource
+from trainables.methods.registry import METHODS
 from trainables.storage import (
     LocalStorage,
     Storage,
@@ -116,6 +117,14 @@ def _check(config: SweepConfig, examiner: Examiner) -> Plan:
     if problems or facts is None:
         raise UsageError(problems)
     plan = _plan(config, source, facts, placement, uri)
+    if not plan.setting.pixels and METHODS[plan.space.paper.method].reads == "images":
+        raise UsageError(
+            [
+                f"--space {config.space} trains on images, and '{config.task.datasets[0]}' holds "
+                "features only: use a space that reads features (--space taskres), or a data set "
+                "with images."
+            ]
+        )
     classes = most_classes(config.task, source)
     if problem := examiner.try_on(plan.space.paper, classes, plan.setting.images):
         raise UsageError([problem])
