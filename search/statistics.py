@@ -10,8 +10,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy.special import stdtrit
-
 _TAIL = 0.975
 """Upper end of an interval that holds 95 % of a distribution."""
 
@@ -59,6 +57,8 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> Difference:
     found = summary([value - base for value, base in zip(values, baseline, strict=True)])
     if found.deviation is None:
         return Difference(found.mean, None, None)
+    from scipy.special import stdtrit  # half a second that only an evaluation needs
+
     n = len(values)
     half = float(stdtrit(n - 1, _TAIL)) * found.deviation / math.sqrt(n)
     return Difference(found.mean, found.mean - half, found.mean + half)
