@@ -34,6 +34,7 @@ def test_masks_on_image_files(tmp_path: Path, tree: Path) -> None:
     assert snapshot(tree) == before
 
 
+@pytest.mark.slow
 def test_an_unreadable_image_stops_before_the_first_trial_or_is_left_out(
     tmp_path: Path, tree: Path
 ) -> None:
