@@ -186,7 +186,7 @@ def test_ctrl_c_stops_cleanly_and_another_driver_is_refused(sweep: Sweep) -> Non
     process = sweep.start(*options)
     journal = sweep.folder / "study.journal"
     # A part has been trained, which no checkpoint shows yet.
-    sweep.wait_until(lambda: journal.exists() and b"intermediate_value" in journal.read_bytes())
+    sweep.wait_until(lambda: journal.exists() and b'"intermediate_value":' in journal.read_bytes())
     second = sweep.run(*options)
     assert second.returncode == 2
     assert f"being run already by process {process.pid}" in second.stderr
