@@ -34,8 +34,9 @@ from trainables.backbones.shared import share_weights
 from trainables.data.base import Dataset, Shift, Split
 from trainables.data.halves import Half, classes_of
 from trainables.data.sealed import read_test_split
+from trainables.stages import open_training
 from trainables.storage import Storage, open_storage
-from trainables.trainer import Trainer, accuracy
+from trainables.trainer import accuracy
 from trainables.trial import Cell, TaskSpec, TrialConfig
 from trainables.workbench import Progress, View, Workbench
 
@@ -198,10 +199,10 @@ def _warm(bench: Bench) -> Workbench:
 
 def _train(label: Label, config: dict[str, Any], cell: Cell, bench: Bench) -> Candidate:
     """On a worker: one configuration on one draw, to the last epoch."""
-    trainer = Trainer(TrialConfig.from_dict(config), _warm(bench), cell)
+    trainer = open_training(TrialConfig.from_dict(config), _warm(bench), cell)
     for _ in range(trainer.epochs):
         trainer.run_epoch()
-    tensors, metadata = trainer.method.artifact()
+    tensors, metadata = trainer.artifact()
     artifact = save({key: tensor.contiguous() for key, tensor in tensors.items()})
     return Candidate(label, cell, config, artifact, metadata)
 
@@ -238,11 +239,10 @@ def _logits(
 ) -> Tensor:
     """[n, c]: the candidate's logits for the classes that this part of the exam has."""
     cell = candidate.cell
-    trainer = Trainer(TrialConfig.from_dict(candidate.config), bench, cell)
-    trainer.method.load_artifact(load(candidate.artifact), candidate.metadata)
+    trainer = open_training(TrialConfig.from_dict(candidate.config), bench, cell)
+    trainer.load_artifact(load(candidate.artifact), candidate.metadata)
     if not exam.shift and (exam.target, half) != (cell.dataset, cell.half):
-        variant = trainer.config.method_config.prompts
-        trainer.method.transfer(bench.class_features(exam.target, half, variant))
+        trainer.transfer(exam.target, half)
     logits = trainer.logits(view)
     if exam.shift and exam.target != cell.dataset:
         logits = logits[:, list(cast(Shift, dataset).source_classes)]

@@ -17,8 +17,10 @@ from typing import Any, Literal, Protocol, Self
 import torch
 
 from trainables.backbones.base import Backbone, BackboneError
+from trainables.backbones.bundle import FeatureBackbone
 from trainables.backbones.registry import load_backbone
-from trainables.methods.base import MethodError, Schedule
+from trainables.data.prompts import PromptSet
+from trainables.methods.base import Classes, Material, MethodError, Schedule
 from trainables.methods.registry import METHODS
 from trainables.trial import TrialConfig
 
@@ -59,9 +61,13 @@ class Examination:
         """See `Examiner`."""
         assert self._backbone is not None, "facts() comes first"
         features = torch.ones(classes, self._backbone.feature_dim)
-        schedule = Schedule(paper.optim.learning_rates(images))
+        names = tuple(f"class {label}" for label in range(classes))
+        texts = None if isinstance(self._backbone, FeatureBackbone) else PromptSet(names, ("{}",))
         try:
-            METHODS[paper.method].build(paper.method_config, self._backbone, features, schedule)
+            for stage in paper.stages:
+                schedule = Schedule(stage.optim.learning_rates(images))
+                material = Material(self._backbone, Classes(features, texts), schedule, images)
+                METHODS[stage.method].build(stage.method_config, material)
         except MethodError as error:
             return str(error)
         return ""

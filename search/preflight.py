@@ -117,7 +117,9 @@ def _check(config: SweepConfig, examiner: Examiner) -> Plan:
     if problems or facts is None:
         raise UsageError(problems)
     plan = _plan(config, source, facts, placement, uri)
-    if not plan.setting.pixels and METHODS[plan.space.paper.method].reads == "images":
+    if not plan.setting.pixels and any(
+        METHODS[stage.method].reads == "images" for stage in plan.space.paper.stages
+    ):
         raise UsageError(
             [
                 f"--space {config.space} trains on images, and '{config.task.datasets[0]}' holds "

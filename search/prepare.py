@@ -39,7 +39,7 @@ def prepare(plan: Plan, placement: Placement, sweep: Storage, console: Console) 
     weights = shared_weights(config, sweep)
     threads = max(1, int(placement.cpus))
     bench = Bench(task, config.data, placement.device, threads, weights)
-    reads = METHODS[plan.space.paper.method].reads
+    reads = METHODS[plan.space.paper.stages[0].method].reads
     options = {"num_cpus": placement.cpus, "num_gpus": placement.gpus}
     remote = ray.remote(**options, num_returns="streaming")(_prepare)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"))

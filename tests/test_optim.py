@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from trainables.optim import OptimConfig, adam
+from trainables.optim import OptimConfig, make_optimiser
 
 configs = st.builds(
     OptimConfig,
@@ -69,9 +70,15 @@ def test_only_whole_batches_are_stepped(config: OptimConfig, images: int) -> Non
         ("weight_decay", -1e-4),
         ("warmup_epochs", 11),
         ("warmup_epochs", -1),
+        ("optimiser", "lion"),
+        ("decay", "linear"),
+        ("momentum", 1.0),
+        ("eps", 0.0),
+        ("min_lr", -1.0),
+        ("min_lr", 0.5),
     ],
 )
-def test_every_broken_rule_is_named_with_its_value(field: str, value: float) -> None:
+def test_every_broken_rule_is_named_with_its_value(field: str, value: Any) -> None:
     config = OptimConfig(lr=1e-3, epochs=10, batch_size=4)
     assert config.problems() == []
     (problem,) = replace(config, **{field: value}).problems()
@@ -85,7 +92,27 @@ def test_all_problems_at_once() -> None:
 
 def test_weight_decay_is_coupled() -> None:
     parameter = nn.Parameter(torch.tensor([2.0]))
-    optimiser = adam([parameter], OptimConfig(0.1, 1, 1, weight_decay=0.5))
+    optimiser = make_optimiser([parameter], OptimConfig(0.1, 1, 1, weight_decay=0.5))
     parameter.grad = torch.tensor([-1.0])  # -1 + 0.5 * 2 = 0: Adam stands still, AdamW would not
     optimiser.step()
     assert parameter.item() == 2.0
+
+
+def test_cosine_can_move_at_every_step_and_end_above_zero() -> None:
+    config = OptimConfig(1.0, 2, 10, decay="step", min_lr=0.1)
+    rates = config.learning_rates(40)
+    wanted = [0.1 + 0.9 * (1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]
+    assert rates == pytest.approx(wanted)
+    assert set(replace(config, decay="none").learning_rates(40)) == {1.0}
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adam", "Adam"), ("adamw", "AdamW"), ("sgd", "SGD")])
+def test_every_optimiser_and_its_fields(name: Any, kind: str) -> None:
+    parameter = nn.Parameter(torch.tensor([2.0]))
+    config = OptimConfig(0.1, 1, 1, 0.5, optimiser=name, momentum=0.3, eps=1e-4)
+    made = make_optimiser([parameter], config)
+    assert type(made).__name__ == kind
+    (group,) = made.param_groups
+    assert group["weight_decay"] == 0.5
+    assert group.get("momentum") == (0.3 if name == "sgd" else None)
+    assert group.get("eps") == (None if name == "sgd" else 1e-4)

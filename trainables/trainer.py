@@ -1,5 +1,7 @@
 """Training of one method on one few-shot draw: an epoch, an evaluation, the state between.
 
+Several methods one after another are a `Pipeline`, see `stages.py`.
+
 Notation: n training images, b batch, c classes, s image side.
 """
 
@@ -14,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainables.methods.base import Batch, Schedule
+from trainables.data.halves import Half
+from trainables.methods.base import Batch, Material, Schedule, Support
 from trainables.methods.registry import METHODS
-from trainables.optim import adam
+from trainables.optim import make_optimiser
 from trainables.trial import Cell, TrialConfig
 from trainables.view import AUGMENTED_VIEWS, View
 from trainables.workbench import Workbench, zero_shot_logits
@@ -30,18 +33,26 @@ class NonFiniteError(FloatingPointError):
 
 
 class Trainer:
-    """One method, its optimiser and its three private generators."""
+    """One method, its optimiser and its private generators; `config.before` is not its affair."""
 
     def __init__(self, config: TrialConfig, bench: Workbench, cell: Cell) -> None:
         """Raises `MethodError`, `DataError`, `BackboneError`."""
         self.config, self.bench, self.cell = config, bench, cell
         self.train, self.val = bench.views(cell)
         where = cell.dataset, cell.half, config.method_config.prompts
-        self._classes = bench.class_features(*where)
+        classes = bench.classes(*where)
+        self._classes = classes.features
         self._zero_shot = bench.zero_shot(*where)
-        schedule = Schedule(config.optim.learning_rates(len(self.train)))
+        self._rates = config.optim.learning_rates(len(self.train))
         self.method = METHODS[config.method].build(
-            config.method_config, bench.backbone, self._classes, schedule
+            config.method_config,
+            Material(
+                bench.backbone,
+                classes,
+                Schedule(self._rates),
+                len(self.train),
+                _generator(config.seed, cell.seed, "first values"),
+            ),
         )
         # One generator a purpose, so that one method's appetite for random numbers cannot
         # change the order of images or the crops.
@@ -51,29 +62,29 @@ class Trainer:
         }
         self.epoch = 0
         """Epochs trained so far."""
-        self._optimiser: torch.optim.Adam | None = None
+        self._prepared = False
+        self._optimiser: torch.optim.Optimizer | None = None
 
     @property
     def epochs(self) -> int:
         """Epochs until the end: 0 for a method with nothing to train."""
-        return self.config.optim.epochs if self.method.trainable() else 0
+        return self.config.epochs
 
     def run_epoch(self) -> dict[str, float]:
         """One pass over the training images; returns `train/*`, `val/*` and the method's own
         scalars. Raises `NonFiniteError`."""
-        if self.epoch == 0:
-            self.method.prepare(self._batches())
+        self._prepare()
         optimiser = self._open_optimiser()
-        rate = self.config.optim.lr_at(self.epoch)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
+        steps = self.config.optim.steps_per_epoch(len(self.train))
+        rates = self._rates[self.epoch * steps :]
+        rate = rates[0]
         sums: dict[str, float] = {}
-        steps = 0
-        for batch in self._batches():
+        for batch, step_rate in zip(self._batches(), rates, strict=False):
             for name, value in self.method.backward(batch, self._rng["method"]).items():
                 sums[name] = sums.get(name, 0.0) + value
+            for group in optimiser.param_groups:
+                group["lr"] = step_rate
             optimiser.step()
-            steps += 1
         self.epoch += 1
         metrics = {name: total / steps for name, total in sums.items()}
         metrics |= {"train/lr": rate} | self.validate() | self.method.progress()
@@ -93,10 +104,51 @@ class Trainer:
     @torch.no_grad()
     def logits(self, view: View) -> Tensor:
         """Logits [n, c] of the tuned model on `view`."""
+        self._prepare()
         if self.method.reads == "features":
             return torch.cat([self.method(part) for part in view.features().split(_FEATURES)])
         normalise = self.bench.backbone.preprocess.normalise
         return torch.cat([self.method(normalise(batch)) for batch in view.batches(_IMAGES)])
+
+    def forecast(self) -> dict[str, float]:
+        """See `Method.forecast`."""
+        return self.method.forecast()
+
+    def warnings(self) -> list[str]:
+        """See `Method.warnings`."""
+        return self.method.warnings()
+
+    def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """See `Method.artifact`."""
+        self._prepare()
+        return self.method.artifact()
+
+    def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """See `Method.load_artifact`."""
+        self.method.load_artifact(tensors, metadata)
+        self._prepared = True
+
+    def transfer(self, dataset: str, half: Half) -> None:
+        """Tell the classes of another data set, or another half, apart; see `Method.transfer`."""
+        self.method.transfer(self.bench.classes(dataset, half, self.config.method_config.prompts))
+
+    def tuned(self) -> Workbench:
+        """The same data before the backbone that the method has changed."""
+        self._prepare()
+        return self.bench.before(self.method.tuned())
+
+    def _prepare(self) -> None:
+        """What comes before the first step; once, and not for what has been loaded."""
+        if self._prepared:
+            return
+        self._prepared = True
+        scale = self.config.crop_scale
+
+        def features(view: int) -> Tensor:
+            return self.train.features(view if scale == 1 else 1 + view, scale)
+
+        views = 1 if scale == 1 or not self.train.has_pixels else AUGMENTED_VIEWS
+        self.method.prepare(Support(self.train.labels, views, features, self._batches))
 
     def _batches(self) -> Iterator[Batch]:
         """One epoch in random order; see `OptimConfig.batch_size` for the last batch."""
@@ -136,10 +188,11 @@ class Trainer:
         """Features [b, d] -> zero-shot logits [b, c]."""
         return zero_shot_logits(features, self._classes, self.bench.backbone.logit_scale)
 
-    def _open_optimiser(self) -> torch.optim.Adam:
+    def _open_optimiser(self) -> torch.optim.Optimizer:
         # Made at the first step, when `prepare` has settled which tensors are trained.
         if self._optimiser is None:
-            self._optimiser = adam(self.method.trainable().values(), self.config.optim)
+            tensors = self.method.trainable().values()
+            self._optimiser = make_optimiser(tensors, self.config.optim)
         return self._optimiser
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -148,17 +201,18 @@ class Trainer:
         tensors |= {f"rng/{k}": rng.get_state() for k, rng in self._rng.items()}
         if self._optimiser is not None:
             for index, moments in self._optimiser.state_dict()["state"].items():
-                tensors |= {f"adam/{index}/{k}": v for k, v in moments.items()}
-        return tensors, {"epoch": self.epoch}
+                there = {k: v for k, v in moments.items() if v is not None}
+                tensors |= {f"optimiser/{index}/{k}": v for k, v in there.items()}
+        return tensors, {"epoch": self.epoch, "prepared": self._prepared}
 
     def load_state(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
         """Continue from `state`, bit for bit."""
-        self.epoch = int(plain["epoch"])
+        self.epoch, self._prepared = int(plain["epoch"]), bool(plain["prepared"])
         self.method.load_state_dict(_under(tensors, "method/"))
         for purpose, state in _under(tensors, "rng/").items():
             self._rng[purpose].set_state(state.cpu())
         moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in _under(tensors, "adam/").items():
+        for key, value in _under(tensors, "optimiser/").items():
             index, name = key.split("/")
             moments.setdefault(int(index), {})[name] = value
         if moments:

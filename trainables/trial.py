@@ -137,6 +137,8 @@ class TrialConfig:
     """Smallest share of an image's area that a random crop shows; 1 trains on the test view."""
     seed: int = 0
     """Seeds the order of images, the crops and the method's own draws."""
+    before: TrialConfig | None = None
+    """The stage before this one, whose method changes the backbone that this one is trained on."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -148,12 +150,31 @@ class TrialConfig:
         fields = dict(plain)
         fields["method_config"] = METHODS[fields["method"]].Config(**fields["method_config"])
         fields["optim"] = OptimConfig(**fields["optim"])
+        if fields.get("before"):
+            fields["before"] = cls.from_dict(fields["before"])
         return cls(**fields)
+
+    @property
+    def epochs(self) -> int:
+        """Of this stage: 0 for a method with nothing to train."""
+        return 0 if METHODS[self.method].closed_form else self.optim.epochs
+
+    @property
+    def stages(self) -> tuple[TrialConfig, ...]:
+        """All that are trained one after another, this one the last."""
+        return (*(self.before.stages if self.before else ()), self)
 
     def flat(self) -> dict[str, object]:
         """Field -> value without nesting, as a person reads it in a table of parameters."""
         plain: dict[str, dict[str, object]] = self.to_dict()
-        return plain.pop("method_config") | plain.pop("optim") | plain
+        del plain["before"]
+        before = self.before.flat() if self.before else {}
+        return (
+            plain.pop("method_config")
+            | plain.pop("optim")
+            | plain
+            | {f"before.{name}": value for name, value in before.items()}
+        )
 
     def fingerprint(self) -> str:
         """Hex digest of the configuration."""
@@ -161,7 +182,14 @@ class TrialConfig:
 
     def problems(self) -> list[str]:
         """Every broken rule of method and optimiser; empty when all is well."""
-        found = [*self.method_config.problems(), *self.optim.problems()]
+        found = self.before.problems() if self.before else []
+        found += [*self.method_config.problems(), *self.optim.problems()]
+        if self.before and not METHODS[self.before.method].changes_backbone:
+            able = ", ".join(n for n, method in METHODS.items() if method.changes_backbone)
+            found.append(
+                f"a stage that another follows must change the backbone, and "
+                f"'{self.before.method}' does not: use one of {able}, or make it the last"
+            )
         if not 0 < self.crop_scale <= 1:
             found.append(f"crop_scale must lie in (0, 1], got {self.crop_scale}: use e.g. 0.5")
         return found

@@ -22,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trainables.stages import open_training
 from trainables.storage import Storage
-from trainables.trainer import Trainer
 from trainables.trial import TaskSpec, TrialConfig
 from trainables.workbench import Workbench
 
@@ -62,7 +62,7 @@ class TrialRun:
         self, config: TrialConfig, task: TaskSpec, bench: Workbench, in_sequence: bool = False
     ) -> None:
         self.config, self.task, self.in_sequence = config, task, in_sequence
-        self.cells = [Trainer(config, bench, cell) for cell in task.cells]
+        self.cells = [open_training(config, bench, cell) for cell in task.cells]
         self.step = 0
         self._values: list[float] = []
         self._rows: list[dict[str, float]] = []
@@ -83,11 +83,11 @@ class TrialRun:
 
     def forecast(self) -> dict[str, float]:
         """What can be said before training, e.g. the flip budget: means over cells."""
-        return _mean([cell.method.forecast() for cell in self.cells])
+        return _mean([cell.forecast() for cell in self.cells])
 
     def warnings(self) -> list[str]:
         """What the user should know before it trains."""
-        return self.cells[0].method.warnings()
+        return self.cells[0].warnings()
 
     def advance(self) -> Report:
         """Train the next part, if one is left, and report; raises `NonFiniteError`."""
@@ -178,7 +178,7 @@ class TrialRun:
         Returns their names."""
         names = []
         for cell in self.cells:
-            tensors, metadata = cell.method.artifact()
+            tensors, metadata = cell.artifact()
             suffix = f"-{self.task.label(cell.cell)}" if len(self.cells) > 1 else ""
             names.append(f"artifact{suffix}.safetensors")
             whole = {key: tensor.contiguous() for key, tensor in tensors.items()}

@@ -48,11 +48,13 @@ class View:
         store: Store,
         tell: Listener | None = None,
         keep: bool = False,
+        passing: bool = False,
     ) -> None:
         """`flip`: whether a crop may be mirrored. `keep`: whether its decoded images are worth a
-        place on the disk; otherwise they are decoded each time they are needed."""
-        self._split, self._flip, self._backbone = split, flip, backbone
-        self._store, self._tell, self._keep = store, tell, keep
+        place on the disk; otherwise they are decoded each time they are needed. `passing`: the
+        backbone will not come again, so that its features are not worth one."""
+        self._split, self._flip, self.backbone = split, flip, backbone
+        self._store, self._tell, self._keep, self._passing = store, tell, keep, passing
         self._features: dict[tuple[int, float], Tensor] = {}
         self.labels = split.labels.to(backbone.device)
         """int64 [n], on the backbone's device."""
@@ -60,6 +62,17 @@ class View:
     def __len__(self) -> int:
         """n."""
         return len(self.labels)
+
+    def before(self, backbone: Backbone) -> View:
+        """The same images before a changed backbone, which will not come again."""
+        return View(
+            self._split, self._flip, backbone, self._store, self._tell, self._keep, passing=True
+        )
+
+    @property
+    def has_pixels(self) -> bool:
+        """Whether there are images, and not features only."""
+        return not isinstance(self._split.images, FeatureRows)
 
     def features(self, number: int = 0, crop_scale: float = 1.0) -> Tensor:
         """float32 [n, d], not normalised, on the backbone's device; not to be changed.
@@ -73,7 +86,7 @@ class View:
         if number == 0 or crop_scale == 1 or isinstance(self._split.images, FeatureRows):
             key = (0, 1.0)
         if key not in self._features:
-            self._features[key] = self._load(*key).to(self._backbone.device)
+            self._features[key] = self._load(*key).to(self.backbone.device)
         return self._features[key]
 
     def images(self, index: Tensor) -> Tensor:
@@ -83,7 +96,7 @@ class View:
             return self._pixels[index.to(self._pixels.device)]
         if not self._keep:
             return self._resized([self._split.images.read(row) for row in rows])
-        return torch.stack([self._decoded.view(row) for row in rows]).to(self._backbone.device)
+        return torch.stack([self._decoded.view(row) for row in rows]).to(self.backbone.device)
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """All test views in order, uint8 [b, 3, s, s], at most `size` at a time."""
@@ -98,9 +111,9 @@ class View:
         uint8 [b, 3, s, s] on the backbone's device. They are cut from the original image; one whose
         shorter side is more than twice as long as the model's is reduced to that first."""
         originals = [self._original(row) for row in index.tolist()]
-        side = self._backbone.preprocess.image_size
+        side = self.backbone.preprocess.image_size
         cut = random_cut(sizes_of(originals), side, crop_scale, self._flip, rng)
-        return resample(originals, cut, side, device=self._backbone.device)
+        return resample(originals, cut, side, device=self.backbone.device)
 
     def make(self, reads: Literal["features", "images"]) -> None:
         """Compute now what a training that `reads` these will ask for first: test features, or
@@ -113,10 +126,12 @@ class View:
     def _load(self, number: int, crop_scale: float) -> Tensor:
         if isinstance(self._split.images, FeatureRows):
             return self._split.images.features
+        if self._passing:
+            return torch.cat([self._encode(batch) for batch in self._views(number, crop_scale)])
         facts = self._facts(
             kind="image features",
-            backbone=self._backbone.fingerprint,
-            device=self._backbone.device.type,  # which rounds in its own way
+            backbone=self.backbone.fingerprint,
+            device=self.backbone.device.type,  # which rounds in its own way
             precision="float32",
             view=number,
             crop_scale=crop_scale,
@@ -124,15 +139,18 @@ class View:
         )
 
         def compute() -> Iterator[Mapping[str, pa.Array]]:
-            views = self._test_views() if number == 0 else self._augmented(number, crop_scale)
+            views = self._views(number, crop_scale)
             name = f"features of {len(self)} images" + (f", view {number}" if number else "")
             told = counted(views, len, name, len(self), self._tell)
             yield {"features": as_lists(torch.cat([self._encode(batch) for batch in told]))}
 
         return self._store.get(facts, len(self), compute).matrix("features")
 
+    def _views(self, number: int, crop_scale: float) -> Iterator[Tensor]:
+        return self._test_views() if number == 0 else self._augmented(number, crop_scale)
+
     def _encode(self, batch: Tensor) -> Tensor:
-        return self._backbone.encode_image(self._backbone.preprocess.normalise(batch)).cpu()
+        return self.backbone.encode_image(self.backbone.preprocess.normalise(batch)).cpu()
 
     def _test_views(self) -> Iterator[Tensor]:
         """As `batches`, without making a file of decoded images for their sake."""
@@ -153,7 +171,7 @@ class View:
         yield from map(self._resized, decoded(self._split.images, size, threads))
 
     def _resized(self, images: list[Tensor]) -> Tensor:
-        return self._backbone.preprocess.resize(images, self._backbone.device)
+        return self.backbone.preprocess.resize(images, self.backbone.device)
 
     @cached_property
     def _pixels(self) -> Tensor:
@@ -167,7 +185,7 @@ class View:
 
     @cached_property
     def _decoded(self) -> _Decoded:
-        side = self._backbone.preprocess.image_size
+        side = self.backbone.preprocess.image_size
 
         def compute() -> Iterator[Mapping[str, pa.Array]]:
             threads = max(2, torch.get_num_threads())
@@ -195,7 +213,7 @@ class View:
         return self._split.images.content()
 
     def _facts(self, **facts: object) -> dict[str, Any]:
-        transform = asdict(self._backbone.preprocess)
+        transform = asdict(self.backbone.preprocess)
         split = {"split": self._split.fingerprint, "content": self._content}
         return split | {"transform": transform, "version": _VERSION} | facts
 

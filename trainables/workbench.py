@@ -21,6 +21,7 @@ from trainables.data.bundle import PREFIX, Bundle
 from trainables.data.halves import Half
 from trainables.data.prompts import PromptVariant, class_features
 from trainables.data.source import DataSource
+from trainables.methods.base import Classes
 from trainables.progress import Listener, Progress
 from trainables.store import Store
 from trainables.trial import Cell
@@ -75,6 +76,17 @@ class Workbench:
     def _view(self, split: Split, flip: bool) -> View:
         return View(split, flip, self.backbone, self._store, self._progress, keep=True)
 
+    def before(self, backbone: Backbone) -> Workbench:
+        """The same data before a changed backbone, which will not come again: nothing that it
+        makes of them is written down."""
+        return _Passing(self, backbone)
+
+    def classes(self, spec: str, half: Half, variant: PromptVariant) -> Classes:
+        """What a method knows of a data set's classes; raises `DataError`."""
+        dataset = self.source.dataset(spec, half)
+        prompts = None if isinstance(dataset, Bundle) else dataset.prompts(variant)
+        return Classes(self.class_features(spec, half, variant), prompts)
+
     def class_features(self, spec: str, half: Half, variant: PromptVariant) -> Tensor:
         """float32 [c, d], one vector a class, not normalised; raises `DataError`."""
         key = (spec, half, variant)
@@ -103,6 +115,10 @@ class Workbench:
         rows = len(prompts.class_names)
         return self._store.get(facts, rows, compute).matrix("features")
 
+    def see(self, view: View) -> View:
+        """The images of `view`, which may be another workbench's, before this one's backbone."""
+        return view if view.backbone is self.backbone else view.before(self.backbone)
+
     def zero_shot(
         self, spec: str, half: Half, variant: PromptVariant
     ) -> Callable[[Tensor], Tensor]:
@@ -114,3 +130,24 @@ class Workbench:
             return zero_shot_logits(features, classes, self.backbone.logit_scale)
 
         return logits
+
+
+class _Passing(Workbench):
+    """A workbench before a backbone that another one's was changed into."""
+
+    def __init__(self, origin: Workbench, backbone: Backbone) -> None:
+        super().__init__(origin.spec, origin.device, origin.source)
+        self.backbone = backbone
+        self._origin = origin
+
+    def views(self, cell: Cell) -> tuple[View, View]:
+        if cell not in self._views:
+            train, val = self._origin.views(cell)
+            self._views[cell] = train.before(self.backbone), val.before(self.backbone)
+        return self._views[cell]
+
+    def _class_features(self, spec: str, half: Half, variant: PromptVariant) -> Tensor:
+        dataset = self.source.dataset(spec, half)
+        if isinstance(dataset, Bundle):
+            return self._origin.class_features(spec, half, variant)
+        return class_features(self.backbone, dataset.prompts(variant))

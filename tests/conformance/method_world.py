@@ -12,6 +12,7 @@ from trainables.backbones.base import Backbone, Preprocess
 from trainables.backbones.open_clip import open_clip
 from trainables.backbones.registry import load_backbone
 from trainables.data.prompts import PromptVariant, class_features, prompt_set
+from trainables.methods.base import Classes
 
 TRANSFORM = Preprocess(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), resize_mode="squash")
 CLASSES = ("red_square", "blue_circle", "green_star", "black_cross")
@@ -26,11 +27,12 @@ class World:
     labels: Tensor
     image_features: Tensor
 
-    def class_features(self, variant: PromptVariant = "paper") -> Tensor:
-        return class_features(self.backbone, prompt_set("imagenet", CLASSES, variant))
+    def classes(self, variant: PromptVariant = "paper") -> Classes:
+        prompts = prompt_set("imagenet", CLASSES, variant)
+        return Classes(class_features(self.backbone, prompts), prompts)
 
     def zero_shot(self, variant: PromptVariant = "paper") -> Tensor:
-        text = functional.normalize(self.class_features(variant), dim=-1)
+        text = functional.normalize(self.classes(variant).features, dim=-1)
         return (
             self.backbone.logit_scale * functional.normalize(self.image_features, dim=-1) @ text.T
         )

@@ -2,62 +2,44 @@
 
 import ast
 import dataclasses
+import hashlib
 import inspect
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
+from method_cases import ADAM, CASES, ONLY, OPTIM, OTHER
 from method_world import World, open_world
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainables.methods.base import Batch, Method, MethodConfig, MethodError, Preset, Schedule
+from trainables.methods.base import (
+    Batch,
+    Material,
+    Method,
+    MethodConfig,
+    MethodError,
+    Preset,
+    Schedule,
+    Support,
+)
 from trainables.methods.registry import METHODS
-from trainables.methods.rmt import MaskTuningConfig
-from trainables.methods.taskres import TaskResConfig
-from trainables.methods.zero_shot import ZeroShotConfig
-from trainables.optim import OptimConfig, adam
+from trainables.optim import OptimConfig, make_optimiser
 
-CASES: dict[str, list[MethodConfig]] = {
-    "zero-shot": [ZeroShotConfig()],
-    "taskres": [TaskResConfig(), TaskResConfig(learn_alpha=True), TaskResConfig(alpha=2.0)],
-    "rmt": [
-        MaskTuningConfig(masked="all", leak=0.3),
-        MaskTuningConfig(masked="mhsa", leak=0.0),
-        MaskTuningConfig(
-            masked="all", patch_embedding=True, norm_weight=1e-4, purity_eps=1e-8, leak=1.0
-        ),
-        MaskTuningConfig(masked="dynamic"),
-    ],
-}
-"""Configurations that fit both backbones."""
+KINDS = ("vit", "resnet")
 
-OTHER: dict[str, dict[str, object]] = {
-    "zero-shot": {"prompts": "reference"},
-    "taskres": {
-        "prompts": "clean",
-        "alpha": 1.0,
-        "learn_alpha": True,
-        "normalise_base": True,
-    },
-    "rmt": {
-        "prompts": "single",
-        "masked": "all",
-        "patch_embedding": True,
-        "init": 2e-2,
-        "threshold": 9e-3,
-        "leak": 0.0,
-        "norm_weight": 1.0,
-        "purity_eps": 10.0,
-    },
-}
-"""For every field a value that must make a difference."""
 
-OPTIM = OptimConfig(lr=2e-3, epochs=4, batch_size=8)
+def material(world: World, config: MethodConfig, optim: OptimConfig = ADAM) -> Material:
+    images = len(world.labels)
+    schedule = Schedule(optim.learning_rates(images))
+    return Material(world.backbone, world.classes(config.prompts), schedule, images)
 
 
 def cases() -> Iterator[Any]:
@@ -71,7 +53,7 @@ def cases() -> Iterator[Any]:
             yield pytest.param((name, config), id="-".join([name, *changed]))
 
 
-@pytest.fixture(params=["vit", "resnet"], scope="module")
+@pytest.fixture(params=KINDS, scope="module")
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # at these sizes more only wait for each other
@@ -90,12 +72,13 @@ class Run:
     def __init__(self, case: tuple[str, MethodConfig], world: World) -> None:
         name, self.config = case
         self.world = world
-        schedule = Schedule(OPTIM.learning_rates(len(world.labels)))
-        features = world.class_features(self.config.prompts)
-        self.method: Method = METHODS[name].build(self.config, world.backbone, features, schedule)
+        self.optim = OPTIM.get(name, ADAM)
+        self.method: Method = METHODS[name].build(
+            self.config, material(world, self.config, self.optim)
+        )
         self.rng = torch.Generator().manual_seed(0)
         self.inputs = world.inputs(self.method.reads)
-        self.adam: torch.optim.Adam | None = None
+        self.optimiser: torch.optim.Optimizer | None = None
 
     def batch(self, step: int) -> Batch:
         rows = slice(0, 8) if step % 2 == 0 else slice(8, 16)
@@ -103,16 +86,20 @@ class Run:
         given = teacher if self.method.uses_zero_shot else None
         return Batch(self.inputs[rows], self.world.labels[rows], given)
 
+    def support(self) -> Support:
+        views = {0: self.world.image_features, 1: 1.02 * self.world.image_features + 0.01}
+        return Support(self.world.labels, 2, views.__getitem__, lambda: map(self.batch, range(2)))
+
     def train(self, first: int, last: int) -> list[float]:
         """Steps `first` to `last` - 1; returns their losses."""
         if first == 0:
-            self.method.prepare(self.batch(step) for step in range(2))
+            self.method.prepare(self.support())
         losses = []
         for step in range(first, last):
             losses.append(self.method.backward(self.batch(step), self.rng)["train/loss"])
             if tensors := self.method.trainable():
-                self.adam = self.adam or adam(tensors.values(), OPTIM)
-                self.adam.step()
+                self.optimiser = self.optimiser or make_optimiser(tensors.values(), self.optim)
+                self.optimiser.step()
         return losses
 
     def logits(self) -> Tensor:
@@ -135,6 +122,8 @@ def test_logits(case: tuple[str, MethodConfig], world: World) -> None:
 
 def test_starts_as_the_zero_shot_model(case: tuple[str, MethodConfig], world: World) -> None:
     run = Run(case, world)
+    if not run.method.starts_as_zero_shot:
+        return
     torch.testing.assert_close(
         run.logits(), world.zero_shot(run.config.prompts), atol=2e-4, rtol=1e-5
     )
@@ -173,9 +162,9 @@ def test_continues_from_its_state_bit_for_bit(case: tuple[str, MethodConfig], wo
     first.train(0, 4)
     second.method.load_state_dict(first.state())
     second.rng.set_state(first.rng.get_state())
-    if first.adam is not None:
-        second.adam = adam(second.method.trainable().values(), OPTIM)
-        second.adam.load_state_dict(first.adam.state_dict())
+    if first.optimiser is not None:
+        second.optimiser = make_optimiser(second.method.trainable().values(), second.optim)
+        second.optimiser.load_state_dict(first.optimiser.state_dict())
     assert second.train(4, 8) == losses[4:]
     for name, tensor in whole.state().items():
         assert torch.equal(tensor, second.state()[name]), name
@@ -204,6 +193,50 @@ def test_refuses_a_foreign_artifact(case: tuple[str, MethodConfig], world: World
             run.method.load_artifact(tensors, metadata | wrong)
     with pytest.raises(MethodError):
         run.method.load_artifact(tensors | {"other": torch.zeros(3)}, metadata)
+
+
+@pytest.mark.parametrize(("name", "kind"), [(n, k) for n in ONLY for k in KINDS if k != ONLY[n]])
+def test_refuses_a_backbone_that_does_not_suit(name: str, kind: str) -> None:
+    with pytest.raises(MethodError):
+        METHODS[name].build(CASES[name][0], material(open_world(kind), CASES[name][0]))
+
+
+def test_same_result_in_a_fresh_process() -> None:
+    """Two processes whose sets and strings hash differently."""
+    found = [
+        subprocess.run(
+            [sys.executable, __file__],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()
+        for seed in ("1", "2")
+    ]
+    assert found[0] == found[1]
+    assert len(found[0]) == len(METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_tuned_backbone_gives_the_same_logits(name: str) -> None:
+    """What is folded into the backbone is what was learned: zero-shot with it is the method."""
+    world = open_world(ONLY.get(name, "vit"))
+    for config in CASES[name]:
+        run = Run((name, config), world)
+        run.train(0, 8)
+        if not run.method.changes_backbone:
+            with pytest.raises(MethodError, match="last"):
+                run.method.tuned()
+            continue
+        tuned = run.method.tuned()
+        assert tuned.fingerprint not in (world.backbone.fingerprint, "")
+        other = dataclasses.replace(
+            world, backbone=tuned, image_features=tuned.encode_image(world.images)
+        )
+        torch.testing.assert_close(
+            run.logits(), other.zero_shot(config.prompts), atol=2e-3, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -255,12 +288,25 @@ def test_presets_are_valid(
     assert type(config) is METHODS[name].Config
     assert config.problems() == optim.problems() == []
     assert 0 < crop_scale <= 1
-    schedule = Schedule(optim.learning_rates(10 * shots))
-    METHODS[name].build(config, world.backbone, torch.ones(4, 128), schedule)
+    METHODS[name].build(config, material(world, config, optim))
 
 
 def test_refuses_an_unknown_prompt_variant(case: tuple[str, MethodConfig], world: World) -> None:
     name, config = case
     broken = dataclasses.replace(config, prompts="none")  # type: ignore[arg-type]
     with pytest.raises(MethodError, match="prompts must be one of"):
-        METHODS[name].build(broken, world.backbone, torch.ones(4, 128), Schedule(()))
+        METHODS[name].build(broken, material(world, config))
+
+
+def _digest(name: str) -> str:
+    run = Run((name, CASES[name][0]), open_world(ONLY.get(name, "vit")))
+    losses = run.train(0, 4)
+    digest = hashlib.sha256(repr(losses).encode())
+    for key, tensor in run.state().items():
+        digest.update(key.encode() + tensor.numpy().tobytes())
+    return f"{name} {digest.hexdigest()}"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print("\n".join(map(_digest, METHODS)))

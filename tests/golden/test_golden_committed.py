@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from trainables.backbones.base import Backbone, Preprocess
-from trainables.methods.base import Batch, Schedule
+from trainables.methods.base import Batch, Classes, Material, Schedule
 from trainables.methods.masks import keep
 from trainables.methods.taskres import TaskRes, TaskResConfig
-from trainables.optim import OptimConfig, adam
+from trainables.optim import OptimConfig, make_optimiser
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +34,13 @@ def test_taskres_run(traces: dict[str, Tensor]) -> None:
     np.testing.assert_allclose([optim.lr_at(e) for e in range(8)], recorded["lrs"], rtol=1e-12)
     method = TaskRes.build(
         TaskResConfig(prompts="reference", alpha=1.0),
-        scaled(float(recorded["logit_scale"])),
-        recorded["base"],
-        Schedule(optim.learning_rates(40)),
+        Material(
+            scaled(float(recorded["logit_scale"])),
+            Classes(recorded["base"]),
+            Schedule(optim.learning_rates(40)),
+        ),
     )
-    optimiser = adam(method.trainable().values(), optim)
+    optimiser = make_optimiser(method.trainable().values(), optim)
     losses = []
     for epoch, order in enumerate(recorded["order"]):
         optimiser.param_groups[0]["lr"] = optim.lr_at(epoch)

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from trainables.backbones.base import Backbone
 from trainables.data.prompts import class_features
-from trainables.methods.base import Batch, Schedule
+from trainables.methods.base import Batch, Classes, Material, Schedule
 from trainables.methods.rmt import MaskTuning, MaskTuningConfig
-from trainables.optim import OptimConfig, adam
+from trainables.optim import OptimConfig, make_optimiser
 
 EARLY = 4
 
@@ -61,7 +61,7 @@ class Replay:
             purity_eps=1e-8,
         )
         schedule = Schedule(self.optim.learning_rates(len(self.images["x_train"])))
-        return MaskTuning.build(config, self.backbone, self.features, schedule)
+        return MaskTuning.build(config, Material(self.backbone, Classes(self.features), schedule))
 
     def batches(self) -> Iterator[tuple[float, Batch]]:
         """Learning rate and batch of every step, in the recorded order."""
@@ -114,7 +114,7 @@ def test_first_gradients(replay: Replay, device: str) -> None:
 
 def test_training(replay: Replay, device: str) -> None:
     method, rng = replay.method, generator(replay.run)
-    optimiser = adam(method.trainable().values(), replay.optim)
+    optimiser = make_optimiser(method.trainable().values(), replay.optim)
     loss_tolerance, logit_tolerance = (5e-6, 1e-4) if device == "cpu" else (1e-3, 1e-2)
     for step, (rate, batch) in enumerate(replay.batches()):
         if step < EARLY:

@@ -6,9 +6,9 @@ import torch
 from golden_traces import DEVICES, backbone, images, index, runs, taskres_prompts, trace
 
 from trainables.data.prompts import class_features
-from trainables.methods.base import Batch, Schedule
+from trainables.methods.base import Batch, Classes, Material, Schedule
 from trainables.methods.taskres import TaskRes, TaskResConfig
-from trainables.optim import OptimConfig, adam
+from trainables.optim import OptimConfig, make_optimiser
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -35,9 +35,9 @@ def test_training(name: str, device: str) -> None:
 
     config = TaskResConfig(prompts="reference", alpha=run["alpha"])
     schedule = Schedule(optim.learning_rates(len(data["x_train"])))
-    method = TaskRes.build(config, model, base, schedule)
+    method = TaskRes.build(config, Material(model, Classes(base), schedule))
     features = model.encode_image(data["x_train"])
-    optimiser = adam(method.trainable().values(), optim)
+    optimiser = make_optimiser(method.trainable().values(), optim)
     losses = []
     for rate, order in zip(rates, torch.from_numpy(recorded["order"]).to(device), strict=True):
         optimiser.param_groups[0]["lr"] = rate

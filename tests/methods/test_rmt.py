@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from trainables.backbones.base import Backbone
 from trainables.backbones.registry import load_backbone
-from trainables.methods.base import Batch, MethodError, Schedule
+from trainables.methods.base import Batch, Classes, Material, MethodError, Schedule, Support
 from trainables.methods.rmt import CLEAN_FLIP_BUDGET, MaskTuning, MaskTuningConfig
-from trainables.optim import OptimConfig, adam
+from trainables.optim import OptimConfig, make_optimiser
 
 RELEASED = OptimConfig(lr=8e-5, epochs=30, batch_size=32)
 
@@ -23,7 +23,8 @@ def backbone() -> Backbone:
 
 def build(backbone: Backbone, config: MaskTuningConfig, images: int = 160) -> MaskTuning:
     features = torch.randn(5, 128, generator=torch.Generator().manual_seed(1))
-    return MaskTuning.build(config, backbone, features, Schedule(RELEASED.learning_rates(images)))
+    schedule = Schedule(RELEASED.learning_rates(images))
+    return MaskTuning.build(config, Material(backbone, Classes(features), schedule))
 
 
 def batch(method: MaskTuning, seed: int = 2) -> Batch:
@@ -31,6 +32,11 @@ def batch(method: MaskTuning, seed: int = 2) -> Batch:
     images = torch.randn(8, 3, 32, 32, generator=rng)
     teacher = torch.randn(8, 5, generator=rng)
     return Batch(images, torch.arange(8) % 5, teacher if method.uses_zero_shot else None)
+
+
+def support(batches: list[Batch]) -> Support:
+    labels = torch.cat([batch.labels for batch in batches])
+    return Support(labels, 1, lambda view: torch.zeros(len(labels), 128), lambda: iter(batches))
 
 
 def test_gradients_equal_straight_through_autograd(backbone: Backbone) -> None:
@@ -106,7 +112,7 @@ def test_dynamic_keeps_the_tensors_with_positive_mean_gradient(backbone: Backbon
     sums = [method.mask_gradients(b)[1][0] for b in batches]
     wanted = {n for n in every if float(sum(s[n].double().mean() for s in sums)) > 0}
     before = {n: m.clone() for n, m in method.trainable().items()}
-    method.prepare(batches)
+    method.prepare(support(batches))
     assert set(method.trainable()) == wanted
     assert wanted
     assert wanted != every
@@ -128,7 +134,7 @@ def test_dynamic_without_a_positive_mean_keeps_one(
         return [-(i + 1) * w.sign() for i, w in enumerate(weights)][: len(leaves)]
 
     monkeypatch.setattr(torch.autograd, "grad", negative)
-    method.prepare([batch(method)])
+    method.prepare(support([batch(method)]))
     assert len(method.trainable()) == 1
 
 
@@ -150,7 +156,7 @@ def test_gentle_warning(backbone: Backbone) -> None:
 
 def test_where_the_bound_says_so_no_bit_flips(backbone: Backbone) -> None:
     method = build(backbone, MaskTuningConfig(leak=0.0), images=32)
-    optimiser = adam(method.trainable().values(), RELEASED)
+    optimiser = make_optimiser(method.trainable().values(), RELEASED)
     for rate in RELEASED.learning_rates(32):
         optimiser.param_groups[0]["lr"] = rate
         method.backward(batch(method), torch.Generator())

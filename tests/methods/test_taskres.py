@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from trainables.backbones.base import Backbone
 from trainables.backbones.registry import load_backbone
-from trainables.methods.base import Batch, MethodError, Schedule
+from trainables.methods.base import Batch, Classes, Material, MethodError, Schedule
 from trainables.methods.taskres import TaskRes, TaskResConfig
 
 
@@ -19,7 +19,7 @@ def backbone() -> Backbone:
 
 def build(backbone: Backbone, config: TaskResConfig) -> TaskRes:
     features = torch.randn(5, 128, generator=torch.Generator().manual_seed(1))
-    return TaskRes.build(config, backbone, features, Schedule(()))
+    return TaskRes.build(config, Material(backbone, Classes(features), Schedule(())))
 
 
 @pytest.mark.parametrize("learn_alpha", [False, True])
@@ -44,7 +44,7 @@ def test_the_gradient_in_closed_form_is_autograds(backbone: Backbone, learn_alph
     base, residual = torch.randn(2, 7, 16, generator=rng)
     inputs, labels = torch.randn(9, 16, generator=rng), torch.arange(9) % 7
     config = TaskResConfig(alpha=0.3, learn_alpha=learn_alpha)
-    method = TaskRes.build(config, backbone, base, Schedule(()))
+    method = TaskRes.build(config, Material(backbone, Classes(base), Schedule(())))
     with torch.no_grad():
         method.residual.copy_(residual)
     found = method.backward(Batch(inputs, labels), rng)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.trainables.trials import TASK, TWO_SEEDS, mask_trial, residual_trial, zero_shot_trial
+from trainables.methods.base import Material, Schedule
 from trainables.methods.registry import METHODS
 from trainables.storage import LocalStorage, StorageError
 from trainables.trainer import NonFiniteError, Trainer
@@ -432,9 +433,11 @@ def test_artifacts_are_named_by_seed_where_there_are_several(
             metadata = dict(file.metadata())
         fresh = METHODS[trial.method].build(
             trial.method_config,
-            bench.backbone,
-            bench.class_features("digits", "all", trial.method_config.prompts),
-            cell.method.schedule if trial.method == "rmt" else None,  # type: ignore[arg-type]
+            Material(
+                bench.backbone,
+                bench.classes("digits", "all", trial.method_config.prompts),
+                Schedule(()),
+            ),
         )
         fresh.load_artifact(load_file(path), metadata)
         view = cell.val

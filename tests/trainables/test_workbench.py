@@ -14,7 +14,7 @@ from trainables import workbench
 from trainables.backbones.base import Backbone, BackboneError
 from trainables.data.base import DataError
 from trainables.data.source import DataSource
-from trainables.methods.base import Schedule
+from trainables.methods.base import Classes, Material, Schedule
 from trainables.methods.zero_shot import ZeroShot, ZeroShotConfig
 from trainables.progress import Progress
 from trainables.trial import Cell
@@ -98,7 +98,8 @@ def test_halves_have_their_own_classes(bench: Workbench) -> None:
 
 def test_zero_shot_is_the_method_zero_shot(bench: Workbench) -> None:
     classes = bench.class_features("digits", "all", "single")
-    method = ZeroShot.build(ZeroShotConfig(prompts="single"), bench.backbone, classes, Schedule(()))
+    material = Material(bench.backbone, Classes(classes), Schedule(()))
+    method = ZeroShot.build(ZeroShotConfig(prompts="single"), material)
     view = bench.views(Cell("digits", 2, 1))[1]
     images = bench.backbone.preprocess.normalise(view.images(torch.arange(len(view))))
     found = bench.zero_shot("digits", "all", "single")(images)

@@ -5,8 +5,10 @@ Notation: b images, t texts, d feature dimension, s image side in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import copy
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -96,6 +98,24 @@ class Backbone:
         """The same backbone with its weights on `device` (moved, not copied)."""
         self.model.to(device)
         return self
+
+    def changed(self, weights: Mapping[str, Tensor]) -> Backbone:
+        """The same backbone with other values for some of the model's parameters, by their names;
+        all others are shared. Its fingerprint tells what was changed, and to what."""
+        kept = [*self.model.parameters(), *self.model.buffers()]
+        model = copy.deepcopy(self.model, {id(tensor): tensor for tensor in kept})
+        digest = hashlib.sha256(self.fingerprint.encode())
+        for name in sorted(weights):
+            path, _, own = name.rpartition(".")
+            value = weights[name].detach().clone()
+            known = model.get_parameter(name)
+            if value.shape != known.shape:
+                raise BackboneError(
+                    f"'{name}' must have the shape {list(known.shape)}, got {list(value.shape)}"
+                )
+            setattr(model.get_submodule(path), own, nn.Parameter(value, requires_grad=False))
+            digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+        return replace(self, model=model, fingerprint=digest.hexdigest())
 
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:

@@ -11,15 +11,15 @@ one loss (gradient dropout) needs no special case in the trainer.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from trainables.backbones.base import Backbone
-from trainables.data.prompts import PromptVariant
+from trainables.data.prompts import PromptSet, PromptVariant
 from trainables.optim import OptimConfig
 
 Preset = Literal["paper", "reference", "clean"]
@@ -81,11 +81,57 @@ class Schedule:
     """Adam's decay rates."""
 
 
+@dataclass(frozen=True)
+class Classes:
+    """The classes that are told apart."""
+
+    features: Tensor
+    """float32 [c, d], one text vector a class, not normalised."""
+    prompts: PromptSet | None = None
+    """The texts; None where only their features are at hand, as in a bundle."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a method is built from."""
+
+    backbone: Backbone
+    """Frozen."""
+    classes: Classes
+    """Those of the training."""
+    schedule: Schedule
+    """Of the training."""
+    images: int = 0
+    """n, the size of the training set."""
+    rng: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+    """For first values that are drawn at random: a generator on the CPU."""
+
+
+@dataclass(frozen=True)
+class Support:
+    """The whole training set, for what a method computes once before its first step."""
+
+    labels: Tensor
+    """int64 [n], in 0..c-1, on the backbone's device."""
+    views: int
+    """How many different views of every image there are: 1 without augmentation."""
+    features: Callable[[int], Tensor]
+    """View 0..views-1 -> image features [n, d], not normalised, in the order of `labels`."""
+    batches: Callable[[], Iterator[Batch]]
+    """One epoch in random order, as a training reads it."""
+
+
 class Method(nn.Module, ABC):
     """One way to tune a frozen backbone on a few labelled images."""
 
     Config: ClassVar[type[MethodConfig]]
     reads: ClassVar[Literal["features", "images"]]
+    changes_backbone: ClassVar[bool] = False
+    """Whether what is learned can be folded into the backbone (`tuned`), for another stage."""
+    closed_form: ClassVar[bool] = False
+    """Whether there is nothing to train: `prepare` does it all."""
+    starts_as_zero_shot: ClassVar[bool] = True
+    """Whether the untrained method is the zero-shot model."""
 
     @classmethod
     @abstractmethod
@@ -99,14 +145,9 @@ class Method(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def build(
-        cls, config: Any, backbone: Backbone, class_features: Tensor, schedule: Schedule
-    ) -> Self:
-        """A fresh method.
-
-        `config` is an instance of `cls.Config`; `class_features` is float32 [c, d], one vector a
-        class, not normalised. Raises `MethodError` when config and backbone do not fit.
-        """
+    def build(cls, config: Any, material: Material) -> Self:
+        """A fresh method; `config` is an instance of `cls.Config`. Raises `MethodError` where
+        config, backbone and classes do not fit."""
 
     @abstractmethod
     def forward(self, inputs: Tensor) -> Tensor:
@@ -121,17 +162,26 @@ class Method(nn.Module, ABC):
         """The tensors that the optimiser moves, by name, in a fixed order; may be empty."""
 
     @abstractmethod
-    def transfer(self, class_features: Tensor) -> None:
-        """Tell other classes apart from now on: float32 [c', d], as in `build`. What was learned
-        stays as far as it does not belong to single classes. Training is over."""
+    def transfer(self, classes: Classes) -> None:
+        """Tell other classes apart from now on. What was learned stays as far as it does not
+        belong to single classes. Training is over."""
 
     @property
     def uses_zero_shot(self) -> bool:
         """Whether `backward` needs `Batch.zero_shot_logits`."""
         return False
 
-    def prepare(self, batches: Iterable[Batch]) -> None:
-        """Called once before the first step with one epoch of batches; nothing by default."""
+    def prepare(self, support: Support) -> None:
+        """Called once, before the first step and whatever `forward` is asked; never for a method
+        that `load_artifact` or `load_state_dict` fills. Nothing by default."""
+
+    def tuned(self) -> Backbone:
+        """The backbone with what was learned folded in, under a fingerprint of its own. Raises
+        `MethodError` where nothing of it belongs to the backbone."""
+        raise MethodError(
+            f"what {type(self).__name__} learns does not belong to the backbone, so that no other "
+            "stage can follow: use it as the last one"
+        )
 
     def forecast(self) -> dict[str, float]:
         """Scalars known before training, e.g. the flip budget."""

@@ -19,12 +19,15 @@ from torch.nn import functional
 from trainables.backbones.base import Backbone
 from trainables.methods.base import (
     Batch,
+    Classes,
+    Material,
     Method,
     MethodConfig,
     MethodError,
     Preset,
     Recipe,
     Schedule,
+    Support,
     Tower,
 )
 from trainables.methods.flip_budget import flip_bound, flip_budget
@@ -95,6 +98,7 @@ class MaskTuning(Method):
 
     Config: ClassVar[type[MethodConfig]] = MaskTuningConfig
     reads: ClassVar[Literal["features", "images"]] = "images"
+    changes_backbone: ClassVar[bool] = True
     classifier: Tensor
     active: Tensor
 
@@ -150,16 +154,11 @@ class MaskTuning(Method):
         return Recipe(config, optim, crop_scale=0.5)
 
     @classmethod
-    def build(
-        cls,
-        config: MaskTuningConfig,
-        backbone: Backbone,
-        class_features: Tensor,
-        schedule: Schedule,
-    ) -> Self:
+    def build(cls, config: MaskTuningConfig, material: Material) -> Self:
         """See `Method.build`; refuses a tower without the layers that `config` wants masked."""
         if problems := config.problems():
             raise MethodError("; ".join(problems))
+        backbone = material.backbone
         groups = maskable(backbone.visual) if backbone.tower != "other" else {}
         wanted = _GROUPS[config.masked] | ({"patch"} if config.patch_embedding else set())
         needed = wanted - (_GROUPS["all"] if config.masked in ("all", "dynamic") else set())
@@ -171,8 +170,9 @@ class MaskTuning(Method):
                 "use masked='all', or another backbone"
             )
         names = [name for name, group in groups.items() if group in wanted]
-        unit = functional.normalize(class_features.detach(), dim=-1)
-        return cls(config, backbone, names, backbone.logit_scale.detach() * unit, schedule)
+        unit = functional.normalize(material.classes.features.detach(), dim=-1)
+        classifier = backbone.logit_scale.detach() * unit
+        return cls(config, backbone, names, classifier, material.schedule)
 
     @property
     def uses_zero_shot(self) -> bool:
@@ -229,14 +229,14 @@ class MaskTuning(Method):
                 gradients[0][name].add_(score.detach() * (self.config.norm_weight / norm))
         return {name: loss.item() for name, loss in losses.items()}, gradients
 
-    def prepare(self, batches: Iterable[Batch]) -> None:
+    def prepare(self, support: Support) -> None:
         """R-DMT: keep the tensors whose cross-entropy gradient, summed over one epoch without
         updates, has a positive mean (it lowers the scores on average); if there is none, the one
         with the largest mean, so that there is something to train (the paper does not say)."""
         if self.config.masked != "dynamic":
             return
         totals = torch.zeros(len(self._weights), dtype=torch.float64)
-        for batch in batches:
+        for batch in support.batches():
             leaves = {n: w.clone().requires_grad_() for n, w in self._weights.items()}
             logits = self._logits(leaves, batch.inputs)
             loss = functional.cross_entropy(logits.float(), batch.labels)
@@ -272,9 +272,9 @@ class MaskTuning(Method):
             ]
         return []
 
-    def transfer(self, class_features: Tensor) -> None:
+    def transfer(self, classes: Classes) -> None:
         """The masks stay: they belong to the image tower."""
-        unit = functional.normalize(class_features.detach(), dim=-1)
+        unit = functional.normalize(classes.features.detach(), dim=-1)
         self.classifier = self._backbone.logit_scale.detach() * unit
 
     def progress(self) -> dict[str, float]:
@@ -286,6 +286,11 @@ class MaskTuning(Method):
             "mask/sparsity": flipped / sum(mask.numel() for mask in masks),
             "mask/tensors": float(len(masks)),
         }
+
+    def tuned(self) -> Backbone:
+        """The image tower with W B in place of W."""
+        weights = self._effective_weights()
+        return self._backbone.changed({f"visual.{name}": w for name, w in weights.items()})
 
     def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The packed bits, see `masks.py`."""

@@ -14,20 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainables.backbones.base import Backbone
+from trainables.methods.artifacts import check_metadata, check_tensors, described, detached
 from trainables.methods.base import (
     Batch,
+    Classes,
+    Material,
     Method,
     MethodConfig,
     MethodError,
     Preset,
     Recipe,
-    Schedule,
     Tower,
 )
 from trainables.optim import OptimConfig
-
-_FORMAT = {"format": "taskres", "format_version": "1"}
 
 
 @dataclass(frozen=True)
@@ -113,18 +112,11 @@ class TaskRes(Method):
         return Recipe(config, optim, crop_scale=0.08 if name == "reference" else 1.0)
 
     @classmethod
-    def build(
-        cls,
-        config: TaskResConfig,
-        backbone: Backbone,
-        class_features: Tensor,
-        schedule: Schedule,
-    ) -> Self:
+    def build(cls, config: TaskResConfig, material: Material) -> Self:
         """See `Method.build`."""
-        del schedule
         if problems := config.problems():
             raise MethodError("; ".join(problems))
-        base = class_features.detach().clone()
+        base, backbone = material.classes.features.detach().clone(), material.backbone
         if config.normalise_base:
             base = functional.normalize(base, dim=-1)
         return cls(config, base, backbone.logit_scale.detach().clone(), backbone.fingerprint)
@@ -181,9 +173,9 @@ class TaskRes(Method):
         return dict(self.named_parameters())
 
     @torch.no_grad()
-    def transfer(self, class_features: Tensor) -> None:
+    def transfer(self, classes: Classes) -> None:
         """Other classes have no residual: they keep the base, the zero-shot classifier."""
-        base = class_features.detach().clone()
+        base = classes.features.detach().clone()
         self.base = functional.normalize(base, dim=-1) if self._normalise else base
         self.residual = nn.Parameter(torch.zeros_like(base))
 
@@ -199,25 +191,13 @@ class TaskRes(Method):
     def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """`residual` [c, d] and `alpha` []."""
         tensors = {"residual": self.residual, "alpha": self.alpha}
-        metadata = _FORMAT | {"backbone": self._fingerprint}
-        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, metadata
+        return detached(tensors), described("taskres", self._fingerprint)
 
     @torch.no_grad()
     def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """See `Method.load_artifact`; class features and backbone must be those of the training."""
-        expected = _FORMAT | {"backbone": self._fingerprint}
-        if {key: metadata.get(key) for key in expected} != expected:
-            raise MethodError(
-                f"the artifact's metadata must contain {expected}, got {dict(metadata)}: "
-                "load it with the method and backbone it was trained with"
-            )
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        wanted = {"residual": tuple(self.residual.shape), "alpha": ()}
-        if shapes != wanted or not all(t.isfinite().all() for t in tensors.values()):
-            raise MethodError(
-                f"the artifact must hold finite tensors of shapes {wanted}, got {shapes}: "
-                "load it with the classes it was trained on"
-            )
+        check_metadata(metadata, described("taskres", self._fingerprint))
+        check_tensors(tensors, {"residual": tuple(self.residual.shape), "alpha": ()})
         self.residual.copy_(tensors["residual"])
         self.fixed_alpha.copy_(tensors["alpha"])
         # tanh(atanh(alpha)) could differ in the last bit: a loaded alpha is no longer trained.

@@ -10,20 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainables.backbones.base import Backbone
+from trainables.methods.artifacts import check_metadata, check_tensors, described
 from trainables.methods.base import (
     Batch,
+    Classes,
+    Material,
     Method,
     MethodConfig,
     MethodError,
     Preset,
     Recipe,
-    Schedule,
     Tower,
 )
 from trainables.optim import OptimConfig
-
-_FORMAT = {"format": "zero-shot", "format_version": "1"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class ZeroShot(Method):
 
     Config: ClassVar[type[MethodConfig]] = ZeroShotConfig
     reads: ClassVar[Literal["features", "images"]] = "features"
+    closed_form: ClassVar[bool] = True
     classifier: Tensor
 
     def __init__(self, class_features: Tensor, scale: Tensor, fingerprint: str) -> None:
@@ -44,7 +44,7 @@ class ZeroShot(Method):
         self._scale = scale
         classifier = scale * functional.normalize(class_features, dim=-1)  # [c, d]
         self.register_buffer("classifier", classifier, persistent=False)
-        self._metadata = _FORMAT | {"backbone": fingerprint}
+        self._metadata = described("zero-shot", fingerprint)
 
     @classmethod
     def preset(
@@ -62,18 +62,12 @@ class ZeroShot(Method):
         return Recipe(config, OptimConfig(lr=2e-3, epochs=1, batch_size=256), crop_scale=1.0)
 
     @classmethod
-    def build(
-        cls,
-        config: ZeroShotConfig,
-        backbone: Backbone,
-        class_features: Tensor,
-        schedule: Schedule,
-    ) -> Self:
+    def build(cls, config: ZeroShotConfig, material: Material) -> Self:
         """See `Method.build`."""
-        del schedule
         if problems := config.problems():
             raise MethodError("; ".join(problems))
-        return cls(class_features, backbone.logit_scale.detach(), backbone.fingerprint)
+        backbone = material.backbone
+        return cls(material.classes.features, backbone.logit_scale.detach(), backbone.fingerprint)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Image features [b, d] -> logits [b, c]."""
@@ -89,9 +83,9 @@ class ZeroShot(Method):
         """Nothing."""
         return {}
 
-    def transfer(self, class_features: Tensor) -> None:
+    def transfer(self, classes: Classes) -> None:
         """See `Method.transfer`."""
-        self.classifier = self._scale * functional.normalize(class_features, dim=-1)
+        self.classifier = self._scale * functional.normalize(classes.features, dim=-1)
 
     def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """No tensors; the backbone's fingerprint."""
@@ -99,8 +93,5 @@ class ZeroShot(Method):
 
     def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Checks that the artifact is one of ours; raises `MethodError`."""
-        if tensors or {key: metadata.get(key) for key in self._metadata} != self._metadata:
-            raise MethodError(
-                f"a zero-shot artifact has no tensors and the metadata {self._metadata}; "
-                f"got {sorted(tensors)} and {dict(metadata)}: load it with its own backbone"
-            )
+        check_metadata(metadata, self._metadata)
+        check_tensors(tensors, {})

@@ -1,0 +1,76 @@
+"""Spaces one after another: `rmt+taskres` varies the masks, and the residual that is then trained
+on what they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from spaces.base import Space
+from trainables.trial import TrialConfig
+
+if TYPE_CHECKING:
+    from optuna.trial import BaseTrial
+
+
+@dataclass(frozen=True)
+class PipelineSpace:
+    """Every stage's parameters under the stage's number: `1.lr`, `2.lr`."""
+
+    stages: tuple[Space, ...]
+    """In the order of the training."""
+
+    @property
+    def name(self) -> str:
+        """Registry name."""
+        return "+".join(stage.name for stage in self.stages)
+
+    @property
+    def paper(self) -> TrialConfig:
+        """The papers' settings, one after another."""
+        return _chain([stage.paper for stage in self.stages])
+
+    @property
+    def paper_parameters(self) -> dict[str, float | int | str | bool]:
+        """See `paper`."""
+        return {
+            f"{number}.{name}": value
+            for number, stage in enumerate(self.stages, start=1)
+            for name, value in stage.paper_parameters.items()
+        }
+
+    def suggest(self, trial: BaseTrial) -> TrialConfig:
+        """See `Space`."""
+        found = _chain(
+            [
+                stage.suggest(_Numbered(trial, number))  # type: ignore[arg-type]
+                for number, stage in enumerate(self.stages, start=1)
+            ]
+        )
+        return found if found == self.paper else replace(found, preset="search")
+
+
+@dataclass(frozen=True)
+class _Numbered:
+    """What a space asks of a trial, with a number before the names."""
+
+    trial: BaseTrial
+    number: int
+
+    def suggest_float(self, name: str, *given: Any, **named: Any) -> float:
+        return self.trial.suggest_float(f"{self.number}.{name}", *given, **named)
+
+    def suggest_int(self, name: str, *given: Any, **named: Any) -> int:
+        return self.trial.suggest_int(f"{self.number}.{name}", *given, **named)
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        return self.trial.suggest_categorical(f"{self.number}.{name}", choices)
+
+
+def _chain(stages: Sequence[TrialConfig]) -> TrialConfig:
+    chained: TrialConfig | None = None
+    for stage in stages:
+        chained = replace(stage, before=chained)
+    assert chained is not None, "a pipeline has a stage"
+    return chained

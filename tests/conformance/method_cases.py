@@ -1,0 +1,48 @@
+"""What the conformance suite tries on every method; one without an entry fails it."""
+
+from trainables.methods.base import MethodConfig
+from trainables.methods.rmt import MaskTuningConfig
+from trainables.methods.taskres import TaskResConfig
+from trainables.methods.zero_shot import ZeroShotConfig
+from trainables.optim import OptimConfig
+
+CASES: dict[str, list[MethodConfig]] = {
+    "zero-shot": [ZeroShotConfig()],
+    "taskres": [TaskResConfig(), TaskResConfig(learn_alpha=True), TaskResConfig(alpha=2.0)],
+    "rmt": [
+        MaskTuningConfig(masked="all", leak=0.3),
+        MaskTuningConfig(masked="mhsa", leak=0.0),
+        MaskTuningConfig(
+            masked="all", patch_embedding=True, norm_weight=1e-4, purity_eps=1e-8, leak=1.0
+        ),
+        MaskTuningConfig(masked="dynamic"),
+    ],
+}
+"""Configurations that fit both backbones."""
+
+OTHER: dict[str, dict[str, object]] = {
+    "zero-shot": {"prompts": "reference"},
+    "taskres": {
+        "prompts": "clean",
+        "alpha": 1.0,
+        "learn_alpha": True,
+        "normalise_base": True,
+    },
+    "rmt": {
+        "prompts": "single",
+        "masked": "all",
+        "patch_embedding": True,
+        "init": 2e-2,
+        "threshold": 9e-3,
+        "leak": 0.0,
+        "norm_weight": 1.0,
+        "purity_eps": 10.0,
+    },
+}
+"""For every field a value that must make a difference."""
+
+ADAM = OptimConfig(lr=2e-3, epochs=4, batch_size=8)
+OPTIM: dict[str, OptimConfig] = {}
+"""Of the methods that do not learn by Adam at that rate."""
+ONLY: dict[str, str] = {}
+"""Methods that fit one of the two backbones."""
