@@ -155,8 +155,8 @@ def _over(found: Evaluation, label: Label, baseline: Label) -> str:
     """The mean paired difference in points, with its interval."""
     gain = paired(found.figure(label), found.figure(baseline))
     if gain.high is None:
-        return f"{100 * gain.mean:+.1f}"
-    return f"{100 * gain.mean:+.1f} ± {100 * (gain.high - gain.mean):.1f}"
+        return f"{100 * gain.mean:+z.1f}"
+    return f"{100 * gain.mean:+z.1f} ± {100 * (gain.high - gain.mean):.1f}"
 
 
 def _table(title: str) -> Table:
