@@ -1,5 +1,7 @@
 """Prompt templates: where papers and code differ, and how features are merged."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch.nn import functional
@@ -9,6 +11,7 @@ from trainables.data.prompts import (
     SEVEN,
     TEMPLATES,
     PromptSet,
+    PromptVariant,
     class_features,
     prompt_set,
     prompt_templates,
@@ -19,10 +22,11 @@ NAMES = ("American_bulldog", "pug")
 
 @pytest.mark.parametrize("dataset", TEMPLATES)
 def test_every_template_takes_one_name(dataset: str) -> None:
-    for variant in ("paper", "reference", "clean", "single"):
+    for variant in get_args(PromptVariant):
         for template in prompt_templates(dataset, variant):
             assert template.count("{}") == template.count("{") == 1
     assert len(prompt_templates(dataset, "single")) == 1
+    assert prompt_templates(dataset, "photo") == ("a photo of a {}.",)
 
 
 def test_class_names() -> None:
@@ -66,7 +70,7 @@ def test_features_are_the_mean_over_templates() -> None:
 
 def test_given_texts_replace_the_templates_word_for_word() -> None:
     given = (("A red thing.", "A_red_thing."), ("one pug",))
-    for variant in ("paper", "reference", "clean", "single"):
+    for variant in get_args(PromptVariant):
         prompts = prompt_set("imagenet", NAMES, variant, given)
         assert prompts.texts() == [list(row) for row in given]
         assert prompts.normalise_each == (variant == "clean")

@@ -15,13 +15,14 @@ from torch.nn import functional
 
 from trainables.backbones.base import Backbone
 
-PromptVariant = Literal["paper", "reference", "clean", "single"]
+PromptVariant = Literal["paper", "reference", "clean", "single", "photo"]
 """Whose texts describe the classes.
 
 `paper`: TaskRes, table 7 (seven templates on ImageNet); `_` in a class name read as a space.
 `reference`: TaskRes's released code: an eighth ImageNet template, Food101 without its article, and
 class names fed raw, so that the tokenizer sees `_` as a token of its own.
 `single`: R-AMT, text and code: one template a data set, names lower-cased with `_` as a space.
+`photo`: CLIP-LoRA, and MaPLe's code for VPT: «a photo of a {}.» whatever the data set.
 `clean`: `paper`, with each text's feature scaled to unit length before the mean over templates.
 """
 
@@ -89,6 +90,8 @@ TEMPLATES: dict[str, str] = {
 
 def prompt_templates(dataset: str, variant: PromptVariant) -> tuple[str, ...]:
     """The templates of `dataset`; one that is not listed in `TEMPLATES` gets «a photo of a {}.»"""
+    if variant == "photo":
+        return (PHOTO,)
     if variant != "single" and dataset.startswith("imagenet"):
         return (*SEVEN, PHOTO) if variant == "reference" else SEVEN
     if variant in ("paper", "clean") and dataset == "food101":
