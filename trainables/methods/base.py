@@ -108,6 +108,16 @@ class Material:
 
 
 @dataclass(frozen=True)
+class Head:
+    """A linear classifier of unit image features: logits = z / |z| W^T + b, [b, c]."""
+
+    weight: Tensor
+    """W, float32 [c, d], the logit scale multiplied in."""
+    bias: Tensor | None = None
+    """float32 [c]; none where it is zero."""
+
+
+@dataclass(frozen=True)
 class Support:
     """The whole training set, for what a method computes once before its first step."""
 
@@ -182,6 +192,12 @@ class Method(nn.Module, ABC):
             f"what {type(self).__name__} learns does not belong to the backbone, so that no other "
             "stage can follow: use it as the last one"
         )
+
+    def head(self) -> Head | None:
+        """The linear classifier that says what `forward` says, on the features of the backbone, or
+        of the one that `tuned` gives where the method changes it. None, the default, where what
+        the method computes is more than a CLIP's image tower and that."""
+        return None
 
     def forecast(self) -> dict[str, float]:
         """Scalars known before training, e.g. the flip budget."""

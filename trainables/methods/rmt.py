@@ -20,6 +20,7 @@ from trainables.backbones.base import Backbone
 from trainables.methods.base import (
     Batch,
     Classes,
+    Head,
     Material,
     Method,
     MethodConfig,
@@ -291,6 +292,10 @@ class MaskTuning(Method):
         """The image tower with W B in place of W."""
         weights = self._effective_weights()
         return self._backbone.changed({f"visual.{name}": w for name, w in weights.items()})
+
+    def head(self) -> Head:
+        """The text features, as without masks."""
+        return Head(self.classifier)
 
     def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The packed bits, see `masks.py`."""

@@ -14,6 +14,7 @@ from trainables.methods.artifacts import check_metadata, check_tensors, describe
 from trainables.methods.base import (
     Batch,
     Classes,
+    Head,
     Material,
     Method,
     MethodConfig,
@@ -86,6 +87,10 @@ class ZeroShot(Method):
     def transfer(self, classes: Classes) -> None:
         """See `Method.transfer`."""
         self.classifier = self._scale * functional.normalize(classes.features, dim=-1)
+
+    def head(self) -> Head:
+        """The text features."""
+        return Head(self.classifier)
 
     def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """No tensors; the backbone's fingerprint."""
