@@ -1,0 +1,143 @@
+"""A text tower from the inside: from the embeddings of tokens to features, with a gradient.
+
+`Backbone.encode_text` begins with token ids; who learns vectors in the place of tokens begins one
+step later, here. The weights are the backbone's own, and frozen.
+
+Notation: t texts, l places for tokens, w the tower's width, d feature dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from trainables.backbones.base import Backbone, BackboneError
+
+PIECES = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
+
+AT_ONCE = 128
+"""Texts that go through the tower together. A step on more of them runs forward twice, so that it
+keeps the inner values of this many only: a thousand classes would need tens of gigabytes."""
+
+
+@dataclass(frozen=True)
+class TextTower:
+    """The tower of CLIP, piece by piece; made by `text_tower`."""
+
+    tokens: nn.Embedding
+    """Token ids -> [..., w]."""
+    positions: Tensor
+    """[l, w], added to the tokens by their place."""
+    transformer: nn.Module
+    """[t, l, w] and a mask -> [t, l, w]."""
+    norm: nn.Module
+    """[..., w] -> [..., w]."""
+    project: Callable[[Tensor], Tensor]
+    """[t, w] -> [t, d]."""
+    mask: Tensor | None
+    """[l, l], added to the attention's logits; None where every place sees all others."""
+    causal: bool
+    """Whether no place sees a later one."""
+
+    @property
+    def places(self) -> int:
+        """l, the context length: how many tokens a text may have, start and end included."""
+        return len(self.positions)
+
+    @property
+    def width(self) -> int:
+        """Length w of a token's embedding."""
+        return self.positions.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.positions.device
+
+    def ends(self, ids: Tensor) -> Tensor:
+        """Token ids [t, l] -> int64 [t]: the place of the end-of-text token, whose id is the
+        largest of all. There the tower reads a text's feature."""
+        return ids.argmax(dim=-1)
+
+    @torch.no_grad()
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids [t, l] -> embeddings [t, l', w], without positions.
+
+        In a causal tower l' ends with the longest text: what comes after can change nothing, and
+        a class name with its context fills a third of CLIP's 77 places.
+        """
+        used = int(self.ends(ids).max()) + 1 if self.causal else ids.shape[1]
+        embeddings: Tensor = self.tokens(ids[:, :used])
+        return embeddings
+
+    def encode(self, embeddings: Tensor, ends: Tensor) -> Tensor:
+        """Embeddings [t, l', w] and where their texts end [t] -> [t, d], not normalised.
+
+        Differentiable in the embeddings; at most `AT_ONCE` texts are held in memory.
+        """
+        parts = zip(embeddings.split(AT_ONCE), ends.split(AT_ONCE), strict=True)
+        if len(embeddings) <= AT_ONCE or not torch.is_grad_enabled():
+            return torch.cat([self._encode(*part) for part in parts])
+        return torch.cat(
+            [
+                checkpoint(self._encode, *part, use_reentrant=False, preserve_rng_state=False)
+                for part in parts
+            ]
+        )
+
+    def _encode(self, embeddings: Tensor, ends: Tensor) -> Tensor:
+        used = embeddings.shape[1]
+        mask = None if self.mask is None else self.mask[:used, :used]
+        inner = self.transformer(embeddings + self.positions[:used], attn_mask=mask)
+        rows = torch.arange(len(inner), device=inner.device)
+        # The norm acts on each place alone: only the one that is read needs it.
+        return self.project(self.norm(inner[rows, ends]))
+
+
+def text_tower(backbone: Backbone) -> TextTower:
+    """The tower of `backbone`; raises `BackboneError` where it is not one of CLIP's kind."""
+    model = backbone.model
+    # A CLIP carries the pieces itself, a CustomTextCLIP in a module of their own.
+    part: nn.Module = getattr(model, "text", model)
+    missing = [name for name in PIECES if not hasattr(part, name)]
+    pool = getattr(part, "text_pool_type", getattr(part, "pool_type", None))
+    if missing:
+        _refuse(backbone, f"has no {', '.join(missing)}")
+    if pool != "argmax":
+        _refuse(backbone, f"reads a text's feature at '{pool}'")
+    if getattr(part, "cls_emb", None) is not None or getattr(part, "use_pad_mask", False):
+        _refuse(backbone, "appends a class token, or masks its padding")
+    mask: Tensor | None = part.attn_mask  # type: ignore[assignment]
+    causal = mask is not None and torch.equal(mask.isneginf(), torch.ones_like(mask).triu(1) > 0)
+    return TextTower(
+        part.get_submodule("token_embedding"),  # type: ignore[arg-type]
+        part.get_parameter("positional_embedding"),
+        part.get_submodule("transformer"),
+        part.get_submodule("ln_final"),
+        _projection(part.text_projection),
+        mask,
+        causal,
+    )
+
+
+def _projection(piece: object) -> Callable[[Tensor], Tensor]:
+    """open_clip keeps it as a layer, as a bare matrix [w, d], or not at all."""
+    if piece is None:
+        return nn.Identity()
+    if isinstance(piece, nn.Module):
+        return piece
+    assert isinstance(piece, Tensor)
+    matrix = piece
+    return lambda inner: inner @ matrix
+
+
+def _refuse(backbone: Backbone, what: str) -> None:
+    raise BackboneError(
+        "learned prompts need the text tower of a CLIP, which reads a text's feature at its "
+        f"end-of-text token; '{backbone.name}' {what}: use e.g. ViT-B-16, or a method that needs "
+        "features alone (--space taskres)"
+    )
