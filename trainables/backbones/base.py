@@ -8,8 +8,9 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,12 @@ class Backbone:
     """`gelu` or `quick_gelu`: what the text tower (and a ViT's image tower) really runs."""
     fingerprint: str
     """Hex digest over architecture, activation, weights and preprocessing."""
+    architecture: Mapping[str, Any] = field(
+        default_factory=dict, kw_only=True, compare=False, repr=False
+    )
+    """open_clip's model configuration, from which the model was built; empty where there is none."""
+    merges: Path | None = field(default=None, kw_only=True, compare=False, repr=False)
+    """The file of the tokenizer's vocabulary, where it is not open_clip's own."""
 
     @property
     def visual(self) -> nn.Module:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.backbones.base import Backbone, BackboneError, Preprocess
+from trainables.backbones.folder import CONFIG_FILE, MERGES_FILE, WEIGHTS_FILE
 from trainables.backbones.weights import (
     digest,
     is_half_precision,
@@ -61,9 +62,6 @@ from open_clip.transformer import QuickGELU  # noqa: E402
 
 __all__ = ["open_clip", "open_folder", "open_openai_file", "open_spec"]
 
-CONFIG_FILE = "open_clip_config.json"
-WEIGHTS_FILE = "open_clip_model.safetensors"
-MERGES_FILE = "bpe_merges.txt.gz"
 CLIP_VOCABULARY = 49408
 
 Config = dict[str, Any]
@@ -115,7 +113,8 @@ def open_folder(folder: Path, name: str) -> Backbone:
     model = _construct(config, name)
     load_strictly(model, read_weights(folder / WEIGHTS_FILE).tensors, name)
     merges = folder / MERGES_FILE
-    return _finish(name, model, config, preprocess, _tokenizer(config, name, merges))
+    own = merges if merges.is_file() else None
+    return _finish(name, model, config, preprocess, _tokenizer(config, name, own), own)
 
 
 def open_openai_file(path: Path, name: str) -> Backbone:
@@ -203,6 +202,7 @@ def _finish(
     config: Config,
     preprocess: Mapping[str, Any],
     tokenizer: tuple[Tokenizer, str],
+    merges: Path | None = None,
 ) -> Backbone:
     """Freeze, check and identify a model that has its weights."""
     model.float().eval().requires_grad_(False)
@@ -216,7 +216,16 @@ def _finish(
         "tokenizer": tokenizer[1],
     }
     fingerprint = digest(model.state_dict(), json.dumps(facts, sort_keys=True).encode())
-    return Backbone(name, model, tokenizer[0], transform, activation, fingerprint)
+    return Backbone(
+        name,
+        model,
+        tokenizer[0],
+        transform,
+        activation,
+        fingerprint,
+        architecture=config,
+        merges=merges,
+    )
 
 
 def _check_activation(model: nn.Module, expected: str, name: str) -> None:
@@ -270,7 +279,7 @@ def _tokenizer(
     length = int(text.get("context_length", 77))
     vocabulary = int(text.get("vocab_size", CLIP_VOCABULARY))
     try:
-        if merges is not None and merges.is_file():
+        if merges is not None:
             tokenizer = open_clip.SimpleTokenizer(str(merges), context_length=length)
             identity = sha256(merges)
         elif arch is not None:
