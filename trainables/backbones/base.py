@@ -70,7 +70,7 @@ class Backbone:
     architecture: Mapping[str, Any] = field(
         default_factory=dict, kw_only=True, compare=False, repr=False
     )
-    """open_clip's model configuration, from which the model was built; empty where there is none."""
+    """open_clip's configuration that the model was built from; empty where there is none."""
     merges: Path | None = field(default=None, kw_only=True, compare=False, repr=False)
     """The file of the tokenizer's vocabulary, where it is not open_clip's own."""
 
