@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from spaces.base import Setting, preset_trial
-from trainables.methods.taskres import TaskResConfig
+from trainables.methods.taskres import Residual, TaskResConfig
 from trainables.trial import TrialConfig
 
 if TYPE_CHECKING:
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskResSpace:
-    """alpha (fixed or learned), learning rate, weight decay, epochs, warm-up and crops."""
+    """Where the residual is, the base's length, alpha (fixed or learned), learning rate, weight
+    decay, epochs, warm-up and crops."""
 
     setting: Setting
     """The task."""
@@ -33,6 +34,8 @@ class TaskResSpace:
         optim, method = self.paper.optim, self.paper.method_config
         assert isinstance(method, TaskResConfig)
         return {
+            "residual": method.residual,
+            "normalise_base": method.normalise_base,
             "learn_alpha": False,
             "alpha": method.alpha,
             "lr": optim.lr,
@@ -49,6 +52,8 @@ class TaskResSpace:
         paper = self.paper
         method = paper.method_config
         assert isinstance(method, TaskResConfig)
+        residual = trial.suggest_categorical("residual", list(get_args(Residual)))
+        normalise_base = trial.suggest_categorical("normalise_base", [False, True])
         learn_alpha = trial.suggest_categorical("learn_alpha", [False, True])
         if learn_alpha:
             alpha = trial.suggest_float("alpha_start", 0.1, 0.9)
@@ -68,7 +73,13 @@ class TaskResSpace:
         found = replace(
             paper,
             crop_scale=crop_scale,
-            method_config=replace(method, alpha=alpha, learn_alpha=learn_alpha),
+            method_config=replace(
+                method,
+                residual=residual,
+                normalise_base=normalise_base,
+                alpha=alpha,
+                learn_alpha=learn_alpha,
+            ),
             optim=replace(
                 paper.optim,
                 lr=lr,

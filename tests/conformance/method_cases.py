@@ -8,7 +8,13 @@ from trainables.optim import OptimConfig
 
 CASES: dict[str, list[MethodConfig]] = {
     "zero-shot": [ZeroShotConfig()],
-    "taskres": [TaskResConfig(), TaskResConfig(learn_alpha=True), TaskResConfig(alpha=2.0)],
+    "taskres": [
+        TaskResConfig(),
+        TaskResConfig(learn_alpha=True),
+        TaskResConfig(alpha=2.0),
+        TaskResConfig(residual="image", alpha=2.0),
+        TaskResConfig(residual="both", learn_alpha=True),
+    ],
     "rmt": [
         MaskTuningConfig(masked="all", leak=0.3),
         MaskTuningConfig(masked="mhsa", leak=0.0),
@@ -24,6 +30,7 @@ OTHER: dict[str, dict[str, object]] = {
     "zero-shot": {"prompts": "reference"},
     "taskres": {
         "prompts": "clean",
+        "residual": "image",
         "alpha": 1.0,
         "learn_alpha": True,
         "normalise_base": True,
