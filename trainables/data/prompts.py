@@ -131,11 +131,16 @@ def class_features(backbone: Backbone, prompts: PromptSet) -> Tensor:
 
     Texts are encoded 256 at a time: a thousand classes with eight templates need little memory.
     """
-    rows = prompts.texts()
-    texts = [text for row in rows for text in row]
+    texts = [text for row in prompts.texts() for text in row]
     features = torch.cat(
         [backbone.encode_text(texts[i : i + 256]) for i in range(0, len(texts), 256)]
     )
+    return merged(features, prompts)
+
+
+def merged(features: Tensor, prompts: PromptSet) -> Tensor:
+    """Features of all texts, class by class, [t, d] -> one vector a class, [c, d]."""
     if prompts.normalise_each:
         features = functional.normalize(features, dim=-1)
-    return torch.stack([part.mean(dim=0) for part in features.split([len(row) for row in rows])])
+    sizes = [len(row) for row in prompts.texts()]
+    return torch.stack([part.mean(dim=0) for part in features.split(sizes)])
