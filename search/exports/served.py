@@ -1,0 +1,102 @@
+"""The code of an exported MLflow model, which travels with it: images in, classes out.
+
+It needs PyTorch, NumPy, pandas and Pillow, and nothing of the project that wrote it.
+
+Notation: b images, c classes, s image side.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
+from PIL import Image
+from torch import Tensor
+
+BATCH = 64
+"""Images that go through the network at a time."""
+
+
+class Classifier(PythonModel):
+    """Images of any size -> the class of each, its probability, and those of all classes."""
+
+    def load_context(self, context: Any) -> None:
+        """Open the network and its card."""
+        with open(context.artifacts["card"], encoding="utf-8") as file:
+            card = json.load(file)
+        self.classes = np.array(card["classes"], dtype=object)
+        self.preprocess = card["backbone"]["preprocess"]
+        self.network = torch.export.load(context.artifacts["network"]).module()
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> pd.DataFrame:
+        """One column, or a list, of paths, of encoded files (bytes), or of uint8 pixels [h, w, 3]
+        -> `class`, `probability`, and `probabilities` in the order of the card's `classes`."""
+        del context, params
+        images = model_input.iloc[:, 0] if isinstance(model_input, pd.DataFrame) else model_input
+        rows = [self.logits(part) for part in _batches(list(images))]
+        logits = torch.cat(rows) if rows else torch.zeros(0, len(self.classes))
+        found = logits.double().softmax(dim=1).numpy()
+        return pd.DataFrame(
+            {
+                "class": self.classes[found.argmax(axis=1)],
+                "probability": found.max(axis=1),
+                "probabilities": [row.tolist() for row in found],
+            }
+        )
+
+    @torch.no_grad()
+    def logits(self, images: Sequence[object]) -> Tensor:
+        """b images, each as `predict` takes them -> float32 [b, c]."""
+        side, mode = self.preprocess["image_size"], self.preprocess["resize_mode"]
+        interpolation = Image.Resampling[self.preprocess["interpolation"].upper()]
+        squares = [_square(_opened(image), side, mode, interpolation) for image in images]
+        mean, std = (torch.tensor(self.preprocess[name]) for name in ("mean", "std"))
+        pixels = torch.from_numpy(np.stack(squares)).float() / 255
+        logits: Tensor = self.network(((pixels - mean) / std).permute(0, 3, 1, 2).contiguous())
+        return logits
+
+
+def _batches(images: list[object]) -> list[list[object]]:
+    return [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+
+
+def _opened(image: object) -> Image.Image:
+    """A path, an encoded file or pixels, as an RGB image."""
+    if isinstance(image, str | os.PathLike):
+        return Image.open(image).convert("RGB")
+    if isinstance(image, bytes | bytearray | memoryview):
+        return Image.open(io.BytesIO(image)).convert("RGB")
+    pixels = np.asarray(image, dtype=np.uint8)
+    if pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(
+            f"pixels must be uint8 [height, width, 3], got the shape {list(pixels.shape)}: give "
+            "RGB images, or paths or bytes of image files"
+        )
+    return Image.fromarray(pixels)
+
+
+def _square(image: Image.Image, side: int, mode: str, interpolation: Any) -> np.ndarray:
+    """uint8 [s, s, 3]: the shorter side (`squash`: both) becomes s, and the centre is cut out."""
+    width, height = image.size
+    scaled = (side, side)
+    if mode == "shortest":  # the longer side is rounded down, as in torchvision
+        short = min(width, height)
+        scaled = (
+            (side, int(side * height / width))
+            if width == short
+            else (int(side * width / height), side)
+        )
+    resized = image.resize(scaled, interpolation)
+    left, top = (round((length - side) / 2) for length in scaled)
+    return np.asarray(resized.crop((left, top, left + side, top + side)))
+
+
+set_model(Classifier())
