@@ -9,6 +9,7 @@ from functools import partial
 from spaces.base import Setting, Space
 from spaces.rmt import MaskSpace
 from spaces.taskres import TaskResSpace
+from spaces.towers import clip_lora_space, vpt_space
 
 
 @dataclass(frozen=True)
@@ -28,5 +29,7 @@ SPACES: dict[str, Entry] = {
     # even one second, so three draws, which make its value much less noisy, cost nothing.
     "rmt": Entry(MaskSpace, trials=16, seeds=(1,)),
     "rmt-budget": Entry(partial(MaskSpace, vary="flip_budget"), trials=16, seeds=(1,)),
+    "clip-lora": Entry(clip_lora_space, trials=16, seeds=(1,)),
+    "vpt": Entry(vpt_space, trials=16, seeds=(1,)),
     "taskres": Entry(TaskResSpace, trials=40, seeds=(1, 2, 3)),
 }

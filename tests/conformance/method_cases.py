@@ -1,8 +1,10 @@
 """What the conformance suite tries on every method; one without an entry fails it."""
 
 from trainables.methods.base import MethodConfig
+from trainables.methods.clip_lora import ClipLoraConfig
 from trainables.methods.rmt import MaskTuningConfig
 from trainables.methods.taskres import TaskResConfig
+from trainables.methods.vpt import VptConfig
 from trainables.methods.zero_shot import ZeroShotConfig
 from trainables.optim import OptimConfig
 
@@ -23,6 +25,13 @@ CASES: dict[str, list[MethodConfig]] = {
         ),
         MaskTuningConfig(masked="dynamic"),
     ],
+    "clip-lora": [
+        ClipLoraConfig(),
+        ClipLoraConfig(matrices="q,k,v,o,up,down", scaling="root", dropout=0.0),
+        ClipLoraConfig(encoders="text", prompts="clean"),
+        ClipLoraConfig(encoders="image", matrices="v,down", rank=4),
+    ],
+    "vpt": [VptConfig(), VptConfig(tokens=3, deep=False)],
 }
 """Configurations that fit both backbones."""
 
@@ -45,11 +54,21 @@ OTHER: dict[str, dict[str, object]] = {
         "norm_weight": 1.0,
         "purity_eps": 10.0,
     },
+    "clip-lora": {
+        "prompts": "photo",
+        "encoders": "text",
+        "matrices": "v",
+        "rank": 4,
+        "lora_alpha": 4.0,
+        "scaling": "root",
+        "dropout": 0.0,
+    },
+    "vpt": {"prompts": "photo", "tokens": 3, "deep": False},
 }
 """For every field a value that must make a difference."""
 
 ADAM = OptimConfig(lr=2e-3, epochs=4, batch_size=8)
 OPTIM: dict[str, OptimConfig] = {}
 """Of the methods that do not learn by Adam at that rate."""
-ONLY: dict[str, str] = {}
+ONLY: dict[str, str] = {"clip-lora": "vit", "vpt": "vit"}
 """Methods that fit one of the two backbones."""

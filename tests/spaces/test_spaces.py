@@ -26,6 +26,8 @@ SETTING = Setting("digits", SHOTS, 10 * SHOTS, "vit")
 ACTIVE: dict[str, dict[str, Any]] = {
     "taskres": {"lr": 5e-2, "decay": True, "weight_decay": 1e-3, "epochs": 25},
     "rmt": {"lr": 1e-3, "norm_loss": True, "norm_weight": 1e-3, "epochs": 10, "batch_size": 16},
+    "clip-lora": {"lr": 1e-3, "epochs": 10},
+    "vpt": {"epochs": 5, "batch_size": 16},
     "rmt-budget": {"flip_budget": 8.0, "epochs": 10, "batch_size": 16, "norm_loss": True},
 }
 EXTRA = {"weight_decay": 1e-3, "norm_weight": 1e-3, "alpha_start": 0.5, "warmup_lr": 1e-5}

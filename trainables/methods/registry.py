@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from trainables.methods.base import Method
+from trainables.methods.clip_lora import ClipLora
 from trainables.methods.rmt import MaskTuning
 from trainables.methods.taskres import TaskRes
+from trainables.methods.vpt import Vpt
 from trainables.methods.zero_shot import ZeroShot
 
 METHODS: dict[str, type[Method]] = {
     "zero-shot": ZeroShot,
     "taskres": TaskRes,
     "rmt": MaskTuning,
+    "clip-lora": ClipLora,
+    "vpt": Vpt,
 }
