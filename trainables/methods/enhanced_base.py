@@ -40,7 +40,11 @@ class EnhancedBaseConfig(MethodConfig):
     """Nothing but the prompts: what there is to choose is how to train."""
 
 
-_RATE = 1e-3
+_RATE = 5e-4
+"""Measured on scikit-learn's digits before the embedded model, on three draws each of 1, 4 and 16
+shots: of nine rates from 1e-5 to 1e-2 it gives the smallest validation loss on average. With 3e-5
+the base reaches 85.0 % at 16 shots, where 5e-4 gives 95.0 %; with 5e-3 the loss at one shot is
+1.18 instead of 0.46. It depends on the backbone: a search should vary it."""
 
 
 class EnhancedBase(LossMethod):
