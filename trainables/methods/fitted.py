@@ -1,0 +1,78 @@
+"""Methods that end in one affine classifier of the features, fitted before any step is trained.
+
+Notation: b batch, c classes, d feature dimension.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from trainables.methods.artifacts import check_metadata, check_tensors, described, detached
+from trainables.methods.autograd import LossMethod
+from trainables.methods.base import Classes, Material, Support
+from trainables.methods.features import check_config, text_classifier
+
+
+class FittedClassifier(LossMethod):
+    """logits = W z / |z| + b; the zero-shot classifier until `prepare` has fitted W and b."""
+
+    kind: ClassVar[str]
+    """Registry name."""
+    reads: ClassVar[Literal["features", "images"]] = "features"
+    closed_form: ClassVar[bool] = True
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, config: Any, material: Material) -> None:
+        """Takes what `build` takes, checked."""
+        super().__init__()
+        self.config = config
+        self.material = material
+        weight = text_classifier(material.classes, material.backbone)
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", weight.new_zeros(len(weight)))
+        self._described = described(self.kind, material.backbone.fingerprint)
+
+    @classmethod
+    def build(cls, config: Any, material: Material) -> Self:
+        """See `Method.build`."""
+        check_config(config)
+        return cls(config, material)
+
+    @abstractmethod
+    def fit(self, support: Support) -> tuple[Tensor, Tensor]:
+        """W [c, d] and b [c] from the whole training set; autograd is off."""
+
+    @torch.no_grad()
+    def prepare(self, support: Support) -> None:
+        """Fits the classifier."""
+        weight, bias = self.fit(support)
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Image features [b, d] -> logits [b, c]."""
+        return functional.normalize(inputs, dim=-1) @ self.weight.T + self.bias
+
+    def transfer(self, classes: Classes) -> None:
+        """Other classes have only their texts: the zero-shot classifier."""
+        self.weight = text_classifier(classes, self.material.backbone)
+        self.bias = self.weight.new_zeros(len(self.weight))
+
+    def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """`weight` [c, d] and `bias` [c]."""
+        return detached({"weight": self.weight, "bias": self.bias}), dict(self._described)
+
+    def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """See `Method.load_artifact`."""
+        check_metadata(metadata, self._described)
+        shapes = {"weight": tuple(self.weight.shape), "bias": tuple(self.bias.shape)}
+        check_tensors(tensors, shapes)
+        self.weight.copy_(tensors["weight"])
+        self.bias.copy_(tensors["bias"])
