@@ -72,6 +72,8 @@ def other(distribution: Any, value: Any) -> Any:
     far = max(ends, key=lambda end: abs(end - value))
     # Extreme learning rates wreck both models alike; the middle is far enough for those.
     middle = (distribution.low * distribution.high) ** 0.5 if distribution.log else far
+    if isinstance(distribution, IntDistribution):
+        middle = round(middle)
     return middle if middle != value else far
 
 
