@@ -177,6 +177,23 @@ class SweepLock:
         )
 
 
+def running(sweep: Storage) -> str | None:
+    """Who runs the sweep, as far as one look can tell; none where nobody does.
+
+    A driver on this machine that has died is not counted; one on another machine counts as long as
+    its claim lies there. Changes nothing.
+    """
+    claims = sweep.child(_CLAIMS)
+    for name in claims.files():
+        try:
+            claim = Claim(**json.loads(claims.read(name)))
+        except (FileNotFoundError, ValueError, TypeError):
+            continue
+        if claim.holds and not claim.is_dead(_machine()):
+            return _who(claim)
+    return None
+
+
 def _who(claim: Claim) -> str:
     return f"process {claim.process} on {claim.host}"
 

@@ -1,0 +1,112 @@
+"""What trials have learned, read by the artifacts' formats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+
+from torch import Tensor
+
+from search.reporting.source import Source
+from search.results import Result, trial_folder
+from trainables.methods.base import MethodError
+from trainables.methods.masks import FORMAT as MASKS
+from trainables.methods.masks import unpack_masks
+from trainables.tensor_file import read_tensors
+from trainables.trial import Cell, TaskSpec
+
+_PIPELINE = "pipeline"
+
+
+@dataclass(frozen=True)
+class Learned:
+    """One stage's artifact on one cell."""
+
+    cell: Cell
+    """What it was trained on."""
+    tensors: Mapping[str, Tensor]
+    """By name."""
+    metadata: Mapping[str, str]
+    """With `format`."""
+    fresh: bool
+    """Whether the cell is a fresh draw of the evaluation, not one of the search."""
+
+    def masks(self) -> dict[str, Tensor] | None:
+        """Bool tensors by the names of the weights that they mask, True where a weight is kept;
+        None where this is no file of masks, or a damaged one."""
+        if self.metadata.get("format") != MASKS:
+            return None
+        try:
+            return unpack_masks(self.tensors, self.metadata, self.metadata.get("backbone", ""))
+        except MethodError:
+            return None
+
+    def residual(self) -> tuple[Tensor, float] | None:
+        """A text residual without its weight, [c, d], and alpha; None where there is none."""
+        if self.metadata.get("format") != "taskres" or "residual" not in self.tensors:
+            return None
+        return self.tensors["residual"], float(self.tensors["alpha"])
+
+
+def winners(source: Source) -> list[Learned]:
+    """What the winner has learned, stage by stage: on the evaluation's fresh draws, or on those of
+    the search while there is no evaluation. What is not there any more is left out."""
+    best, judged = source.best, source.judged
+    if best is None:
+        return []
+    if judged is not None:
+        task = replace(source.config.task, seeds=judged.seeds)
+        return list(_read(source, task, "winner", True, True))
+    task = source.config.task
+    return list(_read(source, task, trial_folder(best.number), len(task.cells) > 1, False))
+
+
+def numbers_learned(source: Source, trials: list[Result]) -> dict[int, int]:
+    """How many numbers each trial's artifact of its first cell holds, bits of masks counted as
+    numbers; by trial, where the file is there."""
+    task = source.config.task
+    found = {}
+    for trial in trials:
+        label = f"-{task.label(task.cells[0])}" if len(task.cells) > 1 else ""
+        content = read_tensors(
+            source.sweep, f"{trial_folder(trial.number)}/artifact{label}.safetensors"
+        )
+        if content is not None:
+            found[trial.number] = sum(map(_size, _stages(*content)))
+    return found
+
+
+def _read(
+    source: Source, task: TaskSpec, folder: str, labelled: bool, fresh: bool
+) -> Iterator[Learned]:
+    for cell in task.cells:
+        label = f"-{task.label(cell)}" if labelled else ""
+        content = read_tensors(source.sweep, f"{folder}/artifact{label}.safetensors")
+        if content is not None:
+            for tensors, metadata in _stages(*content):
+                yield Learned(cell, tensors, metadata, fresh)
+
+
+def _stages(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> list[tuple[Mapping[str, Tensor], Mapping[str, str]]]:
+    """A pipeline's stages; another artifact is a single one."""
+    if metadata.get("format") != _PIPELINE:
+        return [(tensors, metadata)]
+    records = json.loads(metadata["stages"])
+    return [
+        (
+            {k.removeprefix(f"{i}/"): t for k, t in tensors.items() if k.startswith(f"{i}/")},
+            record,
+        )
+        for i, record in enumerate(records)
+    ]
+
+
+def _size(stage: tuple[Mapping[str, Tensor], Mapping[str, str]]) -> int:
+    tensors, metadata = stage
+    if metadata.get("format") == MASKS:
+        return sum(prod(shape) for shape in json.loads(metadata["shapes"]).values())
+    return sum(tensor.numel() for tensor in tensors.values())

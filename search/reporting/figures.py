@@ -1,0 +1,101 @@
+"""How figures are drawn: one style, colours that everybody can tell apart, PNG and SVG."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from base64 import b64encode
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK)
+"""Okabe and Ito's palette (jfly.uni-koeln.de/color), without the yellow that print loses."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+"""Beside the colours: a figure must be readable without any."""
+SEQUENCE = "cividis"
+"""Colour map for amounts: even in lightness, the same for the colour-blind."""
+DPI = 150
+_WIDE = 7.0  # inches, above which a figure does not share its row
+
+STYLE: dict[str, object] = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.axisbelow": True,
+    "figure.facecolor": "white",
+    "font.size": 10,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "savefig.bbox": "tight",
+    "savefig.dpi": DPI,
+    "svg.hashsalt": "report",  # the same figure gives the same file
+    "text.parse_math": False,  # a name with dollars in it is a name
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing in two formats."""
+
+    name: str
+    """Of its files."""
+    title: str
+    """What it shows."""
+    caption: str
+    """How it is read: what was left out, and what words mean."""
+    png: bytes
+    """For the page."""
+    svg: bytes
+    """For print."""
+    wide: bool = False
+    """Whether it needs the page's whole width."""
+
+    @property
+    def base64(self) -> str:
+        """The PNG, for a data URI."""
+        return b64encode(self.png).decode()
+
+
+def draw(
+    name: str,
+    title: str,
+    caption: str,
+    paint: Callable[[Axes], None],
+    width: float = 6.4,
+    height: float = 3.8,
+) -> Figure:
+    """One pair of axes, `width` by `height` inches, painted by `paint`."""
+    with mpl.rc_context(STYLE):
+        canvas = Canvas(figsize=(width, height), layout="constrained")
+        paint(canvas.subplots())
+        return finish(name, title, caption, canvas)
+
+
+def finish(name: str, title: str, caption: str, canvas: Canvas) -> Figure:
+    """A figure of what was drawn elsewhere; inside `STYLE`."""
+    wide = bool(canvas.get_figwidth() > _WIDE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a glyph that the font lacks is a box, not an end
+        png, svg = _saved(canvas, "png"), _saved(canvas, "svg")
+    return Figure(name, title, caption, png, svg, wide)
+
+
+def _saved(canvas: Canvas, kind: str) -> bytes:
+    stream = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    canvas.savefig(stream, format=kind, metadata=metadata)
+    return stream.getvalue()
+
+
+def legend(axes: Axes, entries: int) -> None:
+    """Above the axes, where it hides nothing."""
+    if entries > 1:
+        columns = min(entries, 4)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=9)

@@ -1,0 +1,106 @@
+"""Where the numbers come from: enough to make them again."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+
+from search.config import SweepConfig
+from search.reporting.section import Section
+from search.reporting.source import Source
+from search.reporting.tables import Table
+from search.study import without_password
+from trainables.trial import TaskSpec
+
+
+def provenance_section(source: Source) -> Section:
+    """Command, versions, fingerprints, seeds and every read of a test split."""
+    config, task = source.config, source.config.task
+    facts = {
+        "sweep": config.name,
+        "id": str(source.record.get("id", "")),
+        "folder": without_password(source.sweep.location),
+        "space": config.space,
+        "data sets": ", ".join(task.datasets),
+        "backbone": task.backbone,
+        "protocol": task.protocol,
+        "shots": ", ".join(map(str, task.shots)),
+        "draws": f"{task.draws}; seeds {', '.join(map(str, task.seeds))}",
+        "fresh draws": ", ".join(map(str, source.judged.seeds)) if source.judged else "none yet",
+        "sampler, pruner, seed": f"{config.sampler}, {config.pruner}, {config.seed}",
+        "hosts": ", ".join(sorted({r.host for r in source.results.values() if r.host})) or "-",
+    }
+    versions: Mapping[str, str] = source.record.get("versions", {})
+    here = f"Python {platform.python_version()}, fewshot-clip-search {_version()}"
+    prints: Mapping[str, str] = source.record["fingerprints"]
+    rows = list(facts.items())
+    rows += [(f"{name} (at the start)", text) for name, text in versions.items()]
+    rows += [("report made with", here)]
+    rows += [(f"fingerprint: {name}", text) for name, text in prints.items()]
+    tables = [Table("provenance", "Settings and versions", ("what", "value"), tuple(rows), "", 2)]
+    notes = [f"The command that makes this sweep, from its record: {command(config)}"]
+    if source.reads:
+        tables.append(_reads(source))
+    else:
+        notes.append("No test split has been read.")
+    return Section("provenance", "Provenance", tuple(notes), tuple(tables))
+
+
+def command(config: SweepConfig) -> str:
+    """A command line that gives this sweep's configuration; what is a default is left out, except
+    what a space chooses."""
+    task, default = config.task, SweepConfig()
+    words = ["python", "-m", "search.run", "--space", config.space]
+    if config.start is not None:  # it brings its task along
+        words += ["--start", config.start.location]
+    else:
+        words += _task_words(task)
+    plain: dict[str, tuple[object, object]] = {
+        "--trials": (config.trials, None),
+        "--sampler": (config.sampler, default.sampler),
+        "--pruner": (config.pruner, default.pruner),
+        "--seed": (config.seed, default.seed),
+        "--eval-seeds": (config.eval_seeds, default.eval_seeds),
+        "--name": (config.name, None),
+        "--storage": (without_password(config.storage), default.storage),
+        "--ledger": (without_password(config.ledger), default.ledger),
+        "--data": (config.data, default.data),
+    }
+    for option, (value, usual) in plain.items():
+        if value != usual:
+            words += [option, str(value)]
+    return shlex.join(words)
+
+
+def _task_words(task: TaskSpec) -> list[str]:
+    words = ["--dataset", ",".join(task.datasets)]
+    if task.backbone not in task.datasets:  # a bundle is both
+        words += ["--backbone", task.backbone]
+    words += ["--shots", ",".join(map(str, task.shots)), "--seeds", ",".join(map(str, task.seeds))]
+    if task.protocol != "few-shot":
+        words += ["--protocol", task.protocol]
+    if task.draws != "own":
+        rule = "--draws" if task.draws == "coop" else "--shots-file"
+        words += [rule, task.draws]
+    words += ["--make-split"] * task.made_split + ["--skip-unreadable"] * task.skip_unreadable
+    return words
+
+
+def _reads(source: Source) -> Table:
+    rows = tuple(
+        (
+            time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(float(read["time"]))),
+            str(read["dataset"]),
+            str(len(read.get("judged", ()))),
+        )
+        for read in source.reads
+    )
+    headings = ("time (UTC)", "data set", "models judged")
+    return Table("reads", "Every read of a test split", headings, rows, "", 2)
+
+
+def _version() -> str:
+    return version("fewshot-clip-search")

@@ -1,0 +1,197 @@
+"""TaskRes's residuals: how large they grow, and on which tasks (the paper's section 4.4).
+
+Notation: K classes, x a residual [K, d], alpha its weight.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from search.reporting.artifacts import winners
+from search.reporting.figures import COLOURS, MARKERS, Figure, draw, legend
+from search.reporting.section import Section
+from search.reporting.source import Source
+from search.reporting.tables import Table
+from search.statistics import summary
+
+Magnitude = Callable[[Tensor], float]
+
+MAGNITUDES: dict[str, Magnitude] = {
+    "mean |x|": lambda x: x.abs().mean().item(),
+    "mean |x_k|_2": lambda x: torch.linalg.vector_norm(x, dim=-1).mean().item(),
+}
+"""The paper names the magnitude and does not define it: the mean over all elements, and the mean
+over classes of a class's Euclidean length. Both are shown, with and without the weight alpha."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The winner's residual on one draw."""
+
+    sweep: str
+    """Name of the sweep."""
+    dataset: str
+    """What it was trained on."""
+    shots: int
+    """Images a class."""
+    seed: int
+    """Of the draw."""
+    classes: int
+    """K."""
+    alpha: float
+    """Weight, fixed or learned."""
+    sizes: dict[str, float]
+    """By definition, without and with alpha."""
+    difficulty: float | None
+    """(1 / K) / zero-shot accuracy; None where the zero-shot model was not judged."""
+
+
+def measure(source: Source) -> list[Measured]:
+    """Every text residual of the winner."""
+    found = []
+    for learned in winners(source):
+        residual = learned.residual()
+        if residual is None:
+            continue
+        x, alpha = residual
+        sizes = {name: size(x) for name, size in MAGNITUDES.items()}
+        weighted = {f"alpha {name}": alpha * size for name, size in sizes.items()}
+        cell = learned.cell
+        found.append(
+            Measured(
+                source.name,
+                cell.dataset,
+                cell.shots,
+                cell.seed,
+                len(x),
+                alpha,
+                sizes | weighted,
+                _difficulty(source, cell.dataset, cell.shots, len(x)),
+            )
+        )
+    return found
+
+
+def residual_section(sources: Sequence[Source]) -> Section | None:
+    """Table and figures; None where no winner has a text residual."""
+    found = [m for source in sources for m in measure(source)]
+    if not found:
+        return None
+    learns = any(s.best and s.best.config["method_config"].get("learn_alpha") for s in sources)
+    notes = (
+        "Relative transfer difficulty is (1 / K) / zero-shot accuracy, with K classes: the "
+        "accuracy of chance over that of the zero-shot model. What the paper calls a residual's "
+        "magnitude it does not define; two definitions are shown, each without and with the "
+        "weight alpha.",
+        *(["The winner's alpha is learned; the table shows what it has become."] * learns),
+    )
+    figures = [_per_shot(found)] if len({m.shots for m in found}) > 1 else []
+    if any(m.difficulty is not None for m in found):
+        figures.append(_against_difficulty(found))
+    return Section("residuals", "Residuals", notes, (_table(found),), tuple(figures))
+
+
+def _difficulty(source: Source, dataset: str, shots: int, classes: int) -> float | None:
+    if source.judged is None:
+        return None
+    scores = [
+        score.mean
+        for score in source.judged.of("zero-shot")
+        if (score.dataset, score.shots) == (dataset, shots) and score.part in ("test", "base")
+        if score.target == dataset
+    ]
+    return 1 / classes / scores[0] if scores and scores[0] > 0 else None
+
+
+def _grouped(found: Sequence[Measured]) -> dict[tuple[str, str, int], list[Measured]]:
+    """Draws of one sweep, data set and number of shots together."""
+    groups: dict[tuple[str, str, int], list[Measured]] = {}
+    for one in found:
+        groups.setdefault((one.sweep, one.dataset, one.shots), []).append(one)
+    return groups
+
+
+def _table(found: Sequence[Measured]) -> Table:
+    names = list(found[0].sizes)
+    rows = []
+    for (sweep, dataset, shots), group in _grouped(found).items():
+        sizes = [_spread([one.sizes[name] for one in group]) for name in names]
+        difficulty = group[0].difficulty
+        rows.append(
+            (
+                sweep,
+                dataset,
+                str(shots),
+                str(group[0].classes),
+                "-" if difficulty is None else f"{difficulty:.4f}",
+                _spread([one.alpha for one in group]),
+                *sizes,
+            )
+        )
+    headings = ("sweep", "data set", "shots", "K", "difficulty", "alpha", *names)
+    note = "Mean and sample standard deviation over the draws."
+    return Table("residuals", "The winner's residuals", headings, tuple(rows), note, labels=2)
+
+
+def _spread(values: Sequence[float]) -> str:
+    found = summary(values)
+    return f"{found.mean:.4f}" + ("" if found.deviation is None else f" ± {found.deviation:.4f}")
+
+
+def _per_shot(found: Sequence[Measured]) -> Figure:
+    def paint(axes: Axes) -> None:
+        groups = _grouped(found)
+        lines = list(dict.fromkeys((sweep, dataset) for sweep, dataset, _ in groups))
+        for i, (sweep, dataset) in enumerate(lines):
+            shots = sorted(n for s, d, n in groups if (s, d) == (sweep, dataset))
+            sizes = [[m.sizes["mean |x_k|_2"] for m in groups[sweep, dataset, n]] for n in shots]
+            axes.errorbar(
+                shots,
+                [statistics.fmean(size) for size in sizes],
+                [summary(size).deviation or 0.0 for size in sizes],
+                color=COLOURS[i % len(COLOURS)],
+                marker=MARKERS[i % len(MARKERS)],
+                capsize=3,
+                label=f"{dataset} ({sweep})",
+            )
+        axes.set_xscale("log", base=2)
+        ticks = sorted({m.shots for m in found})
+        axes.set_xticks(ticks, [str(n) for n in ticks])
+        axes.set(xlabel="shots (images a class)", ylabel="mean |x_k|_2 (feature units)")
+        legend(axes, len(lines))
+
+    caption = (
+        "Mean over classes of a residual's length, without alpha. Bars: sample standard deviation."
+    )
+    return draw("residual-shots", "Residual magnitude per shot", caption, paint)
+
+
+def _against_difficulty(found: Sequence[Measured]) -> Figure:
+    def paint(axes: Axes) -> None:
+        names = list(found[0].sizes)
+        groups = list(_grouped([m for m in found if m.difficulty is not None]).values())
+        for i, name in enumerate(names):
+            axes.scatter(
+                [group[0].difficulty or 0.0 for group in groups],
+                [statistics.fmean(one.sizes[name] for one in group) for group in groups],
+                color=COLOURS[i],
+                marker=MARKERS[i],
+                s=26,
+                label=name,
+            )
+        axes.set(
+            xscale="log",
+            yscale="log",
+            xlabel="relative transfer difficulty (1 / K over zero-shot accuracy, ratio)",
+            ylabel="residual magnitude (feature units)",
+        )
+        legend(axes, len(names))
+
+    caption = "A point is a data set at one number of shots, the mean over draws."
+    return draw("residual-difficulty", "Difficulty and residual magnitude", caption, paint)

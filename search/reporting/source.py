@@ -1,0 +1,135 @@
+"""What a report is made of: a sweep's folder, read and never changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from search.config import SweepConfig
+from search.evaluation import READS, Evaluation, read_evaluation
+from search.ledger import best_of
+from search.lock import running
+from search.preflight import load_record
+from search.problems import UsageError
+from search.results import Result, read_results
+from trainables.storage import Storage, StorageError, open_storage
+
+
+@dataclass(frozen=True)
+class Source:
+    """One sweep, as it lay in its folder at one moment."""
+
+    sweep: Storage
+    """The folder."""
+    record: Mapping[str, Any]
+    """Its `sweep.json`."""
+    config: SweepConfig
+    """What it searches."""
+    results: Mapping[int, Result]
+    """Every finished trial, by number; at least one."""
+    evaluation: Evaluation | None
+    """None while it has not been judged."""
+    reads: Sequence[Mapping[str, Any]]
+    """Every read of a test split: `time`, `dataset`, `judged`."""
+    running: str | None
+    """Who runs it, if anybody does."""
+
+    @property
+    def name(self) -> str:
+        """Of the sweep."""
+        return self.config.name
+
+    @cached_property
+    def best(self) -> Result | None:
+        """The winner: see `search.ledger.best_of`."""
+        return best_of(self.results.values())
+
+    @property
+    def judged(self) -> Evaluation | None:
+        """The evaluation, where it is of the present winner: trials added later may have made
+        another trial the best."""
+        found, best = self.evaluation, self.best
+        return found if found is not None and best and found.winner == best.number else None
+
+    def of(self, state: str) -> list[Result]:
+        """The trials that ended so, by number."""
+        return [r for _, r in sorted(self.results.items()) if r.state == state]
+
+
+def read_source(name: str, storage: str) -> Source:
+    """The sweep of this name in `storage`; raises `UsageError`."""
+    try:
+        sweep = open_storage(storage).child(name)
+        return source_of(sweep, running(sweep))
+    except StorageError as error:
+        raise UsageError([f"A sweep's folder must be readable, and is not: {error}."]) from error
+
+
+def source_of(sweep: Storage, driver: str | None = None) -> Source:
+    """The sweep in a folder; `driver` says who runs it. Raises `UsageError` where there is none,
+    where another version made it, or where no trial has ended; and `StorageError`."""
+    record = load_record(sweep)
+    config = SweepConfig.from_dict(record["config"])
+    results = read_results(sweep)
+    if not results:
+        raise UsageError(
+            [
+                f"A report needs a finished trial, and '{config.name}' has none yet: wait for its "
+                f"first, or go on with it: python -m search.run --resume {config.name}."
+            ]
+        )
+    lines = sweep.read_log(READS).splitlines()
+    reads = tuple(json.loads(line) for line in lines if line.endswith(b"}"))
+    return Source(sweep, record, config, results, read_evaluation(sweep), reads, driver)
+
+
+def comparable(source: Source, others: Sequence[Source]) -> None:
+    """Raises `UsageError` where what is to stand side by side was not measured alike: another
+    backbone, protocol, rule of draws, or other images under one data set's name. Data sets, shots,
+    methods and spaces may differ."""
+    problems = []
+    names = [source.name, *(other.name for other in others)]
+    if len(set(names)) < len(names):
+        problems.append(f"--compare must name other sweeps, each once, got {', '.join(names)}.")
+    for other in others:
+        found = [
+            f"{what}: '{mine}' and '{theirs}'"
+            for what, mine, theirs in _facts(source, other)
+            if mine != theirs
+        ]
+        if found:
+            problems.append(
+                f"Sweeps that are compared must have one backbone, protocol and rule of draws, and "
+                f"'{source.name}' and '{other.name}' differ in {'; '.join(found)}. Leave "
+                f"'{other.name}' out."
+            )
+    if problems:
+        raise UsageError(problems)
+
+
+def _facts(source: Source, other: Source) -> list[tuple[str, object, object]]:
+    task, theirs = source.config.task, other.config.task
+    names = ("backbone", "protocol", "draws", "made_split")
+    facts = [(name, getattr(task, name), getattr(theirs, name)) for name in names]
+    pools, their_pools = (_pools(s) for s in (source, other))
+    facts += [
+        (f"the images of {key}", pools[key], their_pools[key])
+        for key in pools
+        if key in their_pools
+    ]
+    return facts
+
+
+def _pools(source: Source) -> dict[str, str]:
+    """Fingerprints that must agree, by what they are of: the backbone's and each data set's."""
+    prints: Mapping[str, str] = source.record["fingerprints"]
+    found = {"backbone": prints.get("backbone", "")}
+    for dataset in source.config.task.sources:
+        suffix = f".{dataset}" if len(source.config.task.sources) > 1 else ""
+        for split in ("train", "val"):
+            if (key := f"{split}{suffix}") in prints:
+                found[f"{dataset} ({split})"] = prints[key]
+    return found

@@ -1,0 +1,85 @@
+"""A table that can be read on a page, in a paper and by a program."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_LATEX = str.maketrans(
+    {
+        **{c: f"\\{c}" for c in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "±": r"$\pm$",
+        "−": "$-$",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings and rows of text; the first columns name the row, the others are numbers."""
+
+    name: str
+    """Of its files."""
+    title: str
+    """What it shows, with the unit of its numbers."""
+    headings: tuple[str, ...]
+    """One a column."""
+    rows: tuple[tuple[str, ...], ...]
+    """As many cells each."""
+    note: str = ""
+    """What a reader must know besides."""
+    labels: int = 1
+    """How many columns are words."""
+
+    def markdown(self) -> str:
+        """As GitHub reads it; what would be markup is escaped."""
+        marks = ["---" if i < self.labels else "---:" for i in range(len(self.headings))]
+        lines = [self.headings, marks, *self.rows]
+        body = "\n".join("| " + " | ".join(map(_in_markdown, line)) + " |" for line in lines)
+        note = f"\n\n{_in_markdown(self.note)}" if self.note else ""
+        return f"**{_in_markdown(self.title)}**\n\n{body}{note}\n"
+
+    def latex(self) -> str:
+        """A `tabular` with booktabs' rules."""
+        columns = "l" * self.labels + "r" * (len(self.headings) - self.labels)
+        body = [r"\begin{tabular}{" + columns + "}", r"\toprule", _latex_row(self.headings)]
+        body += [r"\midrule", *map(_latex_row, self.rows), r"\bottomrule", r"\end{tabular}"]
+        words = [self.title, *([self.note] if self.note else [])]
+        return "\n".join([*(f"% {' '.join(word.split())}" for word in words), *body]) + "\n"
+
+    def csv(self) -> str:
+        """Headings and rows."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([self.headings, *self.rows])
+        return text.getvalue()
+
+
+def percent(fraction: float | None, digits: int = 2) -> str:
+    """A fraction in per cent, without the sign; a dash for what is not there."""
+    return "-" if fraction is None else f"{100 * fraction:.{digits}f}"
+
+
+def mean_of(values: Sequence[float]) -> str:
+    """Mean and sample standard deviation of fractions, in per cent: `84.13 ± 0.52`."""
+    from search.statistics import summary
+
+    found = summary(values)
+    spread = "" if found.deviation is None else f" ± {percent(found.deviation)}"
+    return percent(found.mean) + spread
+
+
+def _in_markdown(text: str) -> str:
+    for character in "\\`*_[]<>|":
+        text = text.replace(character, f"\\{character}")
+    return " ".join(text.split()) if set(text) - set("-:") else text
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(cell.translate(_LATEX) for cell in cells) + r" \\"

@@ -1,0 +1,96 @@
+"""What accuracy costs: sparsity of masks, or numbers that are learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+
+from search.reporting.artifacts import numbers_learned
+from search.reporting.figures import BLUE, MARKERS, ORANGE, VERMILION, Figure, draw, legend
+from search.reporting.mask_figures import SPARSITY
+from search.reporting.section import Section
+from search.reporting.source import Source
+from search.reporting.tables import Table, percent
+
+MOST_ARTIFACTS = 200
+"""Trials whose artifacts are opened: the best."""
+
+
+def pareto_front(points: Mapping[int, tuple[float, float]]) -> list[int]:
+    """The trials that no other beats in both: `points` gives (cost, accuracy), of which little and
+    much are wanted. By rising cost; of equal points, the smallest number."""
+    front: list[int] = []
+    best = float("-inf")
+    for number in sorted(points, key=lambda n: (points[n][0], -points[n][1], n)):
+        if points[number][1] > best:
+            best = points[number][1]
+            front.append(number)
+    return front
+
+
+def tradeoff_section(source: Source) -> Section | None:
+    """Accuracy against sparsity where there are masks, else against numbers learned, where these
+    differ; with the front."""
+    complete = source.of("COMPLETE")
+    sparse = {
+        r.number: (100 * r.metrics[SPARSITY], r.value) for r in complete if SPARSITY in r.metrics
+    }
+    if len(sparse) > 1:
+        return _section(sparse, "sparsity (% of the masked weights dropped)", "sparsity", "")
+    ranked = sorted(complete, key=lambda r: (-(r.value or 0.0), r.number))[:MOST_ARTIFACTS]
+    sizes = numbers_learned(source, ranked)
+    counted = {r.number: (float(sizes[r.number]), r.value) for r in ranked if r.number in sizes}
+    if len(counted) < 2:
+        return None
+    left_out = (
+        f" Of {len(complete)} complete trials the best {MOST_ARTIFACTS} are shown."
+        if len(complete) > MOST_ARTIFACTS
+        else ""
+    )
+    note = (
+        "What is counted is what the artifact of the trial's first training holds: what was "
+        f"learned, fixed weights of it included.{left_out}"
+    )
+    return _section(counted, "numbers in the artifact (count)", "numbers", note)
+
+
+def _section(
+    found: Mapping[int, tuple[float, float | None]], cost: str, short: str, note: str
+) -> Section:
+    points = {n: (x, 100 * y) for n, (x, y) in found.items() if y is not None}
+    front = pareto_front(points)
+    rows = tuple((str(n), f"{points[n][0]:.4g}", percent(points[n][1] / 100)) for n in front)
+    table = Table(
+        "front",
+        "Pareto front: no trial is more accurate at as small a cost",
+        ("trial", cost, "validation accuracy (%)"),
+        rows,
+        "Validation accuracy, on which the trials were chosen: not a test.",
+    )
+    notes = (note,) if note else ()
+    figure = _figure(points, front, cost, short)
+    return Section("tradeoff", "Accuracy and its cost", notes, (table,), (figure,))
+
+
+def _figure(
+    points: Mapping[int, tuple[float, float]], front: Sequence[int], cost: str, short: str
+) -> Figure:
+    def paint(axes: Axes) -> None:
+        others = [n for n in points if n not in front and n != 0]
+        if others:
+            xs, ys = zip(*(points[n] for n in others), strict=True)
+            axes.scatter(xs, ys, s=16, color=BLUE, alpha=0.7, linewidths=0, label="trials")
+        xs, ys = zip(*(points[n] for n in front), strict=True)
+        axes.plot(xs, ys, color=ORANGE, marker=MARKERS[1], label="Pareto front", markersize=5)
+        if 0 in points:
+            axes.scatter(
+                *points[0], color=VERMILION, marker=MARKERS[3], s=40, label="the paper's setting"
+            )
+        if min(x for x, _ in points.values()) > 0:
+            axes.set_xscale("log")
+        axes.set(xlabel=cost, ylabel="validation accuracy (%)")
+        legend(axes, 3)
+
+    caption = "Complete trials; the front joins those that no other beats in both."
+    return draw("tradeoff", f"Accuracy against {short}", caption, paint)

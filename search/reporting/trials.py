@@ -1,0 +1,70 @@
+"""All trials as one table for other programs: `trials.parquet`."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from search.reporting.source import Source
+from search.results import Result
+from trainables.trial import TrialConfig
+
+_FACTS: dict[str, pa.DataType] = {
+    "number": pa.int64(),
+    "state": pa.string(),
+    "value": pa.float64(),
+    "train_seconds": pa.float64(),
+    "begun": pa.float64(),
+    "ended": pa.float64(),
+    "host": pa.string(),
+    "failures": pa.int64(),
+    "reason": pa.string(),
+}
+"""Fields of a result that are taken as they are; accuracies are fractions, times are seconds."""
+
+
+def trials_parquet(source: Source) -> bytes:
+    """A row a trial: its facts, `values` (a list, the objective after each part), `param.NAME` as
+    sampled, `config.NAME` as resolved, `metric.NAME`. Sweep's name and id are in the metadata."""
+    results = [r for _, r in sorted(source.results.items())]
+    columns: dict[str, pa.Array] = {
+        name: pa.array([getattr(r, name) for r in results], kind) for name, kind in _FACTS.items()
+    }
+    columns["values"] = pa.array([list(r.values) for r in results], pa.list_(pa.float64()))
+    columns |= _spread("param", [r.parameters for r in results])
+    columns |= _spread("config", [_flat(r) for r in results])
+    columns |= _spread("metric", [r.metrics for r in results])
+    table = pa.table(columns)
+    about = {"sweep": source.name, "id": str(source.record.get("id", ""))}
+    stream = io.BytesIO()
+    parquet.write_table(table.replace_schema_metadata(about), stream, compression="zstd")
+    return stream.getvalue()
+
+
+def _flat(result: Result) -> dict[str, object]:
+    return TrialConfig.from_dict(result.config).flat()
+
+
+def _spread(prefix: str, rows: Sequence[dict[str, Any]]) -> dict[str, pa.Array]:
+    """One column a key; null where a trial has none."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {f"{prefix}.{name}": _column([row.get(name) for row in rows]) for name in names}
+
+
+def _column(values: Sequence[Any]) -> pa.Array:
+    """Numbers stay numbers; a column of several kinds becomes text, JSON for what is nested."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {int, float} and float in kinds:
+        return pa.array([None if v is None else float(v) for v in values], pa.float64())
+    if len(kinds) <= 1 and kinds <= {bool, int, str}:
+        return pa.array(values)
+    return pa.array([None if v is None else _text(v) for v in values], pa.string())
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

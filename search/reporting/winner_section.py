@@ -1,0 +1,117 @@
+"""The first thing that is shown: what won, by how much, and how sure that is."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from search.evaluation import Evaluation, Label
+from search.reporting.section import Section
+from search.reporting.shots import LABELS
+from search.reporting.source import Source
+from search.reporting.tables import Table, percent
+from search.statistics import indistinguishable, paired, separation_note, summary
+from trainables.trial import Protocol, TrialConfig
+
+_FIGURES: dict[Protocol, str] = {
+    "few-shot": "test accuracy",
+    "base-to-new": "harmonic mean of base and new test accuracy",
+    "domain-generalization": "mean test accuracy on the shifts",
+    "cross-dataset": "mean test accuracy on the other data sets",
+}
+
+
+def winner_section(source: Source) -> Section:
+    """Configuration, validation and test figures, and the trials tied with the winner."""
+    best = source.best
+    if best is None:
+        return Section("winner", "The winner", ("No trial is complete yet: there is no winner.",))
+    assert best.value is not None
+    notes = [
+        f"Trial {best.number} is the winner of {len(source.of('COMPLETE'))} complete trials, with "
+        f"a validation accuracy of {percent(best.value)} %. It was chosen by that number, which is "
+        "therefore flattering; the test figures are not.",
+        tie_note(source),
+    ]
+    tables = []
+    if source.judged is not None:
+        tables.append(test_table(source.judged))
+    elif source.evaluation is not None:
+        notes.append(
+            f"The evaluation in the sweep's folder is of trial {source.evaluation.winner}, which "
+            "is no longer the winner. To judge the present one, run the sweep again."
+        )
+    else:
+        notes.append("It has not been judged on test data yet.")
+    return Section("winner", "The winner", tuple(notes), (*tables, _configuration(source)))
+
+
+def tied(source: Source) -> tuple[int, ...] | None:
+    """Trials that validation cannot tell from the winner; None where it is not known how many
+    images it had."""
+    values, images = _values(source), source.record.get("val_images")
+    return indistinguishable(values, int(images)) if values and images else None
+
+
+def tie_note(source: Source) -> str:
+    """How many trials are tied with the winner, in a sentence."""
+    images = source.record.get("val_images")
+    if not images:
+        return (
+            "How many trials are tied with the winner cannot be said: the sweep was begun by a "
+            "version that did not write down its number of validation images."
+        )
+    note = separation_note(_values(source), int(images))
+    return note or f"No other trial is tied with it on {images} validation images."
+
+
+def test_table(found: Evaluation) -> Table:
+    """The protocol's figure of all that were judged, with paired differences."""
+    rows = []
+    for label in get_args(Label):
+        figure = summary(found.figure(label))
+        rows.append(
+            (
+                LABELS[label],
+                percent(figure.mean),
+                percent(figure.deviation),
+                "" if label == "zero-shot" else _difference(found, label, "zero-shot"),
+                _difference(found, label, "paper") if label == "winner" else "",
+            )
+        )
+    headings = ("", "mean", "deviation", "over zero-shot", "over the paper's setting")
+    draws = ", ".join(map(str, found.seeds))
+    title = f"{_FIGURES[found.protocol].capitalize()} (%)"
+    note = (
+        f"{found.images} test images; fresh draws {draws}. Deviation: sample standard deviation "
+        "over the draws. In brackets: 95 % interval of the mean paired difference in points "
+        "(Student's t)."
+    )
+    return Table("winner", title, headings, tuple(rows), note)
+
+
+def _values(source: Source) -> dict[int, float]:
+    return {r.number: r.value for r in source.of("COMPLETE") if r.value is not None}
+
+
+def _difference(found: Evaluation, label: Label, baseline: Label) -> str:
+    gain = paired(found.figure(label), found.figure(baseline))
+    mean = f"{100 * gain.mean:+z.2f}"
+    if gain.low is None or gain.high is None:
+        return mean
+    return f"{mean} [{100 * gain.low:+z.2f}, {100 * gain.high:+z.2f}]"
+
+
+def _configuration(source: Source) -> Table:
+    """Every setting of the winner, beside the paper's where trial 0 has been."""
+    assert source.best is not None
+    own = TrialConfig.from_dict(source.best.config).flat()
+    first = source.results.get(0)
+    paper = TrialConfig.from_dict(first.config).flat() if first else {}
+    searched = set(source.best.parameters)
+    rows = tuple(
+        (name, str(value), str(paper.get(name, "-")), "searched" if name in searched else "")
+        for name, value in own.items()
+    )
+    title = f"Configuration of trial {source.best.number}"
+    headings = ("setting", "winner", "the paper's (trial 0)", "")
+    return Table("configuration", title, headings, rows)

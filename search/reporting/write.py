@@ -1,0 +1,63 @@
+"""The report's files, in the sweep's folder `report`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from search.reporting.dependence import dependence_section
+from search.reporting.history import history_section
+from search.reporting.mask_figures import mask_section
+from search.reporting.page import render
+from search.reporting.provenance import provenance_section
+from search.reporting.residuals import residual_section
+from search.reporting.section import Section
+from search.reporting.shots import shots_section
+from search.reporting.source import Source
+from search.reporting.tradeoff import tradeoff_section
+from search.reporting.trials import trials_parquet
+from search.reporting.winner_section import winner_section
+
+FOLDER = "report"
+PAGE = "report.html"
+
+
+def sections_of(source: Source, others: Sequence[Source] = ()) -> list[Section]:
+    """All that there is something to say of, in the order of the page."""
+    sources = (source, *others)
+    found = [
+        winner_section(source),
+        shots_section(sources),
+        history_section(source),
+        dependence_section(source),
+        tradeoff_section(source),
+        residual_section(sources),
+        mask_section(sources),
+        provenance_section(source),
+    ]
+    return [section for section in found if section is not None]
+
+
+def write_report(source: Source, others: Sequence[Source] = ()) -> list[str]:
+    """Write the report; returns the names of its files in the folder. The page comes last, so that
+    what it stands beside is as new as it is. Raises `StorageError`."""
+    sections = sections_of(source, others)
+    folder = source.sweep.child(FOLDER)
+    files = {"trials.parquet": trials_parquet(source)}
+    for section in sections:
+        for table in section.tables:
+            for ending, text in (
+                ("md", table.markdown()),
+                ("tex", table.latex()),
+                ("csv", table.csv()),
+            ):
+                files[f"tables/{table.name}.{ending}"] = text.encode()
+        for figure in section.figures:
+            files[f"figures/{figure.name}.png"] = figure.png
+            files[f"figures/{figure.name}.svg"] = figure.svg
+    files[PAGE] = render(source, others, sections).encode()
+    stale = set(folder.files()) - set(files)
+    for name, content in files.items():
+        folder.write(name, content)
+    for name in stale:  # of an earlier report, which showed other things
+        folder.delete(name)
+    return list(files)
