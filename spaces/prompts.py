@@ -11,7 +11,7 @@ _CONTEXT: Mapping[str, Range] = {
     "context_tokens": Among((4, 8, 16)),
     "init_words": Among(("", "a photo of a")),
     "lr": Reals(2e-4, 2e-1, log=True),
-    "epochs": Whole(5, 200),
+    "epochs": Whole(5, 200, log=True),
     "weight_decay": Among((0.0, 5e-4, 5e-3)),
 }
 
@@ -36,7 +36,7 @@ COCOOP: Mapping[str, Range] = {
     "init_words": Among(("", "a photo of a")),
     "reduction": Among((4, 16, 64)),
     "lr": Reals(2e-4, 2e-2, log=True),
-    "epochs": Whole(2, 20),
+    "epochs": Whole(2, 20, log=True),
     "batch_size": Among((1, 4)),
     **CROPS,
 }

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from spaces.base import Setting, Space
+from spaces.declared import DeclaredSpace
+from spaces.prompts import COCOOP, COOP, PROGRAD
 from spaces.rmt import MaskSpace
 from spaces.taskres import TaskResSpace
 from spaces.towers import clip_lora_space, vpt_space
@@ -32,4 +34,20 @@ SPACES: dict[str, Entry] = {
     "clip-lora": Entry(clip_lora_space, trials=16, seeds=(1,)),
     "vpt": Entry(vpt_space, trials=16, seeds=(1,)),
     "taskres": Entry(TaskResSpace, trials=40, seeds=(1, 2, 3)),
+    # Every step passes all classes through the text tower; CoCoOp's for every single image.
+    "coop": Entry(
+        partial(DeclaredSpace, name="coop", method="coop", ranges=COOP),
+        trials=24,
+        seeds=(1,),
+    ),
+    "cocoop": Entry(
+        partial(DeclaredSpace, name="cocoop", method="cocoop", ranges=COCOOP),
+        trials=12,
+        seeds=(1,),
+    ),
+    "prograd": Entry(
+        partial(DeclaredSpace, name="prograd", method="prograd", ranges=PROGRAD),
+        trials=24,
+        seeds=(1,),
+    ),
 }

@@ -2,6 +2,9 @@
 
 from trainables.methods.base import MethodConfig
 from trainables.methods.clip_lora import ClipLoraConfig
+from trainables.methods.cocoop import CoCoOpConfig
+from trainables.methods.context import ContextConfig
+from trainables.methods.prograd import ProGradConfig
 from trainables.methods.rmt import MaskTuningConfig
 from trainables.methods.taskres import TaskResConfig
 from trainables.methods.vpt import VptConfig
@@ -25,6 +28,16 @@ CASES: dict[str, list[MethodConfig]] = {
         ),
         MaskTuningConfig(masked="dynamic"),
     ],
+    "coop": [
+        ContextConfig(),
+        ContextConfig(context_tokens=4, init_words="a photo of a", prompts="photo"),
+        ContextConfig(context_tokens=3, class_specific=True, class_position="middle"),
+    ],
+    "cocoop": [CoCoOpConfig(), CoCoOpConfig(context_tokens=5, reduction=4)],
+    "prograd": [
+        ProGradConfig(),
+        ProGradConfig(context_tokens=4, class_specific=True, class_position="front"),
+    ],
     "clip-lora": [
         ClipLoraConfig(),
         ClipLoraConfig(matrices="q,k,v,o,up,down", scaling="root", dropout=0.0),
@@ -34,6 +47,14 @@ CASES: dict[str, list[MethodConfig]] = {
     "vpt": [VptConfig(), VptConfig(tokens=3, deep=False)],
 }
 """Configurations that fit both backbones."""
+
+_CONTEXT: dict[str, object] = {
+    "prompts": "reference",  # whose class names keep their underscores
+    "context_tokens": 8,
+    "init_words": "a photo of a",
+    "class_specific": True,
+    "class_position": "middle",
+}
 
 OTHER: dict[str, dict[str, object]] = {
     "zero-shot": {"prompts": "reference"},
@@ -54,6 +75,9 @@ OTHER: dict[str, dict[str, object]] = {
         "norm_weight": 1.0,
         "purity_eps": 10.0,
     },
+    "coop": _CONTEXT,
+    "cocoop": {"prompts": "reference", "context_tokens": 6, "init_words": "", "reduction": 4},
+    "prograd": {**_CONTEXT, "projection": 0.3, "temperature": 3.0},
     "clip-lora": {
         "prompts": "photo",
         "encoders": "text",

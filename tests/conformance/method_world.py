@@ -15,7 +15,7 @@ from trainables.data.prompts import PromptVariant, class_features, prompt_set
 from trainables.methods.base import Classes
 
 TRANSFORM = Preprocess(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), resize_mode="squash")
-CLASSES = ("red_square", "blue_circle", "green_star", "black_cross")
+CLASSES = ("red_square", "blue_cross", "green_star", "black_cross")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from trainables.data.prompts import class_features, prompt_set
 from trainables.methods.base import Batch, Classes, Material, MethodError, Schedule
 from trainables.methods.prograd import WORDS, ProGrad, ProGradConfig, aligned, divergence
 
-NAMES = ("zero", "one")
+NAMES = ("zero", "one", "a red square")
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +27,19 @@ def build(backbone: Backbone, config: ProGradConfig) -> ProGrad:
     return ProGrad.build(config, Material(backbone, classes, Schedule(())))
 
 
-def batch() -> Batch:
-    rng = torch.Generator().manual_seed(0)
-    labels = torch.zeros(6, dtype=torch.int64)
-    # A teacher that is sure of the other class: the two gradients conflict.
-    teacher = 9.0 * functional.one_hot(1 - labels, 2)
-    return Batch(torch.randn(6, 128, generator=rng), labels, teacher)
+def batch(seed: int) -> Batch:
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (6,), generator=rng)
+    return Batch(torch.randn(6, 128, generator=rng), labels, 9 * torch.randn(6, 3, generator=rng))
+
+
+def gradients(method: ProGrad, data: Batch, temperature: float) -> tuple[Tensor, Tensor]:
+    assert data.zero_shot_logits is not None
+    loss = functional.cross_entropy(method(data.inputs), data.labels)
+    away = divergence(method(data.inputs), data.zero_shot_logits, temperature)
+    (g,) = torch.autograd.grad(loss, method.context)
+    (k,) = torch.autograd.grad(away, method.context)
+    return g, k
 
 
 VECTORS = st.integers(0, 10_000).map(
@@ -41,7 +48,7 @@ VECTORS = st.integers(0, 10_000).map(
 
 
 @given(own=VECTORS, general=VECTORS, share=st.floats(0, 1), size=st.floats(1e-3, 1e3))
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_projection(own: Tensor, general: Tensor, share: float, size: float) -> None:
     """It never changes agreement, never sets more against k than was, ends orthogonal at 1, and
     does not depend on how long k is."""
@@ -80,23 +87,22 @@ def test_divergence_has_the_value_of_kl_and_the_gradient_of_the_code(temperature
 @pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
 def test_a_step_is_made_of_both_gradients(backbone: Backbone, share: float, own: bool) -> None:
     config = ProGradConfig(context_tokens=4, projection=share, temperature=2.0, class_specific=own)
-    method, data = build(backbone, config), batch()
+    method = build(backbone, config)
     assert method.uses_zero_shot
-    scalars = method.backward(data, torch.Generator())
-    found = method.context.grad
-    logits = method(data.inputs)
-    loss = functional.cross_entropy(logits, data.labels)
-    assert data.zero_shot_logits is not None
-    away = divergence(logits, data.zero_shot_logits, 2.0)
-    (g,) = torch.autograd.grad(loss, method.context, retain_graph=True)
-    (k,) = torch.autograd.grad(away, method.context)
-    inner = float((g * k).sum())
-    assert inner < 0, "the batch is meant to conflict"
-    expected = g - share * inner / float((k * k).sum()) * k
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
-    assert scalars["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
-    assert scalars["train/divergence"] == pytest.approx(away.item(), rel=1e-5)
-    assert scalars["train/agreement"] == pytest.approx(inner / float(g.norm() * k.norm()), rel=1e-3)
+    conflicts = 0
+    for seed in range(8):
+        data = batch(seed)
+        scalars = method.backward(data, torch.Generator())
+        g, k = gradients(method, data, temperature=2.0)
+        inner = float((g * k).sum())
+        conflicts += inner < 0
+        expected = g - share * min(inner, 0) / float((k * k).sum()) * k
+        torch.testing.assert_close(method.context.grad, expected, atol=1e-5, rtol=1e-3)
+        agreement = inner / float(g.norm() * k.norm())
+        assert scalars["train/agreement"] == pytest.approx(agreement, abs=1e-4)
+        loss = functional.cross_entropy(method(data.inputs), data.labels).item()
+        assert scalars["train/loss"] == pytest.approx(loss, rel=1e-4)
+    assert 0 < conflicts < 8, "batches of both kinds are meant to be seen"
 
 
 @pytest.mark.parametrize(

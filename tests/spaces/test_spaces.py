@@ -28,6 +28,9 @@ ACTIVE: dict[str, dict[str, Any]] = {
     "rmt": {"lr": 1e-3, "norm_loss": True, "norm_weight": 1e-3, "epochs": 10, "batch_size": 16},
     "clip-lora": {"lr": 1e-3, "epochs": 10},
     "vpt": {"epochs": 5, "batch_size": 16},
+    "coop": {"epochs": 5, "weight_decay": 5e-4},
+    "cocoop": {"epochs": 2},
+    "prograd": {"epochs": 5, "weight_decay": 5e-4, "lr": 2e-2},
     "rmt-budget": {"flip_budget": 8.0, "epochs": 10, "batch_size": 16, "norm_loss": True},
 }
 EXTRA = {"weight_decay": 1e-3, "norm_weight": 1e-3, "alpha_start": 0.5, "warmup_lr": 1e-5}
