@@ -73,6 +73,14 @@ def test_other_weights_are_those_of_the_changed_backbone(kind: str) -> None:
     assert not torch.allclose(found, backbone.encode_text(TEXTS))
 
 
+def test_a_backbone_with_another_projection_sees_as_before() -> None:
+    backbone = small("plain")
+    weight = backbone.model.get_parameter("text_projection")
+    assert backbone.changed({"text_projection": weight * 2}).sees_as(backbone)
+    assert not backbone.changed({"visual.proj": backbone.visual.proj * 2}).sees_as(backbone)
+    assert not small("plain").sees_as(backbone)  # equal, but nobody has compared them
+
+
 def test_states_are_what_leaves_the_last_norm_at_the_end_token() -> None:
     """Recomputed with the model's own layers; texts are many, and are encoded in parts."""
     backbone = load_backbone("tiny")

@@ -134,6 +134,24 @@ def test_refuses_a_text_tower_that_ends_without_the_layer(backbone: Backbone) ->
         )
 
 
+def test_images_are_not_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their tower is the same: only texts go through the changed backbone."""
+    bench, cell = Workbench("tiny", "cpu", DataSource()), Cell("digits", 1, 1)
+    given = {"dataset": "digits", "shots": 1, "images": 10}
+    first = TrialConfig("enhanced-base", "paper", *EnhancedBase.preset("paper", **given))
+    second = TrialConfig("taskres", "paper", *TaskRes.preset("paper", **given), before=first)
+    training = open_training(second, bench, cell)
+    while isinstance(training.method, EnhancedBase):
+        training.run_epoch()
+
+    def refuse(self: Backbone, images: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("an image was encoded")
+
+    monkeypatch.setattr(Backbone, "encode_image", refuse)
+    training.run_epoch()
+    training.validate()
+
+
 def test_it_improves_the_base_that_taskres_then_starts_from() -> None:
     """Trained on 16 digits a class: 77.5 % of the validation images before, over 90 % after."""
     bench, cell = Workbench("tiny", "cpu", DataSource()), Cell("digits", 16, 1)

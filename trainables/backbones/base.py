@@ -124,6 +124,12 @@ class Backbone:
             digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
         return replace(self, model=model, fingerprint=digest.hexdigest())
 
+    def sees_as(self, other: Backbone) -> bool:
+        """Whether both have one and the same image tower, whose features need no second look: so
+        it is where `changed` has left it alone."""
+        mine, its = ([*b.visual.parameters(), *b.visual.buffers()] for b in (self, other))
+        return len(mine) == len(its) and all(a is b for a, b in zip(mine, its, strict=True))
+
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
         """Preprocessed float32 [b, 3, s, s] -> float32 [b, d], not normalised."""

@@ -25,6 +25,7 @@ from trainables.methods.artifacts import check_metadata, check_tensors, describe
 from trainables.methods.autograd import LossMethod
 from trainables.methods.base import (
     Classes,
+    Head,
     Material,
     MethodConfig,
     MethodError,
@@ -109,13 +110,15 @@ class EnhancedBase(LossMethod):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Image features [b, d] -> logits [b, c]."""
-        unit = functional.normalize(self._base(), dim=-1)
-        return self.scale * functional.normalize(inputs, dim=-1) @ unit.T
+        return functional.normalize(inputs, dim=-1) @ self._classifier().T
 
-    def _base(self) -> Tensor:
-        """h W of every class, [c, d]: as `class_features` makes them of the tuned tower."""
+    def _classifier(self) -> Tensor:
+        """h W of every class at the logit scale's length, [c, d]: of the features that
+        `class_features` makes before the tuned tower."""
         features = self._projection.project(self.states, self._tuned())
-        return merged(features, self._prompts) if self._prompts.normalise_each else features
+        if self._prompts.normalise_each:
+            features = merged(features, self._prompts)
+        return self.scale * functional.normalize(features, dim=-1)
 
     @torch.no_grad()
     def transfer(self, classes: Classes) -> None:
@@ -128,6 +131,11 @@ class EnhancedBase(LossMethod):
     def tuned(self) -> Backbone:
         """The text tower with W at its end."""
         return self._projection.backbone.changed(self._tuned())
+
+    @torch.no_grad()
+    def head(self) -> Head:
+        """The enhanced base."""
+        return Head(self._classifier())
 
     @torch.no_grad()
     def progress(self) -> dict[str, float]:

@@ -20,6 +20,7 @@ from trainables.methods.artifacts import check_metadata, check_tensors, describe
 from trainables.methods.autograd import LossMethod
 from trainables.methods.base import (
     Classes,
+    Head,
     Material,
     MethodConfig,
     MethodError,
@@ -125,15 +126,22 @@ class TextAdapter(LossMethod):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Image features [b, d] -> logits [b, c]."""
+        return functional.normalize(inputs, dim=-1) @ self._classifier().T
+
+    def _classifier(self) -> Tensor:
         adapted = (self.base @ self.down).relu() @ self.up
         if self.config.keep_base:
             adapted = self.base + self.config.alpha * adapted
-        unit = functional.normalize(adapted, dim=-1)
-        return self.scale * functional.normalize(inputs, dim=-1) @ unit.T
+        return self.scale * functional.normalize(adapted, dim=-1)
 
     def transfer(self, classes: Classes) -> None:
         """The adapter stays: it belongs to no class."""
         self.base = classes.features.detach().clone()
+
+    @torch.no_grad()
+    def head(self) -> Head:
+        """The adapted text features."""
+        return Head(self._classifier())
 
     @torch.no_grad()
     def progress(self) -> dict[str, float]:
