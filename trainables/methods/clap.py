@@ -20,6 +20,7 @@ from trainables.methods.autograd import LossMethod
 from trainables.methods.base import (
     Batch,
     Classes,
+    Head,
     Material,
     MethodConfig,
     Preset,
@@ -127,6 +128,11 @@ class Clap(LossMethod):
         distance = (self.prototypes - self.base).square().sum(dim=-1)  # [c]
         held = self._config.penalty * (self.multipliers * distance).mean()
         return {"train/loss": found["train/loss"] + held, "train/penalty": held}
+
+    @torch.no_grad()
+    def head(self) -> Head:
+        """The prototypes."""
+        return Head(self.scale * functional.normalize(self.prototypes, dim=-1))
 
     @torch.no_grad()
     def transfer(self, classes: Classes) -> None:

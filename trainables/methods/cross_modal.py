@@ -19,6 +19,7 @@ from trainables.methods.autograd import LossMethod
 from trainables.methods.base import (
     Batch,
     Classes,
+    Head,
     Material,
     MethodConfig,
     Preset,
@@ -114,6 +115,11 @@ class CrossModal(LossMethod):
         inputs = torch.cat([functional.normalize(batch.inputs, dim=-1), self.texts[drawn]])
         labels = torch.cat([batch.labels, drawn])
         return {"train/loss": functional.cross_entropy(self(inputs), labels)}
+
+    @torch.no_grad()
+    def head(self) -> Head:
+        """The weights as they are, times the logit scale."""
+        return Head(self.scale * self.weight)
 
     @torch.no_grad()
     def transfer(self, classes: Classes) -> None:

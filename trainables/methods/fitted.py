@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from trainables.methods.artifacts import check_metadata, check_tensors, described, detached
 from trainables.methods.autograd import LossMethod
-from trainables.methods.base import Classes, Material, Support
+from trainables.methods.base import Classes, Head, Material, Support
 from trainables.methods.features import check_config, text_classifier
 
 
@@ -59,6 +59,11 @@ class FittedClassifier(LossMethod):
     def forward(self, inputs: Tensor) -> Tensor:
         """Image features [b, d] -> logits [b, c]."""
         return functional.normalize(inputs, dim=-1) @ self.weight.T + self.bias
+
+    @torch.no_grad()
+    def head(self) -> Head:
+        """W and b."""
+        return Head(self.weight, self.bias)
 
     def transfer(self, classes: Classes) -> None:
         """Other classes have only their texts: the zero-shot classifier."""
