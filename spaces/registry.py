@@ -9,6 +9,7 @@ from functools import partial
 from spaces.base import Setting, Space
 from spaces.declared import DeclaredSpace
 from spaces.prompts import COCOOP, COOP, PROGRAD
+from spaces.rivals import RIVALS
 from spaces.rmt import MaskSpace
 from spaces.taskres import TaskResSpace
 from spaces.towers import clip_lora_space, vpt_space
@@ -34,6 +35,15 @@ SPACES: dict[str, Entry] = {
     "clip-lora": Entry(clip_lora_space, trials=16, seeds=(1,)),
     "vpt": Entry(vpt_space, trials=16, seeds=(1,)),
     "taskres": Entry(TaskResSpace, trials=40, seeds=(1, 2, 3)),
+    # On frozen features too: a second or a few, or nothing but one fit.
+    **{
+        name: Entry(
+            partial(DeclaredSpace, name=name, method=name, ranges=ranges),
+            trials=40,
+            seeds=(1, 2, 3),
+        )
+        for name, ranges in RIVALS.items()
+    },
     # Every step passes all classes through the text tower; CoCoOp's for every single image.
     "coop": Entry(
         partial(DeclaredSpace, name="coop", method="coop", ranges=COOP),

@@ -1,18 +1,44 @@
 """What the conformance suite tries on every method; one without an entry fails it."""
 
 from trainables.methods.base import MethodConfig
+from trainables.methods.clap import ClapConfig
+from trainables.methods.clip_adapter import ClipAdapterConfig
 from trainables.methods.clip_lora import ClipLoraConfig
 from trainables.methods.cocoop import CoCoOpConfig
 from trainables.methods.context import ContextConfig
+from trainables.methods.cross_modal import CrossModalConfig
+from trainables.methods.gda import GdaConfig
+from trainables.methods.linear_probe import LinearProbeConfig
+from trainables.methods.lp_plus_plus import LpPlusPlusConfig
 from trainables.methods.prograd import ProGradConfig
 from trainables.methods.rmt import MaskTuningConfig
 from trainables.methods.taskres import TaskResConfig
+from trainables.methods.tip_adapter import TipAdapterConfig
+from trainables.methods.tip_adapter_f import TipAdapterFConfig
 from trainables.methods.vpt import VptConfig
 from trainables.methods.zero_shot import ZeroShotConfig
 from trainables.optim import OptimConfig
 
 CASES: dict[str, list[MethodConfig]] = {
     "zero-shot": [ZeroShotConfig()],
+    "linear-probe": [
+        LinearProbeConfig(),
+        LinearProbeConfig(inverse_penalty=0.1, iterations=20),
+    ],
+    "clip-adapter": [ClipAdapterConfig(), ClipAdapterConfig(ratio=1.0, reduction=8)],
+    "tip-adapter": [TipAdapterConfig(), TipAdapterConfig(alpha=3.0, beta=1.0)],
+    "tip-adapter-f": [TipAdapterFConfig(), TipAdapterFConfig(alpha=3.0, beta=1.0)],
+    "cross-modal": [CrossModalConfig(), CrossModalConfig(text_share=0.0)],
+    "lp-plus-plus": [
+        LpPlusPlusConfig(),
+        LpPlusPlusConfig(start="sums", inertia=0.9, offset=True, summed_slopes=True),
+    ],
+    "clap": [
+        ClapConfig(),
+        ClapConfig(penalty=0.0, normalise_base=True),
+        ClapConfig(per_class=False),
+    ],
+    "gda": [GdaConfig(), GdaConfig(alpha=10.0, shrinkage=0.1)],
     "taskres": [
         TaskResConfig(),
         TaskResConfig(learn_alpha=True),
@@ -58,6 +84,24 @@ _CONTEXT: dict[str, object] = {
 
 OTHER: dict[str, dict[str, object]] = {
     "zero-shot": {"prompts": "reference"},
+    "linear-probe": {"prompts": "reference", "inverse_penalty": 1.0, "iterations": 2},
+    "clip-adapter": {"prompts": "reference", "ratio": 0.4, "reduction": 2},
+    "tip-adapter": {"prompts": "reference", "alpha": 2.0, "beta": 1.0},
+    "tip-adapter-f": {"prompts": "reference", "alpha": 2.0, "beta": 1.0},
+    "cross-modal": {"prompts": "reference", "text_share": 0.2},
+    "lp-plus-plus": {
+        "prompts": "reference",
+        "iterations": 20,
+        "alpha_every": 5,
+        "step": 0.5,
+        "start_alpha": 100.0,
+        "start": "sums",
+        "inertia": 0.9,
+        "offset": True,
+        "summed_slopes": True,
+    },
+    "clap": {"prompts": "reference", "penalty": 2.0, "per_class": False, "normalise_base": True},
+    "gda": {"prompts": "reference", "alpha": 2.0, "shrinkage": 0.5},
     "taskres": {
         "prompts": "clean",
         "residual": "image",
@@ -92,7 +136,9 @@ OTHER: dict[str, dict[str, object]] = {
 """For every field a value that must make a difference."""
 
 ADAM = OptimConfig(lr=2e-3, epochs=4, batch_size=8)
-OPTIM: dict[str, OptimConfig] = {}
+OPTIM: dict[str, OptimConfig] = {
+    "clap": OptimConfig(lr=0.1, epochs=4, batch_size=8, optimiser="sgd"),
+}
 """Of the methods that do not learn by Adam at that rate."""
 ONLY: dict[str, str] = {"clip-lora": "vit", "vpt": "vit"}
 """Methods that fit one of the two backbones."""

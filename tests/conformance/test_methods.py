@@ -266,7 +266,11 @@ def test_every_field_matters(name: str, field: str, world: World) -> None:
     outcomes = []
     for run in runs:
         run.train(0, 4)
-        outcomes.append((run.state() | run.method.artifact()[0], run.logits()))
+        learned = run.state() | run.method.artifact()[0]
+        before = run.logits()
+        # What falls back to the texts may depend on them only then: a probe without texts.
+        run.method.transfer(world.classes(run.config.prompts))
+        outcomes.append((learned, torch.cat([before, run.logits()])))
     (one, logits), (two, other_logits) = outcomes
     assert (
         one.keys() != two.keys()

@@ -25,6 +25,14 @@ SETTING = Setting("digits", SHOTS, 10 * SHOTS, "vit")
 # A base from which every parameter has an effect: bits flip, decay and norm loss are on.
 ACTIVE: dict[str, dict[str, Any]] = {
     "taskres": {"lr": 5e-2, "decay": True, "weight_decay": 1e-3, "epochs": 25},
+    "linear-probe": {},
+    "clip-adapter": {"lr": 1e-3, "epochs": 25},
+    "tip-adapter": {},
+    "tip-adapter-f": {"epochs": 10},
+    "cross-modal": {"epochs": 25},
+    "lp-plus-plus": {},
+    "clap": {"epochs": 50},
+    "gda": {},
     "rmt": {"lr": 1e-3, "norm_loss": True, "norm_weight": 1e-3, "epochs": 10, "batch_size": 16},
     "clip-lora": {"lr": 1e-3, "epochs": 10},
     "vpt": {"epochs": 5, "batch_size": 16},
@@ -84,7 +92,9 @@ def learned(config: TrialConfig, bench: Workbench) -> dict[str, torch.Tensor]:
     trainer = Trainer(config, bench, Cell("digits", SHOTS, 1))
     for _ in range(trainer.epochs):
         trainer.run_epoch()
-    return {name: tensor.detach().clone() for name, tensor in trainer.method.state_dict().items()}
+    # A weight that only mixes what was learned shows in the logits alone.
+    found = trainer.method.state_dict() | {"logits": trainer.logits(trainer.val)}
+    return {name: tensor.detach().clone() for name, tensor in found.items()}
 
 
 @pytest.mark.parametrize("name", SPACES)
