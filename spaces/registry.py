@@ -12,6 +12,7 @@ from spaces.prompts import COCOOP, COOP, PROGRAD
 from spaces.rivals import RIVALS
 from spaces.rmt import MaskSpace
 from spaces.taskres import TaskResSpace
+from spaces.text_classifier import ENHANCED_BASE, TextAdapterSpace
 from spaces.towers import clip_lora_space, vpt_space
 
 
@@ -35,6 +36,12 @@ SPACES: dict[str, Entry] = {
     "clip-lora": Entry(clip_lora_space, trials=16, seeds=(1,)),
     "vpt": Entry(vpt_space, trials=16, seeds=(1,)),
     "taskres": Entry(TaskResSpace, trials=40, seeds=(1, 2, 3)),
+    "text-adapter": Entry(TextAdapterSpace, trials=40, seeds=(1, 2, 3)),
+    "enhanced-base": Entry(
+        partial(DeclaredSpace, name="enhanced-base", method="enhanced-base", ranges=ENHANCED_BASE),
+        trials=40,
+        seeds=(1, 2, 3),
+    ),
     # On frozen features too: a second or a few, or nothing but one fit.
     **{
         name: Entry(

@@ -64,7 +64,10 @@ class View:
         return len(self.labels)
 
     def before(self, backbone: Backbone) -> View:
-        """The same images before a changed backbone, which will not come again."""
+        """The same images before a changed backbone, which will not come again. It is this very
+        view where the image tower is not what was changed."""
+        if backbone.sees_as(self.backbone):
+            return self
         return View(
             self._split, self._flip, backbone, self._store, self._tell, self._keep, passing=True
         )

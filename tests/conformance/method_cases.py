@@ -7,12 +7,14 @@ from trainables.methods.clip_lora import ClipLoraConfig
 from trainables.methods.cocoop import CoCoOpConfig
 from trainables.methods.context import ContextConfig
 from trainables.methods.cross_modal import CrossModalConfig
+from trainables.methods.enhanced_base import EnhancedBaseConfig
 from trainables.methods.gda import GdaConfig
 from trainables.methods.linear_probe import LinearProbeConfig
 from trainables.methods.lp_plus_plus import LpPlusPlusConfig
 from trainables.methods.prograd import ProGradConfig
 from trainables.methods.rmt import MaskTuningConfig
 from trainables.methods.taskres import TaskResConfig
+from trainables.methods.text_adapter import TextAdapterConfig
 from trainables.methods.tip_adapter import TipAdapterConfig
 from trainables.methods.tip_adapter_f import TipAdapterFConfig
 from trainables.methods.vpt import VptConfig
@@ -45,6 +47,15 @@ CASES: dict[str, list[MethodConfig]] = {
         TaskResConfig(alpha=2.0),
         TaskResConfig(residual="image", alpha=2.0),
         TaskResConfig(residual="both", learn_alpha=True),
+    ],
+    "text-adapter": [
+        TextAdapterConfig(),
+        TextAdapterConfig(keep_base=False, reduction=2),
+        TextAdapterConfig(alpha=2.0, prompts="clean"),
+    ],
+    "enhanced-base": [
+        EnhancedBaseConfig(),
+        EnhancedBaseConfig(prompts="clean"),  # a norm between projection and mean
     ],
     "rmt": [
         MaskTuningConfig(masked="all", leak=0.3),
@@ -109,6 +120,8 @@ OTHER: dict[str, dict[str, object]] = {
         "learn_alpha": True,
         "normalise_base": True,
     },
+    "text-adapter": {"prompts": "clean", "keep_base": False, "alpha": 2.0, "reduction": 2},
+    "enhanced-base": {"prompts": "clean"},
     "rmt": {
         "prompts": "single",
         "masked": "all",

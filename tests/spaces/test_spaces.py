@@ -25,6 +25,7 @@ SETTING = Setting("digits", SHOTS, 10 * SHOTS, "vit")
 # A base from which every parameter has an effect: bits flip, decay and norm loss are on.
 ACTIVE: dict[str, dict[str, Any]] = {
     "taskres": {"lr": 5e-2, "decay": True, "weight_decay": 1e-3, "epochs": 25},
+    "text-adapter": {"epochs": 25, "weight_decay": 0.0},
     "linear-probe": {},
     "clip-adapter": {"lr": 1e-3, "epochs": 25},
     "tip-adapter": {},
@@ -33,6 +34,7 @@ ACTIVE: dict[str, dict[str, Any]] = {
     "lp-plus-plus": {},
     "clap": {"epochs": 50},
     "gda": {},
+    "enhanced-base": {"epochs": 10, "weight_decay": 0.0},
     "rmt": {"lr": 1e-3, "norm_loss": True, "norm_weight": 1e-3, "epochs": 10, "batch_size": 16},
     "clip-lora": {"lr": 1e-3, "epochs": 10},
     "vpt": {"epochs": 5, "batch_size": 16},

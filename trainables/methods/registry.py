@@ -9,12 +9,14 @@ from trainables.methods.clip_lora import ClipLora
 from trainables.methods.cocoop import CoCoOp
 from trainables.methods.coop import CoOp
 from trainables.methods.cross_modal import CrossModal
+from trainables.methods.enhanced_base import EnhancedBase
 from trainables.methods.gda import Gda
 from trainables.methods.linear_probe import LinearProbe
 from trainables.methods.lp_plus_plus import LpPlusPlus
 from trainables.methods.prograd import ProGrad
 from trainables.methods.rmt import MaskTuning
 from trainables.methods.taskres import TaskRes
+from trainables.methods.text_adapter import TextAdapter
 from trainables.methods.tip_adapter import TipAdapter
 from trainables.methods.tip_adapter_f import TipAdapterF
 from trainables.methods.vpt import Vpt
@@ -31,6 +33,8 @@ METHODS: dict[str, type[Method]] = {
     "clap": Clap,
     "gda": Gda,
     "taskres": TaskRes,
+    "text-adapter": TextAdapter,
+    "enhanced-base": EnhancedBase,
     "coop": CoOp,
     "cocoop": CoCoOp,
     "prograd": ProGrad,
