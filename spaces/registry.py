@@ -11,6 +11,7 @@ from spaces.declared import DeclaredSpace
 from spaces.prompts import COCOOP, COOP, PROGRAD
 from spaces.rivals import RIVALS
 from spaces.rmt import MaskSpace
+from spaces.rmt_variants import MaskVariantSpace
 from spaces.taskres import TaskResSpace
 from spaces.text_classifier import ENHANCED_BASE, TextAdapterSpace
 from spaces.towers import clip_lora_space, vpt_space
@@ -33,6 +34,9 @@ SPACES: dict[str, Entry] = {
     # even one second, so three draws, which make its value much less noisy, cost nothing.
     "rmt": Entry(MaskSpace, trials=16, seeds=(1,)),
     "rmt-budget": Entry(partial(MaskSpace, vary="flip_budget"), trials=16, seeds=(1,)),
+    "rmt-variants": Entry(MaskVariantSpace, trials=24, seeds=(1,)),
+    "rmt-text": Entry(partial(MaskVariantSpace, method="rmt-text"), trials=24, seeds=(1,)),
+    "rmt-both": Entry(partial(MaskVariantSpace, method="rmt-both"), trials=24, seeds=(1,)),
     "clip-lora": Entry(clip_lora_space, trials=16, seeds=(1,)),
     "vpt": Entry(vpt_space, trials=16, seeds=(1,)),
     "taskres": Entry(TaskResSpace, trials=40, seeds=(1, 2, 3)),

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, cast
 
 from spaces.base import Setting, preset_trial
-from trainables.methods.rmt import Masked, MaskTuningConfig
+from trainables.methods.layers import Masked
+from trainables.methods.rmt import MaskTuningConfig
 from trainables.optim import OptimConfig
 from trainables.trial import TrialConfig
 

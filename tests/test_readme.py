@@ -17,8 +17,8 @@ from search.sync import build_parser as sync_parser
 from spaces.registry import SPACES
 from trainables.backbones.registry import BACKBONES
 from trainables.data.registry import DATASETS
+from trainables.methods.mask_recipe import CLEAN_FLIP_BUDGET
 from trainables.methods.registry import METHODS
-from trainables.methods.rmt import CLEAN_FLIP_BUDGET
 from trainables.trial import Protocol
 from trainables.view import AUGMENTED_VIEWS
 

@@ -11,8 +11,10 @@ from trainables.methods.enhanced_base import EnhancedBaseConfig
 from trainables.methods.gda import GdaConfig
 from trainables.methods.linear_probe import LinearProbeConfig
 from trainables.methods.lp_plus_plus import LpPlusPlusConfig
+from trainables.methods.mask_method import MaskConfig
 from trainables.methods.prograd import ProGradConfig
 from trainables.methods.rmt import MaskTuningConfig
+from trainables.methods.rmt_both import MaskedTowersConfig
 from trainables.methods.taskres import TaskResConfig
 from trainables.methods.text_adapter import TextAdapterConfig
 from trainables.methods.tip_adapter import TipAdapterConfig
@@ -64,6 +66,21 @@ CASES: dict[str, list[MethodConfig]] = {
             masked="all", patch_embedding=True, norm_weight=1e-4, purity_eps=1e-8, leak=1.0
         ),
         MaskTuningConfig(masked="dynamic"),
+        MaskTuningConfig(masked="all", rule="none", granularity="filter"),
+        MaskTuningConfig(rule="sum", granularity="channel", temperature=2.0),
+        MaskTuningConfig(rule="agree", teacher_share=0.5),
+        MaskTuningConfig(rule="sign", leak=0.5, leak_kl=0.2),
+        MaskTuningConfig(rule="prograd", precision="bfloat16"),
+    ],
+    "rmt-text": [
+        MaskConfig(leak=0.3),
+        MaskConfig(masked="dynamic", granularity="filter", prompts="clean"),
+        MaskConfig(masked="mlp", rule="sum", precision="bfloat16"),
+    ],
+    "rmt-both": [
+        MaskedTowersConfig(leak=0.3),
+        MaskedTowersConfig(masked="all", masked_text="all", patch_embedding=True, rule="none"),
+        MaskedTowersConfig(masked="dynamic", granularity="channel"),
     ],
     "coop": [
         ContextConfig(),
@@ -84,6 +101,15 @@ CASES: dict[str, list[MethodConfig]] = {
     "vpt": [VptConfig(), VptConfig(tokens=3, deep=False)],
 }
 """Configurations that fit both backbones."""
+
+_MASKS: dict[str, object] = {
+    "granularity": "filter",
+    "rule": "none",
+    "leak_kl": 0.3,
+    "temperature": 4.0,
+    "teacher_share": 0.2,
+    "precision": "bfloat16",
+}
 
 _CONTEXT: dict[str, object] = {
     "prompts": "reference",  # whose class names keep their underscores
@@ -131,6 +157,29 @@ OTHER: dict[str, dict[str, object]] = {
         "leak": 0.0,
         "norm_weight": 1.0,
         "purity_eps": 10.0,
+        **_MASKS,
+    },
+    "rmt-text": {
+        "prompts": "single",
+        "masked": "all",
+        "init": 2e-2,
+        "threshold": 9e-3,
+        "leak": 0.0,
+        "norm_weight": 1.0,
+        "purity_eps": 10.0,
+        **_MASKS,
+    },
+    "rmt-both": {
+        "prompts": "single",
+        "masked": "all",
+        "masked_text": "all",
+        "patch_embedding": True,
+        "init": 2e-2,
+        "threshold": 9e-3,
+        "leak": 0.0,
+        "norm_weight": 1.0,
+        "purity_eps": 10.0,
+        **_MASKS,
     },
     "coop": _CONTEXT,
     "cocoop": {"prompts": "reference", "context_tokens": 6, "init_words": "", "reduction": 4},
@@ -155,3 +204,7 @@ OPTIM: dict[str, OptimConfig] = {
 """Of the methods that do not learn by Adam at that rate."""
 ONLY: dict[str, str] = {"clip-lora": "vit", "vpt": "vit"}
 """Methods that fit one of the two backbones."""
+WITH: dict[tuple[str, str], dict[str, object]] = {
+    (name, "leak_kl"): {"rule": "sign"} for name in ("rmt", "rmt-text", "rmt-both")
+}
+"""Method and field -> other fields that it needs to make a difference."""

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from method_cases import ADAM, CASES, ONLY, OPTIM, OTHER
+from method_cases import ADAM, CASES, ONLY, OPTIM, OTHER, WITH
 from method_world import World, open_world
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -259,7 +259,7 @@ FIELDS = [(n, f.name) for n in METHODS for f in dataclasses.fields(METHODS[n].Co
 
 @pytest.mark.parametrize(("name", "field"), FIELDS)
 def test_every_field_matters(name: str, field: str, world: World) -> None:
-    config = METHODS[name].Config()
+    config = METHODS[name].Config(**WITH.get((name, field), {}))
     other = dataclasses.replace(config, **{field: OTHER[name][field]})
     assert getattr(other, field) != getattr(config, field)
     runs = [Run((name, c), world) for c in (config, other)]

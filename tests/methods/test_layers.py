@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -9,13 +10,22 @@ import torch
 from torch import nn
 
 from trainables.backbones.open_clip import open_clip
-from trainables.methods.layers import maskable
+from trainables.backbones.registry import load_backbone
+from trainables.methods.base import MethodError
+from trainables.methods.layers import maskable, text_names
 
 
 @cache
-def tower(arch: str) -> nn.Module:
+def model(arch: str) -> nn.Module:
+    config = open_clip.get_model_config(arch)
+    config["vision_cfg"]["timm_model_pretrained"] = False
+    kind = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
     with torch.device("meta"):
-        return open_clip.CLIP(**open_clip.get_model_config(arch)).visual
+        return kind(**config)
+
+
+def tower(arch: str) -> nn.Module:
+    return model(arch).visual
 
 
 @pytest.mark.parametrize(
@@ -57,6 +67,57 @@ def test_never_masked(arch: str) -> None:
         assert "bias" not in name
     banned = {"class_embedding", "positional_embedding", "proj", "attnpool.positional_embedding"}
     assert not banned & maskable(visual).keys()
+
+
+@pytest.mark.parametrize(
+    ("arch", "groups"),
+    [
+        ("ViT-B-16-SigLIP", {"patch": 1, "mhsa": 24 + 3, "mlp": 24 + 2}),  # and an attention pool
+        ("EVA02-B-16", {"patch": 1, "mhsa": 48, "mlp": 36}),  # q, k, v apart; a gate in the MLP
+        ("convnext_base", {"patch": 1, "conv": 39, "mlp": 72}),
+    ],
+)
+def test_towers_of_timm(arch: str, groups: dict[str, int]) -> None:
+    visual = tower(arch)
+    found = maskable(visual)
+    assert Counter(found.values()) == groups
+    left = [n for n, p in visual.named_parameters() if p.ndim > 1 and n not in found]
+    known = ("pos_embed", "cls_token", "latent", "head.proj.weight", "head.weight")
+    assert all(name.endswith(known) for name in left)
+
+
+def test_a_projection_of_timm_is_not_an_mlp() -> None:
+    with torch.device("meta"):
+        visual = open_clip.timm_model.TimmModel(
+            "test_convnext2", 64, pool="avg", proj="mlp", pretrained=False
+        )
+    assert not [name for name in maskable(visual) if name.startswith("head.")]
+    assert any(name.startswith("head.mlp.") for name, _ in visual.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("arch", "first"),
+    [
+        ("ViT-B-16", "transformer.resblocks.0."),
+        ("ViT-B-16-SigLIP", "text.transformer.resblocks.0."),
+    ],
+)
+def test_text_towers(arch: str, first: str) -> None:
+    backbone = replace(load_backbone("tiny"), model=model(arch))
+    names = text_names(backbone, "mhsa")
+    assert names[0] == f"{first}attn.in_proj_weight"
+    assert len(names) == 24
+    assert len(text_names(backbone, "all")) == 48
+
+
+def test_a_text_tower_of_unknown_layers_is_refused() -> None:
+    other = nn.Module()
+    other.text = nn.Sequential(nn.Linear(3, 3), nn.Embedding(4, 3))
+    backbone = replace(load_backbone("tiny"), model=other)
+    with pytest.raises(MethodError, match=r"none that can be masked .* 1 Embedding, 1 Linear"):
+        text_names(backbone, "all")
+    with pytest.raises(MethodError, match="has none"):
+        text_names(replace(backbone, model=nn.Module()), "all")
 
 
 def test_unknown_layers_are_left_alone() -> None:

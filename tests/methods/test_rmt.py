@@ -1,6 +1,7 @@
 """Mask tuning: what the conformance suite and the golden runs do not see."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -8,9 +9,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainables.backbones.base import Backbone
+from trainables.backbones.open_clip import open_clip
 from trainables.backbones.registry import load_backbone
 from trainables.methods.base import Batch, Classes, Material, MethodError, Schedule, Support
-from trainables.methods.rmt import CLEAN_FLIP_BUDGET, MaskTuning, MaskTuningConfig
+from trainables.methods.gradient_rules import GRADIENT_RULES, Dropping, RuleName
+from trainables.methods.layers import Masked
+from trainables.methods.mask_recipe import CLEAN_FLIP_BUDGET
+from trainables.methods.mask_scores import Granularity
+from trainables.methods.rmt import MaskTuning, MaskTuningConfig
 from trainables.optim import OptimConfig, make_optimiser
 
 RELEASED = OptimConfig(lr=8e-5, epochs=30, batch_size=32)
@@ -123,19 +129,148 @@ def test_dynamic_keeps_the_tensors_with_positive_mean_gradient(backbone: Backbon
     assert set(again.trainable()) == wanted
 
 
-def test_dynamic_without_a_positive_mean_keeps_one(
-    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("granularity", ["filter", "channel"])
+def test_a_groups_gradient_is_the_sum_over_the_group(
+    backbone: Backbone, granularity: Granularity
 ) -> None:
-    method = build(backbone, MaskTuningConfig(masked="dynamic"))
+    config = MaskTuningConfig(masked="all", patch_embedding=True)
+    single, grouped = (
+        build(backbone, replace(config, granularity=g)) for g in ("element", granularity)
+    )
+    given = batch(single)
+    _, fine = single.mask_gradients(given)
+    _, coarse = grouped.mask_gradients(given)
+    for ours, elements in zip(coarse, fine, strict=True):
+        for name, grad in ours.items():
+            other = elements[name].transpose(0, 1) if granularity == "channel" else elements[name]
+            assert grad.numel() == len(other)
+            wanted = other.flatten(1).sum(1)
+            torch.testing.assert_close(grad.flatten(), wanted, atol=1e-6, rtol=1e-3)
+
+
+def test_a_dropped_filter_is_a_dropped_row(backbone: Backbone) -> None:
+    method = build(backbone, MaskTuningConfig(granularity="filter"))
+    name, score = next(iter(method.trainable().items()))
+    with torch.no_grad():
+        score[3] = 0.0
+    changed = method.tuned().visual.get_parameter(name)
+    assert not changed[3].any()
+    kept = [i for i in range(len(changed)) if i != 3]
+    assert torch.equal(changed[kept], backbone.visual.get_parameter(name)[kept])
+    assert method.progress()["mask/flipped"] == 1
+    assert method.progress()["mask/sparsity"] == pytest.approx(128 / 262_144)
+    tensors, metadata = method.artifact()
+    assert sum(t.numel() for t in tensors.values()) <= 4 * (384 + 128) / 8
+    again = build(backbone, method.config)
+    again.load_artifact(tensors, metadata)
+    assert torch.equal(again.masks()[name], method.masks()[name])
+    with pytest.raises(MethodError, match="another shape"):
+        build(backbone, MaskTuningConfig()).load_artifact(tensors, metadata)
+
+
+def test_temperature_and_shared_teacher(backbone: Backbone) -> None:
+    """T^2 sum softmax(t / T) log softmax(s / T), t partly the student's own, as in the code."""
+    method = build(backbone, MaskTuningConfig(temperature=3.0, teacher_share=0.7))
+    given = batch(method)
+    assert given.zero_shot_logits is not None
+    losses, (_, second) = method.mask_gradients(given)
+    leaves = {n: torch.ones_like(m).requires_grad_() for n, m in method.trainable().items()}
+    weights = {n: backbone.visual.get_parameter(n) * b for n, b in leaves.items()}
+    features = torch.func.functional_call(backbone.visual, weights, (given.inputs,))
+    student = functional.normalize(features, dim=-1) @ method.classifier.T
+    teacher = 0.7 * given.zero_shot_logits + 0.3 * student
+    loss = functional.cross_entropy(student / 3, (teacher / 3).softmax(-1)) * 9
+    assert losses["train/kl"] == pytest.approx(loss.item(), rel=1e-5)
+    wanted = torch.autograd.grad(loss, list(leaves.values()))
+    for name, grad in zip(leaves, wanted, strict=True):
+        torch.testing.assert_close(second[name], grad, atol=1e-6, rtol=1e-4)
+
+
+def test_half_precision_gradients_are_near_and_float32(backbone: Backbone) -> None:
+    exact, rough = (
+        build(backbone, MaskTuningConfig(precision=precision, rule="none"))
+        for precision in ("float32", "bfloat16")
+    )
+    given = batch(exact)
+    _, (fine,) = exact.mask_gradients(given)
+    _, (coarse,) = rough.mask_gradients(given)
+    one, other = (torch.cat([g.flatten() for g in grads.values()]) for grads in (fine, coarse))
+    assert other.dtype == torch.float32
+    assert not torch.equal(one, other)
+    assert functional.cosine_similarity(one, other, dim=0) > 0.99
+    assert all(p.dtype == torch.float32 for p in rough.trainable().values())
+    assert torch.equal(exact(given.inputs), rough(given.inputs)), "judged in another precision"
+
+
+@pytest.mark.parametrize("rule", GRADIENT_RULES)
+def test_rules_reach_the_gradient(backbone: Backbone, rule: RuleName) -> None:
+    method = build(backbone, MaskTuningConfig(rule=rule, leak=0.6, leak_kl=0.4, purity_eps=1e-8))
+    given = batch(method)
+    method.backward(given, torch.Generator().manual_seed(5))
+    found = [p.grad for p in method.trainable().values()]
+    _, gradients = method.mask_gradients(given)
+    rng = torch.Generator().manual_seed(5)
+    for (name, a), grad in zip(gradients[0].items(), found, strict=True):
+        b = gradients[-1][name].clone()
+        drawing = partial(torch.rand, a.shape, generator=rng)
+        wanted = GRADIENT_RULES[rule].merge(a.clone(), b, drawing, Dropping(0.6, 0.4, 1e-8))
+        assert grad is not None
+        assert torch.equal(grad, wanted)
+
+
+def timm_backbone(name: str) -> Backbone:
+    """A small untrained tower of timm's behind a CLIP's text tower."""
+    tiny = load_backbone("tiny")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = open_clip.CLIP(
+            64,
+            {"timm_model_name": name, "timm_pool": "avg", "timm_proj": "linear", "image_size": 32},
+            {"context_length": 24, "vocab_size": 1536, "width": 32, "heads": 2, "layers": 1},
+        )
+    model.eval().requires_grad_(False)
+    return replace(tiny, name=name, model=model, fingerprint=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "masked", "kinds"),
+    [
+        ("test_vit", "mhsa", {"attn.qkv", "attn.proj"}),
+        ("test_vit", "mlp", {"mlp.fc1", "mlp.fc2"}),
+        ("test_convnext2", "mlp", {"mlp.fc1", "mlp.fc2"}),
+        ("test_convnext2", "all", {"mlp.fc1", "mlp.fc2", "conv_dw"}),
+    ],
+)
+def test_towers_of_timm_are_trained(name: str, masked: Masked, kinds: set[str]) -> None:
+    backbone = timm_backbone(name)
+    assert backbone.tower == "other"
+    config = MaskTuningConfig(masked=masked, patch_embedding=True, rule="none")
+    features = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
+    schedule = Schedule(RELEASED.learning_rates(160))
+    method = MaskTuning.build(config, Material(backbone, Classes(features), schedule))
     names = list(method.trainable())
+    assert all(any(f".{kind}.weight" in n for n in names) for kind in kinds)
+    assert all("norm" not in n and "bias" not in n and not n.startswith("head") for n in names)
+    rng = torch.Generator().manual_seed(0)
+    given = Batch(torch.randn(4, 3, 32, 32, generator=rng), torch.arange(4))
+    optimiser = make_optimiser(method.trainable().values(), replace(RELEASED, lr=3e-3))
+    losses = []
+    for _ in range(4):
+        losses.append(method.backward(given, rng)["train/loss"])
+        assert all(p.grad is not None and p.grad.any() for p in method.trainable().values())
+        optimiser.step()
+    assert losses[-1] < losses[0]
+    assert method.progress()["mask/flipped"] > 0
 
-    def negative(_: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-        weights = [backbone.visual.get_parameter(n) for n in names]
-        return [-(i + 1) * w.sign() for i, w in enumerate(weights)][: len(leaves)]
 
-    monkeypatch.setattr(torch.autograd, "grad", negative)
-    method.prepare(support([batch(method)]))
-    assert len(method.trainable()) == 1
+def test_a_tower_without_attention_says_what_it_has() -> None:
+    backbone = timm_backbone("test_convnext2")
+    features = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
+    material = Material(backbone, Classes(features), Schedule((1e-3,)))
+    with pytest.raises(MethodError, match=r"has conv, mlp, patch .* Conv2d, .* Linear"):
+        MaskTuning.build(MaskTuningConfig(), material)
+    recipe = MaskTuning.preset("paper", dataset="dtd", shots=1, images=10, tower=backbone.tower)
+    assert MaskTuning.build(recipe.config, material).trainable()
 
 
 @pytest.mark.parametrize(
@@ -201,6 +336,12 @@ def test_published_settings(dataset: str, shots: int, leak: float, lr: float, ep
         ({"init": float("nan")}, "must be finite"),
         ({"leak": 1.5}, "leak must lie in"),
         ({"leak": float("nan")}, "leak must lie in"),
+        ({"leak_kl": -0.1}, "leak_kl must lie in"),
+        ({"teacher_share": 1.1}, "teacher_share must lie in"),
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"rule": "pcgrad"}, "rule must be one of"),
+        ({"granularity": "layer"}, "granularity must be one of"),
+        ({"precision": "float16"}, "precision must be one of"),
         ({"norm_weight": -1.0}, "norm_weight must be"),
         ({"purity_eps": float("inf")}, "purity_eps must be"),
     ],

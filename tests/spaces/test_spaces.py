@@ -41,9 +41,18 @@ ACTIVE: dict[str, dict[str, Any]] = {
     "coop": {"epochs": 5, "weight_decay": 5e-4},
     "cocoop": {"epochs": 2},
     "prograd": {"epochs": 5, "weight_decay": 5e-4, "lr": 2e-2},
+    "rmt-variants": {"lr": 1e-3, "epochs": 10},
+    "rmt-text": {"lr": 1e-3, "epochs": 10},
+    "rmt-both": {"lr": 1e-3, "epochs": 10},
     "rmt-budget": {"flip_budget": 8.0, "epochs": 10, "batch_size": 16, "norm_loss": True},
 }
-EXTRA = {"weight_decay": 1e-3, "norm_weight": 1e-3, "alpha_start": 0.5, "warmup_lr": 1e-5}
+EXTRA = {
+    "weight_decay": 1e-3,
+    "norm_weight": 1e-3,
+    "alpha_start": 0.5,
+    "warmup_lr": 1e-5,
+    "leak_kl": 1.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +139,8 @@ def test_parameter_reaches_training(name: str, parameter: str, bench: Workbench)
     base = parameters(name)
     if parameter == "alpha_start":
         base["learn_alpha"] = True
+    if parameter == "leak_kl":
+        base["rule"] = "sign"
     space = SPACES[name].build(SETTING)
     changed = base | {parameter: other(distributions(name)[parameter], base[parameter])}
     first, second = (space.suggest(FixedTrial(chosen)) for chosen in (base, changed))

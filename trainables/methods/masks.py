@@ -1,11 +1,19 @@
-"""Binary masks: their file format, and the gradient purity that decides how they learn."""
+"""Binary masks on disk: our own format, and the one of R-AMT's released code.
+
+Format version 2: one uint8 tensor a mask, of packed bits or, where that is smaller, of their zlib
+stream; what it is, shapes, backbone and a checksum of the bits stand in the metadata. Version 1
+had no compression. Sparse masks shrink to a quarter.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+import zlib
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,23 +22,8 @@ from torch import Tensor
 from trainables.methods.base import MethodError
 
 FORMAT = "binary-mask"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BIT_ORDER = "msb-first"
-
-
-def purity(first: Tensor, second: Tensor, eps: float = 0.0) -> Tensor:
-    """P = (1 + sgn(a) (a + b) / (|a| + |b| + eps)) / 2 in [0, 1] (R-AMT's gradient purity).
-
-    With eps = 0 it equals 1 where a b > 0, else |a| / (|a| + |b|). 0/0, two gradients that vanish,
-    counts as agreement: P = 1.
-    """
-    ratio = (first + second) / (first.abs() + second.abs() + eps)
-    return torch.nan_to_num_(ratio.mul_(first.sign()).add_(1).div_(2), nan=1.0)
-
-
-def keep(first: Tensor, second: Tensor, uniform: Tensor, eps: float = 0.0) -> Tensor:
-    """Bool tensor [P > U]: which elements of `first` survive R-AMT's gradient dropout."""
-    return purity(first, second, eps) > uniform
 
 
 def pack_bits(mask: Tensor) -> Tensor:
@@ -59,29 +52,32 @@ def pack_masks(
 
     `backbone` is the fingerprint of the weights that the masks belong to.
     """
-    packed = {name: pack_bits(mask) for name, mask in masks.items()}
+    bits = {name: pack_bits(mask) for name, mask in masks.items()}
     shapes = {name: tuple(mask.shape) for name, mask in masks.items()}
-    return packed, {
+    tensors = {name: _smallest(packed) for name, packed in bits.items()}
+    zipped = sorted(name for name, tensor in tensors.items() if tensor is not bits[name])
+    return tensors, {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "bit_order": BIT_ORDER,
         "shapes": json.dumps(shapes, sort_keys=True),
+        "zlib": json.dumps(zipped),
         "backbone": backbone,
-        "checksum": _checksum(packed, shapes, backbone),
+        "checksum": _checksum(bits, shapes, backbone),
     }
 
 
 def unpack_masks(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], backbone: str
 ) -> dict[str, Tensor]:
-    """The inverse of `pack_masks`; raises `MethodError` for anything that it did not write."""
+    """The inverse of `pack_masks`, of version 1 too; raises `MethodError` for anything else."""
     if metadata.get("format") != FORMAT:
         raise MethodError(
             f"a mask file has format {FORMAT!r}, got {metadata.get('format')!r}: "
             "was it written by another method?"
         )
     version = metadata.get("format_version", "")
-    if not version.isdecimal() or int(version) != FORMAT_VERSION:
+    if not version.isdecimal() or not 1 <= int(version) <= FORMAT_VERSION:
         raise MethodError(
             f"mask files up to version {FORMAT_VERSION} can be read, got {version!r}: "
             "update this program"
@@ -100,12 +96,76 @@ def unpack_masks(
             f"{sorted(set(shapes) ^ set(tensors))}: the file is damaged, train or copy it again"
         )
     try:
-        masks = {name: unpack_bits(tensors[name], shape) for name, shape in shapes.items()}
-    except ValueError as error:
+        zipped = set(json.loads(metadata["zlib"]) if int(version) > 1 else ())
+        bits = {
+            name: _unzip(tensors[name], shape) if name in zipped else tensors[name]
+            for name, shape in shapes.items()
+        }
+        masks = {name: unpack_bits(bits[name], shape) for name, shape in shapes.items()}
+    except (KeyError, TypeError, ValueError, zlib.error) as error:
         raise MethodError(f"the mask file is damaged ({error}): copy it again") from None
-    if metadata.get("checksum") != _checksum(tensors, shapes, backbone):
+    if metadata.get("checksum") != _checksum(bits, shapes, backbone):
         raise MethodError("the mask file's checksum does not fit its bits: copy it again")
     return masks
+
+
+def read_released_masks(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Masks from a checkpoint of R-AMT's released code, by the names of the weights in `shapes`.
+
+    There a mask is a Python byte string, packed like ours, under `<module path>.mask_real` in the
+    entry `state_dict` of what `torch.save` wrote; the weight `x.weight` or `x.in_proj_weight`
+    belongs to `x`. Nothing is unpickled freely: torch's weights-only reader knows byte strings in
+    its default pickle protocol, 2, which is what that code writes; other protocols, and other
+    objects in the file, are refused. Raises `MethodError`.
+    """
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        state = content["state_dict"]
+        stored = {key: value for key, value in state.items() if isinstance(value, bytes)}
+    except Exception as error:  # the reader fails in many ways, at anything that might run code
+        raise MethodError(
+            f"{str(path)!r} must be a checkpoint of R-AMT's code with a state_dict, readable "
+            f"without running code, and is not ({type(error).__name__}: {str(error)[:120]}): "
+            "save its state_dict alone, by torch.save and in its default protocol"
+        ) from None
+    keys = {name: f"{name.rpartition('.')[0]}.mask_real" for name in shapes}
+    if set(keys.values()) != stored.keys():
+        different = sorted(set(keys.values()) ^ stored.keys())
+        raise MethodError(
+            f"the masks in {str(path)!r} must be those of the masked layers, but differ in "
+            f"{', '.join(different[:3])}: mask the layers that they were trained on "
+            "(patch_embedding always, masked='all' for MASK_MLP and ResNets)"
+        )
+    try:
+        return {
+            name: unpack_bits(torch.from_numpy(np.frombuffer(stored[key], np.uint8).copy()), shape)
+            for (name, key), shape in zip(keys.items(), shapes.values(), strict=True)
+        }
+    except ValueError as error:
+        raise MethodError(
+            f"a mask in {str(path)!r} is of another size ({error}): load the backbone that it was "
+            "trained on"
+        ) from None
+
+
+def _smallest(packed: Tensor) -> Tensor:
+    """The bits themselves where zlib does not pay."""
+    stream = zlib.compress(packed.numpy().tobytes())
+    if len(stream) >= packed.numel():
+        return packed
+    return torch.from_numpy(np.frombuffer(stream, np.uint8).copy())
+
+
+def _unzip(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """No more bytes than `shape` needs, whatever the stream says; `ValueError`, `zlib.error`."""
+    if tensor.dtype != torch.uint8:
+        raise ValueError(f"a zlib stream is uint8, got {tensor.dtype}")
+    reader = zlib.decompressobj()
+    size = -(-math.prod(shape) // 8)
+    content = reader.decompress(tensor.cpu().numpy().tobytes(), size + 1)
+    if len(content) != size or not reader.eof or reader.unused_data:
+        raise ValueError(f"a zlib stream must hold {size} bytes and end")
+    return torch.from_numpy(np.frombuffer(content, np.uint8).copy())
 
 
 def _shapes(metadata: Mapping[str, str]) -> dict[str, tuple[int, ...]]:

@@ -15,6 +15,8 @@ from trainables.methods.linear_probe import LinearProbe
 from trainables.methods.lp_plus_plus import LpPlusPlus
 from trainables.methods.prograd import ProGrad
 from trainables.methods.rmt import MaskTuning
+from trainables.methods.rmt_both import MaskedTowers
+from trainables.methods.rmt_text import MaskedText
 from trainables.methods.taskres import TaskRes
 from trainables.methods.text_adapter import TextAdapter
 from trainables.methods.tip_adapter import TipAdapter
@@ -39,6 +41,8 @@ METHODS: dict[str, type[Method]] = {
     "cocoop": CoCoOp,
     "prograd": ProGrad,
     "rmt": MaskTuning,
+    "rmt-text": MaskedText,
+    "rmt-both": MaskedTowers,
     "clip-lora": ClipLora,
     "vpt": Vpt,
 }
