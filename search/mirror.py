@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from search.config import SweepConfig
 from search.evaluation import EVALUATION, Evaluation
+from search.reporting.at_end import REPORT
 from search.results import Result, read_rows, trial_folder
 from search.tracking import Row, Tracker
 from trainables.storage import Storage
@@ -186,7 +187,8 @@ class Mirror:
 
 def sweep_artifacts(sweep: Storage) -> list[str]:
     """Names of the files that belong to the sweep's own run, once it has been evaluated."""
-    return [EVALUATION, *(f"winner/{name}" for name in sweep.child("winner").files())]
+    names = (f"{folder}/{n}" for folder in ("winner", REPORT) for n in sweep.child(folder).files())
+    return [EVALUATION, *names]
 
 
 def _row(row: Mapping[str, float]) -> Row:

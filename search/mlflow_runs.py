@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search.outbox import Event
+from search.reporting.at_end import REPORT
 from search.tracking_uri import SERVERS, absolute_uri, scheme_of, server_answers, sqlite_path
 from trainables.storage import Storage, StorageError, open_storage
 
@@ -344,7 +345,7 @@ class MlflowRuns:
             return True
         try:
             with self._storage.local_copy(name) as path:
-                self._open().log_artifact(run_id, str(path))
+                self._open().log_artifact(run_id, str(path), _place(name))
         except FileNotFoundError as error:
             logger.warning("An artifact is missing in MLflow: %s", error)
             return False
@@ -369,7 +370,7 @@ def upload_artifact(uri: str, run_id: str, location: str, name: str) -> None:
         os.environ.setdefault(key, value)
     with open_storage(location).local_copy(name) as path:
         server = os.environ.get("MLFLOW_TRACKING_URI", uri)
-        MlflowClient(tracking_uri=server).log_artifact(run_id, str(path))
+        MlflowClient(tracking_uri=server).log_artifact(run_id, str(path), _place(name))
 
 
 def says_nothing_of_the_event(error: Exception) -> bool:
@@ -384,6 +385,12 @@ def says_nothing_of_the_event(error: Exception) -> bool:
         "PERMISSION_DENIED",
         "REQUEST_LIMIT_EXCEEDED",
     }
+
+
+def _place(name: str) -> str | None:
+    """The folder among a run's artifacts: a report keeps its own, all else lies at the top."""
+    folder = name.rpartition("/")[0]
+    return folder if folder.partition("/")[0] == REPORT else None
 
 
 def _latest(run: Run) -> dict[str, tuple[int, float]]:

@@ -23,6 +23,7 @@ from search.task import (
     setting,
     task_fingerprints,
     task_notices,
+    val_images,
 )
 from search.tracking_uri import TrackingError, check_tracking_uri
 from spaces.base import Setting, Space
@@ -74,6 +75,7 @@ class Plan:
             "id": self.id,
             "config": self.config.public().to_dict(),
             "fingerprints": self.fingerprints,
+            "val_images": val_images(self.config.task, self.source),
             "versions": {package: version(package) for package in packages},
         }
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from search.config import SweepConfig
 from search.options import Parser
 from search.problems import UsageError
+from search.reporting.at_end import REPORT
 from search.reporting.source import comparable, read_source
 from search.study import without_password
 from trainables.storage import StorageError, join
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         others = [read_source(name, options.storage) for name in options.compare]
         comparable(source, others)
         from search.reporting.page import notices
-        from search.reporting.write import FOLDER, PAGE, write_report
+        from search.reporting.write import PAGE, write_report
 
         write_report(source, others)
     except UsageError as error:
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     for notice in notices(source):
         console.print(notice, style="yellow", markup=False, highlight=False)
-    place = join(without_password(source.sweep.location), FOLDER)
+    place = join(without_password(source.sweep.location), REPORT)
     console.print(f"Report: {join(place, PAGE)}", markup=False, highlight=False)
     return 0
 

@@ -39,6 +39,7 @@ from search.prepare import prepare
 from search.problems import StoppedError, UsageError
 from search.progress import Progress
 from search.pruners import IN_SEQUENCE
+from search.reporting.at_end import report_at_end
 from search.resources import Machine, Placement, place
 from search.results import Result, trial_folder
 from search.searcher import CrashCallback, StudyScheduler, StudySearcher
@@ -158,6 +159,8 @@ def _run(plan: Plan, ledger: Ledger, tracker: Tracker, mirror: Mirror, console: 
                     stop.at_once = True
                     with console.status("Re-training the winner and reading the test split"):
                         evaluation = evaluate(ledger, plan, placement)
+                with console.status("Writing the report"):
+                    report_at_end(ledger.sweep)
     best = ledger.best()
     mirror.close_sweep(
         "INTERRUPTED" if stop.interrupted else "COMPLETE",

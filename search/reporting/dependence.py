@@ -11,11 +11,12 @@ import optuna
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator
 from optuna.distributions import FloatDistribution, IntDistribution, json_to_distribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState, create_trial
 
-from search.reporting.figures import BLUE, SEQUENCE, STYLE, Figure, draw, finish
+from search.reporting.figures import BLUE, SEQUENCE, STYLE, Figure, draw, finish, logarithmic
 from search.reporting.section import Section
 from search.reporting.source import Source
 from search.results import Result
@@ -110,6 +111,10 @@ def _parallel(complete: Sequence[Result]) -> Figure:
         canvas = axes.get_figure(root=True)
         assert canvas is not None
         axes.set_title("")
+        for other in canvas.axes:
+            if other.get_yscale() == "log":
+                logarithmic(other, "y")
+            other.tick_params(axis="y", labelsize=8)
         for lines in axes.collections:
             lines.set_cmap(SEQUENCE)
             lines.set(alpha=0.7, rasterized=True)
@@ -146,6 +151,7 @@ def _slices(complete: Sequence[Result]) -> Figure:
         if marks is not None:
             bar = canvas.colorbar(marks, ax=everything, aspect=40)
             bar.set_label("trial (number)")
+            bar.locator = MaxNLocator(integer=True)
         caption = (
             "Every complete trial's value against each parameter, later trials lighter. A "
             "parameter that only some trials have shows those."
@@ -156,11 +162,11 @@ def _slices(complete: Sequence[Result]) -> Figure:
 def _slice(axes: Axes, name: str, complete: Sequence[Result]) -> PathCollection:
     found = [r for r in complete if name in r.parameters]
     distribution = json_to_distribution(found[0].distributions[name])
-    values = [r.parameters[name] for r in found]
+    values, log = [r.parameters[name] for r in found], False
     if isinstance(distribution, FloatDistribution | IntDistribution):
-        if distribution.log:
-            axes.set_xscale("log")
+        log = distribution.log
         places = [float(v) for v in values]
+        axes.xaxis.set_major_locator(MaxNLocator(4))
     else:
         words = sorted({str(v) for v in values})
         places = [float(words.index(str(v))) for v in values]
@@ -169,18 +175,21 @@ def _slice(axes: Axes, name: str, complete: Sequence[Result]) -> PathCollection:
         if len(words) > 3:
             axes.tick_params(axis="x", rotation=30)
     axes.set_xlabel(name, fontsize=9)
-    return axes.scatter(
+    marks = axes.scatter(
         places,
         [100 * (r.value or 0.0) for r in found],
         c=[r.number for r in found],
         cmap=SEQUENCE,
         vmin=0,
         vmax=max(r.number for r in complete),
-        s=14,
+        s=20,
         alpha=0.8,
         linewidths=0,
         rasterized=len(found) > 300,
     )
+    if log:
+        logarithmic(axes, "x")
+    return marks
 
 
 def _importance_figure(found: dict[str, float], trials: int) -> Figure:
@@ -198,5 +207,5 @@ def _importance_figure(found: dict[str, float], trials: int) -> Figure:
     return draw("importances", "Hyper-parameter importances", caption, paint, height=height)
 
 
-def _short(text: str, most: int = 22) -> str:
+def _short(text: str, most: int = 26) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"

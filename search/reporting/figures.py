@@ -7,10 +7,12 @@ import warnings
 from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
@@ -36,7 +38,6 @@ STYLE: dict[str, object] = {
     "savefig.bbox": "tight",
     "savefig.dpi": DPI,
     "svg.hashsalt": "report",  # the same figure gives the same file
-    "text.parse_math": False,  # a name with dollars in it is a name
 }
 
 
@@ -92,6 +93,24 @@ def _saved(canvas: Canvas, kind: str) -> bytes:
     metadata = {"Date": None} if kind == "svg" else {"Software": None}
     canvas.savefig(stream, format=kind, metadata=metadata)
     return stream.getvalue()
+
+
+def plain(name: str) -> str:
+    """A name from outside as a label: what lies between two dollars is no formula."""
+    return name.replace("$", r"\$")
+
+
+def logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
+    """A logarithmic axis with few, plain numbers on it."""
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = sorted(axis.get_view_interval())
+    ratio = high / low
+    subs = (1, 2, 5) if ratio < 50 else (1,)
+    few = MaxNLocator(4) if ratio < 3 else LogLocator(subs=subs, numticks=6)
+    axis.set_major_locator(few)
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def legend(axes: Axes, entries: int) -> None:

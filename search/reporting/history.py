@@ -74,7 +74,7 @@ def _dots(axes: Axes, source: Source, height: Callable[[Result], float | None]) 
             axes.scatter(
                 list(found),
                 list(found.values()),
-                s=18,
+                s=24,
                 color=colour,
                 marker=marker,
                 label=label,

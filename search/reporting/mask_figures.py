@@ -10,7 +10,16 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from search.reporting.artifacts import Learned, winners
-from search.reporting.figures import COLOURS, MARKERS, ORANGE, SEQUENCE, Figure, draw
+from search.reporting.figures import (
+    COLOURS,
+    MARKERS,
+    ORANGE,
+    SEQUENCE,
+    Figure,
+    draw,
+    logarithmic,
+    plain,
+)
 from search.reporting.section import Section
 from search.reporting.source import Source
 from search.reporting.tables import Table
@@ -79,7 +88,7 @@ def _budget(source: Source) -> Figure:
             linewidths=0,
         )
         axes.axvline(1, color=ORANGE, linestyle="--", linewidth=1)
-        axes.set_xscale("log")
+        logarithmic(axes, "x")
         axes.set_yscale("symlog", linthresh=1)
         axes.set_ylim(bottom=0)
         axes.set(xlabel="flip budget (way to the threshold, ratio)", ylabel="dropped (bits)")
@@ -98,7 +107,7 @@ def _layers(found: Sequence[tuple[str, Learned, dict[str, Tensor]]]) -> Figure:
     names = list(dict.fromkeys(name for _, _, masks in found for name in masks))
     series: dict[str, dict[str, list[float]]] = {}
     for sweep, learned, masks in found:
-        label = f"{learned.cell.dataset}, {learned.cell.shots} shots ({sweep})"
+        label = plain(f"{learned.cell.dataset}, {learned.cell.shots} shots ({sweep})")
         for name, share in layer_sparsity(masks).items():
             series.setdefault(label, {}).setdefault(name, []).append(100 * share)
 
@@ -129,7 +138,7 @@ def _overlaps(
     found: Sequence[tuple[str, Learned, dict[str, Tensor]]],
 ) -> tuple[list[str], list[list[float | None]]]:
     labels = [
-        f"{learned.cell.dataset} {learned.cell.shots}-{learned.cell.seed} ({sweep})"
+        plain(f"{learned.cell.dataset} {learned.cell.shots}-{learned.cell.seed} ({sweep})")
         for sweep, learned, _ in found
     ]
     if len(labels) > _MOST_NAMES:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from search.reporting.artifacts import winners
-from search.reporting.figures import COLOURS, MARKERS, Figure, draw, legend
+from search.reporting.figures import COLOURS, MARKERS, Figure, draw, legend, logarithmic, plain
 from search.reporting.section import Section
 from search.reporting.source import Source
 from search.reporting.tables import Table
@@ -158,7 +158,7 @@ def _per_shot(found: Sequence[Measured]) -> Figure:
                 color=COLOURS[i % len(COLOURS)],
                 marker=MARKERS[i % len(MARKERS)],
                 capsize=3,
-                label=f"{dataset} ({sweep})",
+                label=plain(f"{dataset} ({sweep})"),
             )
         axes.set_xscale("log", base=2)
         ticks = sorted({m.shots for m in found})
@@ -185,9 +185,9 @@ def _against_difficulty(found: Sequence[Measured]) -> Figure:
                 s=26,
                 label=name,
             )
+        logarithmic(axes, "x")
+        logarithmic(axes, "y")
         axes.set(
-            xscale="log",
-            yscale="log",
             xlabel="relative transfer difficulty (1 / K over zero-shot accuracy, ratio)",
             ylabel="residual magnitude (feature units)",
         )

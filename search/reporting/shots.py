@@ -44,12 +44,17 @@ def shots_section(sources: Sequence[Source]) -> Section | None:
     rows_of_papers = comparable_rows(judged[0][0].config.task, scores)
     parts = list(dict.fromkeys(score.part for score in scores))
     counts = sorted({score.shots for score in scores})
-    tables = [
-        _table(rows, rows_of_papers, part, shots)
-        for part in parts
-        for shots in counts
-        if any((s.part, s.shots) == (part, shots) for s in scores)
-    ]
+    tables = []
+    for part in parts:
+        own = [score for score in scores if score.part == part]
+        if len({(s.dataset, s.target) for s in own}) == 1 < len(counts):
+            tables.append(_over_shots(rows, rows_of_papers, part, counts))
+        else:
+            tables += [
+                _over_sets(rows, rows_of_papers, part, shots)
+                for shots in counts
+                if any(score.shots == shots for score in own)
+            ]
     figures = [_figure(rows, rows_of_papers, part) for part in parts] if len(counts) > 1 else []
     notes = [
         "Test accuracy on fresh draws that the search has not seen; mean and sample standard "
@@ -83,7 +88,33 @@ def _rows(judged: Sequence[tuple[str, Evaluation]], several: bool) -> list[_Row]
     return rows
 
 
-def _table(rows: Sequence[_Row], published: Sequence[Published], part: Part, shots: int) -> Table:
+def _over_shots(
+    rows: Sequence[_Row], published: Sequence[Published], part: Part, counts: Sequence[int]
+) -> Table:
+    """Of one data set: a column for each number of shots."""
+    first = next(s for row in rows for s in row.scores if s.part == part)
+    body = []
+    for row in rows:
+        found = {s.shots: mean_of(s.values) for s in row.scores if s.part == part}
+        if found:
+            body.append((row.name, "measured", *(found.get(n, "-") for n in counts)))
+    for method, source in dict.fromkeys((line.method, line.source) for line in published):
+        known = {
+            line.shots: f"{line.values[first.target]:.2f}"
+            for line in published
+            if (line.method, line.source) == (method, source) and first.target in line.values
+        }
+        cells = [known.get(n, known.get(0, "-")) for n in counts]
+        if part == "test" and set(cells) != {"-"}:
+            body.append((method, f"published: {source}", *cells))
+    headings = ("method", "numbers", *(f"{n} shot{'s' * (n > 1)}" for n in counts))
+    title = f"{_TITLES[part]} on {_place(first.dataset, first.target)} (%)"
+    return Table(f"accuracy-{part}", title, headings, tuple(body), labels=2)
+
+
+def _over_sets(
+    rows: Sequence[_Row], published: Sequence[Published], part: Part, shots: int
+) -> Table:
     def own(row: _Row) -> list[Score]:
         return [s for s in row.scores if (s.part, s.shots) == (part, shots)]
 
@@ -103,7 +134,7 @@ def _table(rows: Sequence[_Row], published: Sequence[Published], part: Part, sho
                 mean = f"{statistics.fmean(known):.2f}" if len(known) == len(columns) else "-"
                 body.append((line.method, f"published: {line.source}", *cells, mean))
     headings = ("method", "numbers", *(_place(*c) for c in columns), "average")
-    title = f"{_TITLES[part]} with {shots} shots (%)"
+    title = f"{_TITLES[part]} with {shots} shot{'s' * (shots > 1)} (%)"
     return Table(f"accuracy-{part}-{shots}shot", title, headings, tuple(body), labels=2)
 
 

@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 
 from search.reporting.artifacts import numbers_learned
-from search.reporting.figures import BLUE, MARKERS, ORANGE, VERMILION, Figure, draw, legend
+from search.reporting.figures import (
+    BLUE,
+    MARKERS,
+    ORANGE,
+    VERMILION,
+    Figure,
+    draw,
+    legend,
+    logarithmic,
+)
 from search.reporting.mask_figures import SPARSITY
 from search.reporting.section import Section
 from search.reporting.source import Source
@@ -88,7 +97,7 @@ def _figure(
                 *points[0], color=VERMILION, marker=MARKERS[3], s=40, label="the paper's setting"
             )
         if min(x for x, _ in points.values()) > 0:
-            axes.set_xscale("log")
+            logarithmic(axes, "x")
         axes.set(xlabel=cost, ylabel="validation accuracy (%)")
         legend(axes, 3)
 

@@ -109,9 +109,14 @@ def _configuration(source: Source) -> Table:
     paper = TrialConfig.from_dict(first.config).flat() if first else {}
     searched = set(source.best.parameters)
     rows = tuple(
-        (name, str(value), str(paper.get(name, "-")), "searched" if name in searched else "")
+        (name, _shown(value), _shown(paper.get(name, "-")), "searched" if name in searched else "")
         for name, value in own.items()
     )
     title = f"Configuration of trial {source.best.number}"
     headings = ("setting", "winner", "the paper's (trial 0)", "")
     return Table("configuration", title, headings, rows)
+
+
+def _shown(value: object) -> str:
+    """Six digits of a number; `trials.parquet` has all."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from search.reporting.at_end import REPORT
 from search.reporting.dependence import dependence_section
 from search.reporting.history import history_section
 from search.reporting.mask_figures import mask_section
@@ -17,7 +18,6 @@ from search.reporting.tradeoff import tradeoff_section
 from search.reporting.trials import trials_parquet
 from search.reporting.winner_section import winner_section
 
-FOLDER = "report"
 PAGE = "report.html"
 
 
@@ -41,7 +41,7 @@ def write_report(source: Source, others: Sequence[Source] = ()) -> list[str]:
     """Write the report; returns the names of its files in the folder. The page comes last, so that
     what it stands beside is as new as it is. Raises `StorageError`."""
     sections = sections_of(source, others)
-    folder = source.sweep.child(FOLDER)
+    folder = source.sweep.child(REPORT)
     files = {"trials.parquet": trials_parquet(source)}
     for section in sections:
         for table in section.tables:

@@ -1,0 +1,405 @@
+"""The report of a real sweep, and of folders that cannot have one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from pyarrow import parquet
+from safetensors import safe_open
+
+from search.lock import SweepLock
+from search.problems import UsageError
+from search.report import main
+from search.reporting.at_end import report_at_end
+from search.reporting.source import Source, comparable, read_source, source_of
+from search.reporting.winner_section import test_table as table_of_test
+from search.reporting.winner_section import tie_note, tied
+from search.reporting.write import sections_of, write_report
+from trainables.storage import LocalStorage, open_storage
+
+from .conftest import Sweep, environment
+
+# pytest would take the function for a test
+table_of_test.__test__ = False  # type: ignore[attr-defined]
+
+OPTIONS = (
+    *("--space", "taskres", "--shots", "1,2", "--seeds", "1,2", "--trials", "8"),
+    *("--max-concurrent", "1", "--eval-seeds", "2"),
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    """A sweep that has run to its end, and has written its report."""
+    sweep = Sweep(tmp_path_factory.mktemp("report"), "done")
+    run = sweep.run(*OPTIONS, timeout=280)
+    assert run.returncode == 0, run.stderr
+    assert "The report could not be written" not in run.stderr
+    return sweep
+
+
+@pytest.fixture
+def copy(finished: Sweep, tmp_path: Path) -> Sweep:
+    """The same, to be spoilt."""
+    shutil.copytree(finished.folder, tmp_path / "done")
+    return Sweep(tmp_path, "done")
+
+
+class Page(HTMLParser):
+    """Cells of every table by its caption, and all text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tables: dict[str, list[list[str]]] = {}
+        self.addresses: list[str] = []
+        self.text = ""
+        self._inside = ""
+        self._caption = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._inside = tag
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag == "caption":
+            self._caption = ""
+        if tag == "tr":
+            self.tables.setdefault(self._caption, []).append([])
+        if tag in ("td", "th"):
+            self.tables[self._caption][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._inside == "caption":
+            self._caption += data
+        if self._inside in ("td", "th"):
+            self.tables[self._caption][-1][-1] += data
+
+
+def page(sweep: Sweep) -> Page:
+    return Page((sweep.folder / "report/report.html").read_text(encoding="utf-8"))
+
+
+def values(sweep: Sweep, label: str) -> list[float]:
+    """Draw by draw: the mean over shots, from the raw file."""
+    scores = [s["values"] for s in sweep.evaluation()["scores"] if s["label"] == label]
+    assert len(scores) == 2
+    return [statistics.fmean(draw) for draw in zip(*scores, strict=True)]
+
+
+def source(sweep: Sweep) -> Source:
+    return source_of(LocalStorage(sweep.folder))
+
+
+def test_a_sweep_ends_with_its_report(finished: Sweep) -> None:
+    files = {
+        p.relative_to(finished.folder / "report") for p in (finished.folder / "report").rglob("*")
+    }
+    names = {str(file) for file in files}
+    assert {"report.html", "trials.parquet"} <= names
+    for figure in ("history", "times", "shots-test", "slices"):
+        assert {f"figures/{figure}.png", f"figures/{figure}.svg"} <= names
+    for ending in ("md", "tex", "csv"):
+        assert f"tables/accuracy-test.{ending}" in names
+
+
+def test_mlflow_has_the_report_in_a_folder(finished: Sweep) -> None:
+    client = MlflowClient(f"sqlite:///{finished.storage / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("few-shot-search")
+    assert experiment is not None
+    (parent,) = client.search_runs([experiment.experiment_id], "tags.`search.role` = 'sweep'")
+    top = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert {"evaluation.json", "report"} <= top
+    below = {file.path for file in client.list_artifacts(parent.info.run_id, "report")}
+    assert {"report/report.html", "report/trials.parquet", "report/figures"} <= below
+
+
+def test_the_winner_s_numbers_are_those_of_the_raw_results(finished: Sweep) -> None:
+    from scipy import stats
+
+    shown = page(finished)
+    table = {row[0]: row[1:] for row in shown.tables["Test accuracy (%)"][1:]}
+    labels = {"zero-shot": "zero-shot", "the paper's setting": "paper", "winner": "winner"}
+    assert set(table) == set(labels)
+    for name, label in labels.items():
+        figure = values(finished, label)
+        assert table[name][0] == f"{100 * statistics.fmean(figure):.2f}"
+        assert table[name][1] == f"{100 * statistics.stdev(figure):.2f}"
+    for column, baseline in ((2, "zero-shot"), (3, "paper")):
+        pairs = zip(values(finished, "winner"), values(finished, baseline), strict=True)
+        gains = [100 * (a - b) for a, b in pairs]
+        mean = statistics.fmean(gains)
+        half = stats.t.ppf(0.975, len(gains) - 1) * stats.sem(gains)
+        assert table["winner"][column] == f"{mean:+z.2f} [{mean - half:+z.2f}, {mean + half:+z.2f}]"
+    winner = finished.evaluation()["winner"]
+    best = finished.results()[winner]
+    assert f"Trial {winner} is the winner" in shown.text
+    assert f"validation accuracy of {100 * best['value']:.2f} %" in shown.text
+
+
+def test_the_tables_over_shots_are_those_of_the_raw_results(finished: Sweep) -> None:
+    rows = page(finished).tables["Test accuracy on digits (%)"]
+    assert rows[0] == ["method", "numbers", "1 shot", "2 shots"]
+    names = {"zero-shot": "zero-shot", "paper": "the paper's setting", "winner": "winner"}
+    for score in finished.evaluation()["scores"]:
+        (row,) = [row for row in rows if row[0] == names[score["label"]]]
+        mean, spread = statistics.fmean(score["values"]), statistics.stdev(score["values"])
+        assert row[1] == "measured"
+        assert row[2 + (score["shots"] == 2)] == f"{100 * mean:.2f} ± {100 * spread:.2f}"
+    assert not any("published" in cell for row in rows for cell in row)
+
+
+def test_ties_are_counted_on_the_images_of_the_record(finished: Sweep) -> None:
+    record = json.loads((finished.folder / "sweep.json").read_text())
+    # 1 and 2 validation images of each of the ten digits, in two draws each: the harmonic rule.
+    assert record["val_images"] == int(16 / (2 / 10 + 2 / 20))
+    found = tied(source(finished))
+    assert found is not None
+    assert ("cannot separate" in page(finished).text) == bool(found)
+    old = dataclasses.replace(source(finished), record={"id": "1", "fingerprints": {}})
+    assert tied(old) is None
+    assert "cannot be said" in tie_note(old)
+
+
+def test_residuals_are_measured_on_the_winner_s_files(finished: Sweep) -> None:
+    shown = page(finished)
+    if "The winner's residuals" not in shown.tables:
+        pytest.skip("the winner of this sweep has no text residual")
+    rows = shown.tables["The winner's residuals"]
+    place = rows[0].index("mean |x|")
+    for row in rows[1:]:
+        sizes = []
+        for path in sorted((finished.folder / "winner").glob(f"artifact-{row[2]}shot-*")):
+            with safe_open(path, framework="np") as file:
+                sizes.append(float(abs(file.get_tensor("residual")).mean(dtype="float64")))
+        assert len(sizes) == 2
+        mean, spread = (float(text) for text in row[place].split(" ± "))
+        assert mean == pytest.approx(statistics.fmean(sizes), abs=6e-5)
+        assert spread == pytest.approx(statistics.stdev(sizes), abs=6e-5)
+        zero_shot = next(
+            statistics.fmean(s["values"])
+            for s in finished.evaluation()["scores"]
+            if s["label"] == "zero-shot" and str(s["shots"]) == row[2]
+        )
+        assert row[4] == f"{0.1 / zero_shot:.4f}"
+
+
+def test_the_parquet_file_holds_every_trial_exactly(finished: Sweep) -> None:
+    rows = parquet.read_table(finished.folder / "report/trials.parquet").to_pylist()
+    results = finished.results()
+    assert [row["number"] for row in rows] == sorted(results)
+    for row in rows:
+        result = results[row["number"]]
+        for name in ("state", "value", "train_seconds", "begun", "ended", "values"):
+            assert row[name] == result[name]
+        for name, value in result["metrics"].items():
+            assert row[f"metric.{name}"] == value
+        assert row["config.lr"] == result["config"]["optim"]["lr"]
+        for name, value in result["parameters"].items():
+            assert row[f"param.{name}"] in (value, str(value))
+
+
+def test_provenance_names_every_read_and_fingerprint(finished: Sweep) -> None:
+    shown = page(finished)
+    reads = (finished.folder / "test_reads.jsonl").read_text().splitlines()
+    assert len(shown.tables["Every read of a test split"]) == 1 + len(reads)
+    record = json.loads((finished.folder / "sweep.json").read_text())
+    for text in (*record["fingerprints"].values(), *record["versions"].values(), record["id"]):
+        assert text in shown.text
+
+
+def test_the_page_asks_nobody(finished: Sweep) -> None:
+    text = (finished.folder / "report/report.html").read_text(encoding="utf-8")
+    assert all(
+        address.startswith(("data:image/png;base64,", "#")) for address in Page(text).addresses
+    )
+    assert "<script" not in text
+    assert not re.search(r"url\(|@import|https?://", text)
+    assert 'name="viewport"' in text
+
+
+def test_names_are_never_markup(copy: Sweep) -> None:
+    evil = "folder:/x/<script>alert('$1$')</script>&.csv"
+    for name in ("evaluation.json", "test_reads.jsonl", "sweep.json"):
+        path = copy.folder / name
+        path.write_text(path.read_text().replace('"digits"', json.dumps(evil)))
+    write_report(source(copy))
+    text = (copy.folder / "report/report.html").read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert evil in Page(text).text
+    table = (copy.folder / "report/tables/reads.md").read_text()
+    assert "<script" not in table.replace("\\<", "\\")
+
+
+def test_a_running_sweep_says_so(copy: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    (copy.folder / "evaluation.json").unlink()
+    with SweepLock(LocalStorage(copy.folder)):
+        assert main(["done", "--storage", str(copy.storage)]) == 0
+    assert "The sweep is running" in capsys.readouterr().out
+    shown = page(copy)
+    assert "The sweep is running" in shown.text
+    assert "not been judged" in shown.text
+    assert "Test accuracy (%)" not in shown.tables
+    assert main(["done", "--storage", str(copy.storage)]) == 0
+    assert "running" not in page(copy).text
+
+
+def test_an_evaluation_of_another_trial_is_not_the_winner_s(copy: Sweep) -> None:
+    path = copy.folder / "evaluation.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(found | {"winner": found["winner"] + 100}))
+    write_report(source(copy))
+    shown = page(copy)
+    assert "is no longer the winner" in shown.text
+    assert "Test accuracy (%)" not in shown.tables
+
+
+def test_what_an_earlier_report_showed_goes(copy: Sweep) -> None:
+    old = copy.folder / "report/figures/old.png"
+    old.write_bytes(b"")
+    write_report(source(copy))
+    assert not old.exists()
+
+
+def test_compared_sweeps_stand_side_by_side(copy: Sweep) -> None:
+    shutil.copytree(copy.folder, copy.storage / "other")
+    record = json.loads((copy.storage / "other/sweep.json").read_text())
+    record["config"]["name"] = "other"
+    (copy.storage / "other/sweep.json").write_text(json.dumps(record))
+    assert main(["done", "--compare", "other", "--storage", str(copy.storage)]) == 0
+    rows = page(copy).tables["Test accuracy on digits (%)"]
+    # One zero-shot model for both: it was measured on the same draws.
+    assert [row[0] for row in rows[1:]] == [
+        "zero-shot (done)",
+        *("the paper's setting (done)", "the paper's setting (other)"),
+        *("winner (done)", "winner (other)"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"backbone": "RN50"}, "backbone: 'tiny' and 'RN50'"),
+        ({"protocol": "base-to-new"}, "protocol: 'few-shot' and 'base-to-new'"),
+        ({"draws": "coop"}, "draws: 'own' and 'coop'"),
+    ],
+)
+def test_what_was_not_measured_alike_is_not_compared(
+    finished: Sweep, change: dict[str, Any], words: str
+) -> None:
+    mine = source(finished)
+    task = dataclasses.replace(mine.config.task, **change)
+    other = dataclasses.replace(
+        mine, config=dataclasses.replace(mine.config, task=task, name="other")
+    )
+    with pytest.raises(UsageError, match=words):
+        comparable(mine, [other])
+
+
+def test_other_images_under_one_name_are_not_compared(finished: Sweep) -> None:
+    mine = source(finished)
+    prints = dict(mine.record["fingerprints"]) | {"train": "0"}
+    config = dataclasses.replace(mine.config, name="other")
+    other = dataclasses.replace(mine, config=config, record=mine.record | {"fingerprints": prints})
+    with pytest.raises(UsageError, match=r"the images of digits \(train\)"):
+        comparable(mine, [other])
+    with pytest.raises(UsageError, match="each once"):
+        comparable(mine, [mine])
+
+
+def test_a_sweep_that_is_not_there(
+    tmp_path: Path, finished: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["nothing", "--storage", str(finished.storage)]) == 2
+    assert "There is no sweep 'nothing'" in (told := capsys.readouterr().err)
+    assert "done" in told
+    assert main(["nothing", "--storage", str(tmp_path)]) == 2
+    assert "There is none yet" in capsys.readouterr().err
+
+
+def test_a_sweep_without_a_finished_trial(copy: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(copy.folder / "trials")
+    assert main(["done", "--storage", str(copy.storage)]) == 2
+    told = capsys.readouterr().err
+    assert "needs a finished trial" in told
+    assert "--resume done" in told
+
+
+def test_a_sweep_of_another_version(copy: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copy.folder / "sweep.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
+    assert main(["done", "--storage", str(copy.storage)]) == 2
+    assert "it has format 1, this version reads" in capsys.readouterr().err
+
+
+def test_trials_of_which_none_is_complete(copy: Sweep) -> None:
+    for path in copy.folder.glob("trials/*/result.json"):
+        plain = json.loads(path.read_text())
+        failed = {"state": "FAIL", "value": None, "reason": "no memory"}
+        path.write_text(json.dumps(plain | failed))
+    sections = {section.name: section for section in sections_of(source(copy))}
+    assert "No trial is complete yet" in sections["winner"].notes[0]
+    assert set(sections) == {"winner", "search", "provenance"}
+
+
+def test_a_report_that_fails_is_no_end_of_a_sweep(
+    copy: Sweep, caplog: pytest.LogCaptureFixture
+) -> None:
+    (copy.folder / "sweep.json").write_text("{}")
+    report_at_end(LocalStorage(copy.folder))
+    assert "python -m search.report done" in caplog.text
+
+
+def test_a_bucket_holds_a_report_too(copy: Sweep) -> None:
+    """pyarrow's view of a local folder behaves as a bucket's client does."""
+    from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
+
+    from trainables.storage import ObjectStorage
+
+    reads = copy.folder / "test_reads.jsonl"
+    content = reads.read_bytes()
+    reads.unlink()
+    reads.mkdir()
+    (reads / "000000000.part").write_bytes(content)
+    shutil.rmtree(copy.folder / "report")
+    for folder in ("report/figures", "report/tables"):  # a bucket needs no folders
+        (copy.folder / folder).mkdir(parents=True)
+    files = SubTreeFileSystem(str(copy.storage), LocalFileSystem())
+    bucket = ObjectStorage(files, "done", "mock://done", 1.0)
+    written = write_report(source_of(bucket))
+    assert {"report.html", "trials.parquet"} <= set(written)
+    assert len(page(copy).tables["Every read of a test split"]) == 1 + len(content.splitlines())
+
+
+def test_the_command_line_works_in_a_process_of_its_own(copy: Sweep) -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "search.report", "done", "--storage", str(copy.storage)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=environment(),
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.splitlines() == [f"Report: {copy.folder / 'report/report.html'}"]
+    assert found.stderr == ""
+
+
+def test_read_source_knows_the_folder(finished: Sweep) -> None:
+    found = read_source("done", str(finished.storage))
+    assert found.running is None
+    assert found.sweep.location == open_storage(str(finished.folder)).location
+    assert len(found.results) == 8
