@@ -13,14 +13,18 @@ from typing import Any, get_args
 
 from search.pruners import PRUNERS
 from search.samplers import SAMPLERS
+from search.start import Start
 from search.study import JOURNAL_LEDGER, without_password
-from spaces.registry import SPACES
+from spaces.base import Setting, Space
+from spaces.pipeline import StartedSpace
+from spaces.registry import SPACES, SpaceError, find_space
 from trainables.storage import join
 from trainables.suggest import did_you_mean
 from trainables.trial import Protocol, TaskSpec
 
 IDENTITY = ("space", "task", "sampler", "pruner", "seed")
-"""Settings that make a sweep what it is; the others may differ when it is resumed."""
+"""Settings that make a sweep what it is, and its start where it has one; the others may differ when
+it is resumed."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class SweepConfig:
     """One hyper-parameter search over one few-shot task."""
 
     space: str = "rmt"
-    """Registry name of the space."""
+    """Name of the space, see `spaces.registry.find_space`."""
     task: TaskSpec = field(
         default_factory=lambda: TaskSpec(("digits",), "tiny", (16,), SPACES["rmt"].seeds)
     )
@@ -41,6 +45,8 @@ class SweepConfig:
     """Registry name of the Optuna pruner."""
     seed: int = 0
     """Seeds the sampler and the training of every trial."""
+    start: Start | None = None
+    """What every trial begins with, if anything."""
     time_budget: float | None = None
     """Seconds after which no part of a trial is begun; none by default."""
     eval_seeds: int = 3
@@ -73,7 +79,13 @@ class SweepConfig:
     def identity(self) -> dict[str, Any]:
         """The settings that may not change when a sweep is resumed."""
         plain = self.to_dict()
-        return {key: plain[key] for key in IDENTITY}
+        found = {key: plain[key] for key in IDENTITY}
+        return found | ({"start": self.start.identity()} if self.start else {})
+
+    def open_space(self, setting: Setting) -> Space:
+        """The space for a task; raises `SpaceError`."""
+        space = find_space(self.space).build(setting)
+        return StartedSpace(space, self.start.stage) if self.start else space
 
     @property
     def sweep_name(self) -> str:
@@ -109,19 +121,24 @@ class SweepConfig:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> SweepConfig:
         """The inverse of `to_dict`; raises `TypeError` for unknown fields."""
-        return cls(**(dict(plain) | {"task": TaskSpec.from_dict(plain["task"])}))
+        task, start = TaskSpec.from_dict(plain["task"]), plain.get("start")
+        begin = Start.from_dict(start) if start else None
+        return cls(**(dict(plain) | {"task": task, "start": begin}))
 
     def problems(self) -> list[str]:
         """Every broken rule that can be seen without loading a model or asking a server."""
         found = [
             did_you_mean(kind, value, known)
             for kind, value, known in (
-                ("space", self.space, SPACES),
                 ("sampler", self.sampler, SAMPLERS),
                 ("pruner", self.pruner, PRUNERS),
             )
             if value not in known
         ]
+        try:
+            find_space(self.space)
+        except SpaceError as error:
+            found.append(str(error))
         for option, number, least in (
             ("--trials", self.trials, 1),
             ("--eval-seeds", self.eval_seeds, 1),
@@ -131,6 +148,12 @@ class SweepConfig:
             if number < least:
                 found.append(f"{option} must be at least {least}, got {number}.")
         found += self.task_problems()
+        if self.start:
+            found += self.start.problems(self.task)
+        if self.start and self.per_task:
+            found.append(
+                "--per-task splits a task, and --start was found on it as a whole: not both."
+            )
         if self.time_budget is not None and self.time_budget <= 0:
             found.append(f"--time-budget must be positive, got {self.time_budget:g} s.")
         if self.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):

@@ -28,8 +28,8 @@ from search.problems import EvaluationError
 from search.resources import Placement
 from search.seeds import fresh_seeds
 from search.task import setting
+from search.winner import share_start
 from spaces.base import preset_trial
-from spaces.registry import SPACES
 from trainables.backbones.shared import share_weights
 from trainables.data.base import Dataset, Shift, Split
 from trainables.data.halves import Half, classes_of
@@ -85,12 +85,15 @@ class Bench:
     """Threads of torch."""
     weights: str
     """Where the backbone's files were shared, or empty."""
+    stages: str = ""
+    """Where the sweep keeps what fixed stages have learned, or empty."""
 
     def open(self, progress: Callable[[Progress], None] | None = None) -> Workbench:
         """In this process."""
         torch.set_num_threads(self.threads)
         source = self.task.source(self.data)
-        return Workbench(self.task.backbone, self.device, source, self.weights, progress)
+        backbone = self.task.backbone
+        return Workbench(backbone, self.device, source, self.weights, progress, self.stages)
 
 
 def stored_evaluation(ledger: Ledger, config: SweepConfig) -> Evaluation | None:
@@ -122,7 +125,8 @@ def evaluate(ledger: Ledger, plan: Plan, placement: Placement) -> Evaluation:
     task = replace(config.task, seeds=seeds)
     threads = max(1, int(placement.cpus))
     weights = shared_weights(config, ledger.sweep)
-    bench = Bench(task, config.data, placement.device, threads, weights)
+    stages = share_start(plan, ledger.sweep)
+    bench = Bench(task, config.data, placement.device, threads, weights, stages)
     jobs = [
         (label, trial.to_dict(), cell)
         for cell in task.cells
@@ -159,10 +163,10 @@ def evaluate(ledger: Ledger, plan: Plan, placement: Placement) -> Evaluation:
 def _wanted(plan: Plan, cell: Cell, winner: TrialConfig) -> dict[Label, TrialConfig]:
     """Who is judged. The papers set some things by data set and shots: so does this row."""
     facts = setting(plan.config.task, plan.source, plan.setting.tower, cell)
-    paper = SPACES[plan.config.space].build(facts).paper
+    paper = plan.config.open_space(facts).paper
     return {
         "zero-shot": preset_trial("zero-shot", "paper", facts),
-        "paper": replace(paper, seed=plan.config.seed),
+        "paper": paper.seeded(plan.config.seed),
         "winner": winner,
     }
 

@@ -13,7 +13,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import optuna
@@ -262,7 +262,7 @@ class Ledger:
         # Parameters that are stored already come back as they are.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            config = replace(self.space.suggest(trial), seed=self._seed)
+            config = self.space.suggest(trial).seeded(self._seed)
         if _BEGUN not in trial.user_attrs:
             trial.set_user_attr(_BEGUN, time.time())
         failures, strikes, struck = trial.user_attrs.get(_FAILURES, (0, 0, -1))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,8 @@ from search.preflight import load_record
 from search.problems import UsageError
 from search.pruners import PRUNERS
 from search.samplers import SAMPLERS
-from spaces.registry import SPACES, Entry
+from search.winner import read_start
+from spaces.registry import SPACES, Entry, SpaceError, find_space
 from trainables.backbones.registry import absolute_spec
 from trainables.data.base import DataError
 from trainables.data.bundle import open_bundle
@@ -39,6 +41,8 @@ examples:
   python -m search.run --space rmt                      the default, about three minutes
   python -m search.run --space taskres --trials 60
   python -m search.run --space rmt --backbone ViT-B-16 --device cuda --gpus-per-trial 0.25
+  python -m search.run --space rmt+taskres              masks, then a residual on what they leave
+  python -m search.run --space taskres --start NAME     a residual on the winning masks of NAME
   python -m search.run --resume NAME                    go on with an interrupted sweep
   python -m search.run --resume NAME --trials 100       add trials to a finished one"""
 
@@ -66,7 +70,14 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--space",
         metavar="NAME",
-        help=f"what may vary: {', '.join(SPACES)} (default: {default.space})",
+        help=f"what may vary: {', '.join(SPACES)}; several with + between them are stages, each "
+        f"trained on the backbone that the one before has changed (default: {default.space})",
+    )
+    what.add_argument(
+        "--start",
+        metavar="SWEEP",
+        help="begin every trial with the winner of this finished sweep, by name or folder, and "
+        "search what comes after it; the task is that sweep's",
     )
     what.add_argument(
         "--dataset",
@@ -88,7 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SPEC",
         help="tiny; an open_clip architecture with its tag or a local file (ViT-B-16, "
         "ViT-B-32:laion2b_s34b_b79k, RN50:weights.pt); openai:FILE for a state dict in OpenAI's "
-        f"layout (default: {default.task.backbone})",
+        "layout; MASKS.safetensors@SPEC for one of these with the masks of an artifact folded in "
+        f"(default: {default.task.backbone})",
     )
     what.add_argument(
         "--shots",
@@ -264,9 +276,15 @@ def configure(arguments: Sequence[str]) -> SweepConfig:
         storage = given.get("storage", base.storage)
         stored = load_record(open_storage(join(storage, resume)))["config"]
         base = SweepConfig.from_dict(dict(stored) | {"name": resume, "storage": storage})
-    elif given.get("space", base.space) in SPACES:
-        effort = SPACES[given.get("space", base.space)]
-        given = {"trials": effort.trials, "seeds": effort.seeds} | given
+    else:
+        with suppress(SpaceError):  # which is told with all other mistakes
+            effort = find_space(given.get("space", base.space))
+            given = {"trials": effort.trials, "seeds": effort.seeds} | given
+    if "start" in given:
+        start = read_start(given.pop("start"), given.get("storage", base.storage))
+        base = replace(base, start=start)
+        if resume is None:
+            base = replace(base, task=start.task)
     given.setdefault("address", os.environ.get("RAY_ADDRESS", base.address))
     given.setdefault("tracking_uri", base.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", ""))
     plain = base.to_dict()
@@ -281,12 +299,12 @@ def configure(arguments: Sequence[str]) -> SweepConfig:
     plain["task"] |= {key: given.pop(key) for key in _TASK if key in given}
     config = SweepConfig.from_dict(plain | given)
     if resume is not None:
-        _refuse_changes(base, config)
+        _refuse_changes(stored, config)
     return config
 
 
-def _refuse_changes(base: SweepConfig, config: SweepConfig) -> None:
-    found = differences(base.identity(), config.identity())
+def _refuse_changes(stored: Mapping[str, Any], config: SweepConfig) -> None:
+    found = differences(SweepConfig.from_dict(stored).identity(), config.identity())
     if found:
         raise UsageError(
             [

@@ -27,7 +27,6 @@ from search.task import (
 )
 from search.tracking_uri import TrackingError, check_tracking_uri
 from spaces.base import Setting, Space
-from spaces.registry import SPACES
 from trainables.backbones.base import BackboneError
 from trainables.data.source import DataSource
 from trainables.methods.registry import METHODS
@@ -119,6 +118,11 @@ def _check(config: SweepConfig, examiner: Examiner) -> Plan:
     if problems or facts is None:
         raise UsageError(problems)
     plan = _plan(config, source, facts, placement, uri)
+    problems = [f"--space {config.space}: {problem}." for problem in plan.space.paper.problems()]
+    if config.start:
+        problems += config.start.differences(plan.fingerprints)
+    if problems:
+        raise UsageError(problems)
     if not plan.setting.pixels and any(
         METHODS[stage.method].reads == "images" for stage in plan.space.paper.stages
     ):
@@ -166,7 +170,7 @@ def _plan(
     config: SweepConfig, source: DataSource, facts: Facts, placement: Placement | None, uri: str
 ) -> Plan:
     facts_of_task = setting(config.task, source, facts.tower)
-    space = SPACES[config.space].build(facts_of_task)
+    space = config.open_space(facts_of_task)
     fingerprints = {"backbone": facts.fingerprint} | task_fingerprints(config.task, source)
     named = SweepConfig.from_dict(config.to_dict() | {"name": config.sweep_name})
     return Plan(named, facts_of_task, source, space, placement, fingerprints, uri, uuid.uuid4().hex)

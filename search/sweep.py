@@ -47,6 +47,7 @@ from search.statistics import separation_note
 from search.study import JOURNAL_LEDGER, open_store
 from search.task import described, val_images
 from search.tracking import Tracker, open_tracker
+from search.winner import share_start
 from trainables.storage import Storage, StorageError, open_storage
 from trainables.trainable import Assignment, FewShotTrainable, Message
 
@@ -197,7 +198,7 @@ def _fit(
     """Let Ray run what the ledger issues, until it issues no more or the switch is thrown."""
     config = plan.config
 
-    weights = shared_weights(config, ledger.sweep)
+    weights, stages = shared_weights(config, ledger.sweep), share_start(plan, ledger.sweep)
 
     def assign(live: Live) -> Assignment:
         return Assignment(
@@ -206,6 +207,7 @@ def _fit(
             task=config.task.to_dict(),
             data=config.data,
             weights=weights,
+            stages=stages,
             folder=ledger.sweep.child(trial_folder(live.number)).location,
             device=placement.device,
             threads=max(1, math.floor(placement.cpus)),
@@ -450,10 +452,11 @@ def _place_on_cluster(config: SweepConfig) -> Placement:
 
 
 def _opening(plan: Plan, ledger: Ledger, placement: Placement, todo: int) -> str:
-    done = len(ledger.results)
+    done, start = len(ledger.results), plan.config.start
     where = "GPU" if placement.device == "cuda" else "CPU"
     parts = [
-        f"Sweep {plan.config.name}: {plan.config.space} on {described(plan.config.task)}.",
+        f"Sweep {plan.config.name}: {plan.config.space} on {described(plan.config.task)}"
+        + (f", after trial {start.trial} of {start.location}." if start else "."),
         f"{todo} trials to run, {placement.slots} at a time on the {where}.",
     ]
     if done:

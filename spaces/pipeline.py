@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from spaces.base import Space
@@ -68,9 +69,34 @@ class _Numbered:
         return self.trial.suggest_categorical(f"{self.number}.{name}", choices)
 
 
+@dataclass(frozen=True)
+class StartedSpace:
+    """A space whose trials all begin with what was learned elsewhere; nothing of that varies."""
+
+    space: Space
+    """What varies."""
+    start: TrialConfig
+    """What comes before: fixed stages."""
+
+    @property
+    def name(self) -> str:
+        """Registry name of what varies."""
+        return self.space.name
+
+    @property
+    def paper(self) -> TrialConfig:
+        """The paper's setting, after the start."""
+        return self.space.paper.after(self.start)
+
+    @property
+    def paper_parameters(self) -> dict[str, float | int | str | bool]:
+        """See `paper`."""
+        return self.space.paper_parameters
+
+    def suggest(self, trial: BaseTrial) -> TrialConfig:
+        """See `Space`."""
+        return self.space.suggest(trial).after(self.start)
+
+
 def _chain(stages: Sequence[TrialConfig]) -> TrialConfig:
-    chained: TrialConfig | None = None
-    for stage in stages:
-        chained = replace(stage, before=chained)
-    assert chained is not None, "a pipeline has a stage"
-    return chained
+    return reduce(lambda before, stage: stage.after(before), stages)

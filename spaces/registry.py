@@ -8,6 +8,7 @@ from functools import partial
 
 from spaces.base import Setting, Space
 from spaces.declared import DeclaredSpace
+from spaces.pipeline import PipelineSpace
 from spaces.prompts import COCOOP, COOP, PROGRAD
 from spaces.rivals import RIVALS
 from spaces.rmt import MaskSpace
@@ -15,6 +16,7 @@ from spaces.rmt_variants import MaskVariantSpace
 from spaces.taskres import TaskResSpace
 from spaces.text_classifier import ENHANCED_BASE, TextAdapterSpace
 from spaces.towers import clip_lora_space, vpt_space
+from trainables.suggest import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,10 @@ class Entry:
     """Trials of a sweep where the user does not say."""
     seeds: tuple[int, ...]
     """Few-shot draws a trial is averaged over where the user does not say."""
+
+
+def _joined(setting: Setting, names: tuple[str, ...]) -> Space:
+    return PipelineSpace(tuple(SPACES[name].build(setting) for name in names))
 
 
 SPACES: dict[str, Entry] = {
@@ -71,4 +77,39 @@ SPACES: dict[str, Entry] = {
         trials=24,
         seeds=(1,),
     ),
+    # As many trials as its largest stage asks for, and the draws of the dearest.
+    "rmt+taskres": Entry(partial(_joined, names=("rmt", "taskres")), trials=40, seeds=(1,)),
+    "rmt+tip-adapter-f": Entry(
+        partial(_joined, names=("rmt", "tip-adapter-f")), trials=40, seeds=(1,)
+    ),
+    "rmt+coop": Entry(partial(_joined, names=("rmt", "coop")), trials=24, seeds=(1,)),
+    "enhanced-base+taskres": Entry(
+        partial(_joined, names=("enhanced-base", "taskres")), trials=40, seeds=(1, 2, 3)
+    ),
 }
+
+
+class SpaceError(ValueError):
+    """There is no such space: rule, value and remedy."""
+
+
+def find_space(name: str) -> Entry:
+    """A space of the registry, or several with `+` between them, which are stages of a pipeline.
+
+    Raises `SpaceError`. Whether one stage can follow another is told by `TrialConfig.problems`.
+    """
+    if name in SPACES:
+        return SPACES[name]
+    stages = tuple(name.split("+"))
+    if len(stages) == 1:
+        raise SpaceError(did_you_mean("space", name, SPACES))
+    for stage in stages:
+        if stage not in SPACES:
+            known = [other for other in SPACES if "+" not in other]
+            raise SpaceError(did_you_mean("stage", stage, known))
+    entries = [SPACES[stage] for stage in stages]
+    return Entry(
+        partial(_joined, names=stages),
+        trials=max(entry.trials for entry in entries),
+        seeds=min((entry.seeds for entry in entries), key=len),
+    )

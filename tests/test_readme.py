@@ -76,7 +76,7 @@ def test_the_cluster_command_is_understood() -> None:
     ],
 )
 def test_every_choice_is_listed(option: str, names: dict[str, object]) -> None:
-    said = set(re.findall(r"`([a-z0-9_-]+)`", row(option)))
+    said = set(re.findall(r"`([a-z0-9_+-]+)`", row(option)))
     assert set(names) <= said
 
 

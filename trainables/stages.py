@@ -6,17 +6,19 @@ A pipeline looks like a single training from outside: it has epochs, a state, an
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from trainables.backbones.base import Backbone
 from trainables.data.halves import Half
+from trainables.fixed import learned
 from trainables.methods.base import Method, MethodError
 from trainables.trainer import Trainer
 from trainables.trial import Cell, TrialConfig
 from trainables.view import View
-from trainables.workbench import Workbench
+from trainables.workbench import Learned, Workbench
 
 _FORMAT = {"format": "pipeline", "format_version": "1"}
 
@@ -31,6 +33,10 @@ class Training(Protocol):
     @property
     def method(self) -> Method:
         """The method, of the present stage."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """The one that it is trained on."""
 
     @property
     def epoch(self) -> int:
@@ -77,67 +83,71 @@ def open_training(config: TrialConfig, bench: Workbench, cell: Cell) -> Training
 
 
 class Pipeline:
-    """Several stages; implements `Training`."""
+    """Several stages, one of which is there at a time; implements `Training`.
+
+    Of those that are over there is what they have learned, and the backbone that it has changed.
+    """
 
     def __init__(self, config: TrialConfig, bench: Workbench, cell: Cell) -> None:
         """Raises `MethodError`, `DataError`, `BackboneError`."""
         self.config, self.cell = config, cell
         self.val = bench.views(cell)[1]
-        self._bench = bench
-        self._stages = [Trainer(config.stages[0], bench, cell)]
-
-    @property
-    def _last(self) -> Trainer:
-        return self._stages[-1]
+        self._origin = self._bench = bench
+        self._over: list[Learned] = []
+        self._now: Trainer | None = None
+        if not config.stages[0].fixed:  # else it may have to be trained first: when it is needed
+            self._open()
 
     @property
     def method(self) -> Method:
         """See `Training`."""
-        return self._last.method
+        return self._present().method
+
+    @property
+    def backbone(self) -> Backbone:
+        """See `Training`."""
+        return self._present().backbone
 
     @property
     def epoch(self) -> int:
         """See `Training`."""
-        return sum(stage.epoch for stage in self._stages)
+        over = self.config.stages[: len(self._over)]
+        return _epochs(over) + (self._now.epoch if self._now else 0)
 
     @property
     def epochs(self) -> int:
         """See `Training`."""
-        return sum(config.epochs for config in self.config.stages)
+        return _epochs(self.config.stages)
 
     def run_epoch(self) -> dict[str, float]:
         """See `Trainer.run_epoch`; what a stage's last epoch has changed is what the next begins
         with."""
-        metrics = self._last.run_epoch()
-        while self._last.epoch >= self._last.epochs and self._next():
-            if self._last.epochs == 0:  # nothing to train: this is its only word
-                metrics |= self.validate()
+        metrics = self._present().run_epoch()
+        last = self._present()
+        if last.epochs == 0:  # nothing to train: this is its only word
+            metrics |= last.validate()
         return metrics
 
     def validate(self) -> dict[str, float]:
         """See `Trainer.validate`, of the present stage."""
-        return self._last.validate()
+        return self._present().validate()
 
     def logits(self, view: View) -> Tensor:
         """See `Trainer.logits`, of the present stage."""
-        return self._last.logits(self._last.bench.see(view))
+        return self._present().logits(self._bench.see(view))
 
     def forecast(self) -> dict[str, float]:
         """See `Method.forecast`, of the present stage."""
-        return self._last.forecast()
+        return self._present().forecast()
 
     def warnings(self) -> list[str]:
         """See `Method.warnings`, of the present stage."""
-        return self._last.warnings()
+        return self._present().warnings()
 
     def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """The stages' artifacts, their tensors under the stage's number."""
-        tensors: dict[str, Tensor] = {}
-        records = []
-        for number, stage in enumerate(self._stages):
-            own, metadata = stage.artifact()
-            tensors |= {f"{number}/{name}": tensor for name, tensor in own.items()}
-            records.append(metadata)
+        """The stages' artifacts, their tensors under the stage's number; at the end of all."""
+        last = self._present().artifact()
+        tensors, records = _numbered([*self._over, last])
         return tensors, _FORMAT | {"stages": json.dumps(records)}
 
     def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -147,52 +157,85 @@ class Pipeline:
                 f"a pipeline's artifact has the metadata {_FORMAT}, got {dict(metadata)}: "
                 "load it with the configuration that it was trained with"
             )
-        records = json.loads(metadata.get("stages", "[]"))
+        try:
+            records = json.loads(metadata["stages"])
+        except (KeyError, ValueError) as error:
+            raise MethodError(
+                f"the artifact's list of stages is unreadable ({error!r}): copy it again"
+            ) from None
         if len(records) != len(self.config.stages):
             raise MethodError(
                 f"the pipeline has {len(self.config.stages)} stages and the artifact "
                 f"{len(records)}: load it with the configuration that it was trained with"
             )
-        self._load(tensors, records)
+        self._take_up(tensors, records[:-1])
+        last = self._open()
+        last.load_artifact(_under(tensors, f"{len(records) - 1}/"), records[-1])
+        last.epoch = last.epochs
 
     def transfer(self, dataset: str, half: Half) -> None:
         """See `Trainer.transfer`, of the last stage."""
-        self._last.transfer(dataset, half)
+        self._present().transfer(dataset, half)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What the stages before have learned, and the present one's state."""
-        tensors, plain = self._last.state()
-        tensors = {f"now/{name}": tensor for name, tensor in tensors.items()}
-        records = []
-        for number, stage in enumerate(self._stages[:-1]):
-            own, metadata = stage.artifact()
-            tensors |= {f"{number}/{name}": tensor for name, tensor in own.items()}
-            records.append(metadata)
-        return tensors, {"epoch": self.epoch, "before": records, "now": plain}
+        """What the stages that are over have learned, and the present one's state."""
+        tensors, records = _numbered(self._over)
+        if self._now is None:
+            return tensors, {"before": records, "now": None}
+        now, plain = self._now.state()
+        tensors |= {f"now/{name}": tensor for name, tensor in now.items()}
+        return tensors, {"before": records, "now": plain}
 
     def load_state(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
         """Continue from `state`, bit for bit."""
-        self._stages = self._stages[:1]
-        self._load(tensors, plain["before"])
-        if plain["before"]:
-            self._next()
-        self._last.load_state(_under(tensors, "now/"), plain["now"])
+        self._take_up(tensors, plain["before"])
+        if plain["now"] is not None:
+            self._open().load_state(_under(tensors, "now/"), plain["now"])
 
-    def _load(self, tensors: Mapping[str, Tensor], records: list[dict[str, str]]) -> None:
+    def _take_up(self, tensors: Mapping[str, Tensor], records: list[dict[str, str]]) -> None:
+        """Be where the stages of these artifacts are over."""
+        self._over, self._bench, self._now = [], self._origin, None
         for number, metadata in enumerate(records):
-            if number:
-                self._next()
-            stage = self._stages[number]
+            stage = self._open()
             stage.load_artifact(_under(tensors, f"{number}/"), metadata)
-            stage.epoch = stage.epochs
+            self._hand_over(stage)
 
-    def _next(self) -> bool:
-        """Open the stage after the present one, if there is one."""
-        if len(self._stages) == len(self.config.stages):
-            return False
-        config = self.config.stages[len(self._stages)]
-        self._stages.append(Trainer(config, self._last.tuned(), self.cell))
-        return True
+    def _present(self) -> Trainer:
+        """The first stage with something left to train, or the last one."""
+        while True:
+            config = self.config.stages[len(self._over)]
+            if config.fixed and self._now is None:
+                found, self._bench = learned(config, self._bench, self.cell)
+                self._over.append(found)
+                continue
+            stage = self._now or self._open()
+            if config is self.config or stage.epoch < stage.epochs:
+                return stage
+            self._hand_over(stage)
+
+    def _open(self) -> Trainer:
+        """Begin the stage that comes next."""
+        self._now = Trainer(self.config.stages[len(self._over)], self._bench, self.cell)
+        return self._now
+
+    def _hand_over(self, stage: Trainer) -> None:
+        """The end of a stage."""
+        self._over.append(stage.artifact())
+        self._bench, self._now = stage.tuned(), None
+
+
+def _epochs(stages: Iterable[TrialConfig]) -> int:
+    """Of those that are trained."""
+    return sum(stage.epochs for stage in stages if not stage.fixed)
+
+
+def _numbered(artifacts: Iterable[Learned]) -> tuple[dict[str, Tensor], list[dict[str, str]]]:
+    tensors: dict[str, Tensor] = {}
+    records = []
+    for number, (own, metadata) in enumerate(artifacts):
+        tensors |= {f"{number}/{name}": tensor for name, tensor in own.items()}
+        records.append(metadata)
+    return tensors, records
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -48,6 +48,8 @@ class Assignment:
     """Least time between two checkpoints, in seconds."""
     weights: str = ""
     """Where the backbone's files were shared, see `trainables.backbones.shared`; or empty."""
+    stages: str = ""
+    """Where the sweep keeps what fixed stages have learned, see `trainables.fixed`; or empty."""
 
 
 Outcome = Literal["running", "finished", "failed", "stuck"]
@@ -158,12 +160,10 @@ class FewShotTrainable(tune.Trainable):
         job = self._job
         task = TaskSpec.from_dict(job.task)
         bench, source = self._bench, task.source(job.data)
-        if bench is None or (bench.spec, bench.device, bench.source) != (
-            task.backbone,
-            job.device,
-            source,
-        ):
-            bench = self._bench = Workbench(task.backbone, job.device, source, job.weights)
+        wanted = task.backbone, job.device, source, job.stages
+        if bench is None or (bench.spec, bench.device, bench.source, bench.stages) != wanted:
+            bench = Workbench(task.backbone, job.device, source, job.weights, stages=job.stages)
+            self._bench = bench
         trial = TrialConfig.from_dict(job.trial)
         return TrialRun(trial, task, bench, job.in_sequence)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trainables.backbones.base import Backbone
 from trainables.data.halves import Half
 from trainables.methods.base import Batch, Material, Schedule, Support
 from trainables.methods.registry import METHODS
@@ -69,6 +70,11 @@ class Trainer:
     def epochs(self) -> int:
         """Epochs until the end: 0 for a method with nothing to train."""
         return self.config.epochs
+
+    @property
+    def backbone(self) -> Backbone:
+        """The one that the method is trained on."""
+        return self.bench.backbone
 
     def run_epoch(self) -> dict[str, float]:
         """One pass over the training images; returns `train/*`, `val/*` and the method's own
@@ -133,9 +139,10 @@ class Trainer:
         self.method.transfer(self.bench.classes(dataset, half, self.config.method_config.prompts))
 
     def tuned(self) -> Workbench:
-        """The same data before the backbone that the method has changed."""
+        """The same data before the backbone that the method has changed. That of a fixed stage
+        comes again, in every trial."""
         self._prepare()
-        return self.bench.before(self.method.tuned())
+        return self.bench.before(self.method.tuned(), passing=not self.config.fixed)
 
     def _prepare(self) -> None:
         """What comes before the first step; once, and not for what has been loaded."""

@@ -139,6 +139,8 @@ class TrialConfig:
     """Seeds the order of images, the crops and the method's own draws."""
     before: TrialConfig | None = None
     """The stage before this one, whose method changes the backbone that this one is trained on."""
+    fixed: bool = False
+    """Whether all trials of the sweep begin with this stage as it is: what it learns is kept."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -163,6 +165,17 @@ class TrialConfig:
     def stages(self) -> tuple[TrialConfig, ...]:
         """All that are trained one after another, this one the last."""
         return (*(self.before.stages if self.before else ()), self)
+
+    def after(self, stage: TrialConfig) -> TrialConfig:
+        """The same, with `stage` before its first one."""
+        return dataclasses.replace(self, before=self.before.after(stage) if self.before else stage)
+
+    def seeded(self, seed: int) -> TrialConfig:
+        """The same with this seed, in all stages but those that are fixed."""
+        if self.fixed:
+            return self
+        before = self.before.seeded(seed) if self.before else None
+        return dataclasses.replace(self, seed=seed, before=before)
 
     def flat(self) -> dict[str, object]:
         """Field -> value without nesting, as a person reads it in a table of parameters."""
@@ -189,6 +202,10 @@ class TrialConfig:
             found.append(
                 f"a stage that another follows must change the backbone, and "
                 f"'{self.before.method}' does not: use one of {able}, or make it the last"
+            )
+        if self.before and self.fixed and not self.before.fixed:
+            found.append(
+                "a fixed stage can follow fixed ones only: fix those before it too, or let it vary"
             )
         if not 0 < self.crop_scale <= 1:
             found.append(f"crop_scale must lie in (0, 1], got {self.crop_scale}: use e.g. 0.5")

@@ -2,28 +2,25 @@
 
 A trial is cut into at most eight parts. After each it reports once, and may be stopped, saved and
 continued. A report's step counts parts, so that trials with different numbers of epochs are
-compared at the same share of their budget.
+compared at the same share of their budget. Stages that are trained one after another have as many
+parts as each other, so that trials are compared in the same stage.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from trainables.stages import open_training
 from trainables.storage import Storage
+from trainables.tensor_file import read_checked, write_checked, write_tensors
 from trainables.trial import TaskSpec, TrialConfig
 from trainables.workbench import Workbench
 
@@ -71,10 +68,7 @@ class TrialRun:
     @property
     def steps(self) -> int:
         """How many reports there will be."""
-        if self.in_sequence:
-            return len(self.cells)
-        stride = max(1, math.ceil(self.cells[0].epochs / PARTS))
-        return max(1, math.ceil(self.cells[0].epochs / stride))
+        return len(self.cells) if self.in_sequence else len(self._ends)
 
     @property
     def finished(self) -> bool:
@@ -115,11 +109,22 @@ class TrialRun:
 
     def _train_side_by_side(self) -> list[dict[str, float]]:
         lead = self.cells[0]
-        stride = max(1, math.ceil(lead.epochs / PARTS))
         return [
             _stamped(_mean([cell.run_epoch() for cell in self.cells]), lead.epoch)
-            for _ in range(min(stride, lead.epochs - lead.epoch))
+            for _ in range(self._ends[self.step] - lead.epoch)
         ] or [_stamped(_mean([cell.validate() for cell in self.cells]), 0)]
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """The epoch, of all stages, with which each part ends."""
+        trained = [stage.epochs for stage in self.config.stages if not stage.fixed]
+        trained = [epochs for epochs in trained if epochs]
+        ends: list[int] = []
+        for number, epochs in enumerate(trained):
+            begun = sum(trained[:number])
+            stride = math.ceil(epochs / max(1, PARTS // len(trained)))
+            ends += [begun + min(end, epochs) for end in range(stride, epochs + stride, stride)]
+        return ends or [0]
 
     def save(self, folder: Storage, name: str = CHECKPOINT) -> None:
         """Write everything that continuing needs.
@@ -131,7 +136,7 @@ class TrialRun:
         cells = []
         for index, cell in enumerate(self.cells):
             cell_tensors, cell_plain = cell.state()
-            tensors |= {f"{index}/{key}": t.contiguous() for key, t in cell_tensors.items()}
+            tensors |= {f"{index}/{key}": tensor for key, tensor in cell_tensors.items()}
             cells.append(cell_plain)
         plain = {
             "step": self.step,
@@ -139,32 +144,17 @@ class TrialRun:
             "rows": self._rows,
             "cells": cells,
         }
-        run = json.dumps(plain)
-        metadata = _FORMAT | {
-            "run": run,
-            "config": self._identity(),
-            "sha256": _checksum(run, tensors),
-        }
-        folder.write_by(name, partial(_write, tensors, metadata))
+        metadata = _FORMAT | {"run": json.dumps(plain), "config": self._identity()}
+        write_checked(folder, name, tensors, metadata)
 
     def load(self, folder: Storage, name: str = CHECKPOINT) -> bool:
         """Continue from `save`. False, and nothing changed, where there is no usable file:
         none, a damaged one, or one of another configuration. Raises `StorageError`."""
-        try:
-            with (
-                folder.local_copy(name) as path,
-                safe_open(path, framework="pt") as file,
-            ):
-                metadata = file.metadata() or {}
-                if metadata.get("config") != self._identity():
-                    return False
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (FileNotFoundError, SafetensorError):
+        found = read_checked(folder, name)
+        if found is None or found[1].get("config") != self._identity():
             return False
-        run = metadata.get("run", "")
-        if metadata.get("sha256") != _checksum(run, tensors):
-            return False
-        plain: dict[str, Any] = json.loads(run)
+        tensors, metadata = found
+        plain: dict[str, Any] = json.loads(metadata["run"])
         for index, cell in enumerate(self.cells):
             prefix = f"{index}/"
             own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
@@ -181,31 +171,12 @@ class TrialRun:
             tensors, metadata = cell.artifact()
             suffix = f"-{self.task.label(cell.cell)}" if len(self.cells) > 1 else ""
             names.append(f"artifact{suffix}.safetensors")
-            whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
-            folder.write_by(names[-1], partial(_write, whole, metadata))
+            write_tensors(folder, names[-1], tensors, metadata)
         return names
 
     def _identity(self) -> str:
         mode = "sequence" if self.in_sequence else "side-by-side"
         return f"{self.config.fingerprint()}/{self.task}/{mode}"
-
-
-def _checksum(run: str, tensors: Mapping[str, Tensor]) -> str:
-    """Hex SHA-256 over a checkpoint's content: safetensors itself does not notice a flipped bit."""
-    shapes = {key: [str(t.dtype), *t.shape] for key, t in tensors.items()}
-    digest = hashlib.sha256(json.dumps([run, shapes], sort_keys=True).encode())
-    for key in sorted(tensors):
-        flat = tensors[key].cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(flat.numpy().data)
-    return digest.hexdigest()
-
-
-def _write(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
-    """`save_file`, whose own error does not say that it is the disk's."""
-    try:
-        save_file(tensors, path, metadata)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
 
 
 def _stamped(row: dict[str, float], epoch: int) -> dict[str, float]:

@@ -63,14 +63,12 @@ class View:
         """n."""
         return len(self.labels)
 
-    def before(self, backbone: Backbone) -> View:
-        """The same images before a changed backbone, which will not come again. It is this very
-        view where the image tower is not what was changed."""
+    def before(self, backbone: Backbone, passing: bool = True) -> View:
+        """The same images before a changed backbone, which is this very view where the image tower
+        is not what was changed. `passing`: it will not come again."""
         if backbone.sees_as(self.backbone):
             return self
-        return View(
-            self._split, self._flip, backbone, self._store, self._tell, self._keep, passing=True
-        )
+        return View(self._split, self._flip, backbone, self._store, self._tell, self._keep, passing)
 
     @property
     def has_pixels(self) -> bool:

@@ -27,7 +27,10 @@ from trainables.store import Store
 from trainables.trial import Cell
 from trainables.view import View, as_lists
 
-__all__ = ["Progress", "View", "Workbench", "zero_shot_logits"]
+Learned = tuple[dict[str, Tensor], dict[str, str]]
+"""An artifact: tensors and metadata, see `Method.artifact`."""
+
+__all__ = ["Learned", "Progress", "View", "Workbench", "zero_shot_logits"]
 
 
 def zero_shot_logits(features: Tensor, classes: Tensor, scale: Tensor) -> Tensor:
@@ -45,13 +48,17 @@ class Workbench:
         source: DataSource,
         weights: str = "",
         progress: Listener | None = None,
+        stages: str = "",
     ) -> None:
         """`weights`: where the files that `backbone` names were shared, if they were. `progress`
-        is told how far decoding and encoding are, after every batch."""
+        is told how far decoding and encoding are, after every batch. `stages`: where the sweep
+        keeps what fixed stages have learned, if it does."""
         if weights and backbone.startswith(PREFIX):  # a bundle is a data set too
             source = replace(source, moved={backbone: fetch_weights(backbone, weights)})
         self.spec, self.device, self.source = backbone, device, source
-        self._weights, self._progress = weights, progress
+        self._weights, self._progress, self.stages = weights, progress, stages
+        self.learned: dict[tuple[str, Cell], tuple[Learned, Workbench]] = {}
+        """What fixed stages have learned, see `fixed.py`: by their fingerprint and cell."""
         self._store = Store.of_this_machine()
         self._views: dict[Cell, tuple[View, View]] = {}
         self._classes: dict[tuple[str, Half, PromptVariant], Tensor] = {}
@@ -76,10 +83,10 @@ class Workbench:
     def _view(self, split: Split, flip: bool) -> View:
         return View(split, flip, self.backbone, self._store, self._progress, keep=True)
 
-    def before(self, backbone: Backbone) -> Workbench:
-        """The same data before a changed backbone, which will not come again: nothing that it
-        makes of them is written down."""
-        return _Passing(self, backbone)
+    def before(self, backbone: Backbone, passing: bool = True) -> Workbench:
+        """The same data before a changed backbone. `passing`: it will not come again, so that
+        nothing that it makes of them is written down."""
+        return _Changed(self, backbone, passing)
 
     def classes(self, spec: str, half: Half, variant: PromptVariant) -> Classes:
         """What a method knows of a data set's classes; raises `DataError`."""
@@ -132,22 +139,25 @@ class Workbench:
         return logits
 
 
-class _Passing(Workbench):
+class _Changed(Workbench):
     """A workbench before a backbone that another one's was changed into."""
 
-    def __init__(self, origin: Workbench, backbone: Backbone) -> None:
+    def __init__(self, origin: Workbench, backbone: Backbone, passing: bool) -> None:
         super().__init__(origin.spec, origin.device, origin.source)
         self.backbone = backbone
-        self._origin = origin
+        self._origin, self._passing = origin, passing
 
     def views(self, cell: Cell) -> tuple[View, View]:
         if cell not in self._views:
             train, val = self._origin.views(cell)
-            self._views[cell] = train.before(self.backbone), val.before(self.backbone)
+            changed = self.backbone, self._passing
+            self._views[cell] = train.before(*changed), val.before(*changed)
         return self._views[cell]
 
     def _class_features(self, spec: str, half: Half, variant: PromptVariant) -> Tensor:
         dataset = self.source.dataset(spec, half)
         if isinstance(dataset, Bundle):
             return self._origin.class_features(spec, half, variant)
-        return class_features(self.backbone, dataset.prompts(variant))
+        if self._passing:
+            return class_features(self.backbone, dataset.prompts(variant))
+        return super()._class_features(spec, half, variant)

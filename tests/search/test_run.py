@@ -56,6 +56,13 @@ def refused(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
     ("options", "expected"),
     [
         (("--space", "rtm"), ["There is no space 'rtm'", "Did you mean 'rmt'?"]),
+        (("--space", "rmt+taskrez"), ["There is no stage 'taskrez'", "Did you mean 'taskres'?"]),
+        (("--space", "taskres+rmt"), ["must change the backbone", "'taskres' does not", "rmt"]),
+        (("--start", "nobody"), ["There is no sweep 'nobody'"]),
+        (
+            ("--backbone", "m.safetensors@tiny"),
+            ["mask artifact", "m.safetensors", "check the path"],
+        ),
         (("--dataset", "digit"), ["There is no data set 'digit'", "Did you mean 'digits'?"]),
         (("--sampler", "tpee"), ["There is no sampler 'tpee'", "Did you mean 'tpe'?"]),
         (("--pruner", "ahsa"), ["There is no pruner 'ahsa'", "Did you mean 'asha'?"]),
@@ -251,7 +258,7 @@ def test_help_names_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
     assert stop.value.code == 0
     text = capsys.readouterr().out
     options = (
-        "--space --dataset --backbone --shots --seeds --trials --sampler --pruner --time-budget "
+        "--space --start --dataset --backbone --shots --seeds --trials --sampler --pruner --time-budget "
         "--name --resume --storage --ledger --tracking-uri --address --cpus-per-trial "
         "--gpus-per-trial --max-concurrent --device --seed --eval-seeds"
     )

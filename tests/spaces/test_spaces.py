@@ -79,6 +79,8 @@ def distributions(name: str) -> dict[str, Any]:
 
 def cases() -> Iterator[tuple[str, str]]:
     for name in SPACES:
+        if "+" in name:  # its parameters are those of its stages
+            continue
         for parameter in sorted(distributions(name)):
             # The other parameters of `rmt-budget` are those of `rmt`.
             if name != "rmt-budget" or parameter == "flip_budget":

@@ -258,7 +258,7 @@ def test_saving_leaves_one_whole_file_or_the_old_one(
         Path(name).write_bytes(b"half a file")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("trainables.trial_run.save_file", full_disk)
+    monkeypatch.setattr("trainables.tensor_file.save_file", full_disk)
     run.advance()
     with pytest.raises(StorageError, match="No space left"):
         run.save(*at(path))

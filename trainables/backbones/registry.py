@@ -8,6 +8,7 @@ import torch
 
 from trainables.backbones.base import Backbone
 from trainables.backbones.bundle import open_bundle_backbone
+from trainables.backbones.masked import mask_backbone, split_masked
 from trainables.data.bundle import PREFIX
 
 BACKBONES: dict[str, Path] = {
@@ -20,6 +21,8 @@ def absolute_spec(spec: str) -> str:
     """`spec` with the path in it made absolute: workers run in folders of their own."""
     if spec in BACKBONES:
         return spec
+    if masked := split_masked(spec):
+        return f"{Path(masked[0]).expanduser().resolve()}@{absolute_spec(masked[1])}"
     head, colon, rest = spec.partition(":")
     path = Path(rest if colon else spec).expanduser()
     if path.is_file() or (path.is_dir() and head in ("local-dir", spec)):
@@ -35,10 +38,13 @@ def load_backbone(spec: str, device: torch.device | str = "cpu") -> Backbone:
     `ARCH:FILE` (.safetensors, .pt, .pth, .bin), `ARCH-gelu:FILE` (plain GELU on purpose),
     `openai:FILE` (a state dict in OpenAI's layout, .npz too; dimensions inferred),
     `DIR` or `local-dir:DIR` (`open_clip_config.json` and `open_clip_model.safetensors`),
-    `bundle:FILE` (features without a model, see `trainables/data/bundle.py`).
+    `bundle:FILE` (features without a model, see `trainables/data/bundle.py`),
+    `FILE.safetensors@SPEC` (any of these with the masks of an artifact that was trained on it).
 
     Raises `BackboneError`.
     """
+    if masked := split_masked(spec):
+        return mask_backbone(load_backbone(masked[1], device), Path(masked[0]))
     if spec.startswith(PREFIX):
         return open_bundle_backbone(spec).to(device)
     # Here and not above: a process that builds no model shall not pay for open_clip's memory.

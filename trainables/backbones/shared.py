@@ -10,24 +10,24 @@ import fcntl
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from trainables.backbones.masked import split_masked
 from trainables.cache import cache_folder
 from trainables.storage import Storage, StorageError, open_storage
 
 
 def share_weights(spec: str, sweep: Storage) -> str:
-    """Copy the file or folder that `spec` names into the sweep's folder, if it is not there yet.
+    """Copy the files or folders that `spec` names into the sweep's folder, if they are not there.
 
     Returns the location of the copy; empty where `spec` names nothing on this machine, e.g. a
     model that is part of the project or is downloaded by every node itself.
     """
-    path = _path_in(spec)
-    if path is None:
+    files = dict(_files([path for path in _paths_in(spec) if path.exists()]))
+    if not files:
         return ""
-    files = dict(_files(path))
     copy = sweep.child(f"weights/{_digest(files)}")
     there = set(copy.files())
     for name, file in files.items():
@@ -37,7 +37,7 @@ def share_weights(spec: str, sweep: Storage) -> str:
 
 
 def fetch_weights(spec: str, location: str) -> str:
-    """`spec` with its path replaced by this node's own copy of what was shared at `location`.
+    """`spec` with its paths replaced by this node's own copies of what was shared at `location`.
 
     The first process of a node that asks fetches it, the others wait. Raises `StorageError`.
     """
@@ -50,9 +50,10 @@ def fetch_weights(spec: str, location: str) -> str:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not home.exists():
             _fetch(location, digest, home)
-    path = _written_path(spec)
-    (top,) = home.iterdir()
-    return f"{spec[: len(spec) - len(path)]}{top}"
+    paths = _paths_in(spec)
+    homes = [home] if len(paths) == 1 else [home / str(index) for index in range(len(paths))]
+    copies = {str(path): next(own.iterdir()) for path, own in zip(paths, homes, strict=True)}
+    return _moved(spec, copies)
 
 
 def _fetch(location: str, digest: str, home: Path) -> None:
@@ -76,24 +77,33 @@ def _cache() -> Path:
     return folder
 
 
-def _written_path(spec: str) -> str:
-    head, colon, rest = spec.partition(":")
-    return rest if colon else head
+def _parts(spec: str) -> list[tuple[str, str]]:
+    """What stands before each path, and the path, which may be a mere name."""
+    if masked := split_masked(spec):
+        (head, path), *others = _parts(masked[1])
+        return [("", masked[0]), (f"@{head}", path), *others]
+    head, colon, path = spec.partition(":")
+    return [(f"{head}:", path)] if colon else [("", head)]
 
 
-def _path_in(spec: str) -> Path | None:
-    path = Path(_written_path(spec))
-    return path if path.is_absolute() and path.exists() else None
+def _paths_in(spec: str) -> list[Path]:
+    return [Path(path) for _, path in _parts(spec) if Path(path).is_absolute()]
 
 
-def _files(path: Path) -> Iterator[tuple[str, Path]]:
-    """Names under which the files are shared: below the last part of the path."""
-    if path.is_file():
-        yield path.name, path
-        return
-    for file in sorted(path.rglob("*")):
-        if file.is_file():
-            yield f"{path.name}/{file.relative_to(path).as_posix()}", file
+def _moved(spec: str, copies: Mapping[str, Path]) -> str:
+    return "".join(f"{head}{copies.get(path, path)}" for head, path in _parts(spec))
+
+
+def _files(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+    """Names under which the files are shared: below the last part of the path, and below its
+    number where there are several."""
+    for index, path in enumerate(paths):
+        top = f"{index}/{path.name}" if len(paths) > 1 else path.name
+        if path.is_file():
+            yield top, path
+        for file in sorted(path.rglob("*")):
+            if file.is_file():
+                yield f"{top}/{file.relative_to(path).as_posix()}", file
 
 
 def _digest(files: dict[str, Path]) -> str:

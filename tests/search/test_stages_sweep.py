@@ -1,0 +1,126 @@
+"""Whole sweeps of stages, in real processes with a real Ray."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from tests.search.conftest import Sweep, kill_everything
+from tests.search.test_sweep import ONE_BY_ONE, QUIET, comparable
+
+pytestmark = pytest.mark.slow
+
+CHAIN = ("--space", "rmt+taskres", "--shots", "2", "--trials", "3", "--eval-seeds", "1")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    """A sweep of masks and residuals that nobody has touched."""
+    sweep = Sweep(tmp_path_factory.mktemp("undisturbed"), "calm")
+    done = sweep.run(*CHAIN, *ONE_BY_ONE, *QUIET, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return sweep
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata())
+
+
+def test_every_trial_trains_both_stages(undisturbed: Sweep) -> None:
+    results = undisturbed.results()
+    assert sorted(results) == [0, 1, 2]
+    assert results[0]["config"]["preset"] == "paper"
+    for number, result in results.items():
+        config = result["config"]
+        assert (config["before"]["method"], config["method"]) == ("rmt", "taskres")
+        assert config["before"]["fixed"] is False
+        assert {name[:2] for name in result["parameters"]} == {"1.", "2."}
+        if result["state"] == "COMPLETE":
+            assert "residual/norm" in result["metrics"]
+            assert "mask/flipped" not in result["metrics"]
+            path = undisturbed.folder / f"trials/{number:06d}/artifact.safetensors"
+            assert metadata(path)["format"] == "pipeline"
+    evaluation = undisturbed.evaluation()
+    assert [score["label"] for score in evaluation["scores"]] == ["zero-shot", "paper", "winner"]
+    assert metadata(undisturbed.folder / "winner/artifact-seed2.safetensors")["format"] == (
+        "pipeline"
+    )
+
+
+def in_the_second_stage(checkpoint: Path) -> bool:
+    try:
+        (cell,) = json.loads(metadata(checkpoint)["run"])["cells"]
+    except (FileNotFoundError, SafetensorError, KeyError):
+        return False
+    return bool(cell["before"]) and cell["now"]["epoch"] > 0
+
+
+def test_killed_in_the_second_stage_and_continued(sweep: Sweep, undisturbed: Sweep) -> None:
+    options = (*CHAIN, *ONE_BY_ONE, *QUIET, "--checkpoint-seconds", "0")
+    process = sweep.start(*options)
+    checkpoint = sweep.folder / "trials/000000/checkpoint.safetensors"
+    sweep.wait_until(lambda: in_the_second_stage(checkpoint), timeout=200)
+    kill_everything(process)
+    assert sweep.results() == {}
+    assert in_the_second_stage(checkpoint)
+    done = sweep.run(*options, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert comparable(sweep.results()) == comparable(undisturbed.results())
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    """A finished sweep to start from: draw 1 in its search, draw 2 in its evaluation."""
+    sweep = Sweep(tmp_path_factory.mktemp("started"), "masks")
+    options = ("--space", "rmt", "--shots", "2", "--trials", "2", "--eval-seeds", "1")
+    done = sweep.run(*options, *ONE_BY_ONE, *QUIET, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return sweep
+
+
+def test_a_sweep_that_starts_from_another_ones_winner(masks: Sweep) -> None:
+    sweep = Sweep(masks.storage, "residual")
+    options = ("--start", "masks", "--trials", "3", "--seeds", "1,2", "--eval-seeds", "1")
+    space = ("--space", "taskres")
+    done = sweep.run(*space, *options, "--max-concurrent", "2", *QUIET, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    best = masks.evaluation()["winner"]
+    assert f"after trial {best} of {masks.folder}" in done.stdout
+    winner = masks.results()[best]["config"]
+    results = sweep.results()
+    assert len(results) == 3
+    for result in results.values():
+        before = result["config"]["before"]
+        assert before == winner | {"fixed": True}
+        assert not any(name.startswith("before") for name in result["parameters"])
+    # Draws 1 and 2 are the other sweep's, draw 3 was trained once, for paper and winner.
+    kept = [load_file(path) for path in sorted((sweep.folder / "stages").iterdir())]
+    assert len(kept) == 3
+    theirs = (
+        masks.folder / f"trials/{best:06d}/artifact.safetensors",
+        masks.folder / "winner/artifact-seed2.safetensors",
+    )
+    for path in theirs:
+        artifact = load_file(path)
+        assert sum(_same(artifact, tensors) for tensors in kept) == 1
+    # The masks within each artifact of the new sweep are these.
+    last = sweep.evaluation()["winner"]
+    for seed, path in zip((1, 2), theirs, strict=True):
+        own = load_file(sweep.folder / f"trials/{last:06d}/artifact-seed{seed}.safetensors")
+        first = {n.removeprefix("0/"): t for n, t in own.items() if n.startswith("0/")}
+        assert _same(first, load_file(path))
+    again = sweep.run("--space", "taskres", *options, *QUIET)
+    assert again.returncode == 0, again.stderr
+    without = sweep.run("--space", "taskres", "--shots", "2", "--seeds", "1,2", *QUIET)
+    assert without.returncode == 2
+    assert "start: the sweep has" in without.stderr
+
+
+def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    return first.keys() == second.keys() and all(bool((first[k] == second[k]).all()) for k in first)

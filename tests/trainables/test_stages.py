@@ -1,0 +1,266 @@
+"""Stages one after another: as one training, and each on what the one before has left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.trainables.trials import TASK, TWO_SEEDS, mask_trial, residual_trial
+from trainables.methods.base import MethodError
+from trainables.methods.registry import METHODS
+from trainables.stages import Pipeline, open_training
+from trainables.storage import LocalStorage
+from trainables.trainer import Trainer
+from trainables.trial import Cell, TrialConfig
+from trainables.trial_run import PARTS, TrialRun
+from trainables.workbench import Workbench
+
+CELL = Cell("digits", 2, 1)
+MASKS = mask_trial(2)
+CHAIN = residual_trial(3, batch_size=20).after(MASKS)
+
+
+def trained(config: TrialConfig, bench: Workbench, cell: Cell = CELL) -> Pipeline:
+    training = Pipeline(config, bench, cell)
+    for _ in range(training.epochs):
+        training.run_epoch()
+    return training
+
+
+def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_only_a_pipeline_is_one(bench: Workbench) -> None:
+    assert isinstance(open_training(MASKS, bench, CELL), Trainer)
+    assert isinstance(open_training(CHAIN, bench, CELL), Pipeline)
+
+
+def test_it_is_the_stages_one_after_another(bench: Workbench) -> None:
+    """The second sees the masked backbone: its features, its zero-shot classifier."""
+    pipeline = Pipeline(CHAIN, bench, CELL)
+    assert (pipeline.epoch, pipeline.epochs) == (0, 5)
+    masks = Trainer(MASKS, bench, CELL)
+    for _ in range(2):
+        assert pipeline.run_epoch() == masks.run_epoch()
+    masked = masks.method.tuned()
+    assert masked.fingerprint != bench.backbone.fingerprint
+    residual = Trainer(CHAIN, bench.before(masked), CELL)
+    assert pipeline.epoch == 2
+    for _ in range(3):
+        assert pipeline.run_epoch() == residual.run_epoch()
+    assert pipeline.epoch == pipeline.epochs == 5
+    images = bench.backbone.preprocess.normalise(
+        bench.views(CELL)[1].images(torch.arange(len(pipeline.val)))
+    )
+    expected = residual.method(masked.encode_image(images))
+    torch.testing.assert_close(pipeline.logits(pipeline.val), expected, atol=1e-3, rtol=1e-5)
+    unmasked = residual.method(bench.backbone.encode_image(images))
+    assert not torch.allclose(pipeline.logits(pipeline.val), unmasked, atol=1e-1)
+
+
+@pytest.mark.parametrize("done", range(6))
+def test_any_state_continues_bit_for_bit(done: int, bench: Workbench) -> None:
+    """In the middle of either stage, between them, before and after all."""
+    first = Pipeline(CHAIN, bench, CELL)
+    for _ in range(done):
+        first.run_epoch()
+    tensors, plain = first.state()
+    state = {name: tensor.clone() for name, tensor in tensors.items()}, plain
+    second = Pipeline(CHAIN, bench, CELL)
+    second.load_state(*state)
+    assert second.epoch == done
+    assert same(second.state()[0], state[0])
+    assert second.state()[1] == state[1]
+    for _ in range(5 - done):
+        assert first.run_epoch() == second.run_epoch()
+    assert same(first.artifact()[0], second.artifact()[0])
+    assert torch.equal(first.logits(first.val), second.logits(second.val))
+
+
+def test_a_state_is_loaded_over_a_later_one(bench: Workbench) -> None:
+    start = Pipeline(CHAIN, bench, CELL).state()
+    used = trained(CHAIN, bench)
+    used.load_state(*start)
+    assert used.epoch == 0
+    assert used.run_epoch() == Pipeline(CHAIN, bench, CELL).run_epoch()
+
+
+def test_artifact_there_and_back(bench: Workbench) -> None:
+    first = trained(CHAIN, bench)
+    tensors, metadata = first.artifact()
+    assert {name.partition("/")[0] for name in tensors} == {"0", "1"}
+    assert metadata["format"] == "pipeline"
+    second = Pipeline(CHAIN, bench, CELL)
+    second.load_artifact(tensors, metadata)
+    assert second.epoch == second.epochs
+    assert torch.equal(first.logits(first.val), second.logits(second.val))
+    assert same(second.artifact()[0], tensors)
+    # Other images than its own: those of another workbench's view.
+    other = bench.views(Cell("digits", 2, 9))[1]
+    assert torch.equal(first.logits(other), second.logits(other))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": "taskres"}, "a pipeline's artifact has the metadata"),
+        ({"stages": "[]"}, "2 stages and the artifact 0"),
+        ({"stages": "["}, "list of stages is unreadable"),
+        ({"stages": '[{"format": "taskres"}, {}]'}, "format"),
+    ],
+)
+def test_another_artifact_is_refused(change: dict[str, str], words: str, bench: Workbench) -> None:
+    tensors, metadata = trained(CHAIN, bench).artifact()
+    with pytest.raises(MethodError, match=words):
+        Pipeline(CHAIN, bench, CELL).load_artifact(tensors, metadata | change)
+
+
+def test_other_classes_keep_the_masks(bench: Workbench) -> None:
+    """The masked tower stays; the residual, which belongs to the classes, goes."""
+    cell = Cell("digits", 2, 1, "base")
+    pipeline = trained(CHAIN, bench, cell)
+    residual = pipeline.method.artifact()[0]["residual"]
+    assert residual.abs().max() > 0
+    pipeline.transfer("digits", "new")
+    masks = Trainer(MASKS, bench, cell)
+    for _ in range(2):
+        masks.run_epoch()
+    view = bench.views(Cell("digits", 2, 1, "new"))[1]
+    masked = bench.before(masks.method.tuned())
+    zero_shot = masked.zero_shot("digits", "new", CHAIN.method_config.prompts)
+    images = bench.backbone.preprocess.normalise(view.images(torch.arange(len(view))))
+    found = pipeline.logits(view)
+    assert found.shape == (len(view), 5)
+    torch.testing.assert_close(found, zero_shot(images), atol=1e-3, rtol=1e-5)
+
+
+def test_nothing_to_train_at_the_end(bench: Workbench) -> None:
+    """The last row is that of the last stage: a cache of the masked backbone's features."""
+    recipe = METHODS["tip-adapter"].preset("paper", dataset="digits", shots=2, images=20)
+    last = TrialConfig("tip-adapter", "paper", recipe.config, recipe.optim)
+    pipeline = Pipeline(last.after(MASKS), bench, CELL)
+    assert pipeline.epochs == 2
+    rows = [pipeline.run_epoch() for _ in range(2)]
+    assert "mask/flipped" in rows[1]
+    assert {k: rows[1][k] for k in ("val/accuracy", "val/loss")} == pipeline.validate()
+    masks = Trainer(MASKS, bench, CELL)
+    alone = [masks.run_epoch() for _ in range(2)]
+    assert rows[0] == alone[0]
+    assert rows[1]["val/loss"] != alone[1]["val/loss"]
+    assert pipeline.method.closed_form
+    again = Pipeline(last.after(MASKS), bench, CELL)
+    again.load_state(*pipeline.state())
+    assert again.validate() == pipeline.validate()
+
+
+def test_a_passing_backbone_leaves_nothing_in_the_store(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    bench = Workbench("tiny", "cpu", TASK.source(""))
+    first = Trainer(replace(CHAIN, before=None), bench, CELL)
+    first.run_epoch()  # features of the backbone as it is are kept
+    trained(MASKS.after(MASKS), bench)  # what training on images needs of it too
+    kept = sorted(tmp_path.rglob("*.arrow"))
+    assert kept
+    trained(CHAIN, bench)
+    assert sorted(tmp_path.rglob("*.arrow")) == kept
+
+
+def test_a_stage_that_none_can_follow(bench: Workbench) -> None:
+    wrong = MASKS.after(residual_trial(1))
+    (problem,) = wrong.problems()
+    assert "'taskres' does not: use one of" in problem
+    assert "rmt" in problem
+    with pytest.raises(MethodError, match="use it as the last one"):
+        trained(wrong, bench)
+
+
+def test_three_stages(bench: Workbench) -> None:
+    """Masks on masked masks: each stage's fingerprint builds on the last one's."""
+    config = residual_trial(1).after(mask_trial(1, masked="mlp")).after(MASKS)
+    assert [stage.epochs for stage in config.stages] == [2, 1, 1]
+    assert [stage.method for stage in config.stages] == ["rmt", "rmt", "taskres"]
+    pipeline = trained(config, bench)
+    tensors, metadata = pipeline.artifact()
+    again = Pipeline(config, bench, CELL)
+    again.load_artifact(tensors, metadata)
+    assert torch.equal(again.logits(again.val), pipeline.logits(pipeline.val))
+
+
+# --- as a trial ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("masks", "residual", "ends"),
+    [
+        (2, 3, [1, 2, 3, 4, 5]),
+        (10, 200, [3, 6, 9, 10, 60, 110, 160, 210]),
+        (30, 25, [8, 16, 24, 30, 37, 44, 51, 55]),
+        (1, 1, [1, 2]),
+    ],
+)
+def test_each_stage_has_as_many_parts(
+    masks: int, residual: int, ends: list[int], bench: Workbench
+) -> None:
+    config = residual_trial(residual).after(mask_trial(masks))
+    run = TrialRun(config, TASK, bench)
+    assert run._ends == ends
+    assert run.steps == len(ends) <= PARTS
+
+
+def test_a_trial_of_two_stages(bench: Workbench, tmp_path: Path) -> None:
+    """Every report, and a continuation after each of them."""
+    run = TrialRun(CHAIN, TWO_SEEDS, bench)
+    folder, reports = LocalStorage(tmp_path), []
+    while not run.finished:
+        reports.append(run.advance())
+        other = TrialRun(CHAIN, TWO_SEEDS, bench)
+        run.save(folder)
+        assert other.load(folder)
+        run = other
+    assert [len(report.values) for report in reports] == [1, 2, 3, 4, 5]
+    rows = reports[-1].values
+    alone = [trained(CHAIN, bench, Cell("digits", 1, seed)) for seed in TWO_SEEDS.seeds]
+    mean = sum(training.validate()["val/accuracy"] for training in alone) / 2
+    assert rows[-1] == mean
+    assert run.save_artifacts(folder) == [
+        "artifact-seed1.safetensors",
+        "artifact-seed4.safetensors",
+    ]
+
+
+def test_a_trial_of_two_stages_in_sequence(bench: Workbench) -> None:
+    run = TrialRun(CHAIN, TWO_SEEDS, bench, in_sequence=True)
+    assert run.steps == 2
+    first, second = run.advance(), run.advance()
+    assert [row["epoch"] for row in first.rows] == [1, 2, 3, 4, 5]
+    assert [row["epoch"] for row in second.rows] == [6, 7, 8, 9, 10]
+
+
+# --- the record ----------------------------------------------------------------------------------
+
+
+def test_after_and_seeded() -> None:
+    chain: Any = residual_trial(1).after(mask_trial(2)).after(mask_trial(3))
+    assert [stage.epochs for stage in chain.stages] == [3, 2, 1]
+    assert [stage.seed for stage in chain.seeded(7).stages] == [7, 7, 7]
+    held = residual_trial(1).after(replace(mask_trial(2).seeded(3), fixed=True))
+    assert [stage.seed for stage in held.seeded(7).stages] == [3, 7]
+    assert TrialConfig.from_dict(held.to_dict()) == held
+    assert held.fingerprint() != replace(held, before=None).fingerprint()
+
+
+def test_only_the_first_stages_can_be_fixed() -> None:
+    held = replace(mask_trial(1), fixed=True)
+    assert mask_trial(2).after(held).problems() == []
+    assert residual_trial(1).after(mask_trial(2)).after(held).problems() == []
+    late = residual_trial(1).after(held).after(mask_trial(2))
+    assert [p for p in late.problems() if "a fixed stage can follow fixed ones only" in p]

@@ -1,0 +1,106 @@
+"""Fixed stages: what every trial of a sweep begins with is trained once, and kept.
+
+What such a stage has learned depends on its configuration, the draw and the backbone. Under the
+digest of these it lies in the machine's cache, for all its processes, and in the sweep's folder,
+for all its machines. One process trains it, the others of the machine wait; the system lets go of
+the lock of one that dies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from trainables.cache import cache_folder
+from trainables.data.source import DataSource
+from trainables.storage import LocalStorage, Storage, StorageError, open_storage
+from trainables.tensor_file import read_checked, write_checked
+from trainables.trainer import Trainer
+from trainables.trial import Cell, TrialConfig
+from trainables.workbench import Learned, Workbench
+
+STAGES = "stages"
+"""Where they lie in a sweep's folder."""
+_VERSION = 1  # of what a training is: another number, and all are trained again
+
+
+def learned(config: TrialConfig, bench: Workbench, cell: Cell) -> tuple[Learned, Workbench]:
+    """What the stage `config` learns before `bench`, which is that of the stage before it, and the
+    workbench of the next stage. Raises what a `Trainer` raises, and `StorageError`."""
+    key = (config.fingerprint(), cell)
+    if key not in bench.learned:
+        name = stage_name(config, cell, bench.source, bench.backbone.fingerprint)
+        with _owned(name) as cache:
+            shared = open_storage(bench.stages) if bench.stages else None
+            artifact = _find(name, cache, shared) or _train(config, bench, cell, name, shared)
+            if not cache.exists(name):
+                write_checked(cache, name, *artifact)
+        trainer = Trainer(config, bench, cell)
+        trainer.load_artifact(*artifact)
+        bench.learned[key] = artifact, trainer.tuned()
+    return bench.learned[key]
+
+
+def stage_name(config: TrialConfig, cell: Cell, source: DataSource, backbone: str) -> str:
+    """The file's name. `backbone` is the fingerprint of the one that the stage is trained on, the
+    stages before it included. Raises `DataError`."""
+    drawn = source.draw(cell.dataset, cell.shots, cell.seed, cell.half)
+    facts = {
+        "config": config.to_dict() | {"before": None, "fixed": True, "preset": ""},
+        "cell": asdict(cell),
+        "split": drawn.train.fingerprint,
+        "content": drawn.train.images.content(),
+        "classes": source.dataset(cell.dataset, cell.half).class_names,
+        "backbone": backbone,
+        "version": _VERSION,
+    }
+    text = json.dumps(facts, sort_keys=True).encode()
+    return f"{hashlib.sha256(text).hexdigest()}.safetensors"
+
+
+def _find(name: str, cache: Storage, shared: Storage | None) -> Learned | None:
+    found = read_checked(cache, name)
+    if found is None:
+        cache.delete(name)  # damaged, if it is there
+        found = read_checked(shared, name) if shared else None
+    return found
+
+
+def _train(
+    config: TrialConfig, bench: Workbench, cell: Cell, name: str, shared: Storage | None
+) -> Learned:
+    trainer = Trainer(config, bench, cell)
+    for _ in range(trainer.epochs):
+        trainer.run_epoch()
+    artifact = trainer.artifact()
+    if shared is not None:
+        write_checked(shared, name, *artifact)
+    return artifact
+
+
+@contextmanager
+def _owned(name: str) -> Iterator[LocalStorage]:
+    """This machine's cache, while no other process of it is at this file."""
+    folder = cache_folder() / STAGES
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(_lock(folder, name), "w", encoding="utf-8")  # noqa: SIM115 - closed below
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
+        raise StorageError(
+            f"'{folder}': {reason}: what fixed stages learn is kept there; make room, or set "
+            "XDG_CACHE_HOME to a folder with room"
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield LocalStorage(folder)
+
+
+def _lock(folder: Path, name: str) -> Path:
+    return folder / f".{name}.lock"

@@ -1,0 +1,75 @@
+"""Tensors and strings in one safetensors file of a storage, with a checksum over both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trainables.storage import Storage
+
+_CHECKSUM = "sha256"
+
+Content = tuple[dict[str, Tensor], dict[str, str]]
+"""Tensors on the CPU, and metadata."""
+
+
+def write_tensors(
+    folder: Storage, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write a file, whole or not at all; raises `StorageError`."""
+    whole = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
+    folder.write_by(name, partial(_write, whole, dict(metadata)))
+
+
+def write_checked(
+    folder: Storage, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """As `write_tensors`, for `read_checked`."""
+    checksum = _checksum(tensors, metadata)
+    write_tensors(folder, name, tensors, dict(metadata) | {_CHECKSUM: checksum})
+
+
+def read_tensors(folder: Storage, name: str) -> Content | None:
+    """What is in a file; none where there is no readable one. Raises `StorageError`."""
+    try:
+        with folder.local_copy(name) as path, safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return tensors, dict(file.metadata() or {})
+    except (FileNotFoundError, SafetensorError):
+        return None
+
+
+def read_checked(folder: Storage, name: str) -> Content | None:
+    """What `write_checked` wrote; none where a bit of it is not as it was. safetensors itself does
+    not notice that. Raises `StorageError`."""
+    found = read_tensors(folder, name)
+    if found is None:
+        return None
+    tensors, metadata = found
+    checksum = metadata.pop(_CHECKSUM, "")
+    return (tensors, metadata) if checksum == _checksum(tensors, metadata) else None
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    shapes = {key: [str(t.dtype), *t.shape] for key, t in tensors.items()}
+    digest = hashlib.sha256(json.dumps([dict(metadata), shapes], sort_keys=True).encode())
+    for key in sorted(tensors):
+        flat = tensors[key].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(flat.numpy().data)
+    return digest.hexdigest()
+
+
+def _write(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
+    """`save_file`, whose own error does not say that it is the disk's."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
