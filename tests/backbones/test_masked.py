@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from trainables.backbones.base import BackboneError
 from trainables.backbones.masked import split_masked
 from trainables.backbones.registry import BACKBONES, absolute_spec, load_backbone
 from trainables.backbones.shared import fetch_weights, share_weights
+from trainables.methods.base import MethodError
+from trainables.methods.registry import METHODS
 from trainables.storage import LocalStorage
 from trainables.tensor_file import write_tensors
 from trainables.trainer import Trainer
@@ -55,6 +58,28 @@ def test_it_is_what_the_method_would_give_the_next_stage(
     assert torch.equal(found.encode_image(images), expected.encode_image(images))
     assert found.name == f"{artifact}@tiny"
     assert not any(p.requires_grad for p in found.model.parameters())
+
+
+@pytest.mark.parametrize("name", ["rmt-text", "rmt-both"])
+def test_masks_of_the_text_tower(name: str, bench: Workbench, tmp_path: Path) -> None:
+    """Both towers of a CLIP have layers of the same names: the file says whose they are."""
+    recipe = METHODS[name].preset("paper", dataset="digits", shots=2, images=20)
+    config = replace(recipe.config, prompts="single")
+    text = trained(TrialConfig(name, "search", config, mask_trial().optim), bench)
+    write_tensors(LocalStorage(tmp_path), "text.safetensors", *text.artifact())
+    found, expected = load_backbone(f"{tmp_path}/text.safetensors@tiny"), text.method.tuned()
+    assert found.fingerprint == expected.fingerprint
+    assert not torch.equal(found.encode_text(["x"]), bench.backbone.encode_text(["x"]))
+    assert torch.equal(found.encode_text(["x"]), expected.encode_text(["x"]))
+
+
+def test_one_towers_masks_are_not_the_others(masks: Trainer, bench: Workbench) -> None:
+    recipe = METHODS["rmt-text"].preset("paper", dataset="digits", shots=2, images=20)
+    text = Trainer(TrialConfig("rmt-text", "search", recipe.config, recipe.optim), bench, CELL)
+    with pytest.raises(MethodError, match=r"below ''.*below 'visual\.'"):
+        text.load_artifact(*masks.artifact())
+    with pytest.raises(MethodError, match=r"below 'visual\.'.*below ''"):
+        Trainer(mask_trial(1), bench, CELL).load_artifact(*text.artifact())
 
 
 def test_masks_on_masks(artifact: Path, tmp_path: Path) -> None:

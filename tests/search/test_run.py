@@ -258,9 +258,9 @@ def test_help_names_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
     assert stop.value.code == 0
     text = capsys.readouterr().out
     options = (
-        "--space --start --dataset --backbone --shots --seeds --trials --sampler --pruner --time-budget "
-        "--name --resume --storage --ledger --tracking-uri --address --cpus-per-trial "
-        "--gpus-per-trial --max-concurrent --device --seed --eval-seeds"
+        "--space --start --dataset --backbone --shots --seeds --trials --sampler --pruner "
+        "--time-budget --name --resume --storage --ledger --tracking-uri --address "
+        "--cpus-per-trial --gpus-per-trial --max-concurrent --device --seed --eval-seeds"
     )
     for option in options.split():
         assert f"\n  {option} " in text, option

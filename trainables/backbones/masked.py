@@ -39,7 +39,7 @@ def mask_backbone(backbone: Backbone, path: Path) -> Backbone:
         )
     try:
         masks = unpack_masks(tensors, metadata, backbone.fingerprint)
-        prefix = metadata.get("prefix", "visual.")  # files of version 1 are of the image tower
+        prefix = metadata.get("prefix", "visual.")  # which there was alone before there was another
         whole = {name: backbone.model.get_parameter(prefix + name) for name in masks}
         weights = {
             f"{prefix}{name}": whole[name] * mask.to(backbone.device)

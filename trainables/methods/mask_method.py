@@ -244,13 +244,21 @@ class MaskMethod(Method):
         return self._backbone.changed({f"{self.prefix}{name}": w for name, w in weights.items()})
 
     def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """The packed bits, see `masks.py`; one a score, so that groups take little."""
-        return pack_masks(self.masks(), self._backbone.fingerprint)
+        """The packed bits, see `masks.py`; one a score, so that groups take little. `prefix` tells
+        the towers apart, whose layers have the same names."""
+        tensors, metadata = pack_masks(self.masks(), self._backbone.fingerprint)
+        return tensors, metadata | {"prefix": self.prefix}
 
     def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """See `MaskScores.load`. `dynamic` accepts any choice of tensors that it could have made
         itself."""
         masks = unpack_masks(tensors, metadata, self._backbone.fingerprint)
+        prefix = metadata.get("prefix", "visual.")  # which there was alone before there was another
+        if prefix != self.prefix:
+            raise MethodError(
+                f"the masks must be of the weights below '{self.prefix}', and these are below "
+                f"'{prefix}': load them with the method that they were trained with"
+            )
         self.scores.load(masks, any_subset=self.config.masked == "dynamic")
 
     def _logits(
