@@ -1,15 +1,20 @@
-"""One R-AMT training step: ours against the published order of operations, on one CPU.
+"""One R-AMT training step: ours against the published order of operations.
 
     python -m benchmarks.mask_step                               the embedded model, batch 32
     python -m benchmarks.mask_step --shape ViT-B-16 --batch 8    random weights, some minutes
+    python -m benchmarks.mask_step --shape ViT-B-16 --memory     peak memory alone
 
 The published step runs the student, runs the teacher with its gradients tracked, and goes backward
 twice: from the divergence through both, keeping the graph, then from the cross entropy. It is
 written down here anew from that description. Ours is `MaskTuning.backward` and the project's Adam,
-once with the teacher run anew (augmented views) and once with its logits cached (fixed views).
+with the teacher run anew (augmented views), with its logits cached (fixed views), and with these
+and activations in bfloat16.
 
-The three take turns, in an order that rotates; figures are medians, ratios those of the same turn.
-Before that, all must give the same gradients. FLOP are those of matrix products and convolutions,
+All take turns, in an order that rotates; figures are medians, ratios those of the same turn. Before
+that, those in float32 must give the same gradients. Memory is measured in a process for each step:
+what it holds at most during two steps, its weights included, beyond what it held when all was
+imported. The published step's process keeps one student and one teacher and nothing else of the
+image tower. FLOP are those of matrix products and convolutions,
 without attention's own; a multiplication and an addition are 2. The peak is that of a 1024 x 1024
 float32 matrix product in the same turns.
 """
@@ -20,10 +25,13 @@ import argparse
 import copy
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +48,11 @@ from trainables.optim import OptimConfig, make_optimiser
 from trainables.workbench import zero_shot_logits
 
 Shape = Literal["tiny", "ViT-B-16", "ViT-B-32"]
+Step = Literal["published", "ours", "cached", "bfloat16"]
 
 CONFIG = MaskTuningConfig()
 """Attention masks, init 1e-2, threshold 5e-3, leak 1."""
+HALF = replace(CONFIG, precision="bfloat16")
 OPTIM = OptimConfig(lr=8e-5, epochs=30, batch_size=32)
 CLASSES = 10
 _PUBLISHED = "published step"
@@ -75,6 +85,8 @@ class Figures:
     """Ours, with the teacher run in every step."""
     cached: Row
     """Ours, with the teacher's logits known."""
+    half: Row
+    """The same with activations in bfloat16."""
     forward: int
     """FLOP of one forward pass of the image tower on the batch."""
     peak: float
@@ -167,11 +179,13 @@ class PublishedStep:
 class OurStep:
     """The step as this project takes it."""
 
-    def __init__(self, backbone: Backbone, classes: Tensor) -> None:
+    def __init__(
+        self, backbone: Backbone, classes: Tensor, config: MaskTuningConfig = CONFIG
+    ) -> None:
         """`classes` [c, d]: class features, not normalised."""
         self._backbone, self._classes = backbone, classes
         schedule = Schedule(OPTIM.learning_rates(1600))
-        self.method = MaskTuning.build(CONFIG, Material(backbone, Classes(classes), schedule))
+        self.method = MaskTuning.build(config, Material(backbone, Classes(classes), schedule))
         self._optimiser = make_optimiser(self.method.trainable().values(), OPTIM)
 
     def teacher(self, images: Tensor) -> Tensor:
@@ -203,14 +217,9 @@ def open_shape(shape: Shape) -> Backbone:
 def measure(shape: Shape = "tiny", batch: int = 32, repeats: int = 30) -> Figures:
     """Compare gradients, count operations, then time `repeats` turns of everything."""
     backbone = open_shape(shape)
-    rng = torch.Generator().manual_seed(0)
-    side = backbone.preprocess.image_size
-    images = torch.randn(batch, 3, side, side, generator=rng)
-    labels = torch.randint(CLASSES, (batch,), generator=rng)
-    classes = torch.randn(CLASSES, backbone.feature_dim, generator=rng)
-    classifier = backbone.logit_scale * functional.normalize(classes, dim=-1)
-
+    images, labels, classes, classifier, rng = _task(backbone, batch)
     ours, published = OurStep(backbone, classes), PublishedStep(backbone, classifier)
+    half = OurStep(backbone, classes, HALF)
     cached_logits = ours.teacher(images)
     difference, alike = _compare(ours, published, images, labels, cached_logits, rng)
     square = torch.randn(_PEAK_SIDE, _PEAK_SIDE, generator=rng)
@@ -218,6 +227,7 @@ def measure(shape: Shape = "tiny", batch: int = 32, repeats: int = 30) -> Figure
         _PUBLISHED: lambda: published(images, labels, rng),
         "ours, teacher in every step": lambda: ours(images, labels, rng),
         "ours, teacher logits cached": lambda: ours(images, labels, rng, cached_logits),
+        "ours, cached, bfloat16": lambda: half(images, labels, rng, cached_logits),
         "matrix product": lambda: square @ square,
     }
     flop = {name: _count(run) for name, run in work.items()}
@@ -232,8 +242,60 @@ def measure(shape: Shape = "tiny", batch: int = 32, repeats: int = 30) -> Figure
         )
         for name, times in seconds.items()
     ]
-    peak = rows[3].flop / rows[3].seconds
-    return Figures(batch, rows[0], rows[1], rows[2], tower, peak, difference, alike)
+    peak = rows[4].flop / rows[4].seconds
+    return Figures(batch, rows[0], rows[1], rows[2], rows[3], tower, peak, difference, alike)
+
+
+def peak_memory(step: Step, shape: Shape, batch: int) -> float:
+    """MiB that a process of its own holds at most, see the module's text."""
+    options = ["--shape", shape, "--batch", str(batch), "--peak-of", step]
+    process = subprocess.run(
+        [sys.executable, "-m", "benchmarks.mask_step", *options],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(process.stdout)
+
+
+def _own_peak(step: Step, shape: Shape, batch: int) -> float:
+    """Takes two steps; the second has Adam's moments and whatever the first left."""
+    before = _held("VmRSS")
+    backbone = open_shape(shape)
+    images, labels, classes, classifier, rng = _task(backbone, batch)
+    if step == "published":
+        published = PublishedStep(backbone, classifier)
+        backbone.model.visual = nn.Identity()  # it has two copies of its own
+        for _ in range(2):
+            published(images, labels, rng)
+    else:
+        ours = OurStep(backbone, classes, HALF if step == "bfloat16" else CONFIG)
+        logits = None if step == "ours" else torch.randn(batch, CLASSES, generator=rng)
+        for _ in range(2):
+            ours(images, labels, rng, logits)
+    return _held("VmHWM") - before
+
+
+def _held(kind: Literal["VmRSS", "VmHWM"]) -> float:
+    """MiB that this process holds, or held at most; `getrusage` would count what its parent held
+    when it was started."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(":")
+        if name == kind:
+            return int(value.split()[0]) / 1024
+    raise RuntimeError(f"/proc/self/status has no {kind}: memory is measured on Linux")
+
+
+def _task(backbone: Backbone, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor, torch.Generator]:
+    """Random images and labels, class features and the classifier made of them, a generator."""
+    rng = torch.Generator().manual_seed(0)
+    side = backbone.preprocess.image_size
+    images = torch.randn(batch, 3, side, side, generator=rng)
+    labels = torch.randint(CLASSES, (batch,), generator=rng)
+    classes = torch.randn(CLASSES, backbone.feature_dim, generator=rng)
+    classifier = backbone.logit_scale * functional.normalize(classes, dim=-1)
+    return images, labels, classes, classifier, rng
 
 
 def _compare(
@@ -309,13 +371,21 @@ def table(figures: Figures) -> str:
         f"{row.name:29}{figures.batch / row.seconds:9.1f}"
         f"{row.ratio:7.2f}{row.flop / figures.forward:10.2f}"
         f"{row.flop / 1e9:8.2f}{row.flop / row.seconds / figures.peak:9.0%}"
-        for row in (figures.published, figures.ours, figures.cached)
+        for row in (figures.published, figures.ours, figures.cached, figures.half)
     ]
     lines += [
         f"peak: {figures.peak / 1e9:.0f} GFLOP/s in a {_PEAK_SIDE} x {_PEAK_SIDE} matrix product",
         f"gradients: relative difference {figures.difference:.1e}; "
         f"{figures.dropped_alike:.4%} of the elements dropped alike",
     ]
+    return "\n".join(lines)
+
+
+def memory_table(shape: Shape, batch: int) -> str:
+    """Peak memory of every step, and its share of the published one's."""
+    peaks = {step: peak_memory(step, shape, batch) for step in get_args(Step)}
+    lines = [f"{shape}, batch {batch}: MiB at most, weights included"]
+    lines += [f"{n:12}{p:8.0f}{p / peaks['published']:7.0%}" for n, p in peaks.items()]
     return "\n".join(lines)
 
 
@@ -326,8 +396,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="images a step")
     parser.add_argument("--repeats", type=int, default=30, help="turns")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads, 1 as in a trial")
+    parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
+    parser.add_argument("--peak-of", choices=get_args(Step), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.peak_of:
+        print(_own_peak(options.peak_of, options.shape, options.batch))
+        return
+    if options.memory:
+        print(memory_table(options.shape, options.batch))
+        return
     before = os.getloadavg()[0]
     figures = measure(options.shape, options.batch, options.repeats)
     print(

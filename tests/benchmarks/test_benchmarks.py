@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.features import extraction, second_use, training
 from benchmarks.many_trials import in_process, per_minute
-from benchmarks.mask_step import PublishedStep, measure, open_shape, table
+from benchmarks.mask_step import PublishedStep, measure, open_shape, peak_memory, table
 
 
 def test_mask_step_has_the_published_gradients_in_less_time() -> None:
@@ -28,6 +28,13 @@ def test_mask_step_counts_what_it_claims() -> None:
     assert counts == pytest.approx([6.65, 4.69], abs=0.05)
     teacher = figures.ours.flop - figures.cached.flop
     assert teacher == pytest.approx(figures.forward, rel=1e-2)
+
+
+@pytest.mark.slow
+def test_mask_step_holds_little() -> None:
+    """At the embedded model's size, where activations are nearly all there is."""
+    published, ours = (peak_memory(step, "tiny", 512) for step in ("published", "cached"))
+    assert ours < 0.6 * published
 
 
 def test_mask_step_notices_other_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
