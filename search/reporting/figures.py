@@ -35,7 +35,6 @@ STYLE: dict[str, object] = {
     "grid.color": "#dddddd",
     "grid.linewidth": 0.6,
     "legend.frameon": False,
-    "savefig.bbox": "tight",
     "savefig.dpi": DPI,
     "svg.hashsalt": "report",  # the same figure gives the same file
 }

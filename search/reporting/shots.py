@@ -119,12 +119,13 @@ def _over_sets(
         return [s for s in row.scores if (s.part, s.shots) == (part, shots)]
 
     columns = list(dict.fromkeys((s.dataset, s.target) for row in rows for s in own(row)))
+    several = len(columns) > 1
     body = []
     for row in rows:
         found = {(s.dataset, s.target): s for s in own(row)}
         if found:
             cells = [mean_of(found[c].values) if c in found else "-" for c in columns]
-            body.append((row.name, "measured", *cells, _average(found, columns)))
+            body.append((row.name, "measured", *cells, *[_average(found, columns)] * several))
     for line in published:
         if part == "test" and line.shots in (0, shots):
             values = [line.values.get(target) for _, target in columns]
@@ -132,8 +133,8 @@ def _over_sets(
                 cells = ["-" if v is None else f"{v:.2f}" for v in values]
                 known = [v for v in values if v is not None]
                 mean = f"{statistics.fmean(known):.2f}" if len(known) == len(columns) else "-"
-                body.append((line.method, f"published: {line.source}", *cells, mean))
-    headings = ("method", "numbers", *(_place(*c) for c in columns), "average")
+                body.append((line.method, f"published: {line.source}", *cells, *[mean] * several))
+    headings = ("method", "numbers", *(_place(*c) for c in columns), *["average"] * several)
     title = f"{_TITLES[part]} with {shots} shot{'s' * (shots > 1)} (%)"
     return Table(f"accuracy-{part}-{shots}shot", title, headings, tuple(body), labels=2)
 
