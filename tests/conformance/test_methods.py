@@ -231,6 +231,9 @@ def test_tuned_backbone_gives_the_same_logits(name: str) -> None:
             continue
         tuned = run.method.tuned()
         assert tuned.fingerprint not in (world.backbone.fingerprint, "")
+        again = Run((name, config), world)  # as a pipeline that goes on from its artifact
+        again.method.load_artifact(*run.method.artifact())
+        assert again.method.tuned().fingerprint == tuned.fingerprint
         other = dataclasses.replace(
             world, backbone=tuned, image_features=tuned.encode_image(world.images)
         )
