@@ -130,7 +130,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "ray": ("search/", "trainables/trainable.py"),
     "mlflow": ("search/mlflow_runs.py",),
     "optuna": ("search/",),
-    "matplotlib": ("search/reporting/",),
+    "matplotlib": ("search/reporting/", "trainables/backbones/tiny/glyphs.py"),
     "jinja2": ("search/reporting/",),
     "open_clip": ("trainables/backbones/open_clip.py",),
     "sklearn": ("trainables/data/", "trainables/backbones/tiny/pretrain.py"),
