@@ -90,7 +90,7 @@ def _budget(source: Source) -> Figure:
         axes.axvline(1, color=ORANGE, linestyle="--", linewidth=1)
         logarithmic(axes, "x")
         axes.set_yscale("symlog", linthresh=1)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 3 * max(r.metrics[FLIPPED] for r in trials) + 1)
         axes.set(xlabel="flip budget (way to the threshold, ratio)", ylabel="dropped (bits)")
         axes.figure.colorbar(dots, ax=axes).set_label("validation accuracy (%)")
 

@@ -46,7 +46,8 @@ def tradeoff_section(source: Source) -> Section | None:
         r.number: (100 * r.metrics[SPARSITY], r.value) for r in complete if SPARSITY in r.metrics
     }
     if len(sparse) > 1:
-        return _section(sparse, "sparsity (% of the masked weights dropped)", "sparsity", "")
+        note = "Sparsity counts as the cost: how much of the original model a trial takes away."
+        return _section(sparse, "sparsity (% of the masked weights dropped)", "sparsity", note)
     ranked = sorted(complete, key=lambda r: (-(r.value or 0.0), r.number))[:MOST_ARTIFACTS]
     sizes = numbers_learned(source, ranked)
     counted = {r.number: (float(sizes[r.number]), r.value) for r in ranked if r.number in sizes}
