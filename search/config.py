@@ -75,6 +75,8 @@ class SweepConfig:
     """Most trials at a time; as many as fit where none is given."""
     checkpoint_seconds: float = 5.0
     """Least time between two checkpoints of a trial, in seconds."""
+    report: bool = True
+    """Whether a report is written at the end."""
 
     def identity(self) -> dict[str, Any]:
         """The settings that may not change when a sweep is resumed."""
@@ -107,8 +109,13 @@ class SweepConfig:
 
     def public(self) -> SweepConfig:
         """As it may be stored and shown: no address holds a password."""
+        start = self.start
+        if start:
+            location = without_password(start.location)
+            start = dataclasses.replace(start, location=location)
         return dataclasses.replace(
             self,
+            start=start,
             ledger=without_password(self.ledger),
             storage=without_password(self.storage),
             tracking_uri=without_password(self.tracking_uri),

@@ -74,17 +74,23 @@ def share_start(plan: Plan, sweep: Storage) -> str:
         there = set(shared.files())
         fresh = fresh_seeds(config.task.seeds, config.eval_seeds)
         task = dataclasses.replace(config.task, seeds=(*config.task.seeds, *fresh))
-        other = open_storage(start.location)
         for cell in task.cells:
             name = stage_name(start.stage, cell, plan.source, plan.fingerprints["backbone"])
-            if name not in there and (known := _trained(start, cell, other)) is not None:
+            if name not in there and (known := _trained(start, cell)) is not None:
                 write_checked(shared, name, *known)
     return shared.location
 
 
-def _trained(start: Start, cell: Cell, other: Storage) -> Content | None:
-    """What the other sweep has learned on a draw: in the search, or on a fresh draw of its
-    evaluation."""
+def _trained(start: Start, cell: Cell) -> Content | None:
+    """What the other sweep has learned on a draw, if that is there."""
+    try:
+        return _artifact(start, cell, open_storage(start.location))
+    except StorageError:  # its folder need not be within reach for ever
+        return None
+
+
+def _artifact(start: Start, cell: Cell, other: Storage) -> Content | None:
+    """Of the search, or of a fresh draw of the evaluation."""
     if cell in start.task.cells:
         label = f"-{start.task.label(cell)}" if len(start.task.cells) > 1 else ""
         return read_tensors(other, f"{trial_folder(start.trial)}/artifact{label}.safetensors")

@@ -116,6 +116,16 @@ def test_json_and_back() -> None:
     assert isinstance(type(config).from_dict(plain).start, Start)
 
 
+def test_no_password_is_kept() -> None:
+    finished()
+    config = started().config
+    assert config.start is not None
+    secret = replace(config.start, location="s3://key:secret@bucket/sweeps/masks")
+    public = replace(config, start=secret).public()
+    assert "secret" not in json.dumps(public.to_dict())
+    assert public.identity() == config.identity()
+
+
 def test_the_start_is_part_of_what_a_sweep_is(capsys: pytest.CaptureFixture[str]) -> None:
     finished()
     finished("others", config=mask_trial(1, leak=0.0))
@@ -252,7 +262,7 @@ def test_what_was_trained_is_not_trained_again(
         learned(plan.config.start.stage, worker, Cell("digits", 2, 3))
 
 
-@pytest.mark.parametrize("change", ["another winner", "fewer draws", "damage", "gone"])
+@pytest.mark.parametrize("change", ["another winner", "fewer draws", "damage", "gone", "away"])
 def test_what_is_not_exactly_that_is_not_taken(change: str, bench: Workbench) -> None:
     """The evaluation may have been made again since, with leftovers of the one before."""
     root = finished()
@@ -269,9 +279,12 @@ def test_what_is_not_exactly_that_is_not_taken(change: str, bench: Workbench) ->
             (root / "winner/artifact-seed2.safetensors").write_bytes(b"x" * 20)
         case "gone":
             root.rename("sweeps/away")
+        case "away":
+            start = replace(plan.config.start, location="s4://bucket/masks")  # type: ignore[type-var]
+            plan = replace(plan, config=replace(plan.config, start=start))
     location = share_start(plan, LocalStorage(Path("sweeps/residual").absolute()))
     kept = list(Path(location).glob("*")) if Path(location).exists() else []
-    assert len(kept) == (0 if change == "gone" else 1)
+    assert len(kept) == (0 if change in ("gone", "away") else 1)
 
 
 def test_without_a_start_there_is_nothing_to_share() -> None:
