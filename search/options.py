@@ -211,6 +211,12 @@ def build_parser() -> argparse.ArgumentParser:
         f"postgresql://USER@HOST/DATABASE (default: {default.ledger})",
     )
     where.add_argument(
+        "--no-report",
+        dest="report",
+        action="store_false",
+        help="write no report at the end; `python -m search.report NAME` makes one at any time",
+    )
+    where.add_argument(
         "--tracking-uri",
         metavar="URI",
         help="MLflow: sqlite:///FILE, http://HOST:PORT, or none (default: MLFLOW_TRACKING_URI "

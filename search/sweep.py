@@ -39,7 +39,7 @@ from search.prepare import prepare
 from search.problems import StoppedError, UsageError
 from search.progress import Progress
 from search.pruners import IN_SEQUENCE
-from search.reporting.at_end import report_at_end
+from search.reporting.at_end import has_report, report_at_end
 from search.resources import Machine, Placement, place
 from search.results import Result, trial_folder
 from search.searcher import CrashCallback, StudyScheduler, StudySearcher
@@ -160,9 +160,11 @@ def _run(plan: Plan, ledger: Ledger, tracker: Tracker, mirror: Mirror, console: 
                     stop.at_once = True
                     with console.status("Re-training the winner and reading the test split"):
                         evaluation = evaluate(ledger, plan, placement)
-                with console.status("Writing the report"):
-                    report_at_end(ledger.sweep)
     best = ledger.best()
+    # Also where a driver died before it had written one.
+    if config.report and evaluation is not None and (todo or not has_report(ledger.sweep)):
+        with console.status("Writing the report"):
+            report_at_end(ledger.sweep)
     mirror.close_sweep(
         "INTERRUPTED" if stop.interrupted else "COMPLETE",
         best,

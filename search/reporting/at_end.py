@@ -12,6 +12,11 @@ REPORT = "report"
 """The folder of the report in a sweep's folder."""
 
 
+def has_report(sweep: Storage) -> bool:
+    """Whether a report was written to its end; its page comes last."""
+    return sweep.exists(f"{REPORT}/report.html")
+
+
 def report_at_end(sweep: Storage) -> None:
     """Write the report of a finished sweep. Its results are safe: whatever fails here is a
     warning."""

@@ -25,6 +25,8 @@ class Sweep:
     name: str
     location: str = ""
     """Where the sweep is kept, if not in `storage`, which then holds the log only."""
+    report: bool = False
+    """Whether it ends with a report."""
 
     @property
     def folder(self) -> Path:
@@ -40,7 +42,8 @@ class Sweep:
 
     def command(self, *options: str) -> list[str]:
         base = [sys.executable, "-m", "search.run", "--storage", self.location or str(self.storage)]
-        return [*base, "--name", self.name, *options]
+        report = [] if self.report else ["--no-report"]  # whose figures take ten seconds to draw
+        return [*base, "--name", self.name, *report, *options]
 
     def run(self, *options: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -42,7 +42,7 @@ OPTIONS = (
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     """A sweep that has run to its end, and has written its report."""
-    sweep = Sweep(tmp_path_factory.mktemp("report"), "done")
+    sweep = Sweep(tmp_path_factory.mktemp("report"), "done", report=True)
     run = sweep.run(*OPTIONS, timeout=280)
     assert run.returncode == 0, run.stderr
     assert "The report could not be written" not in run.stderr
