@@ -116,6 +116,10 @@ def test_a_sweep_ends_with_its_report(finished: Sweep) -> None:
         assert f"tables/accuracy-test.{ending}" in names
 
 
+# MLflow's own database code
+@pytest.mark.filterwarnings(
+    "ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning"
+)
 def test_mlflow_has_the_report_in_a_folder(finished: Sweep) -> None:
     client = MlflowClient(f"sqlite:///{finished.storage / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("few-shot-search")
