@@ -126,9 +126,12 @@ def methods_apart(module: Module) -> list[str]:
     return [f"{i.line} imports {i.target}" for i in module.imports if i.of(*others)]
 
 
+SERVED = "search/exports/served.py"
+"""The code of an exported MLflow model."""
 HOMES: dict[str, tuple[str, ...]] = {
     "ray": ("search/", "trainables/trainable.py"),
-    "mlflow": ("search/mlflow_runs.py",),
+    # Tracking, and the exported model's flavour with the code that travels with it.
+    "mlflow": ("search/mlflow_runs.py", "search/exports/mlflow_model.py", SERVED),
     "optuna": ("search/",),
     "matplotlib": ("search/reporting/", "trainables/backbones/tiny/glyphs.py"),
     "jinja2": ("search/reporting/",),
@@ -149,6 +152,18 @@ def at_home(module: Module) -> list[str]:
             if i.of(package) and not module.path.startswith(allowed):
                 found.append(f"{i.line} imports {i.target}")
     return found
+
+
+def travels_alone(module: Module) -> list[str]:
+    """The code of an exported model is all that its users have: it imports nothing of ours. Nor
+    does what loads exports in a fresh process, before it knows that it must."""
+    if module.path == SERVED:
+        return [f"{i.line} imports {i.target}" for i in module.imports if i.of(*PACKAGES)]
+    if module.path != "search/exports/check.py":
+        return []
+    own = [node for node in module.tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    at_top = Module(module.path, ast.Module(list(own), [])).imports
+    return [f"{i.line} imports {i.target}" for i in at_top if i.of(*PACKAGES)]
 
 
 # --- safety --------------------------------------------------------------------------------------
@@ -310,6 +325,7 @@ RULES: tuple[Rule, ...] = (
     one_way,
     methods_apart,
     at_home,
+    travels_alone,
     no_pickle,
     no_global_state,
     documented,
@@ -351,10 +367,13 @@ TYPED = (
         (at_home, DATA, "import ray"),
         (at_home, "trainables/trainer.py", "from ray import tune"),
         (at_home, SEARCH, "import mlflow.pyfunc"),
+        (at_home, "search/exports/formats.py", "import mlflow"),
         (at_home, SPACE, "import optuna"),
         (at_home, SPACE, "def f():\n    from optuna.trial import FixedTrial"),
         (at_home, METHOD, TYPED),
         (at_home, "trainables/backbones/new.py", "import open_clip"),
+        (travels_alone, SERVED, "def f():\n    from trainables.storage import Storage"),
+        (travels_alone, "search/exports/check.py", "from trainables.storage import Storage"),
         (no_pickle, SEARCH, "import pickle"),
         (no_pickle, SEARCH, "from cloudpickle import dumps"),
         (no_pickle, DATA, "torch.load(path)"),
@@ -398,6 +417,7 @@ def test_a_breach_is_seen(rule: Rule, path: str, source: str) -> None:
         (methods_apart, "trainables/methods/rmt.py", "from trainables.methods.layers import x"),
         (at_home, SPACE, TYPED),
         (at_home, DATA, "from trainables.backbones.open_clip import open_clip\nimport rayleigh"),
+        (travels_alone, "search/exports/check.py", "def f():\n    import trainables.storage"),
         (no_pickle, DATA, "torch.load(path, weights_only=True)"),
         (no_global_state, DATA, "TABLE = {'a': 1}\ndef f():\n    found = {}\n    found['b'] = 2"),
         (no_global_state, DATA, "NAMES = frozenset({'a'})\n__all__ = ['NAMES']"),

@@ -10,6 +10,8 @@ from typing import get_args
 import pytest
 
 from search.doctor import build_parser as doctor_parser
+from search.export import build_parser as export_parser
+from search.exports.formats import FORMATS
 from search.pruners import PRUNERS
 from search.run import build_parser
 from search.samplers import SAMPLERS
@@ -56,6 +58,20 @@ def test_the_number_of_augmented_views() -> None:
 def test_a_sync_command_is_understood() -> None:
     (command,) = (c for c in COMMANDS if "search.sync" in c)
     assert vars(sync_parser().parse_args(shlex.split(command)[3:]))["rebuild"]
+
+
+def test_export_commands_are_understood() -> None:
+    commands = [c for c in COMMANDS if "search.export" in c]
+    given = [export_parser().parse_args(shlex.split(command)[3:]) for command in commands]
+    assert [(options.trial, options.format) for options in given] == [
+        ("best", "merged"),
+        ("7", "onnx"),
+    ]
+
+
+def test_every_export_format_is_listed() -> None:
+    table = README.split("| `--format` |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| `([a-z]+)` \|", table, re.MULTILINE) == list(FORMATS)
 
 
 def test_the_cluster_command_is_understood() -> None:

@@ -36,7 +36,8 @@ class Classifier(PythonModel):
         self.preprocess = card["backbone"]["preprocess"]
         self.network = torch.export.load(context.artifacts["network"]).module()
 
-    def predict(self, context: Any, model_input: Any, params: Any = None) -> pd.DataFrame:
+    # MLflow would take an annotation of `model_input` for a schema.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """One column, or a list, of paths, of encoded files (bytes), or of uint8 pixels [h, w, 3]
         -> `class`, `probability`, and `probabilities` in the order of the card's `classes`."""
         del context, params
@@ -57,7 +58,7 @@ class Classifier(PythonModel):
         """b images, each as `predict` takes them -> float32 [b, c]."""
         side, mode = self.preprocess["image_size"], self.preprocess["resize_mode"]
         interpolation = Image.Resampling[self.preprocess["interpolation"].upper()]
-        squares = [_square(_opened(image), side, mode, interpolation) for image in images]
+        squares = [square(_opened(image), side, mode, interpolation) for image in images]
         mean, std = (torch.tensor(self.preprocess[name]) for name in ("mean", "std"))
         pixels = torch.from_numpy(np.stack(squares)).float() / 255
         logits: Tensor = self.network(((pixels - mean) / std).permute(0, 3, 1, 2).contiguous())
@@ -83,7 +84,7 @@ def _opened(image: object) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def _square(image: Image.Image, side: int, mode: str, interpolation: Any) -> np.ndarray:
+def square(image: Image.Image, side: int, mode: str, interpolation: Any) -> np.ndarray:
     """uint8 [s, s, 3]: the shorter side (`squash`: both) becomes s, and the centre is cut out."""
     width, height = image.size
     scaled = (side, side)
@@ -94,7 +95,8 @@ def _square(image: Image.Image, side: int, mode: str, interpolation: Any) -> np.
             if width == short
             else (int(side * width / height), side)
         )
-    resized = image.resize(scaled, interpolation)
+    # Along x first, whatever Pillow 13 finds quicker: features do not depend on its version.
+    resized = image.resize((scaled[0], height), interpolation).resize(scaled, interpolation)
     left, top = (round((length - side) / 2) for length in scaled)
     return np.asarray(resized.crop((left, top, left + side, top + side)))
 

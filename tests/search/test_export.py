@@ -1,0 +1,501 @@
+"""What `search.export` writes of real sweeps, loaded by others; and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from search.config import SweepConfig
+from search.export import main
+from search.exports.chosen import choose
+from search.exports.formats import FORMATS, Format
+from search.exports.model import Model, open_model
+from search.exports.verify import VerificationError, compare
+from search.preflight import FORMAT, load_record
+from search.results import Result, commit, trial_folder
+from search.task import task_fingerprints
+from tests.search.conftest import Sweep
+from tests.trainables.data.bundles import tensors, write_bundle
+from trainables.backbones.base import Preprocess
+from trainables.backbones.registry import load_backbone
+from trainables.data.resample import Interpolation, ResizeMode
+from trainables.methods.taskres import TaskResConfig
+from trainables.optim import OptimConfig
+from trainables.storage import LocalStorage
+from trainables.trial import TaskSpec, TrialConfig
+from trainables.trial_run import TrialRun
+from trainables.workbench import Workbench
+
+pytestmark = pytest.mark.timeout(900)
+
+OURS = ("search", "spaces", "trainables")
+TASKRES = TrialConfig(
+    "taskres",
+    "search",
+    TaskResConfig(residual="image"),
+    OptimConfig(lr=2e-3, epochs=8, batch_size=64),
+)
+
+
+@dataclass(frozen=True)
+class Sweeps:
+    """Finished sweeps of one trial each."""
+
+    storage: Path
+
+    def model(self, name: str, trial: str = "best", cell: str = "") -> Model:
+        sweep = LocalStorage(self.storage / name)
+        record = load_record(sweep)
+        config = SweepConfig.from_dict(record["config"])
+        return open_model(choose(sweep, record, config, trial, cell), "")
+
+    def copy(self, name: str, to: Path) -> Path:
+        shutil.copytree(self.storage / name, to / name)
+        return to / name
+
+
+@pytest.fixture(scope="session")
+def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Sweeps:
+    """By Ray: `rmt`, whose published schedule flips bits at 16 shots, and `taskres`."""
+    storage = tmp_path_factory.mktemp("sweeps")
+    for space in ("rmt", "taskres"):
+        options = ("--space", space, "--seeds", "1", "--eval-seeds", "2", "--trials", "1")
+        done = Sweep(storage, space).run(*options, "--tracking-uri", "none", timeout=600)
+        assert done.returncode == 0, done.stderr
+    return Sweeps(storage)
+
+
+def made(storage: Path, name: str, config: TrialConfig, task: TaskSpec) -> None:
+    """A sweep's folder with one trained trial, without Ray."""
+    bench = Workbench(task.backbone, "cpu", task.source(""))
+    run = TrialRun(config, task, bench)
+    report = run.advance()
+    while not report.finished:
+        report = run.advance()
+    sweep = LocalStorage(storage / name)
+    prints = task_fingerprints(task, bench.source) | {"backbone": bench.backbone.fingerprint}
+    sweep_config = SweepConfig("taskres", task, name=name, tracking_uri="none")
+    record = {
+        "format": FORMAT,
+        "id": name,
+        "config": sweep_config.to_dict(),
+        "fingerprints": prints,
+    }
+    sweep.write("sweep.json", json.dumps(record).encode())
+    run.save_artifacts(sweep.child(trial_folder(0)))
+    now = time.time()
+    value = report.values[-1]
+    plain = config.to_dict()
+    result = Result(
+        0, "COMPLETE", value, report.values, report.metrics, {}, {}, {}, plain, 1.0, now, now, "h"
+    )
+    commit(sweep, result, [])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the command said, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+Export = Callable[..., Answer]
+
+
+@pytest.fixture
+def export(sweeps: Sweeps, capsys: pytest.CaptureFixture[str]) -> Export:
+    def call(*options: str, storage: Path = sweeps.storage) -> Answer:
+        code = main([*options, "--storage", str(storage)])
+        return Answer(code, *capsys.readouterr())
+
+    return call
+
+
+def elsewhere(tmp_path: Path, code: str, *arguments: str) -> dict[str, Tensor]:
+    """What `code` saves as `found`, in a process that has nothing of ours."""
+    script = (
+        "import sys, torch\nfrom safetensors.torch import load_file, save_file\n"
+        f"from torch.nn.functional import linear, normalize\nfolder, given, out = sys.argv[1:]\n"
+        f"{code}\n"
+        f"assert not {{m.split('.')[0] for m in sys.modules}} & set({OURS!r})\n"
+        "save_file({k: torch.as_tensor(v).contiguous() for k, v in found.items()}, out)\n"
+    )
+    out = str(tmp_path / "found.safetensors")
+    command = [sys.executable, "-I", "-c", script, *arguments, out]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return load_file(out)
+
+
+def probe(model: Model, path: Path) -> Tensor:
+    """Writes the preprocessed validation images; returns the trial's logits [n, c]."""
+    count = len(model.training.val)
+    images = model.training.val.images(torch.arange(count))
+    save_file({"images": model.training.backbone.preprocess.normalise(images)}, path)
+    return model.logits
+
+
+# --- what is written -----------------------------------------------------------------------------
+
+
+def test_masks_with_a_card(export: Export, sweeps: Sweeps, tmp_path: Path) -> None:
+    out = tmp_path / "masks"
+    said = export("rmt", "--format", "mask", "--output", str(out), "--cell", "seed3")
+    assert said.code == 0, said.err
+    assert "rmt, digits, 16 shots, seed 3" in said.out
+    assert sorted(p.name for p in out.iterdir()) == ["artifact.safetensors", "card.json"]
+    card = json.loads((out / "card.json").read_text())
+    evaluation = Sweep(sweeps.storage, "rmt").evaluation()
+    (judged,) = (s for s in evaluation["scores"] if s["label"] == "winner")
+    assert card["test"] == [
+        {
+            "dataset": "digits",
+            "part": "test",
+            "accuracy": judged["values"][1],
+            "images": judged["images"],
+        }
+    ]
+    assert (card["method"], card["shots"], card["seed"], card["trial"]) == ("rmt", 16, 3, 0)
+    assert len(card["classes"]) == len(card["prompts"]) == 10
+    assert card["backbone"]["fingerprint"] == load_backbone("tiny").fingerprint
+    assert card["validation"]["images"] == card["verified"]["images"] == 40
+    assert card["verified"]["largest"] <= card["verified"]["tolerance"] == 1e-3
+    with safe_open(out / "artifact.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "binary-mask"
+    inside = json.loads(metadata["card"])
+    assert inside == {key: value for key, value in card.items() if key != "verified"}
+
+
+@pytest.mark.parametrize("name", ["rmt", "taskres"])
+def test_a_merged_model_is_a_plain_clip(
+    export: Export, sweeps: Sweeps, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / "merged"
+    said = export(name, "--format", "merged", "--trial", "0", "--output", str(out))
+    assert said.code == 0, said.err
+    expected = probe(sweeps.model(name, "0"), tmp_path / "images")
+    code = (
+        # Where torch and torchvision are not of one build, the latter cannot be imported as it is.
+        "import types\n"
+        "if not hasattr(torch.ops.torchvision, 'nms'):\n"
+        "    name = 'torchvision._meta_registrations'\n"
+        "    sys.modules[name] = types.ModuleType(name)\n"
+        "import open_clip\n"
+        "model = open_clip.create_model(f'local-dir:{folder}').eval()\n"
+        "head = load_file(f'{folder}/classifier.safetensors')\n"
+        "with torch.no_grad():\n"
+        "    z = normalize(model.encode_image(load_file(given)['images']), dim=-1)\n"
+        "found = {'logits': linear(z, head['weight'], head.get('bias'))}\n"
+    )
+    found = elsewhere(tmp_path, code, str(out), str(tmp_path / "images"))
+    torch.testing.assert_close(found["logits"], expected, atol=1e-3, rtol=0)
+    plain, merged = load_backbone("tiny"), load_backbone(f"local-dir:{out}")
+    shapes = [
+        {key: tensor.shape for key, tensor in b.model.state_dict().items()} for b in (plain, merged)
+    ]
+    assert shapes[0] == shapes[1]  # no tensor more: no cost more
+    changed = [
+        key
+        for key, tensor in merged.model.state_dict().items()
+        if not torch.equal(tensor, plain.model.state_dict()[key])
+    ]
+    assert all("attn" in key and key.startswith("visual.") for key in changed)
+    assert bool(changed) == (name == "rmt")
+    assert torch.equal(merged.encode_text(["a seven"]), plain.encode_text(["a seven"]))
+
+
+def test_a_torch_program_needs_torch_alone(export: Export, sweeps: Sweeps, tmp_path: Path) -> None:
+    out = tmp_path / "program"
+    said = export("rmt", "--format", "torch", "--output", str(out))
+    assert said.code == 0, said.err
+    expected = probe(sweeps.model("rmt"), tmp_path / "images")
+    code = (
+        "network = torch.export.load(f'{folder}/model.pt2').module()\n"
+        "images = load_file(given)['images']\n"
+        "found = {'logits': network(images), 'one': network(images[:1])}\n"
+        "assert 'open_clip' not in sys.modules\n"
+    )
+    found = elsewhere(tmp_path, code, str(out), str(tmp_path / "images"))
+    torch.testing.assert_close(found["logits"], expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(found["one"], expected[:1], atol=1e-3, rtol=0)
+
+
+def test_an_onnx_graph_needs_its_runtime_alone(
+    export: Export, sweeps: Sweeps, tmp_path: Path
+) -> None:
+    out = tmp_path / "graph"
+    said = export("taskres", "--format", "onnx", "--output", str(out))
+    assert said.code == 0, said.err
+    expected = probe(sweeps.model("taskres"), tmp_path / "images")
+    code = (
+        "import json, onnxruntime\n"
+        "session = onnxruntime.InferenceSession(f'{folder}/model.onnx')\n"
+        "images = load_file(given)['images'].numpy()\n"
+        "run = lambda x: session.run(['logits'], {'images': x})[0]\n"
+        "found = {'logits': run(images), 'one': run(images[:1])}\n"
+        "card = session.get_modelmeta().custom_metadata_map['card']\n"
+        "assert json.loads(card)['method'] == 'taskres'\n"
+    )
+    found = elsewhere(tmp_path, code, str(out), str(tmp_path / "images"))
+    torch.testing.assert_close(found["logits"], expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(found["one"], expected[:1], atol=1e-3, rtol=0)
+
+
+def test_an_mlflow_model_reads_images_and_names_classes(
+    export: Export, sweeps: Sweeps, tmp_path: Path
+) -> None:
+    out = tmp_path / "model"
+    said = export("rmt", "--format", "mlflow", "--output", str(out))
+    assert said.code == 0, said.err
+    model = sweeps.model("rmt")
+    for row in range(3):
+        pixels = model.val_images.read(row).permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(tmp_path / f"{row}.png")
+    code = (
+        "import mlflow, numpy as np, pandas as pd\nfrom PIL import Image\n"
+        "model = mlflow.pyfunc.load_model(folder)\n"
+        "paths = [f'{given}/{row}.png' for row in range(3)]\n"
+        "content = [open(path, 'rb').read() for path in paths]\n"
+        "pixels = [np.asarray(Image.open(path)) for path in paths]\n"
+        "answers = [model.predict(images) for images in (\n"
+        "    pd.DataFrame({'image': paths}), paths, pd.DataFrame({'x': content}), content,\n"
+        "    pd.DataFrame({'image': pixels}), pd.DataFrame({'image': []}))]\n"
+        "assert list(answers[-1].columns) == ['class', 'probability', 'probabilities']\n"
+        "assert len(answers.pop()) == 0\n"
+        "for answer in answers:\n"
+        "    assert answer['class'].to_list() == answers[0]['class'].to_list()\n"
+        "    assert answer['probability'].to_list() == [max(p) for p in answer['probabilities']]\n"
+        "found = {f'{i}': np.stack(a['probabilities']) for i, a in enumerate(answers)}\n"
+        "classes = answers[0]['class'].to_list()\n"
+        "open(f'{given}/classes', 'w').write('\\n'.join(classes))\n"
+    )
+    found = elsewhere(tmp_path, code, str(out), str(tmp_path))
+    expected = model.logits[:3].double().softmax(dim=1)
+    for answer in found.values():
+        torch.testing.assert_close(answer, expected, atol=5e-2, rtol=0)
+    card = json.loads((out / "card.json").read_text())
+    named = [card["classes"][row] for row in expected.argmax(1).tolist()]
+    assert (tmp_path / "classes").read_text().splitlines() == named
+    described = (out / "MLmodel").read_text()
+    assert "signature:" in described
+    assert (out / "input_example.json").exists()
+    assert {"torch", "numpy", "pandas", "pillow"} <= {
+        line.partition("==")[0] for line in (out / "requirements.txt").read_text().splitlines()
+    }
+    assert not list(out.rglob("*.pkl"))
+
+
+# MLflow's own, about itself, when it is imported.
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_the_travelling_code_resizes_as_we_do(
+    mode: ResizeMode, interpolation: Interpolation
+) -> None:
+    from search.exports.served import square
+
+    rng = torch.Generator().manual_seed(0)
+    ours = Preprocess(24, (0.5,) * 3, (0.5,) * 3, interpolation, mode)
+    for height, width in ((24, 24), (40, 31), (31, 40), (10, 57), (24, 33), (101, 24)):
+        image = torch.randint(256, (3, height, width), generator=rng).to(torch.uint8)
+        pillow = Image.fromarray(image.permute(1, 2, 0).numpy())
+        theirs = square(pillow, 24, mode, Image.Resampling[interpolation.upper()])
+        difference = ours.resize([image])[0].permute(1, 2, 0).int() - torch.tensor(theirs).int()
+        assert difference.abs().max() <= 1
+        assert (difference != 0).double().mean() < 0.03  # in another order of the axes: 0.2
+
+
+def test_a_method_that_is_no_linear_head(export: Export, tmp_path: Path) -> None:
+    """TaskRes with a residual on the images: refused as a merged model, exact as a network."""
+    task = TaskSpec(("digits",), "tiny", (4,), (1, 2))
+    made(tmp_path, "images", TASKRES, task)
+    refused = export("images", "--trial", "0", "--format", "merged", storage=tmp_path)
+    assert refused.code == 2
+    assert "more than a CLIP and a linear classifier" in refused.err
+    assert "What does: artifact, torch, onnx, mlflow." in refused.err
+    out = tmp_path / "out"
+    options = ("--trial", "0", "--format", "torch", "--output", str(out), "--cell", "seed2")
+    said = export("images", *options, storage=tmp_path)
+    assert said.code == 0, said.err
+    expected = probe(Sweeps(tmp_path).model("images", "0", "seed2"), tmp_path / "given")
+    code = (
+        "network = torch.export.load(f'{folder}/model.pt2').module()\n"
+        "found = {'logits': network(load_file(given)['images'])}\n"
+    )
+    found = elsewhere(tmp_path, code, str(out), str(tmp_path / "given"))
+    torch.testing.assert_close(found["logits"], expected, atol=1e-3, rtol=0)
+    winner = export("images", storage=tmp_path)
+    assert winner.code == 2
+    assert "has not been evaluated" in winner.err
+    assert "--trial 0" in winner.err
+
+
+def test_features_without_a_tower(export: Export, tmp_path: Path) -> None:
+    spec = f"bundle:{write_bundle(tmp_path / 'small.safetensors', tensors())}"
+    config = replace(TASKRES, method_config=TaskResConfig())
+    made(tmp_path, "bundle", config, TaskSpec((spec,), spec, (2,), (1,)))
+    for kind in ("merged", "torch", "onnx", "mlflow"):
+        said = export("bundle", "--trial", "0", "--format", kind, storage=tmp_path)
+        assert said.code == 2
+        assert "holds features, and no network that reads images" in said.err
+        assert "What does: artifact." in said.err
+    out = tmp_path / "out"
+    said = export("bundle", "--trial", "0", "--output", str(out), storage=tmp_path)
+    assert said.code == 0, said.err
+    assert set(load_file(out / "artifact.safetensors")) == {"residual", "alpha"}
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("none",), "There is no sweep 'none'"),
+        (("rmt", "--trial", "7"), "There is no finished trial 7 in 'rmt'. Complete are: 0."),
+        (("rmt", "--trial", "first"), "--trial must be best or a trial's number, got 'first'"),
+        (("rmt", "--cell", "seed9"), "There is no cell 'seed9'. Known: seed2, seed3."),
+        (("rmt", "--format", "onx"), "Did you mean 'onnx'?"),
+        (("taskres", "--format", "mask"), "What does: artifact, merged, torch, onnx, mlflow."),
+        (("rmt", "--frmat", "onnx"), "--frmat"),
+    ],
+)
+def test_mistakes(
+    export: Export,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    expected: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = export(*options)
+    assert said.code == 2
+    assert expected in said.err
+    assert len(said.err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_there_is_not_touched(export: Export, tmp_path: Path) -> None:
+    said = export("rmt", "--output", str(tmp_path))
+    assert said.code == 2
+    assert "must not exist yet" in said.err
+
+
+def test_a_sweep_that_is_not_done(export: Export, sweeps: Sweeps, tmp_path: Path) -> None:
+    folder = sweeps.copy("rmt", tmp_path)
+    result = folder / "trials/000000/result.json"
+    plain = json.loads(result.read_text())
+    result.write_text(json.dumps(plain | {"state": "PRUNED"}))
+    said = export("rmt", storage=tmp_path)
+    assert said.code == 2
+    assert "'rmt' has none yet" in said.err
+    shutil.copytree(folder / "trials/000000", folder / "trials/000001")
+    second = folder / "trials/000001/result.json"
+    second.write_text(json.dumps(plain | {"number": 1}))
+    said = export("rmt", "--trial", "0", storage=tmp_path)
+    assert "0 is PRUNED. Complete are: 1." in said.err
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 0x40
+    path.write_bytes(content)
+
+
+def reverse(path: Path) -> None:
+    """The right tensors, in the wrong rows."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    found = load_file(path)
+    save_file({"residual": 50 * found["residual"].flip(0), "alpha": found["alpha"]}, path, metadata)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "expected"),
+    [
+        ("rmt", lambda path: flip(path, -3), "the mask file is damaged"),
+        ("rmt", lambda path: path.write_bytes(path.read_bytes()[:-9]), "no safetensors file"),
+        ("rmt", lambda path: path.unlink(), "it is not there"),
+        ("taskres", reverse, "validation accuracy"),
+    ],
+)
+def test_a_damaged_artifact(
+    export: Export,
+    sweeps: Sweeps,
+    tmp_path: Path,
+    name: str,
+    damage: Callable[[Path], Any],
+    expected: str,
+) -> None:
+    folder = sweeps.copy(name, tmp_path)
+    damage(folder / "trials/000000/artifact.safetensors")
+    out = tmp_path / "out"
+    said = export(name, "--trial", "0", "--output", str(out), storage=tmp_path)
+    assert said.code == 2
+    assert "'trials/000000/artifact.safetensors' is not" in said.err
+    assert expected in said.err
+    assert not out.exists()
+
+
+def test_other_data_than_the_sweep_s(export: Export, sweeps: Sweeps, tmp_path: Path) -> None:
+    folder = sweeps.copy("taskres", tmp_path)
+    record = json.loads((folder / "sweep.json").read_text())
+    record["fingerprints"]["val"] = "0" * 64
+    (folder / "sweep.json").write_text(json.dumps(record))
+    said = export("taskres", storage=tmp_path)
+    assert said.code == 2
+    assert "val: the sweep has" in said.err
+
+
+# --- verification --------------------------------------------------------------------------------
+
+
+def test_a_wrong_export_is_not_kept(
+    export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that forgets what was learned is found out, and nothing is left of it."""
+    right = FORMATS["merged"]
+
+    def forgetful(model: Model, card: dict[str, Any], folder: Path, beside: Path) -> None:
+        right.write(model, card, folder, beside)
+        path = folder / "classifier.safetensors"
+        save_file({"weight": load_file(path)["weight"].flip(0)}, path)
+
+    monkeypatch.setitem(FORMATS, "merged", Format("wrong", forgetful, right.refusal))
+    said = export("taskres", "--format", "merged", "--output", str(tmp_path / "out"))
+    assert said.code == 1
+    assert "does not say what the trial says: its logits differ by" in said.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_comparison() -> None:
+    logits = torch.tensor([[3.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    assert compare(logits + 5e-4, logits).largest == pytest.approx(5e-4, rel=1e-2)
+    tie = logits.clone()
+    tie[1, 2] += 5e-4  # two classes that are as good as equal: either may be named
+    compare(tie, logits)
+    wrong: list[tuple[Tensor, str]] = [
+        (logits + 2e-3, "differ by 0.002"),
+        (logits.clone().fill_(float("nan")), "differ by nan"),
+        (logits[:1], "gives"),
+    ]
+    for found, reason in wrong:
+        with pytest.raises(VerificationError, match=reason):
+            compare(found, logits)
