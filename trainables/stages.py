@@ -95,6 +95,7 @@ class Pipeline:
         self._origin = self._bench = bench
         self._over: list[Learned] = []
         self._now: Trainer | None = None
+        self._said: tuple[dict[str, float], list[str]] | None = None
         if not config.stages[0].fixed:  # else it may have to be trained first: when it is needed
             self._open()
 
@@ -137,12 +138,14 @@ class Pipeline:
         return self._present().logits(self._bench.see(view))
 
     def forecast(self) -> dict[str, float]:
-        """See `Method.forecast`, of the present stage."""
-        return self._present().forecast()
+        """See `Method.forecast`, of the first stage that is trained."""
+        self._present()
+        return dict(self._said[0]) if self._said else {}
 
     def warnings(self) -> list[str]:
-        """See `Method.warnings`, of the present stage."""
-        return self._present().warnings()
+        """See `Method.warnings`, of the first stage that is trained."""
+        self._present()
+        return list(self._said[1]) if self._said else []
 
     def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The stages' artifacts, their tensors under the stage's number; at the end of all."""
@@ -215,7 +218,10 @@ class Pipeline:
 
     def _open(self) -> Trainer:
         """Begin the stage that comes next."""
-        self._now = Trainer(self.config.stages[len(self._over)], self._bench, self.cell)
+        config = self.config.stages[len(self._over)]
+        self._now = Trainer(config, self._bench, self.cell)
+        if self._said is None and not config.fixed:
+            self._said = self._now.forecast(), self._now.warnings()
         return self._now
 
     def _hand_over(self, stage: Trainer) -> None:

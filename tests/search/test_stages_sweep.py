@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.search.conftest import Sweep, kill_everything
 from tests.search.test_sweep import ONE_BY_ONE, QUIET, comparable
+from trainables.methods.masks import pack_masks, unpack_masks
 
 pytestmark = pytest.mark.slow
 
@@ -76,12 +77,25 @@ def test_killed_in_the_second_stage_and_continued(sweep: Sweep, undisturbed: Swe
 
 @pytest.fixture(scope="module")
 def masks(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    """A finished sweep to start from: draw 1 in its search, draw 2 in its evaluation."""
+    """A finished sweep to start from: draw 1 in its search, draw 2 in its evaluation. A bit of each
+    of their masks is turned, by which they can be told."""
     sweep = Sweep(tmp_path_factory.mktemp("started"), "masks")
     options = ("--space", "rmt", "--shots", "2", "--trials", "2", "--eval-seeds", "1")
     done = sweep.run(*options, *ONE_BY_ONE, *QUIET, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
+    for bit, path in enumerate(artifacts(sweep)):
+        words = metadata(path)
+        masks = unpack_masks(load_file(path), words, words["backbone"])
+        next(iter(masks.values())).view(-1)[bit] ^= True
+        tensors, packed = pack_masks(masks, words["backbone"])
+        save_file(tensors, path, words | packed)
     return sweep
+
+
+def artifacts(sweep: Sweep) -> tuple[Path, Path]:
+    """Of the winner: on the draw of the search, and on that of the evaluation."""
+    trial = sweep.folder / f"trials/{sweep.evaluation()['winner']:06d}"
+    return trial / "artifact.safetensors", sweep.folder / "winner/artifact-seed2.safetensors"
 
 
 def test_a_sweep_that_starts_from_another_ones_winner(masks: Sweep) -> None:
@@ -102,10 +116,7 @@ def test_a_sweep_that_starts_from_another_ones_winner(masks: Sweep) -> None:
     # Draws 1 and 2 are the other sweep's, draw 3 was trained once, for paper and winner.
     kept = [load_file(path) for path in sorted((sweep.folder / "stages").iterdir())]
     assert len(kept) == 3
-    theirs = (
-        masks.folder / f"trials/{best:06d}/artifact.safetensors",
-        masks.folder / "winner/artifact-seed2.safetensors",
-    )
+    theirs = artifacts(masks)
     for path in theirs:
         artifact = load_file(path)
         assert sum(_same(artifact, tensors) for tensors in kept) == 1

@@ -84,6 +84,22 @@ def test_any_state_continues_bit_for_bit(done: int, bench: Workbench) -> None:
     assert torch.equal(first.logits(first.val), second.logits(second.val))
 
 
+def test_what_is_said_before_training_is_said_again_at_any_time(bench: Workbench) -> None:
+    """A trial that is continued in its second stage has the forecast of its first."""
+    slow = replace(mask_trial(1), optim=replace(mask_trial(1).optim, lr=1e-6))
+    alone, config = Trainer(slow, bench, CELL), residual_trial(1).after(slow)
+    assert alone.warnings()
+    pipeline = Pipeline(config, bench, CELL)
+    assert pipeline.forecast() == alone.forecast() != {}
+    pipeline.run_epoch()
+    assert pipeline.method.forecast() == {}
+    assert pipeline.forecast() == alone.forecast()
+    continued = Pipeline(config, bench, CELL)
+    continued.load_state(*pipeline.state())
+    assert continued.forecast() == alone.forecast()
+    assert continued.warnings() == alone.warnings()
+
+
 def test_a_state_is_loaded_over_a_later_one(bench: Workbench) -> None:
     start = Pipeline(CHAIN, bench, CELL).state()
     used = trained(CHAIN, bench)
