@@ -185,6 +185,22 @@ def test_artifact_gives_the_same_logits(
     assert trained.method.progress().keys() == loaded.method.progress().keys()
 
 
+def test_a_linear_head_says_what_the_method_says(
+    case: tuple[str, MethodConfig], world: World
+) -> None:
+    run = Run(case, world)
+    run.train(0, 3)
+    method, features = run.method, world.image_features
+    head = method.head()
+    if head is None:
+        return
+    if method.changes_backbone:
+        features = method.tuned().encode_image(world.images)
+    unit = torch.nn.functional.normalize(features, dim=-1)
+    found = torch.nn.functional.linear(unit, head.weight, head.bias)
+    torch.testing.assert_close(found, run.logits(), atol=1e-3, rtol=0)
+
+
 def test_refuses_a_foreign_artifact(case: tuple[str, MethodConfig], world: World) -> None:
     run = Run(case, world)
     tensors, metadata = run.method.artifact()
