@@ -1,0 +1,196 @@
+"""Every method on real images, by its own preset: the README's table of methods.
+
+    python -m benchmarks.methods            measure what is missing, and print the table
+    python -m benchmarks.methods --print    print the table only
+
+Trains each entry of the registry on `digits` before the embedded model, with 1, 4 and 16 shots and
+three draws each, and judges it on the whole validation pool: the test split stays sealed. Figures
+are kept in `methods.jsonl`, one line each, as soon as they are known.
+
+What is trained, and what it takes in memory beside the backbone (parameters, gradients and the
+optimiser's moments, float32), is counted for a ViT-B/16 with 100 classes and 16 shots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.mask_step import open_shape
+from spaces.base import Setting, preset_trial
+from trainables.data.prompts import class_features, prompt_set
+from trainables.data.source import DataSource
+from trainables.methods.base import Classes, Material, Preset, Schedule
+from trainables.methods.registry import METHODS
+from trainables.trainer import Trainer, accuracy
+from trainables.trial import Cell
+from trainables.workbench import Workbench
+
+FILE = Path(__file__).with_name("methods.jsonl")
+SHOTS = (1, 4, 16)
+SEEDS = (1, 2, 3)
+CLASSES = 100
+
+PUBLISHED = {
+    "zero-shot": "CLIP (2103.00020), one template",
+    "linear-probe": "CLIP (2103.00020), logistic regression by L-BFGS",
+    "clip-adapter": "CLIP-Adapter (2110.04544)",
+    "tip-adapter": "Tip-Adapter (2111.03930), training-free",
+    "tip-adapter-f": "Tip-Adapter-F (2111.03930)",
+    "cross-modal": "Cross-modal linear probe (2301.06267)",
+    "lp-plus-plus": "LP++ (2404.02285)",
+    "clap": "CLAP (2312.12730)",
+    "gda": "GDA (2402.04087)",
+    "taskres": "TaskRes (2211.10277), section 4.1; variants T, I, I&T, learned alpha",
+    "text-adapter": "TaskRes (2211.10277), table 2",
+    "enhanced-base": "TaskRes (2211.10277), section 4.1; its recipe is ours",
+    "coop": "CoOp (2109.01134)",
+    "cocoop": "CoCoOp (2203.05557)",
+    "prograd": "ProGrad (2205.14865)",
+    "rmt": "R-AMT (2307.15049), section 4.1; R-MMT, R-PMT, R-DMT",
+    "rmt-text": "R-AMT (2307.15049), text encoder",
+    "rmt-both": "R-AMT (2307.15049), both encoders",
+    "clip-lora": "CLIP-LoRA (2405.18541)",
+    "vpt": "VPT (2203.12119), by MaPLe's recipe (2210.03117)",
+}
+"""Whose setting the preset `paper` is; numbers are those of arXiv."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One training."""
+
+    method: str
+    """Registry name."""
+    preset: str
+    """`paper` or `clean`."""
+    shots: int
+    """Images a class."""
+    seed: int
+    """Of the few-shot draw."""
+    accuracy: float
+    """On the validation pool: a fraction."""
+    seconds: float
+    """From the draw to the last epoch."""
+
+
+def train(method: str, preset: Preset, shots: int, seed: int, bench: Workbench) -> Figure:
+    """One training by the preset, judged on the whole validation pool."""
+    start = time.perf_counter()
+    cell = Cell("digits", shots, seed)
+    images = len(bench.views(cell)[0])
+    setting = Setting("digits", shots, images, bench.backbone.tower)
+    trainer = Trainer(preset_trial(method, preset, setting), bench, cell)
+    for _ in range(trainer.epochs):
+        trainer.run_epoch()
+    dataset = bench.source.dataset("digits")
+    pool = bench.view(dataset.split("val"), dataset.flip)
+    logits = trainer.logits(pool)
+    seconds = time.perf_counter() - start
+    return Figure(method, preset, shots, seed, accuracy(logits, pool.labels), round(seconds, 1))
+
+
+def known() -> list[Figure]:
+    """What has been measured."""
+    if not FILE.exists():
+        return []
+    return [Figure(**json.loads(line)) for line in FILE.read_text().splitlines()]
+
+
+def missing(methods: list[str], presets: list[Preset]) -> Iterator[tuple[str, Preset, int, int]]:
+    """What has not; few shots first, which are cheap."""
+    there = {(f.method, f.preset, f.shots, f.seed) for f in known()}
+    for preset in presets:
+        for shots in SHOTS:
+            for method in methods:
+                for seed in SEEDS:
+                    if (method, preset, shots, seed) not in there:
+                        yield method, preset, shots, seed
+
+
+def sizes() -> dict[str, tuple[int, int]]:
+    """Method -> parameters trained by the preset `paper` on a ViT-B/16 with random weights, and
+    the bytes that they, their gradients and the optimiser's moments take."""
+    backbone = open_shape("ViT-B-16")
+    prompts = prompt_set("caltech101", [f"thing {i}" for i in range(CLASSES)], "single")
+    classes = Classes(class_features(backbone, prompts), prompts)
+    images = 16 * CLASSES
+    found = {}
+    for name, method in METHODS.items():
+        recipe = method.preset("paper", dataset="caltech101", shots=16, images=images, tower="vit")
+        schedule = Schedule(recipe.optim.learning_rates(images))
+        built = method.build(recipe.config, Material(backbone, classes, schedule, images))
+        count = sum(tensor.numel() for tensor in built.trainable().values())
+        copies = 3 if recipe.optim.optimiser == "sgd" else 4
+        found[name] = count, 4 * copies * count
+        del built
+    return found
+
+
+def table(figures: list[Figure], counted: dict[str, tuple[int, int]]) -> str:
+    """Markdown: mean and sample standard deviation in per cent."""
+    lines = [
+        "| method | its preset `paper` is | trained | memory | "
+        + " | ".join(f"{shots}-shot" for shots in SHOTS)
+        + " |",
+        "| --- | --- | ---: | ---: | " + " | ".join("---:" for _ in SHOTS) + " |",
+    ]
+    for method in METHODS:
+        count, size = counted[method]
+        cells = [_cell(figures, method, shots) for shots in SHOTS]
+        lines.append(
+            f"| `{method}` | {PUBLISHED[method]} | {count:,} | {_size(size)} | "
+            + " | ".join(cells)
+            + " |"
+        )
+    return "\n".join(lines)
+
+
+def _cell(figures: list[Figure], method: str, shots: int) -> str:
+    """The preset `paper`, and in brackets `clean` where that was measured."""
+    found = {
+        preset: [
+            100 * f.accuracy
+            for f in figures
+            if (f.method, f.preset, f.shots) == (method, preset, shots)
+        ]
+        for preset in ("paper", "clean")
+    }
+    if len(found["paper"]) < len(SEEDS):
+        return "not run"
+    paper = f"{statistics.mean(found['paper']):.1f} ± {statistics.stdev(found['paper']):.1f}"
+    clean = statistics.mean(found["clean"]) if len(found["clean"]) == len(SEEDS) else None
+    return paper if clean is None else f"{paper} ({clean:.1f})"
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB" if size else "0"
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__)
+    parser.add_argument("--print", action="store_true", help="measure nothing")
+    parser.add_argument("--methods", default=",".join(METHODS), help="which (default: all)")
+    parser.add_argument("--presets", default="paper,clean", help="which (default: %(default)s)")
+    given = parser.parse_args()
+    torch.set_num_threads(1)  # at these sizes more only wait for each other
+    if not given.print:
+        bench = Workbench("tiny", "cpu", DataSource())
+        for job in missing(given.methods.split(","), given.presets.split(",")):
+            figure = train(*job, bench)
+            print(figure, flush=True)
+            with FILE.open("a") as file:
+                file.write(json.dumps(asdict(figure)) + "\n")
+    print(table(known(), sizes()))
+
+
+if __name__ == "__main__":
+    main()
