@@ -88,7 +88,7 @@ def program(training: Training) -> ExportedProgram:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UsageError(
             [
-                f"A model is exported as a graph of tensor operations, which "
+                f"A model is exported as one graph for any number of images, which "
                 f"{type(training.method).__name__} does not allow ({reason}): use --format "
                 "artifact."
             ]

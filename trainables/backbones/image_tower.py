@@ -59,7 +59,7 @@ class ImageTower:
         for place, block in enumerate(self.blocks):
             if place < len(own):
                 tokens = self.norm(own[place]) if place == 0 else own[place]
-                x = torch.cat([x[:, :length], tokens.expand(len(x), -1, -1)], dim=1)
+                x = torch.cat([x[:, :length], tokens.expand(x.shape[0], -1, -1)], dim=1)
             x = block(x) if self.batch_first else block(x.transpose(0, 1)).transpose(0, 1)
         summary, _ = self.pool(x[:, :length])
         return (summary if self.projection is None else summary @ self.projection).float()
