@@ -13,6 +13,7 @@ from search.doctor import build_parser as doctor_parser
 from search.export import build_parser as export_parser
 from search.exports.formats import FORMATS
 from search.pruners import PRUNERS
+from search.report import build_parser as report_parser
 from search.run import build_parser
 from search.samplers import SAMPLERS
 from search.sync import build_parser as sync_parser
@@ -58,6 +59,11 @@ def test_the_number_of_augmented_views() -> None:
 def test_a_sync_command_is_understood() -> None:
     (command,) = (c for c in COMMANDS if "search.sync" in c)
     assert vars(sync_parser().parse_args(shlex.split(command)[3:]))["rebuild"]
+
+
+def test_a_report_command_is_understood() -> None:
+    (command,) = (c for c in COMMANDS if "search.report" in c)
+    assert vars(report_parser().parse_args(shlex.split(command)[3:]))
 
 
 def test_export_commands_are_understood() -> None:
