@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from tests.search.conftest import Sweep, kill_everything
 from tests.search.test_sweep import ONE_BY_ONE, QUIET, comparable
@@ -133,5 +135,5 @@ def test_a_sweep_that_starts_from_another_ones_winner(masks: Sweep) -> None:
     assert "start: the sweep has" in without.stderr
 
 
-def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    return first.keys() == second.keys() and all(bool((first[k] == second[k]).all()) for k in first)
+def _same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
