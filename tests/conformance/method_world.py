@@ -1,7 +1,7 @@
 """A small world: two backbones, and a few-shot task that can be learned in a few steps."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import torch
@@ -26,10 +26,13 @@ class World:
     images: Tensor
     labels: Tensor
     image_features: Tensor
+    _known: dict[PromptVariant, Classes] = field(default_factory=dict, init=False)
 
     def classes(self, variant: PromptVariant = "paper") -> Classes:
-        prompts = prompt_set("imagenet", CLASSES, variant)
-        return Classes(class_features(self.backbone, prompts), prompts)
+        if variant not in self._known:
+            prompts = prompt_set("imagenet", CLASSES, variant)
+            self._known[variant] = Classes(class_features(self.backbone, prompts), prompts)
+        return self._known[variant]
 
     def zero_shot(self, variant: PromptVariant = "paper") -> Tensor:
         text = functional.normalize(self.classes(variant).features, dim=-1)
