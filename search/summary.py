@@ -14,6 +14,7 @@ from rich.table import Table
 from search.config import SweepConfig
 from search.evaluation import Evaluation, Label, reads_of_test
 from search.progress import short
+from search.reporting.at_end import REPORT, has_report
 from search.statistics import paired, summary
 from search.study import without_password
 from search.sweep import Outcome
@@ -64,6 +65,8 @@ def print_summary(outcome: Outcome, console: Console) -> None:
     if isinstance(outcome.sweep, LocalStorage):
         folder = _relative(outcome.sweep.root)
     console.print(f"Folder: {folder}", highlight=False, soft_wrap=True)
+    if has_report(outcome.sweep):
+        console.print(f"Report: {folder}/{REPORT}/report.html", highlight=False, soft_wrap=True)
     if outcome.tracking_uri != "none":
         command = ui_command(outcome.tracking_uri)
         if command.startswith("mlflow "):

@@ -46,6 +46,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     run = sweep.run(*OPTIONS, timeout=280)
     assert run.returncode == 0, run.stderr
     assert "The report could not be written" not in run.stderr
+    assert "done/report/report.html" in run.stdout
     return sweep
 
 
