@@ -37,6 +37,7 @@ from trainables.backbones.registry import load_backbone
 from trainables.data.base import FeatureRows, Split
 from trainables.data.images import ImageFiles
 from trainables.data.source import DataSource
+from trainables.methods.base import Classes
 from trainables.methods.taskres import TaskResConfig
 from trainables.optim import OptimConfig
 from trainables.store import Store
@@ -163,6 +164,10 @@ class Synthetic(Workbench):
         """The same for every cell."""
         train, val = self._pair
         return train, val
+
+    def classes(self, *where: object) -> Classes:
+        """Features without texts."""
+        return Classes(self._texts)
 
     def class_features(self, *where: object) -> Tensor:
         """[c, d]."""

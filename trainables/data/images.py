@@ -9,12 +9,14 @@ import os
 import threading
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from pyarrow.fs import LocalFileSystem
 from torch import Tensor
 
 from trainables.data.base import DataError, fingerprint
@@ -24,6 +26,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", "
 
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 """What is tried on a file, whatever its name ends in: ImageNet has a PNG that is called JPEG."""
+_ASKED = 2000  # files at a time
+_ASKERS = 4
 _FILTERS = threading.Lock()
 """Warning filters belong to the whole interpreter: one thread at a time may set them aside."""
 
@@ -75,16 +79,43 @@ class ImageFiles:
         Raises `DataError` for one that is missing.
         """
         root = os.path.realpath(self.root)
+        files = [path if path.startswith("/") else f"{root}/{path}" for path in self.paths]
         facts = [root]
-        for path in self.paths:
-            file = path if path.startswith("/") else f"{root}/{path}"
-            try:
-                found = os.stat(file)
-            except OSError as error:
-                reason = "it is missing" if not os.path.lexists(file) else str(error.strerror)
-                raise DataError(_unreadable(file, reason)) from None
-            facts += path, str(found.st_size), str(found.st_mtime_ns)
-        return fingerprint("\0".join(facts).encode())
+        for path, (size, time) in zip(self.paths, _marks(files), strict=True):
+            facts += path, str(size), str(time)
+        return fingerprint("\0".join(facts).encode(errors="surrogateescape"))
+
+
+def _marks(files: list[str]) -> list[tuple[int, int]]:
+    """Size in bytes and time of the last change in nanoseconds of each file.
+
+    By Arrow, in threads: a question to the system a file is all that a second use of cached
+    features costs, and Python's own takes twice as long. Raises `DataError`.
+    """
+    ask = LocalFileSystem().get_file_info
+    batches = [files[i : i + _ASKED] for i in range(0, len(files), _ASKED)]
+    try:
+        if len(batches) == 1:
+            found = [ask(batches[0])]
+        else:
+            with ThreadPoolExecutor(_ASKERS) as pool:
+                found = list(pool.map(ask, batches))
+        marks = [(info.size, info.mtime_ns) for batch in found for info in batch]
+        if all(size is not None for size, _ in marks):
+            return marks
+    except (OSError, UnicodeError):  # it does not say which, and knows no names but in UTF-8
+        pass
+    return list(map(_mark, files))
+
+
+def _mark(file: str) -> tuple[int, int]:
+    """The same for one, which is named where it is not there."""
+    try:
+        found = os.stat(file)
+    except OSError as error:
+        reason = "it is missing" if not os.path.lexists(file) else str(error.strerror)
+        raise DataError(_unreadable(file, reason)) from None
+    return found.st_size, found.st_mtime_ns
 
 
 def _decode(file: Path) -> Image.Image:
