@@ -80,10 +80,8 @@ class ImageFiles:
         """
         root = os.path.realpath(self.root)
         files = [path if path.startswith("/") else f"{root}/{path}" for path in self.paths]
-        facts = [root]
-        for path, (size, time) in zip(self.paths, _marks(files), strict=True):
-            facts += path, str(size), str(time)
-        return fingerprint("\0".join(facts).encode(errors="surrogateescape"))
+        names = "\0".join((root, *self.paths)).encode(errors="surrogateescape")
+        return fingerprint(names, np.array(_marks(files), np.int64).tobytes())
 
 
 def _marks(files: list[str]) -> list[tuple[int, int]]:
