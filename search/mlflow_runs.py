@@ -107,6 +107,23 @@ class MlflowRuns:
         """Look everything up again before the next delivery."""
         self._runs = None
         self._held.clear()
+        if scheme_of(self._uri) == "sqlite":
+            _close_connections(self._uri)
+
+    @property
+    def client(self) -> MlflowClient:
+        """MLflow's own, at the sweep's address."""
+        return self._open()
+
+    @property
+    def experiment_id(self) -> str:
+        """MLflow's, once connected."""
+        return self._experiment_id
+
+    def run_of(self, number: int | None) -> str | None:
+        """MLflow's id of a trial's run, or of the sweep's own, once connected; None where there is
+        none."""
+        return (self._runs or {}).get(number)
 
     def trials(self) -> int:
         """How many trials have a run. Any error means: not now."""
@@ -396,6 +413,16 @@ def _place(name: str) -> str | None:
 def _latest(run: Run) -> dict[str, tuple[int, float]]:
     """The store orders a metric's points by step, then by time."""
     return {m.key: (m.step, m.value) for m in run.data.to_proto().metrics}
+
+
+def _close_connections(uri: str) -> None:
+    """Forget the database's open file, which somebody may have replaced: SQLite then refuses every
+    write, and MLflow keeps connections for as long as the process lives."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    engine = SqlAlchemyStore._engine_map.get(uri)
+    if engine is not None:
+        engine.dispose()
 
 
 def _is_definite(error: Exception) -> bool:

@@ -191,6 +191,22 @@ def test_no_epoch_twice_after_a_continuation(world: World, outbox: str) -> None:
     assert history(uri, runs["0"], "flip/budget") == [(0, 2.5)]
 
 
+def test_a_database_that_somebody_replaces_is_written_to(world: World) -> None:
+    driver = Driver(world.sweep, world.uri("a"))
+    live = driver.start()
+    driver.train(live, 1, 3)
+    assert driver.tracker.flush(TIMEOUT) == 0
+    shutil.copy(world.folder / "a.db", world.folder / "copy.db")
+    (world.folder / "copy.db").replace(world.folder / "a.db")  # another file under the open one
+    driver.train(live, 4, 6)
+    driver.end(live, "COMPLETE")
+    assert driver.close() == 0
+    runs = runs_of(world.uri("a"))
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    points = MlflowClient(world.uri("a")).get_metric_history(runs["0"].info.run_id, "val/accuracy")
+    assert sorted(point.step for point in points) == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_result_that_was_committed_and_not_told_is_told_by_the_next_driver(world: World) -> None:
     first = Driver(world.sweep, world.uri("a"))
     live = first.start()
