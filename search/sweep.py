@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
-import os
-import signal
-import stat
-import statistics
-import sys
 import tempfile
-import threading
-import time
-import warnings
-from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
-from typing import Any
 
-import ray
 from ray import tune
-from ray.tune.stopper import Stopper
 from rich.console import Console
 
-from search.carrier import WorkerCarrier
+from search.clock import Clock
 from search.config import SweepConfig
 from search.evaluate import evaluate, shared_weights, stored_evaluation
 from search.evaluation import Evaluation
@@ -39,17 +23,19 @@ from search.prepare import prepare
 from search.problems import StoppedError, UsageError
 from search.progress import Progress
 from search.pruners import IN_SEQUENCE
+from search.ray_session import carried, cluster, ray_session
 from search.reporting.at_end import has_report, report_at_end
-from search.resources import Machine, Placement, place
+from search.resources import Placement, place
 from search.results import Result, trial_folder
 from search.searcher import CrashCallback, StudyScheduler, StudySearcher
 from search.statistics import separation_note
+from search.stop import StopSwitch
 from search.study import JOURNAL_LEDGER, open_store
 from search.task import described, val_images
 from search.tracking import Tracker, open_tracker
 from search.winner import share_start
 from trainables.storage import Storage, StorageError, open_storage
-from trainables.trainable import Assignment, FewShotTrainable, Message
+from trainables.trainable import Assignment, FewShotTrainable
 
 _DELIVERY_SECONDS = 60.0  # for the last events, while they get through
 _PATIENCE_SECONDS = 10.0  # while they do not
@@ -137,11 +123,11 @@ def _refuse_copy(ledger: Ledger, sweep: Storage) -> None:
 def _run(plan: Plan, ledger: Ledger, tracker: Tracker, mirror: Mirror, console: Console) -> Outcome:
     config = plan.config
     stop = StopSwitch(config.time_budget)
-    clock = _Clock()
+    clock = Clock()
     evaluation = stored_evaluation(ledger, config)
     todo = ledger.waiting + max(0, config.trials - ledger.issued)
     if todo or evaluation is None:
-        with stop.listening(), _ray(config, console), _carried(config, tracker):
+        with stop.listening(), ray_session(config, console), carried(config, tracker):
             placement = plan.placement or _place_on_cluster(config)
             prepare(plan, placement, ledger.sweep, console)
             if todo:
@@ -259,195 +245,8 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-class StopSwitch(Stopper):
-    """Ends a sweep gracefully: after its time budget, or when somebody asks it to stop."""
-
-    def __init__(self, seconds: float | None) -> None:
-        self._seconds = seconds
-        self._deadline: float | None = None
-        self.interrupted = False
-        self.at_once = False
-        """Whether the next signal shall raise `KeyboardInterrupt`, not wait for a part to end."""
-        self.reason = ""
-        """Why the sweep cannot go on."""
-
-    def give_up(self, reason: str) -> None:
-        """Let no further part begin, for a reason that is no trial's fault."""
-        self.reason = self.reason or reason
-
-    def start_clock(self) -> None:
-        """The time budget begins here: with the first trial, not with the start of Ray."""
-        if self._seconds is not None:
-            self._deadline = time.monotonic() + self._seconds
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Never a single trial."""
-        return False
-
-    def stop_all(self) -> bool:
-        """Whether no further part of any trial shall begin."""
-        late = self._deadline is not None and time.monotonic() > self._deadline
-        return self.interrupted or late or bool(self.reason)
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """While open, Ctrl-C and SIGTERM throw the switch; a second one stops at once."""
-
-        def throw(signum: int, frame: FrameType | None) -> None:
-            if self.interrupted or self.at_once:
-                raise KeyboardInterrupt
-            self.interrupted = True
-
-        previous = {number: signal.signal(number, throw) for number in _SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class _Clock:
-    """Measures what a trial costs outside training: the time from the end of one trial to the
-    end of the next in the same slot, less the time the worker spent training."""
-
-    def __init__(self) -> None:
-        self._begun: dict[int, float] = {}
-        self._freed: list[float] = []
-        self._costs: list[float] = []
-
-    def started(self, live: Live) -> None:
-        """See `Observer`. A trial takes the slot that has been free the longest."""
-        if self._freed:
-            self._begun[live.number] = self._freed.pop(0)
-
-    def heard(self, message: Message) -> None:
-        """See `Observer`."""
-
-    def ended(self, result: Result, ledger: Ledger) -> None:
-        """See `Observer`."""
-        now = time.monotonic()
-        begun = self._begun.pop(result.number, None)
-        if begun is not None:
-            self._costs.append(now - begun - result.train_seconds)
-        self._freed.append(now)
-
-    def overhead(self) -> float | None:
-        """Median cost in seconds; none before a warm worker has finished a trial."""
-        return statistics.median(self._costs) if self._costs else None
-
-
-@contextlib.contextmanager
-def _ray(config: SweepConfig, console: Console) -> Iterator[None]:
-    """A connection to Ray: the cluster at `address`, or a private one that ends with the sweep.
-
-    Raises `UsageError` when the cluster does not answer.
-    """
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    # It prints the traceback of every worker that died; the ledger says how the trial went on.
-    for name in ("ray.tune.tune", "ray.tune.execution.tune_controller"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", module=r"ray\..*")
-    over = threading.Event()
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    with console.status("Starting Ray"):
-        if config.address:
-            try:
-                ray.init(address=config.address, **common)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise UsageError(
-                    [
-                        f"--address must name a running Ray cluster, and '{config.address}' does "
-                        f"not let us in ({str(error).splitlines()[0]}). If it asks for a token, "
-                        "it must be in ~/.ray/auth_token, with RAY_AUTH_MODE=token."
-                    ]
-                ) from error
-        else:
-            try:
-                ray.init(
-                    "local", include_dashboard=False, object_store_memory=_OBJECT_STORE, **common
-                )
-            except Exception as error:  # Ray raises bare ones
-                raise StoppedError(f"Ray did not start ({str(error).splitlines()[0]})") from error
-            _protect_token()
-            threading.Thread(target=_mind_ray, args=(over,), name="ray-minder", daemon=True).start()
-    try:
-        yield
-    finally:
-        over.set()
-        ray.shutdown()
-
-
-def _mind_ray(over: threading.Event) -> None:
-    """End the process when a part of its private Ray has died before it is over.
-
-    Nobody starts that part again. Without a raylet Tune waits for ever, without a GCS for a minute
-    before Ray aborts the process; all that counts is on disk.
-    """
-    node = ray._private.worker._global_node
-    while not over.wait(1):
-        dead = [kind for kind, _ in node.dead_processes() if kind in ("gcs_server", "raylet")]
-        if dead and not over.is_set():
-            sys.stderr.write(
-                f"error: Ray's {dead[0]} has died. Finished trials are kept; run the same command "
-                "again.\n"
-            )
-            sys.stderr.flush()
-            node.kill_all_processes(check_alive=False, allow_graceful=False)
-            _kill_starting_workers(node.session_name)
-            os._exit(1)
-
-
-def _kill_starting_workers(session: str) -> None:
-    """Workers that have begun to start, which takes seconds, do not notice that Ray has died before
-    they are ready. Until then the session's name stands in their command line."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            if any(session.encode() in word for word in words) and int(folder.name) != os.getpid():
-                os.kill(int(folder.name), signal.SIGKILL)
-
-
-_OBJECT_STORE = 256 * 2**20  # bytes: artifacts travel through it, images do not
-
-
-def _protect_token() -> None:
-    """Ray writes its authentication token readable by everybody."""
-    token = Path.home() / ".ray" / "auth_token"
-    if token.exists() and stat.S_IMODE(token.stat().st_mode) != 0o600:
-        token.chmod(0o600)
-
-
-def _cluster() -> Machine:
-    """The nodes of the connected cluster."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return Machine(
-        int(sum(node.get("CPU", 0) for node in nodes)),
-        int(sum(node.get("GPU", 0) for node in nodes)),
-        max((node.get("CPU", 0) for node in nodes), default=0),
-        elastic=True,
-    )
-
-
-@contextlib.contextmanager
-def _carried(config: SweepConfig, tracker: Tracker) -> Iterator[None]:
-    """On a cluster, workers upload artifacts while it is there."""
-    if not config.address:
-        yield
-        return
-    carrier = WorkerCarrier()
-    tracker.carry_by(carrier)
-    try:
-        yield
-    finally:
-        tracker.carry_by(None)
-        carrier.close()
-
-
 def _place_on_cluster(config: SweepConfig) -> Placement:
-    placement, problems = place(config, _cluster())
+    placement, problems = place(config, cluster())
     if placement is None:
         raise UsageError(problems)
     return placement
