@@ -14,31 +14,37 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, cast, get_args
 
+import numpy as np
 import ray
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
 from search.config import SweepConfig
-from search.evaluation import EVALUATION, READS, Evaluation, Label, Part, Score, read_evaluation
+from search.evaluation import EVALUATION, READS, Evaluation, Label, Score, read_evaluation
 from search.exam import Exam, exams
+from search.examples import MOST, Example, take_examples, write_examples
 from search.ledger import Ledger
+from search.predictions import write_predictions
 from search.preflight import Plan
 from search.problems import EvaluationError
 from search.resources import Placement
 from search.seeds import fresh_seeds
+from search.sheets import Sheet, answered, file_names
 from search.task import setting
 from search.winner import share_start
 from spaces.base import preset_trial
 from trainables.backbones.shared import share_weights
-from trainables.data.base import Dataset, Shift, Split
+from trainables.data.base import Dataset, Shift
 from trainables.data.halves import Half, classes_of
 from trainables.data.sealed import read_test_split
 from trainables.stages import open_training
 from trainables.storage import Storage, open_storage
-from trainables.trainer import accuracy
 from trainables.trial import Cell, TaskSpec, TrialConfig
 from trainables.workbench import Progress, View, Workbench
+
+Judged = tuple[list[Sheet], list[Example]]
+"""What was said of one test split, part by part, and some of its images."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +61,6 @@ class Candidate:
     """What was learned, as a safetensors file; its tensors without the metadata."""
     metadata: dict[str, str]
     """The artifact's metadata."""
-
-
-@dataclass(frozen=True)
-class Mark:
-    """One candidate's result on one test split."""
-
-    candidate: int
-    """Its position among the candidates."""
-    part: Part
-    """What of the split it was judged by."""
-    images: int
-    """How many images these were."""
-    accuracy: float
-    """A fraction."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +105,9 @@ def shared_weights(config: SweepConfig, sweep: Storage) -> str:
 def evaluate(ledger: Ledger, plan: Plan, placement: Placement) -> Evaluation:
     """Train winner and paper's setting on fresh draws, then score all on the test splits, once.
 
-    Runs on the Ray cluster that is connected, with a trial's resources per training. Writes
-    `evaluation.json` and the winner's artifacts. Needs a complete trial in the ledger. Raises
-    `EvaluationError`.
+    Runs on the Ray cluster that is connected, with a trial's resources per training. Writes the
+    winner's artifacts, all predictions, and `evaluation.json` last. Needs a complete trial in the
+    ledger. Raises `EvaluationError`.
     """
     best, config = ledger.best(), plan.config
     if best is None:
@@ -139,25 +131,26 @@ def evaluate(ledger: Ledger, plan: Plan, placement: Placement) -> Evaluation:
     try:
         trained: list[Candidate] = ray.get([train.remote(*job, bench) for job in jobs])
         held, folder = ray.put(trained), ledger.sweep.location
-        marks: list[list[Mark]] = ray.get(
-            [judge.remote(exam, held, bench, folder) for exam in judged]
+        most = max(1, MOST // sum(len(exam.halves) for exam in judged))
+        found: list[Judged] = ray.get(
+            [judge.remote(exam, held, bench, folder, most) for exam in judged]
         )
     except ray.exceptions.RayError as error:
         raise EvaluationError(str(error).strip().splitlines()[-1]) from error
-    scores = [
-        score
-        for exam, found in zip(judged, marks, strict=True)
-        for score in _scores(exam, trained, found)
-    ]
+    sheets = [sheet for sheets, _ in found for sheet in sheets]
+    scores = tuple(score for sheet in sheets for score in _scores(sheet))
     assert best.value is not None
-    found = Evaluation(best.number, best.value, seeds, task.protocol, tuple(scores))
+    evaluation = Evaluation(best.number, best.value, seeds, task.protocol, scores)
     for candidate in trained:
         if candidate.label == "winner":
             name = f"winner/artifact-{task.label(candidate.cell)}.safetensors"
             ledger.sweep.write(name, save(load(candidate.artifact), candidate.metadata))
     ledger.sweep.write("winner/config.json", _json(best.config))
-    ledger.sweep.write(EVALUATION, _json(asdict(found)))
-    return found
+    write_predictions(ledger.sweep, evaluation, sheets)
+    write_examples(ledger.sweep, evaluation, [e for _, examples in found for e in examples])
+    # Last: what is evaluated need not be read again.
+    ledger.sweep.write(EVALUATION, _json(asdict(evaluation)))
+    return evaluation
 
 
 def _wanted(plan: Plan, cell: Cell, winner: TrialConfig) -> dict[Label, TrialConfig]:
@@ -171,25 +164,15 @@ def _wanted(plan: Plan, cell: Cell, winner: TrialConfig) -> dict[Label, TrialCon
     }
 
 
-def _scores(exam: Exam, trained: Sequence[Candidate], marks: Sequence[Mark]) -> list[Score]:
-    """One score a label, cell and part: its values are those of the fresh draws, in their order."""
-    rows: dict[tuple[Label, str, int, Part], list[Mark]] = {}
-    for mark in marks:
-        candidate = trained[mark.candidate]
-        key = (candidate.label, candidate.cell.dataset, candidate.cell.shots, mark.part)
-        rows.setdefault(key, []).append(mark)
+def _scores(sheet: Sheet) -> list[Score]:
+    """One score a model: its values are those of the fresh draws, in their order."""
+    rows: dict[tuple[Label, str, int], list[float]] = {}
+    for answers in sheet.answers:
+        rows.setdefault(answers.model, []).append(sheet.accuracy(answers))
     order = get_args(Label)
     return [
-        Score(
-            label,
-            tuple(mark.accuracy for mark in found),
-            dataset,
-            shots,
-            exam.target,
-            part,
-            found[0].images,
-        )
-        for (label, dataset, shots, part), found in sorted(
+        Score(label, tuple(found), dataset, shots, sheet.target, sheet.part, len(sheet.truth))
+        for (label, dataset, shots), found in sorted(
             rows.items(), key=lambda item: order.index(item[0][0])
         )
     ]
@@ -211,31 +194,42 @@ def _train(label: Label, config: dict[str, Any], cell: Cell, bench: Bench) -> Ca
     return Candidate(label, cell, config, artifact, metadata)
 
 
-def _judge(exam: Exam, trained: Sequence[Candidate], opener: Bench, folder: str) -> list[Mark]:
-    """On a worker: every candidate's accuracy on one test split, which is read once."""
+def _judge(
+    exam: Exam, trained: Sequence[Candidate], opener: Bench, folder: str, most: int
+) -> Judged:
+    """On a worker: every candidate's predictions on one test split, which is read once; and at most
+    `most` examples of each kind for each part."""
     bench = _warm(opener)
     dataset = bench.source.dataset(exam.target)
-    judged = {i: c for i, c in enumerate(trained) if exam.judges(c.cell)}
+    judged = [c for c in trained if exam.judges(c.cell)]
 
     def record() -> None:
-        cells = [(c.label, c.cell.dataset, c.cell.shots, c.cell.seed) for c in judged.values()]
+        cells = [(c.label, c.cell.dataset, c.cell.shots, c.cell.seed) for c in judged]
         _record(open_storage(folder), exam.target, cells)
 
     test = bench.source.readable(read_test_split(dataset, record))
-    marks = []
+    sheets, examples = [], []
     for half in exam.halves:
-        view = bench.view(_restrict(test, dataset, half), dataset.flip)
-        for index, candidate in judged.items():
-            logits = _logits(exam, half, dataset, view, candidate, bench)
-            found = accuracy(logits, view.labels)
-            marks.append(Mark(index, exam.part(half), len(view.labels), found))
-    return marks
-
-
-def _restrict(test: Split, dataset: Dataset, half: Half) -> Split:
-    if half == "all":
-        return test
-    return test.of_classes(classes_of(half, len(dataset.class_names)))
+        kept = classes_of(half, len(dataset.class_names))
+        split = test if half == "all" else test.of_classes(kept)
+        view = bench.view(split, dataset.flip)
+        answers = [
+            answered(c.label, c.cell, _logits(exam, half, dataset, view, c, bench)) for c in judged
+        ]
+        names = [dataset.class_names[label] for label in kept]
+        rows = torch.isin(test.labels, torch.tensor(kept)).nonzero().flatten()
+        sheet = Sheet(
+            exam.target,
+            exam.part(half),
+            tuple(names),
+            rows.int().numpy(),
+            file_names(split.images),
+            split.labels.numpy().astype(np.uint16),
+            tuple(answers),
+        )
+        sheets.append(sheet)
+        examples += take_examples(sheet, split.images, most)
+    return sheets, examples
 
 
 def _logits(

@@ -62,6 +62,11 @@ class Evaluation:
     scores: tuple[Score, ...]
     """Of the zero-shot model, the paper's setting and the winner, on each data set."""
 
+    @property
+    def identity(self) -> str:
+        """In files that belong to it, so that another evaluation's are told apart."""
+        return json.dumps({"winner": self.winner, "seeds": self.seeds})
+
     def of(self, label: Label, part: Part | None = None) -> list[Score]:
         """The scores of that name."""
         return [s for s in self.scores if s.label == label and part in (None, s.part)]
