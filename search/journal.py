@@ -28,17 +28,9 @@ class Journal(BaseJournalBackend):
         `guard` is called before every write, and raises where the sweep has another owner.
         """
         self._sweep, self._guard = sweep, guard
-        self._logs: list[dict[str, Any]] = []
         self._held: list[dict[str, Any]] | None = None
         data = sweep.read_log(JOURNAL)
-        lines = data.splitlines(keepends=True)
-        good = 0
-        for line in lines:
-            entry = _parse(line)
-            if entry is None:
-                break
-            self._logs.append(entry)
-            good += len(line)
+        self._logs, good = _whole(data)
         if good < len(data):
             sweep.replace_log(JOURNAL, data[:good])
         # A last line without its end was being written when its writer died: no damage.
@@ -74,6 +66,34 @@ class Journal(BaseJournalBackend):
         self._guard()
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
         self._sweep.append(JOURNAL, lines.encode())
+
+
+class JournalView(BaseJournalBackend):
+    """The journal as it is now, for somebody who only looks: its owner may be writing it."""
+
+    def __init__(self, sweep: Storage) -> None:
+        """Raises `StorageError`."""
+        self._logs, _ = _whole(sweep.read_log(JOURNAL, owner=False))
+
+    def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
+        """See `BaseJournalBackend`."""
+        return self._logs[log_number_from:]
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Raises `PermissionError`: nothing is changed by looking."""
+        raise PermissionError("a journal that is only looked at is not written")
+
+
+def _whole(data: bytes) -> tuple[list[dict[str, Any]], int]:
+    """The entries up to the first that is damaged, and how many bytes they take."""
+    entries, good = [], 0
+    for line in data.splitlines(keepends=True):
+        entry = _parse(line)
+        if entry is None:
+            break
+        entries.append(entry)
+        good += len(line)
+    return entries, good
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -35,7 +35,8 @@ from trainables.trial_run import CHECKPOINT
 
 RETRIES = 2
 """How often in a row a trial is started again after its worker has died, without getting on."""
-_BEGUN, _FAILURES = "begun", "failures"
+ISSUED, FAILURES = "begun", "failures"
+"""What the study knows of a trial beside Optuna: when it was first issued, and its deaths."""
 
 
 @dataclass
@@ -179,7 +180,7 @@ class Ledger:
         live.struck = len(live.values)
         count = [live.failures, live.strikes, live.struck]
         with self._store.together():
-            self._store.patiently(lambda: live.trial.set_user_attr(_FAILURES, count))
+            self._store.patiently(lambda: live.trial.set_user_attr(FAILURES, count))
 
     def take_back(self, number: int) -> None:
         """A trial that Tune has given up, and the ledger has not: it is issued again."""
@@ -254,7 +255,7 @@ class Ledger:
         however often it is repeated, it leaves no trial behind."""
         begun = (f for f in self._running() if f.number not in self.live)
         frozen = next(begun, None)
-        if frozen is not None and _BEGUN not in frozen.user_attrs:
+        if frozen is not None and ISSUED not in frozen.user_attrs:
             self._complete(frozen)
         number = len(self.frozen()) if frozen is None else frozen.number
         self.study.sampler = make_sampler(self._sampler, self._seed, number)
@@ -263,16 +264,16 @@ class Ledger:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             config = self.space.suggest(trial).seeded(self._seed)
-        if _BEGUN not in trial.user_attrs:
-            trial.set_user_attr(_BEGUN, time.time())
-        failures, strikes, struck = trial.user_attrs.get(_FAILURES, (0, 0, -1))
+        if ISSUED not in trial.user_attrs:
+            trial.set_user_attr(ISSUED, time.time())
+        failures, strikes, struck = trial.user_attrs.get(FAILURES, (0, 0, -1))
         known = self.frozen()[trial.number]
         values = tuple(v for _, v in sorted(known.intermediate_values.items()))
         return Live(
             trial.number,
             config,
             trial,
-            trial.user_attrs[_BEGUN],
+            trial.user_attrs[ISSUED],
             values,
             dict(known.system_attrs),
             failures,
@@ -418,6 +419,6 @@ def _as_trial(result: Result) -> FrozenTrial:
         params=result.parameters,
         distributions={n: json_to_distribution(text) for n, text in result.distributions.items()},
         intermediate_values=dict(enumerate(result.values, start=1)),
-        user_attrs={_BEGUN: result.begun},
+        user_attrs={ISSUED: result.begun},
         system_attrs=result.notes,
     )

@@ -142,6 +142,26 @@ class Outbox:
         return offset if offset >= 0 and _ends_a_line(self.path, offset) else 0
 
 
+def waiting(path: Path) -> int:
+    """How many events of an outbox are not delivered, without taking it from who delivers it; none
+    where there is no outbox. Raises OSError."""
+    try:
+        mark = int(path.with_suffix(".delivered").read_text())
+    except (FileNotFoundError, ValueError):
+        mark = 0
+    if not path.exists():
+        return 0
+    with path.open("rb") as lines:
+        lines.seek(max(0, mark))
+        return sum(line.endswith(b"\n") for line in lines)
+
+
+def refused(path: Path) -> int:
+    """How many events of an outbox the receiver would not take. Raises OSError."""
+    file = path.with_suffix(".refused.jsonl")
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
 def put_away(path: Path) -> None:
     """Rename the files of an outbox to `*.old`: the next one at `path` begins empty.
 

@@ -7,14 +7,15 @@ import time
 import urllib.parse
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any, Protocol, TypeVar
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
+from optuna.trial import FrozenTrial
 
-from search.journal import Journal
+from search.journal import Journal, JournalView
 from search.problems import StoppedError
 from trainables.storage import Storage
 
@@ -124,6 +125,29 @@ def open_store(url: str, sweep: Storage, name: str, guard: Callable[[], None]) -
     `guard` raises where the sweep has another owner. Raises `LedgerError`.
     """
     return JournalStore(sweep, guard) if url == JOURNAL_LEDGER else DatabaseStore(url, name)
+
+
+def look_at_study(url: str, sweep: Storage, name: str) -> list[FrozenTrial]:
+    """The study's trials as they are now, also while a driver runs it; none where it has no study.
+
+    A journal is read and never written. Raises `LedgerError` for a database that does not answer,
+    after seconds, and `StorageError`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        if url == JOURNAL_LEDGER:
+            return _trials(JournalStorage(JournalView(sweep)), "sweep")
+        if problems := ledger_problems(url):
+            raise LedgerError(problems[0])
+        with closing(DatabaseStore(url, name)) as store:
+            return _trials(store.storage, name)
+
+
+def _trials(storage: BaseStorage, name: str) -> list[FrozenTrial]:
+    try:
+        return storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
+    except KeyError:
+        return []
 
 
 def ledger_problems(url: str) -> list[str]:

@@ -79,8 +79,9 @@ class Storage(ABC):
         """Add to a log. One writer at a time; a crash may leave a part of `data`, on a disk."""
 
     @abstractmethod
-    def read_log(self, name: str) -> bytes:
-        """All that was appended; empty where nothing was."""
+    def read_log(self, name: str, owner: bool = True) -> bytes:
+        """All that was appended; empty where nothing was. Only the folder's owner may tidy it up
+        meanwhile: who is not, and only looks, says so."""
 
     @abstractmethod
     def replace_log(self, name: str, data: bytes) -> None:
@@ -223,7 +224,7 @@ class LocalStorage(Storage):
                         os.ftruncate(file.fileno(), end)
                     raise
 
-    def read_log(self, name: str) -> bytes:
+    def read_log(self, name: str, owner: bool = True) -> bytes:
         """See `Storage`."""
         try:
             return self.read(name)
@@ -322,7 +323,7 @@ class ObjectStorage(Storage):
         self.write(f"{name}/{self._next[name]:09d}.part", data)
         self._next[name] += 1
 
-    def read_log(self, name: str) -> bytes:
+    def read_log(self, name: str, owner: bool = True) -> bytes:
         """All parts together; many of them are put together for the next reader."""
         log = self.child(name)
         parts = log.files()
@@ -330,7 +331,7 @@ class ObjectStorage(Storage):
         start = _part_number(whole[0]) if whole else -1
         late = [p for p in parts if p.endswith(".part") and _part_number(p) > start]
         data = b"".join(log.read_many([*whole, *late]))
-        if len(late) >= _MERGE:
+        if owner and len(late) >= _MERGE:
             self.replace_log(name, data)
         return data
 

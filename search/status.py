@@ -1,0 +1,192 @@
+"""`python -m search.status`: how one sweep stands, and what to do next."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from search.commands import module_command
+from search.config import SweepConfig
+from search.details import Details, look_into
+from search.evaluation import Label
+from search.list import STYLES
+from search.options import Parser
+from search.problems import UsageError
+from search.progress import percent, short
+from search.standing import Standing, ago, failures, read_standing
+from search.statistics import summary
+from search.study import JOURNAL_LEDGER, without_password
+from search.task import described
+from search.terminal import open_console
+from search.tracking_uri import shown
+
+_INTRODUCTION = """\
+Say how a sweep stands: its trials, what runs now, its best, where it is kept, what to do next.
+
+It only looks, whether the sweep is running or not."""
+_NAMES: dict[Label, str] = {"winner": "winner", "paper": "paper", "zero-shot": "zero-shot"}
+_LINES = 12  # of a traceback, from its end
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All options."""
+    parser = Parser(prog="python -m search.status", description=_INTRODUCTION, allow_abbrev=False)
+    parser.add_argument("name", metavar="NAME", help="name of the sweep")
+    parser.add_argument(
+        "--storage",
+        default=SweepConfig().storage,
+        metavar="PLACE",
+        help="where sweeps are kept: a folder or a bucket's URI (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--errors",
+        action="store_true",
+        help="why trials have failed, with the last lines of their tracebacks",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document, for programs")
+    return parser
+
+
+def next_steps(found: Standing, details: Details, storage: str) -> list[tuple[str, str]]:
+    """What to do now, the most useful first: a command and what it does."""
+    name = found.name
+
+    def command(module: str, *more: str) -> str:
+        return module_command(f"search.{module}", *more, storage=storage)
+
+    steps: list[tuple[str, str]] = []
+    if found.state in ("interrupted", "never begun"):
+        steps.append((command("run", "--resume", name), "go on with it"))
+    if details.waiting and found.owner is None:
+        steps.append((command("sync", name), f"send MLflow the {details.waiting} events it lacks"))
+    if found.done and not (details.has_report and found.state == "finished"):
+        steps.append((command("report", name), "write its report"))
+    if found.state == "finished" and found.best is not None:
+        steps.append((command("export", name, "--format", "artifact"), "take the winner along"))
+        more = str(found.asked + max(1, found.asked // 2))
+        steps.append((command("run", "--resume", name, "--trials", more), "add trials"))
+    if found.states["FAIL"]:
+        steps.append((command("status", name, "--errors"), "see why trials have failed"))
+    return steps
+
+
+def _print(found: Standing, details: Details, storage: str, console: Console) -> None:
+    config, best = found.config, found.best
+    assert config is not None
+    console.print(f"Sweep {found.name}: {config.space} on {described(config.task)}", style="bold")
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    state = found.state + (f", by {found.owner}" if found.owner else "")
+    table.add_row("state", state, style=STYLES[found.state])
+    ends = ", ".join(f"{n} {state.lower()}" for state, n in found.states.items() if n)
+    waiting = f"; {len(details.unfinished)} unfinished" if details.unfinished else ""
+    counts = f"{found.done} of {found.asked} ended{f': {ends}' if ends else ''}{waiting}"
+    table.add_row("trials", counts)
+    if found.since is not None:
+        latest = f"a trial last ended {ago(found.latest)} ago"
+        table.add_row("begun", f"{ago(found.since)} ago, {latest}")
+    if best is not None:
+        value = percent(best.value).strip()
+        table.add_row("best", f"trial {best.number}, validation {value}: {short(best.parameters)}")
+    table.add_row("test", _judged(found))
+    table.add_row("storage", without_password(found.sweep.location))
+    where = "a journal in the folder" if config.ledger == JOURNAL_LEDGER else config.ledger
+    table.add_row("ledger", where + (f" ({details.trouble})" if details.trouble else ""))
+    table.add_row("MLflow", _delivery(details))
+    report = "report/report.html in the folder" if details.has_report else "none yet"
+    table.add_row("report", report)
+    console.print(table)
+    if details.unfinished:
+        console.print(_unfinished(details, found))
+    console.print("Next:", style="bold")
+    for command, what in next_steps(found, details, storage):
+        console.print(f"  {command}", soft_wrap=True)
+        console.print(f"      {what}", style="dim")
+
+
+def _judged(found: Standing) -> str:
+    if found.judged is None:
+        return "not judged yet"
+    judged = found.judged
+    means = (
+        f"{name} {100 * summary(judged.figure(label)).mean:.1f} %" for label, name in _NAMES.items()
+    )
+    return f"{', '.join(means)} ({judged.images} images, {len(judged.seeds)} fresh draws)"
+
+
+def _delivery(details: Details) -> str:
+    if details.tracking_uri == "none":
+        return "none"
+    where = shown(details.tracking_uri)
+    if details.waiting is None:
+        return f"{where}; what waits for it is known on the driver's machine"
+    refused = f", {details.refused} refused for good" if details.refused else ""
+    return f"{where}; {details.waiting or 'no'} events waiting{refused}"
+
+
+def _unfinished(details: Details, found: Standing) -> Table:
+    table = Table(box=None, pad_edge=False)
+    heading = "running" if found.owner else "unfinished"
+    for text in (heading, "part", "last value", "for", "deaths"):
+        table.add_column(text, justify="right", no_wrap=True)
+    table.add_column("parameters", overflow="fold")
+    for trial in details.unfinished:
+        table.add_row(
+            str(trial.number),
+            str(trial.parts),
+            percent(trial.value).strip(),
+            ago(trial.begun),
+            str(trial.deaths or ""),
+            short(trial.parameters),
+        )
+    return table
+
+
+def _print_errors(found: Standing, console: Console) -> None:
+    failed = failures(found.results or {})
+    if not failed:
+        console.print(f"No trial of {found.name} has failed.")
+    for failure in failed:
+        where = f" on {failure['host']}" if failure["host"] else ""
+        deaths = f", its worker died {failure['failures']} times" if failure["failures"] else ""
+        console.print(f"Trial {failure['number']}{where}{deaths}: {failure['reason']}", style="red")
+        console.print(f"  {short(failure['parameters'])}", style="dim")
+        for line in failure["details"].rstrip().splitlines()[-_LINES:]:
+            console.print(f"    {line}", soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; 0 when the sweep could be read, 2 for a mistake or a sweep that is damaged."""
+    console = open_console()
+    try:
+        options = build_parser().parse_args(arguments)
+        found = read_standing(options.name, options.storage)
+        if found.trouble:
+            raise UsageError([found.trouble])
+        if options.errors and not options.json:
+            _print_errors(found, console)
+            return 0
+        details = look_into(found)
+    except UsageError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return 2
+    if not options.json:
+        _print(found, details, options.storage, console)
+        return 0
+    steps = [command for command, _ in next_steps(found, details, options.storage)]
+    document = found.to_dict() | details.to_dict() | {"next": steps}
+    if options.errors:
+        document["errors"] = failures(found.results or {})
+    print(json.dumps(document, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

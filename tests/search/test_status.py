@@ -1,0 +1,247 @@
+"""How sweeps stand, told while a driver runs them or not: `search.list` and `search.status`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search import list as list_module
+from search import preflight as preflight_module
+from search import status
+from search.details import look_into
+from search.examine import Examination
+from search.journal import JOURNAL, Journal, JournalView
+from search.ledger import Ledger
+from search.lock import SweepLock
+from search.options import configure
+from search.outbox import Outbox, refused, waiting
+from search.preflight import Plan, adopt, preflight
+from search.standing import ago, duration, read_standing
+from search.study import JournalStore
+from search.tracking import outbox_path
+from tests.servers import s3_server
+from trainables.storage import LocalStorage, open_storage
+
+MARKUP = "[red]folder[/red]"
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """Of a sweep that does not exist yet."""
+    storage = tmp_path_factory.mktemp("plans")
+    options = ("--space", "taskres", "--shots", "2", "--trials", "4", "--storage", str(storage))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preflight_module, "ExaminationApart", lambda s: nullcontext(Examination(s)))
+        return preflight(configure([*options, "--name", "mine"]))
+
+
+class World:
+    """A sweep whose driver is this process: its real folder, lock and ledger, but no Ray."""
+
+    def __init__(self, plan: Plan, storage: str) -> None:
+        self.storage = storage
+        self.plan = replace(plan, config=replace(plan.config, storage=storage))
+        self.sweep = open_storage(storage).child("mine")
+        self._stack = ExitStack()
+
+    def __enter__(self) -> World:
+        self._stack.enter_context(SweepLock(self.sweep))
+        adopt(self.plan, self.sweep)
+        config = self.plan.config
+        store = JournalStore(self.sweep, lambda: None)
+        self.ledger = Ledger(
+            self.sweep, store, self.plan.space, config.sampler, config.pruner, config.seed
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def end(self, value: float, state: str = "COMPLETE", **why: str) -> None:
+        number = self.ledger.ask().number
+        self.ledger.report(number, [value / 2, value], {"val/accuracy": value})
+        self.ledger.finish(number, state, **why)  # type: ignore[arg-type]
+
+
+def told(capsys: pytest.CaptureFixture[str], world: World, *options: str) -> str:
+    assert status.main(["mine", "--storage", world.storage, *options]) == 0
+    return capsys.readouterr().out
+
+
+def as_json(capsys: pytest.CaptureFixture[str], world: World, *options: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(told(capsys, world, "--json", *options))
+    return found
+
+
+def snapshot(storage: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in storage.rglob("*") if p.is_file()}
+
+
+def test_a_sweep_from_its_first_trial_to_its_last(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with World(plan, str(tmp_path)) as world:
+        world.end(0.8)
+        running = world.ledger.ask()
+        world.ledger.report(running.number, [0.25, 0.5, 0.625], {"val/accuracy": 0.625})
+        world.ledger.strike(running.number)
+        before = snapshot(tmp_path)
+        text = told(capsys, world)
+        assert f"running, by process {os.getpid()}" in text
+        assert "1 of 4 ended: 1 complete; 1 unfinished" in text
+        assert "62.5 %" in text
+        found = as_json(capsys, world)
+        assert found["state"] == "running"
+        (trial,) = found["unfinished"]
+        assert (trial["number"], trial["parts"], trial["value"], trial["deaths"]) == (
+            1,
+            3,
+            0.625,
+            1,
+        )
+        assert trial["parameters"] == json.loads(json.dumps(running.trial.params))
+        changed = {k for k, v in snapshot(tmp_path).items() if before.get(k) != v}
+        assert not [name for name in changed if "/owner/" not in name]  # its driver's beat
+    text = told(capsys, world)
+    assert "interrupted" in text
+    assert f"-m search.run --resume mine --storage {tmp_path}" in text
+    with world:
+        world.end(0.9)
+        world.end(0.9, "FAIL", reason="NonFiniteError: loss", details="Traceback\nlast line\n")
+        world.end(0.7)
+    found = as_json(capsys, world)
+    assert found["trials"] == {"done": 4, "asked": 4, "COMPLETE": 3, "PRUNED": 0, "FAIL": 1}
+    assert found["best"] == {"trial": 1, "value": 0.9}
+    assert found["state"] == "interrupted"  # it has not been judged
+    text = told(capsys, world, "--errors")
+    assert "Trial 2: NonFiniteError: loss" in text
+    assert "    last line" in text
+    (error,) = as_json(capsys, world, "--errors")["errors"]
+    assert (error["number"], error["details"]) == (2, "Traceback\nlast line\n")
+
+
+def test_what_is_said_is_no_markup(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with World(plan, str(tmp_path)) as world:
+        world.end(0.5, "FAIL", reason=f"DataError: {MARKUP}", details=f"in {MARKUP}")
+    text = told(capsys, world, "--errors")
+    assert text.count(MARKUP) == 2
+
+
+def test_every_sweep_is_a_row(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with World(plan, str(tmp_path)) as world:
+        world.end(0.8)
+    for name in ("older", "torn", "lost", "half", "begun"):
+        shutil.copytree(tmp_path / "mine", tmp_path / name)
+    record = json.loads((tmp_path / "older/sweep.json").read_text())
+    (tmp_path / "older/sweep.json").write_text(json.dumps(record | {"format": 1}))
+    (tmp_path / "torn/sweep.json").write_text('{"format": 3, "id"')
+    (tmp_path / "lost/sweep.json").unlink()
+    (tmp_path / "half/trials/000000/result.json").write_text("{")
+    shutil.rmtree(tmp_path / "begun/trials")
+    (tmp_path / "begun/study.journal").unlink()
+    (tmp_path / "mlartifacts").mkdir()
+    assert list_module.main(["--storage", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    rows = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    assert "mlartifacts" not in out
+    assert "interrupted" in rows["mine"]
+    assert "1 of 4" in rows["mine"]
+    assert "80.0 %" in rows["mine"]
+    assert "never begun" in rows["begun"]
+    for name in ("older", "torn", "lost", "half"):
+        assert "unreadable" in next(x for x in out.splitlines() if x.startswith(f"{name} "))
+        assert rows[f"{name}:"]  # the reason
+    assert "format 1" in rows["older:"]
+    assert list_module.main(["--storage", str(tmp_path), "--json"]) == 0
+    found = {s["name"]: s for s in json.loads(capsys.readouterr().out)["sweeps"]}
+    assert found["mine"]["best"] == {"trial": 0, "value": 0.8}
+    assert found["older"]["state"] == "unreadable"
+    assert "this version reads" in found["older"]["trouble"]
+    for name in ("older", "torn", "half"):
+        assert status.main([name, "--storage", str(tmp_path)]) == 2
+        assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status.main(["nobody", "--storage", str(tmp_path)]) == 2
+    assert "There is no sweep 'nobody'" in capsys.readouterr().err
+    assert list_module.main(["--storage", str(tmp_path / "none")]) == 0
+    assert "There is no sweep in" in capsys.readouterr().out
+    assert list_module.main(["--storage", "s4://x"]) == 2
+    assert capsys.readouterr().err.startswith("error: The storage must be readable")
+    assert status.main([]) == 2
+    assert "NAME" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_events_that_wait(plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with World(plan, str(tmp_path)) as world:
+        world.end(0.8)
+        found = read_standing("mine", world.storage)
+        uri = look_into(found).tracking_uri
+        outbox = Outbox(outbox_path(uri, world.sweep))
+        for number in range(3):
+            outbox.append({"kind": "log", "trial": number})
+        first, _ = next(outbox.pending())
+        outbox.mark_delivered(first)
+        outbox.refuse({"kind": "log"}, "no")
+        assert (waiting(outbox.path), refused(outbox.path)) == (outbox.undelivered(), 1) == (2, 1)
+        outbox.close()
+    text = told(capsys, world)
+    assert "2 events waiting, 1 refused for good" in text
+    assert f"-m search.sync mine --storage {tmp_path}" in text
+    assert waiting(tmp_path / "no.jsonl") == 0
+
+
+def test_a_journal_is_looked_at_while_it_is_written(tmp_path: Path) -> None:
+    sweep = LocalStorage(tmp_path)
+    journal = Journal(sweep, lambda: None)
+    journal.append_logs([{"op_code": 0}, {"op_code": 1}])
+    with open(tmp_path / JOURNAL, "ab") as file:
+        file.write(b'{"op_code": 2')  # the owner is in the middle of a line
+    before = (tmp_path / JOURNAL).read_bytes()
+    view = JournalView(sweep)
+    assert view.read_logs(0) == journal.read_logs(0)
+    with pytest.raises(PermissionError):
+        view.append_logs([])
+    assert (tmp_path / JOURNAL).read_bytes() == before
+
+
+def test_the_words_for_times() -> None:
+    assert [duration(s) for s in (0, 119, 120, 7199, 7200, 200_000)] == [
+        *("0 s", "119 s", "2 min", "120 min", "2 h", "2 d"),
+    ]
+    assert ago(None) == "-"
+    assert ago(time.time() - 300) == "5 min"
+
+
+def test_in_a_bucket(plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with s3_server(tmp_path) as server:
+        with World(plan, server.location("sweeps")) as world:
+            world.end(0.8)
+            world.ledger.ask()
+            for _ in range(40):  # as many parts as the owner would put together
+                world.ledger.study.set_user_attr("note", "x")
+            before = world.sweep.files()
+            found = as_json(capsys, world)
+            assert (found["state"], len(found["unfinished"])) == ("running", 1)
+            assert {n for n in world.sweep.files() if JOURNAL in n} == {
+                n for n in before if JOURNAL in n
+            }
+            world.end(0.9)
+        assert list_module.main(["--storage", world.storage, "--json"]) == 0
+        (row,) = json.loads(capsys.readouterr().out)["sweeps"]
+        assert row["trials"]["done"] == 2
+        assert row["best"] == {"trial": 2, "value": 0.9}
