@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -19,15 +19,18 @@ from search.exports.card import CARD, card
 from search.exports.chosen import BEST, Chosen, choose
 from search.exports.formats import FORMATS, unfit
 from search.exports.model import Model, open_model
+from search.exports.registry import ALIAS, RegistryError, Version, name_problem, register
 from search.exports.verify import VerificationError, Verified, verify
 from search.options import Parser
-from search.preflight import load_record
+from search.preflight import load_record, uri_afterwards
 from search.problems import UsageError
+from search.tracking import open_runs
+from search.tracking_uri import TrackingError, check_tracking_uri
 from trainables.storage import StorageError, open_storage
 from trainables.suggest import did_you_mean
 
 _INTRODUCTION = """\
-Write what a sweep has learned as something that others can load.
+Write what a sweep has learned as something that others can load, or register it in MLflow.
 
 The written model is loaded in a process of its own and asked about the trial's validation images.
 It is announced only where it says what the trial says."""
@@ -51,7 +54,10 @@ def build_parser() -> argparse.ArgumentParser:
         "trial N as the search trained it (default: %(default)s)",
     )
     parser.add_argument(
-        "--format", default="artifact", metavar="FORMAT", help="see below (default: %(default)s)"
+        "--format",
+        default="",
+        metavar="FORMAT",
+        help="see below (default: artifact; with --register: mlflow)",
     )
     parser.add_argument(
         "--cell",
@@ -63,7 +69,20 @@ def build_parser() -> argparse.ArgumentParser:
         "--output",
         default="",
         metavar="FOLDER",
-        help="folder to make (default: NAME-TRIAL-FORMAT in the current one)",
+        help="folder to make (default: NAME-TRIAL-FORMAT in the current one; none with --register)",
+    )
+    parser.add_argument(
+        "--register",
+        metavar="MODEL",
+        help="make the model a version of this registered model in MLflow, with the alias "
+        f"{ALIAS}; what is registered already is not registered again",
+    )
+    parser.add_argument(
+        "--tracking-uri",
+        default="",
+        metavar="URI",
+        help="MLflow, for --register: sqlite:///FILE or http://HOST:PORT (default: the sweep's "
+        "own, else MLFLOW_TRACKING_URI, else a sqlite file in the storage folder)",
     )
     parser.add_argument(
         "--storage",
@@ -81,26 +100,84 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def export(options: argparse.Namespace) -> tuple[Chosen, Path, Verified]:
-    """Choose, open, write, verify, announce. Raises `UsageError`, `StorageError`,
-    `VerificationError`, `OSError`."""
-    kind = options.format
+@dataclass(frozen=True)
+class Exported:
+    """What an export has made."""
+
+    chosen: Chosen
+    """The artifact that was exported."""
+    output: Path | None
+    """Its folder; none where it was only registered."""
+    verified: Verified
+    """How it was compared with the trial."""
+    version: Version | None
+    """In MLflow's registry, where that was asked for."""
+
+    @property
+    def source(self) -> str:
+        """Where it comes from, in a few words."""
+        chosen, cell = self.chosen, self.chosen.cell
+        return (
+            f"Trial {chosen.result.number} of {chosen.config.name} ({chosen.trial.method}, "
+            f"{cell.dataset}, {cell.shots} shots, seed {cell.seed})"
+        )
+
+
+def export(options: argparse.Namespace) -> Exported:
+    """Choose, open, write, verify, announce; register, where that is asked for. Raises
+    `UsageError`, `StorageError`, `TrackingError`, `VerificationError`, `OSError`, `RegistryError`.
+    """
+    kind = options.format or ("artifact" if options.register is None else "mlflow")
     if kind not in FORMATS:
         raise UsageError([did_you_mean("format", kind, FORMATS)])
+    if problems := _registration_problems(options, kind):
+        raise UsageError(problems)
     output = Path(options.output or f"{options.name}-{_title(options)}-{kind}")
     output = output.expanduser().absolute()
-    if os.path.lexists(output):
+    is_kept = bool(options.output) or options.register is None
+    if is_kept and os.path.lexists(output):
         raise UsageError(
             [f"--output must not exist yet, and '{output}' does: remove it, or name another."]
         )
     sweep = open_storage(options.storage).child(options.name)
     record = load_record(sweep)
-    config = replace(SweepConfig.from_dict(record["config"]), name=options.name)
+    config = replace(
+        SweepConfig.from_dict(record["config"]), name=options.name, storage=options.storage
+    )
+    runs = None
+    if options.register is not None:
+        runs = open_runs(_answering(options.tracking_uri, config), options.name, sweep)
     chosen = choose(sweep, record, config, options.trial, options.cell)
     model = open_model(chosen, options.data or config.data)
     if why := unfit(model, kind):
         raise UsageError([why])
-    return chosen, output, _write(model, kind, output)
+    with tempfile.TemporaryDirectory(prefix="few-shot-export-") as elsewhere:
+        folder = output if is_kept else Path(elsewhere) / "export"
+        verified = _write(model, kind, folder)
+        made = Exported(chosen, output if is_kept else None, verified, None)
+        if runs is None:
+            return made
+        written = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        return replace(made, version=register(options.register, folder, written, runs))
+
+
+def _registration_problems(options: argparse.Namespace, kind: str) -> list[str]:
+    if options.register is None:
+        if options.tracking_uri:
+            return ["--tracking-uri says where to register: it goes with --register MODEL."]
+        return []
+    found = [problem] if (problem := name_problem(options.register)) else []
+    if kind != "mlflow":
+        found.append(f"--register takes an MLflow model, not --format {kind}: leave that away.")
+    return found
+
+
+def _answering(given: str, config: SweepConfig) -> str:
+    """Where to register, once it answers. Raises `UsageError`, `TrackingError`, `RegistryError`."""
+    uri = uri_afterwards(given, config)
+    if away := check_tracking_uri(uri):
+        raise RegistryError(away.partition(": what it")[0])
+    return uri
 
 
 def _title(options: argparse.Namespace) -> str:
@@ -135,14 +212,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain.print(f"error: {problem}", markup=False, highlight=False)
 
     try:
-        chosen, output, verified = export(build_parser().parse_args(arguments))
+        made = export(build_parser().parse_args(arguments))
     except UsageError as found:
         for problem in found.problems:
             error(problem)
         return 2
-    except StorageError as found:
+    except (StorageError, TrackingError) as found:
         error(str(found))
         return 2
+    except RegistryError as found:
+        error(f"The model was not registered: {found}. Repeat the command when that is mended.")
+        return 1
     except VerificationError as found:
         error(f"The export was not kept, since it does not say what the trial says: {found}.")
         return 1
@@ -152,16 +232,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain.print("Stopped. Nothing is left of the export.")
         return 130
-    cell = chosen.cell
-    console.print(
-        f"Trial {chosen.result.number} of {chosen.config.name} ({chosen.trial.method}, "
-        f"{cell.dataset}, {cell.shots} shots, seed {cell.seed}): {output}\n"
+    verified = made.verified
+    lines = [
+        made.source + ("" if made.output is None else f": {made.output}"),
         f"Loaded in a process of its own, it says the same about {verified.images} validation "
         f"images: largest difference of logits {verified.largest:.1e}, allowed "
         f"{verified.tolerance:g}.",
-        markup=False,
-        highlight=False,
-    )
+    ]
+    if made.version is not None:
+        lines.append(made.version.announced)
+    console.print("\n".join(lines), markup=False, highlight=False)
     return 0
 
 

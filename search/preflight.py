@@ -166,6 +166,23 @@ def tracking_uri(config: SweepConfig) -> str:
     return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
 
 
+def uri_afterwards(given: str, config: SweepConfig) -> str:
+    """Where a sweep that has run is tracked to: the URI given, else the sweep's own, else the
+    environment's, else the default.
+
+    Raises `UsageError` where the sweep is run without tracking.
+    """
+    chosen = given or config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if chosen == "none":
+        raise UsageError(
+            [
+                f"Something can be delivered only to an MLflow, and '{config.name}' is run without "
+                "tracking: name one with --tracking-uri."
+            ]
+        )
+    return tracking_uri(replace(config, tracking_uri=chosen))
+
+
 def _plan(
     config: SweepConfig, source: DataSource, facts: Facts, placement: Placement | None, uri: str
 ) -> Plan:

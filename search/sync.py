@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from search.lock import SweepLock
 from search.mirror import Mirror, sweep_artifacts
 from search.options import Parser
 from search.outbox import Outbox, put_away
-from search.preflight import load_record, tracking_uri
+from search.preflight import load_record, uri_afterwards
 from search.problems import StoppedError, UsageError
 from search.results import read_results
 from search.tracking import MlflowTracker, outbox_path
@@ -133,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name=options.name,
             storage=options.storage,
         )
-        uri = tracking_uri(replace(config, tracking_uri=_chosen_uri(options.tracking_uri, config)))
+        uri = uri_afterwards(options.tracking_uri, config)
         check_tracking_uri(uri)  # one that is away may come back before the patience is at its end
         with SweepLock(sweep, lambda line: complain.print(line, markup=False)):
             found = synchronise(sweep, config, uri, options.rebuild, options.timeout)
@@ -158,22 +157,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line += f", MLflow holds {found.trials} trials of sweep {options.name}"
     console.print(f"{line}: {ui_command(uri)}", markup=False, highlight=False)
     return 0
-
-
-def _chosen_uri(given: str, config: SweepConfig) -> str:
-    """The one given, else the sweep's own, else the environment's; the default where it is empty.
-
-    Raises `UsageError` where the sweep is run without tracking.
-    """
-    chosen = given or config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    if chosen == "none":
-        raise UsageError(
-            [
-                f"Something can be delivered only to an MLflow, and '{config.name}' is run without "
-                "tracking: name one with --tracking-uri."
-            ]
-        )
-    return chosen
 
 
 if __name__ == "__main__":

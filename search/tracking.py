@@ -161,6 +161,12 @@ def open_tracker(uri: str, sweep: str, storage: Storage) -> Tracker:
         return NullTracker()
 
 
+def open_runs(uri: str, sweep: str, storage: Storage) -> MlflowRuns:
+    """A sweep's runs in MLflow, which is not asked yet."""
+    identity, root = _identity(storage, sweep), _artifact_root(uri, storage)
+    return MlflowRuns(uri, sweep, identity, storage, root)
+
+
 def outbox_path(uri: str, storage: Storage) -> Path:
     """Where the outbox of a sweep for a tracking URI lies: in the sweep's folder, or in this
     machine's cache where that is not on a disk. It shows no password."""
@@ -197,9 +203,7 @@ class MlflowTracker(Tracker):
         self._sweep = sweep
         self._outbox = outbox
         self._patience = patience
-        self._runs = MlflowRuns(
-            uri, sweep, _identity(storage, sweep), storage, _artifact_root(uri, storage)
-        )
+        self._runs = open_runs(uri, sweep, storage)
         self._lost: set[int | None] = set()
         self._warned: set[str] = set()
         self._moved = threading.Condition()  # the outbox grew, or its mark went on

@@ -130,8 +130,13 @@ SERVED = "search/exports/served.py"
 """The code of an exported MLflow model."""
 HOMES: dict[str, tuple[str, ...]] = {
     "ray": ("search/", "trainables/trainable.py"),
-    # Tracking, and the exported model's flavour with the code that travels with it.
-    "mlflow": ("search/mlflow_runs.py", "search/exports/mlflow_model.py", SERVED),
+    # Tracking, the registry, and the exported model's flavour with the code that travels with it.
+    "mlflow": (
+        "search/mlflow_runs.py",
+        "search/exports/mlflow_model.py",
+        "search/exports/registry.py",
+        SERVED,
+    ),
     "optuna": ("search/",),
     "matplotlib": ("search/reporting/", "trainables/backbones/tiny/glyphs.py"),
     "jinja2": ("search/reporting/",),
