@@ -5,13 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import get_args
 
 from matplotlib.axes import Axes
 
 from search.evaluation import Evaluation, Label, Part, Score
 from search.reporting.figures import BLACK, COLOURS, MARKERS, Figure, draw, legend
+from search.reporting.judged import place_name
 from search.reporting.published import Published, comparable_rows
 from search.reporting.section import Section
 from search.reporting.source import Source
@@ -108,7 +108,7 @@ def _over_shots(
         if part == "test" and set(cells) != {"-"}:
             body.append((method, f"published: {source}", *cells))
     headings = ("method", "numbers", *(f"{n} shot{'s' * (n > 1)}" for n in counts))
-    title = f"{_TITLES[part]} on {_place(first.dataset, first.target)} (%)"
+    title = f"{_TITLES[part]} on {place_name(first.dataset, first.target)} (%)"
     return Table(f"accuracy-{part}", title, headings, tuple(body), labels=2)
 
 
@@ -134,7 +134,7 @@ def _over_sets(
                 known = [v for v in values if v is not None]
                 mean = f"{statistics.fmean(known):.2f}" if len(known) == len(columns) else "-"
                 body.append((line.method, f"published: {line.source}", *cells, *[mean] * several))
-    headings = ("method", "numbers", *(_place(*c) for c in columns), *["average"] * several)
+    headings = ("method", "numbers", *(place_name(*c) for c in columns), *["average"] * several)
     title = f"{_TITLES[part]} with {shots} shot{'s' * (shots > 1)} (%)"
     return Table(f"accuracy-{part}-{shots}shot", title, headings, tuple(body), labels=2)
 
@@ -211,9 +211,3 @@ _TITLES: dict[Part, str] = {
     "shift": "Test accuracy on shifted data sets",
     "target": "Test accuracy on other data sets",
 }
-
-
-def _place(dataset: str, target: str) -> str:
-    """A column's heading: what was judged, and what it was trained on where that is another."""
-    names = [PurePath(n.partition(":")[2]).name if ":" in n else n for n in (dataset, target)]
-    return names[1] if dataset == target else f"{names[0]} → {names[1]}"

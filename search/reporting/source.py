@@ -10,11 +10,14 @@ from typing import Any
 
 from search.config import SweepConfig
 from search.evaluation import READS, Evaluation, read_evaluation
+from search.examples import Example, read_examples
 from search.ledger import best_of
 from search.lock import running
+from search.predictions import read_predictions
 from search.preflight import load_record
 from search.problems import UsageError
 from search.results import Result, read_results
+from search.sheets import Sheet
 from trainables.storage import Storage, StorageError, open_storage
 
 
@@ -53,6 +56,17 @@ class Source:
         another trial the best."""
         found, best = self.evaluation, self.best
         return found if found is not None and best and found.winner == best.number else None
+
+    @cached_property
+    def sheets(self) -> list[Sheet]:
+        """What the judged models said of every test image; empty where that was not kept."""
+        found = self.judged
+        return (read_predictions(self.sweep, found) or []) if found is not None else []
+
+    @cached_property
+    def examples(self) -> list[Example]:
+        """A few test images, where they were kept."""
+        return [] if self.judged is None else read_examples(self.sweep, self.judged)
 
     def of(self, state: str) -> list[Result]:
         """The trials that ended so, by number."""

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from search.reporting.at_end import REPORT
+from search.reporting.calibration import calibration_section
+from search.reporting.changes import changes_section
+from search.reporting.classes import classes_section
+from search.reporting.confusion import confusion_section
 from search.reporting.dependence import dependence_section
 from search.reporting.history import history_section
+from search.reporting.judged import unseen_section
 from search.reporting.mask_figures import mask_section
 from search.reporting.page import render
 from search.reporting.provenance import provenance_section
@@ -27,6 +32,11 @@ def sections_of(source: Source, others: Sequence[Source] = ()) -> list[Section]:
     found = [
         winner_section(source),
         shots_section(sources),
+        unseen_section(source),
+        changes_section(source),
+        classes_section(source),
+        confusion_section(source),
+        calibration_section(source),
         history_section(source),
         dependence_section(source),
         tradeoff_section(source),
@@ -44,7 +54,7 @@ def write_report(source: Source, others: Sequence[Source] = ()) -> list[str]:
     folder = source.sweep.child(REPORT)
     files = {"trials.parquet": trials_parquet(source)}
     for section in sections:
-        for table in section.tables:
+        for table in (*section.tables, *section.files):
             for ending, text in (
                 ("md", table.markdown()),
                 ("tex", table.latex()),

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import shutil
 import statistics
 import subprocess
 import sys
+from base64 import b64encode
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
 from pyarrow import parquet
@@ -111,7 +115,8 @@ def test_a_sweep_ends_with_its_report(finished: Sweep) -> None:
     }
     names = {str(file) for file in files}
     assert {"report.html", "trials.parquet"} <= names
-    for figure in ("history", "times", "shots-test", "slices"):
+    assert {"figures/reliability.svg", "figures/confusion.png", "tables/classes-all.csv"} <= names
+    for figure in ("history", "times", "shots-test", "slices", "classes"):
         assert {f"figures/{figure}.png", f"figures/{figure}.svg"} <= names
     for ending in ("md", "tex", "csv"):
         assert f"tables/accuracy-test.{ending}" in names
@@ -165,6 +170,142 @@ def test_the_tables_over_shots_are_those_of_the_raw_results(finished: Sweep) -> 
         assert row[1] == "measured"
         assert row[2 + (score["shots"] == 2)] == f"{100 * mean:.2f} ± {100 * spread:.2f}"
     assert not any("published" in cell for row in rows for cell in row)
+
+
+def rows_of_predictions(sweep: Sweep) -> list[dict[str, Any]]:
+    with pa.memory_map(str(sweep.folder / "predictions.arrow")) as file:
+        return pa.ipc.open_file(file).read_all().to_pylist()  # type: ignore[no-any-return]
+
+
+NAMES = {"zero-shot": "zero-shot", "paper": "the paper's setting", "winner": "winner"}
+
+
+def draws(sweep: Sweep, label: str, shots: int) -> list[list[dict[str, Any]]]:
+    """Rows of `predictions.arrow`, draw by draw."""
+    rows = [r for r in rows_of_predictions(sweep) if (r["label"], r["shots"]) == (label, shots)]
+    return [[r for r in rows if r["seed"] == seed] for seed in sweep.evaluation()["seeds"]]
+
+
+def right(row: dict[str, Any]) -> bool:
+    return bool(row["prediction"] == row["truth"])
+
+
+def test_predictions_are_those_that_were_scored(finished: Sweep) -> None:
+    for score in finished.evaluation()["scores"]:
+        found = draws(finished, score["label"], score["shots"])
+        assert [sum(map(right, rows)) / len(rows) for rows in found] == score["values"]
+        assert [len(rows) for rows in found] == [score["images"]] * 2
+        assert all(row["image"] == i for rows in found for i, row in enumerate(rows))
+    # Everything comes of one read.
+    assert len((finished.folder / "test_reads.jsonl").read_text().splitlines()) == 1
+
+
+def test_what_changed_is_counted_on_the_raw_predictions(finished: Sweep) -> None:
+    table = page(finished).tables["What the winner changes (test images)"][1:]
+    expected = []
+    for shots, words in ((1, "digits, 1 shot"), (2, "digits, 2 shots")):
+        winner = draws(finished, "winner", shots)
+        for label in ("zero-shot", "paper"):
+            counts = {(a, b): 0 for a in (False, True) for b in (False, True)}
+            for before, after in zip(draws(finished, label, shots), winner, strict=True):
+                for was, now in zip(before, after, strict=True):
+                    counts[right(was), right(now)] += 1
+            order = [(False, True), (True, False), (True, True), (False, False)]
+            cells = [f"{counts[key] / 2:.1f}" for key in order]
+            expected.append([words, NAMES[label], str(len(winner[0])), *cells])
+    assert table == expected
+
+
+def test_classes_and_confusion_are_those_of_the_raw_predictions(finished: Sweep) -> None:
+    shown = page(finished)
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    pairs = {label: Counter[tuple[int, int]]() for label in NAMES}
+    for label, counter in pairs.items():
+        for rows in draws(finished, label, 2):
+            counter.update((row["truth"], row["prediction"]) for row in rows)
+    images = Counter(row["truth"] for row in draws(finished, "winner", 2)[0])
+    share = {label: {i: pairs[label][i, i] / (2 * images[i]) for i in range(10)} for label in NAMES}
+    table = shown.tables["Test accuracy of each class: digits, 2 shots (%)"][1:]
+    gains = []
+    for row in table:
+        i = names.index(row[0])
+        gains.append(share["winner"][i] - share["zero-shot"][i])
+        accuracies = [f"{100 * share[label][i]:.2f}" for label in NAMES]
+        assert row[1:] == [str(images[i]), *accuracies, f"{100 * gains[-1]:+z.2f}"]
+    assert len(table) == 10
+    assert gains == sorted(gains, reverse=True)
+    table = shown.tables["The winner's most frequent confusions: digits, 2 shots (images)"][1:]
+    expected = sorted(
+        (pair for pair, n in pairs["winner"].items() if pair[0] != pair[1] and n),
+        key=lambda pair: (-pairs["winner"][pair], pair),
+    )[:15]
+    assert table == [
+        [
+            *(names[i], names[j]),
+            *(f"{pairs[label][i, j] / 2:.1f}" for label in NAMES),
+            f"{100 * pairs['winner'][i, j] / (2 * images[i]):.2f}",
+        ]
+        for i, j in expected
+    ]
+    whole = (finished.folder / "report/tables/classes-all.csv").read_text().splitlines()
+    assert len(whole) == 1 + 2 * 10
+
+
+def test_calibration_is_that_of_the_raw_predictions(finished: Sweep) -> None:
+    table = page(finished).tables["Calibration (%)"][1:]
+    assert len(table) == 6
+    for row in table:
+        shots = 1 if row[0] == "digits, 1 shot" else 2
+        (label,) = [key for key, name in NAMES.items() if name == row[1]]
+        errors, sure = [], []
+        for rows in draws(finished, label, shots):
+            error = 0.0
+            for m in range(15):
+                mine = [r for r in rows if m / 15 < r["confidence"] <= (m + 1) / 15]
+                confidence = math.fsum(r["confidence"] for r in mine)
+                error += abs(sum(map(right, mine)) - confidence) / len(rows)
+            errors.append(error)
+            sure.append(math.fsum(r["confidence"] for r in rows) / len(rows))
+        for cell, values in ((row[3], sure), (row[4], errors)):
+            mean, spread = statistics.fmean(values), statistics.stdev(values)
+            assert cell == f"{100 * mean:.2f} ± {100 * spread:.2f}"
+
+
+def test_pictures_are_images_that_the_two_models_differ_on(finished: Sweep) -> None:
+    with pa.memory_map(str(finished.folder / "examples.arrow")) as file:
+        examples = pa.ipc.open_file(file).read_all().to_pylist()
+    assert 2 <= len(examples) <= 24
+    seed = finished.evaluation()["seeds"][0]
+    zero_shot, winner = draws(finished, "zero-shot", 2)[0], draws(finished, "winner", 2)[0]
+    said = {
+        (r["truth"], r["prediction"], w["prediction"])
+        for r, w in zip(zero_shot, winner, strict=True)
+    }
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    text = (finished.folder / "report/report.html").read_text(encoding="utf-8")
+    for one in examples:
+        triple = tuple(names.index(one[key]) for key in ("truth", "before", "after"))
+        assert triple in said
+        assert (one["truth"] == one["before"]) != (one["truth"] == one["after"])
+        assert (one["shots"], one["seed"]) == (2, seed)
+        assert b64encode(one["png"]).decode() in text
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "another's"])
+def test_an_evaluation_without_predictions_has_a_report(copy: Sweep, damage: str) -> None:
+    path = copy.folder / "predictions.arrow"
+    if damage == "gone":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:999])
+    else:
+        record = copy.evaluation()
+        (copy.folder / "evaluation.json").write_text(json.dumps(record | {"seeds": [8, 9]}))
+    write_report(source(copy))
+    shown = page(copy)
+    assert "Single predictions were not kept" in shown.text
+    assert "Test accuracy (%)" in shown.tables
+    assert "Calibration (%)" not in shown.tables
 
 
 def test_ties_are_counted_on_the_images_of_the_record(finished: Sweep) -> None:

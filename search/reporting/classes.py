@@ -1,0 +1,131 @@
+"""Test accuracy class by class: who gains by the tuning, and who loses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from search.evaluation import Label
+from search.reporting.figures import COLOURS, MARKERS, Figure, draw, legend, plain
+from search.reporting.judged import Place, chosen_note, places, shown_place
+from search.reporting.section import Section
+from search.reporting.shots import LABELS
+from search.reporting.source import Source
+from search.reporting.tables import Table, percent
+
+MOST_CLASSES = 30
+"""Up to so many classes are all shown; of more, those at both ends."""
+_ENDS = 10
+
+
+@dataclass(frozen=True)
+class _Class:
+    """One class at one place."""
+
+    name: str
+    images: int
+    accuracy: dict[Label, float | None]
+
+    @property
+    def gain(self) -> float | None:
+        """Of the winner over the zero-shot model, as a fraction; None without test images."""
+        first, last = self.accuracy["zero-shot"], self.accuracy["winner"]
+        return None if first is None or last is None else last - first
+
+    def cells(self) -> tuple[str, ...]:
+        """Of a table: `_HEADINGS`."""
+        gain = "-" if self.gain is None else f"{100 * self.gain:+z.2f}"
+        return (
+            self.name,
+            str(self.images),
+            *(percent(self.accuracy[label]) for label in get_args(Label)),
+            gain,
+        )
+
+
+_HEADINGS = ("class", "images", *LABELS.values(), "gain over zero-shot")
+
+
+def classes_section(source: Source) -> Section | None:
+    """The classes of one place, and a file with those of all; None without predictions."""
+    found = places(source.sheets)
+    if not found:
+        return None
+    place = shown_place(found)
+    ranked = _ranked(place)
+    few = len(ranked) <= MOST_CLASSES
+    shown = ranked if few else [*ranked[:_ENDS], *ranked[-_ENDS:]]
+    which = "" if few else f", the {_ENDS} that gain most and the {_ENDS} that lose most"
+    table = Table(
+        "classes",
+        f"Test accuracy of each class: {place.name}{which} (%)",
+        _HEADINGS,
+        tuple(one.cells() for one in shown),
+        "Means over the fresh draws; the gain in points.",
+    )
+    note = chosen_note(found)
+    notes = (
+        *([note] if note else []),
+        f"All {sum(len(p.sheet.classes) for p in found)} rows of all that was judged are in "
+        "tables/classes-all.csv.",
+    )
+    return Section(
+        "classes",
+        "Classes",
+        notes,
+        (table,),
+        (_figure(shown, place, which),),
+        files=(_all(found),),
+    )
+
+
+def _ranked(place: Place) -> list[_Class]:
+    """By falling gain; those without test images last, though none gains less."""
+    truth, count = place.sheet.truth, len(place.sheet.classes)
+    images = np.bincount(truth, minlength=count)
+    shares: dict[Label, list[float | None]] = {}
+    for label, draws in place.draws.items():
+        right = np.zeros(count, np.int64)
+        for answers in draws:
+            right += np.bincount(truth[place.sheet.right(answers)], minlength=count)
+        whole = images * len(draws)
+        shares[label] = [int(r) / int(n) if n else None for r, n in zip(right, whole, strict=True)]
+    found = [
+        _Class(name, int(images[i]), {label: share[i] for label, share in shares.items()})
+        for i, name in enumerate(place.sheet.classes)
+    ]
+    seen = [one for one in found if one.gain is not None]
+    return sorted(seen, key=lambda one: -(one.gain or 0.0)) + [c for c in found if c.gain is None]
+
+
+def _all(found: Sequence[Place]) -> Table:
+    rows = tuple((place.name, *one.cells()) for place in found for one in _ranked(place))
+    title = "Test accuracy of each class (%)"
+    return Table("classes-all", title, ("judged on", *_HEADINGS), rows, labels=2)
+
+
+def _figure(shown: Sequence[_Class], place: Place, which: str) -> Figure:
+    def paint(axes: Axes) -> None:
+        rows = range(len(shown))
+        for i, (label, name) in enumerate(LABELS.items()):
+            axes.plot(
+                [100 * v if (v := one.accuracy[label]) is not None else np.nan for one in shown],
+                rows,
+                color=COLOURS[i],
+                marker=MARKERS[i],
+                linestyle="none",
+                alpha=0.85,
+                label=name,
+            )
+        axes.set_yticks(rows, [plain(one.name[:30]) for one in shown], fontsize=8)
+        axes.invert_yaxis()
+        axes.set(xlabel="test accuracy (% of the class's images)")
+        legend(axes, len(LABELS))
+
+    caption = f"{place.name}{which}; the largest gain on top. Means over the fresh draws."
+    height = 1.2 + 0.24 * len(shown)
+    return draw("classes", "Accuracy of each class", caption, paint, height=height)
