@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from search.config import SweepConfig
 from search.evaluation import EVALUATION, Evaluation
+from search.mlflow_page import COLUMNS, DESCRIPTION, columns, description
 from search.reporting.at_end import REPORT
 from search.results import Result, read_rows, trial_folder
 from search.tracking import Row, Tracker
@@ -47,6 +48,7 @@ class Mirror:
         self._is_open = False
         self._last_end: float | None = None
         self._begun: dict[int, float] = {}
+        self._values: dict[str, set[str]] = {}  # of every parameter, as trials have had it
         self._reader: threading.Thread | None = None
 
     def open_sweep(self, results: Mapping[int, Result], storage: Storage) -> None:
@@ -59,6 +61,8 @@ class Mirror:
         if results:
             self._open(min(result.begun for result in results.values()))
             self._last_end = max(result.ended for result in results.values())
+        for result in results.values():
+            self._compare(TrialConfig.from_dict(result.config))
         if untold := self._tracker.untold(results):
             todo = [results[number] for number in sorted(untold)]
             self._reader = threading.Thread(
@@ -110,11 +114,14 @@ class Mirror:
         self.catch_up(_CATCH_UP_SECONDS)
         now = time.time()
         self._open(now)
+        tags = {} if best is None else {"search.best_trial": str(best.number)}
+        tags[DESCRIPTION] = description(self._config, best, evaluation)
+        tags[COLUMNS] = columns(self._values)
         self._tracker.finish(
             None,
             self._last_end or now,
             state,
-            {} if best is None else {"search.best_trial": str(best.number)},
+            tags,
             {} if evaluation is None else evaluation.summary(),
             artifacts,
         )
@@ -125,11 +132,17 @@ class Mirror:
             return
         self._is_open = True
         identity = self._config.identity()
-        self._tracker.start(None, begun, identity.pop("task") | identity, self._fingerprints)
+        tags = self._fingerprints | {DESCRIPTION: description(self._config)}
+        self._tracker.start(None, begun, identity.pop("task") | identity, tags)
 
     def _start(self, number: int, begun: float, config: TrialConfig) -> None:
+        self._compare(config)
         tags = {"preset": config.preset, "method": config.method}
         self._tracker.start(number, begun, config.flat(), tags | self._fingerprints)
+
+    def _compare(self, config: TrialConfig) -> None:
+        for name, value in config.flat().items():
+            self._values.setdefault(name, set()).add(str(value))
 
     def _end(self, result: Result) -> None:
         """Raises `StorageError`."""

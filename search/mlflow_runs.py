@@ -11,6 +11,7 @@ again: of each metric only steps that come after its last one, whatever time the
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import math
 import os
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from search.mlflow_page import COLUMNS, page, saved_view
 from search.outbox import Event
 from search.reporting.at_end import REPORT
 from search.tracking_uri import SERVERS, absolute_uri, scheme_of, server_answers, sqlite_path
@@ -119,6 +121,11 @@ class MlflowRuns:
     def experiment_id(self) -> str:
         """MLflow's, once connected."""
         return self._experiment_id
+
+    @property
+    def page(self) -> str:
+        """Where the sweep's view is, behind the server's address, once connected; else empty."""
+        return page(self._experiment_id, self._identity) if self._experiment_id else ""
 
     def run_of(self, number: int | None) -> str | None:
         """MLflow's id of a trial's run, or of the sweep's own, once connected; None where there is
@@ -281,6 +288,8 @@ class MlflowRuns:
             self._send(run_id, tags={**tags, STATE: "RUNNING"})
         if params:
             self._send(run_id, params=params)
+        if event["trial"] is None and is_new:
+            self._save_view(tags, event["time"])
 
     def _log(self, events: Sequence[Event]) -> None:
         """One batch per run: trials take turns in the outbox, and MLflow counts calls."""
@@ -308,6 +317,14 @@ class MlflowRuns:
         if missing:
             self._send(run_id, tags={MISSING: ", ".join(missing)[:TAG_LENGTH]})
         self._held.pop(run_id, None)
+        if event["trial"] is None:
+            self._save_view(event["tags"], event["time"])
+
+    def _save_view(self, tags: Mapping[str, str], time: int) -> None:
+        """The sweep's view of its trials, under "Views" on MLflow's page."""
+        parameters = json.loads(tags.get(COLUMNS, "[]"))
+        view = saved_view(self._identity, self._sweep, IDENTITY, parameters, time)
+        self._open().set_experiment_tag(self._experiment_id, *view)
 
     def _latest(self, run_id: str) -> dict[str, tuple[int, float]]:
         """What a run holds: last step and its value, by metric."""

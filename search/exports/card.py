@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -11,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from search.exports.model import Model
+from search.markdown import plain, table
 from trainables.backbones.base import Backbone
 from trainables.trial import Cell
 
@@ -56,41 +55,35 @@ def described(record: Mapping[str, Any]) -> str:
     tests = [
         (
             f"{_percent(score['accuracy'])} of {score['images']} test images"
-            f" ({_plain(short_name(score['dataset']))}, {score['part']})"
+            f" ({plain(short_name(score['dataset']))}, {score['part']})"
         )
         for score in record["test"]
     ]
-    names = [_plain(name) for name in record["classes"]]
+    names = [plain(name) for name in record["classes"]]
     shown = [name[:_NAME_LENGTH] for name in names[:_NAMES]]
     more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
     validation, backbone = record["validation"], record["backbone"]
     rows = {
-        "Task": f"{_plain(short_name(record['dataset']))}, {record['shots']} shots, "
+        "Task": f"{plain(short_name(record['dataset']))}, {record['shots']} shots, "
         f"draw {record['seed']}, {record['half']} classes",
         "Method": f"{record['method']}, preset {record['configuration']['preset']}",
-        "Found by": f"sweep {_plain(record['sweep']['name'])}, trial {record['trial']}",
+        "Found by": f"sweep {plain(record['sweep']['name'])}, trial {record['trial']}",
         "Validation accuracy": f"{_percent(validation['accuracy'])} of {validation['images']} "
         "images",
         "Test accuracy": "; ".join(tests) or "not judged",
-        "Backbone": f"{_plain(short_name(backbone['name']))}, fingerprint "
+        "Backbone": f"{plain(short_name(backbone['name']))}, fingerprint "
         f"{backbone['fingerprint'][:12]}",
         "Input": "one column of paths, encoded files, or uint8 pixels [height, width, 3]",
         "Output": "class, probability, and the probabilities of all classes",
         f"{len(names)} classes": ", ".join(shown) + more,
     }
-    lines = ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
-    return "\n".join([*lines, "", f"All of it is in the model's `{CARD}`."])
+    return f"{table(rows)}\n\nAll of it is in the model's `{CARD}`."
 
 
 def short_name(spec: str) -> str:
     """A data set's or a backbone's, without the folders above it."""
     kind, colon, path = spec.partition(":")
     return PurePath(path).name if colon and "/" in path else PurePath(kind).name + colon + path
-
-
-def _plain(text: str) -> str:
-    """Markdown and HTML in it are shown, not obeyed."""
-    return re.sub(r"([\\`*_{}\[\]()#+!|~-])", r"\\\1", html.escape(" ".join(text.split())))
 
 
 def _percent(fraction: float) -> str:
