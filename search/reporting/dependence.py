@@ -23,7 +23,7 @@ from search.results import Result
 
 _ACCURACY = "validation accuracy (%)"
 _LEAST = 4  # trials below which an importance means nothing
-_TREES, _SEED = 32, 0
+_MOST_TREES, _TREE_TRIALS, _SEED = 32, 8_000, 0  # of many trials fewer trees: time is bounded
 _MOST_LINES = 300  # in parallel coordinates: of more, the best
 
 
@@ -86,10 +86,14 @@ def _importances(study: optuna.Study) -> tuple[dict[str, float], str]:
     moving = [n for n in sorted(shared) if len({repr(t.params[n]) for t in trials}) > 1]
     if not moving:
         return {}, "no parameter varies in all complete trials"
-    evaluator = FanovaImportanceEvaluator(n_trees=_TREES, seed=_SEED)
+    evaluator = FanovaImportanceEvaluator(n_trees=_trees(len(trials)), seed=_SEED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return get_param_importances(study, evaluator=evaluator, params=moving), ""
+
+
+def _trees(trials: int) -> int:
+    return max(4, min(_MOST_TREES, _TREE_TRIALS // trials))
 
 
 def _parallel(complete: Sequence[Result]) -> Figure:
@@ -202,8 +206,8 @@ def _importance_figure(found: dict[str, float], trials: int) -> Figure:
         axes.grid(axis="y", visible=False)
 
     caption = (
-        f"fANOVA with {_TREES} trees over {trials} complete trials; the parameters that all of "
-        "them have. With few trials this is a hint, no more."
+        f"fANOVA with {_trees(trials)} trees over {trials} complete trials; the parameters that "
+        "all of them have. With few trials this is a hint, no more."
     )
     height = 1.1 + 0.32 * len(found)
     return draw("importances", "Hyper-parameter importances", caption, paint, height=height)

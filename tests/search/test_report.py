@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import math
+import random
 import re
 import shutil
 import statistics
 import subprocess
 import sys
+import time
 from base64 import b64encode
 from collections import Counter
 from html.parser import HTMLParser
@@ -22,7 +25,9 @@ from mlflow import MlflowClient
 from pyarrow import parquet
 from safetensors import safe_open
 
+from search.evaluation import Evaluation
 from search.lock import SweepLock
+from search.predictions import write_predictions
 from search.problems import UsageError
 from search.report import main
 from search.reporting.at_end import report_at_end
@@ -306,6 +311,75 @@ def test_an_evaluation_without_predictions_has_a_report(copy: Sweep, damage: str
     assert "Single predictions were not kept" in shown.text
     assert "Test accuracy (%)" in shown.tables
     assert "Calibration (%)" not in shown.tables
+
+
+def test_an_evaluation_that_was_cut_short_is_made_again(copy: Sweep) -> None:
+    """A kill between its files leaves predictions without `evaluation.json`, or an old trial's."""
+    before, predicted = copy.evaluation(), rows_of_predictions(copy)
+    (copy.folder / "evaluation.json").unlink()
+    write_predictions(LocalStorage(copy.folder), Evaluation(9, 0.5, (7,), "few-shot", ()), [])
+    run = Sweep(copy.storage, "done").run(*OPTIONS)
+    assert run.returncode == 0, run.stderr
+    assert copy.evaluation() == before
+    assert rows_of_predictions(copy) == predicted
+    assert len((copy.folder / "test_reads.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_report_of_a_thousand_trials_is_quick_and_small(copy: Sweep) -> None:
+    """Under 20 s of one processor and under 5 MB."""
+    rng = random.Random(0)
+    results = [r for r in copy.results().values() if r["state"] == "COMPLETE"]
+    for number in range(5, 1000):
+        like = results[number % len(results)]
+        folder = copy.folder / f"trials/{number:06d}"
+        shutil.copytree(copy.folder / f"trials/{like['number']:06d}", folder)
+        value = min(like["value"], 0.9) * rng.random()
+        lr = rng.uniform(1e-4, 1e-2)
+        record = like | {"number": number, "value": value}
+        record |= {"parameters": like["parameters"] | {"lr": lr}}
+        (folder / "result.json").write_text(json.dumps(record))
+    start = time.process_time()
+    files = write_report(source_of(LocalStorage(copy.folder)))
+    took = time.process_time() - start
+    assert len(parquet.read_table(copy.folder / "report/trials.parquet")) == 1000
+    assert "figures/parallel.png" in files
+    assert took < 20
+    assert (copy.folder / "report/report.html").stat().st_size < 5e6
+
+
+def test_the_page_fits_a_phone(finished: Sweep, tmp_path: Path) -> None:
+    """In a browser, 400 pixels wide: only what scrolls by itself is wider, and no picture is."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("there is no Chromium: install the package chromium")
+    inside = (finished.folder / "report/report.html").read_text(encoding="utf-8")
+    script = """
+      const frame = document.querySelector("iframe");
+      frame.onload = () => {
+        const wide = [...frame.contentDocument.querySelectorAll("body *")].filter(
+          e => !e.closest(".scroll, pre") && e.getBoundingClientRect().right > 400);
+        const images = [...frame.contentDocument.images];
+        document.title = [frame.contentDocument.documentElement.scrollWidth, wide.length,
+          images.length, images.filter(i => !i.naturalWidth).length].join(" ");
+      };
+    """
+    outer = tmp_path / "phone.html"
+    frame = f'<iframe width=400 height=800 style="border:0" srcdoc="{html.escape(inside)}">'
+    outer.write_text(f"<title></title>{frame}</iframe><script>{script}</script>", encoding="utf-8")
+    options = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000")
+    told = subprocess.run(
+        [browser, *options, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", str(outer)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
+    found = re.search(r"<title>(\d+) (\d+) (\d+) (\d+)</title>", told)
+    assert found, told[:300]
+    width, wide, images, broken = map(int, found.groups())
+    assert width <= 400
+    assert wide == broken == 0
+    assert images > 10
 
 
 def test_ties_are_counted_on_the_images_of_the_record(finished: Sweep) -> None:
