@@ -102,7 +102,13 @@ def shared_weights(config: SweepConfig, sweep: Storage) -> str:
     return share_weights(config.task.backbone, sweep) if config.address else ""
 
 
-def evaluate(ledger: Ledger, plan: Plan, placement: Placement) -> Evaluation:
+Tell = Callable[[str, int, int], None]
+"""Is told of what is done: what, how many, of how many."""
+
+
+def evaluate(
+    ledger: Ledger, plan: Plan, placement: Placement, tell: Tell = lambda *_: None
+) -> Evaluation:
     """Train winner and paper's setting on fresh draws, then score all on the test splits, once.
 
     Runs on the Ray cluster that is connected, with a trial's resources per training. Writes the
@@ -129,11 +135,15 @@ def evaluate(ledger: Ledger, plan: Plan, placement: Placement) -> Evaluation:
     options = {"num_cpus": placement.cpus, "num_gpus": placement.gpus, "max_retries": 3}
     train, judge = ray.remote(**options)(_train), ray.remote(**options)(_judge)
     try:
-        trained: list[Candidate] = ray.get([train.remote(*job, bench) for job in jobs])
+        trained: list[Candidate] = _gather(
+            "training the winner on fresh draws", [train.remote(*job, bench) for job in jobs], tell
+        )
         held, folder = ray.put(trained), ledger.sweep.location
         most = max(1, MOST // sum(len(exam.halves) for exam in judged))
-        found: list[Judged] = ray.get(
-            [judge.remote(exam, held, bench, folder, most) for exam in judged]
+        found: list[Judged] = _gather(
+            "judging test images",
+            [judge.remote(exam, held, bench, folder, most) for exam in judged],
+            tell,
         )
     except ray.exceptions.RayError as error:
         raise EvaluationError(str(error).strip().splitlines()[-1]) from error
@@ -151,6 +161,16 @@ def evaluate(ledger: Ledger, plan: Plan, placement: Placement) -> Evaluation:
     # Last: what is evaluated need not be read again.
     ledger.sweep.write(EVALUATION, _json(asdict(evaluation)))
     return evaluation
+
+
+def _gather(what: str, references: list[Any], tell: Tell) -> Any:
+    """The values of Ray's references, in order; raises `RayError`."""
+    left = references
+    tell(what, 0, len(references))
+    while left:
+        _, left = ray.wait(left)
+        tell(what, len(references) - len(left), len(references))
+    return ray.get(references)
 
 
 def _wanted(plan: Plan, cell: Cell, winner: TrialConfig) -> dict[Label, TrialConfig]:

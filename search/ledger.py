@@ -109,8 +109,12 @@ class Ledger:
         self.results = read_results(sweep)
         with store.together():
             self._interrupted = store.patiently(self._recover)
-        trials = sweep.child("trials")
-        for name in trials.files():  # a worker that outlived its driver may have left one
+
+    def tidy(self) -> None:
+        """Remove checkpoints of trials that have ended: a worker that outlived its driver may have
+        left one."""
+        trials = self.sweep.child("trials")
+        for name in trials.files():
             folder, _, file = name.partition("/")
             if file == CHECKPOINT and folder.isdecimal() and int(folder) in self.results:
                 trials.delete(name)

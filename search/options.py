@@ -48,7 +48,13 @@ examples:
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises `UsageError` instead of leaving the process."""
+    """Raises `UsageError` instead of leaving the process; every command tells its version."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.add_argument(
+            "--version", action="version", version=f"%(prog)s {version('fewshot-clip-search')}"
+        )
 
     def error(self, message: str) -> NoReturn:
         """Raises `UsageError`."""
@@ -259,7 +265,10 @@ def build_parser() -> argparse.ArgumentParser:
         f"{default.checkpoint_seconds:g})",
     )
     parser.add_argument(
-        "--version", action="version", version=f"%(prog)s {version('fewshot-clip-search')}"
+        "--dry-run",
+        action="store_true",
+        help="run nothing and write nothing: print the settings, the first trials, and an "
+        "estimate of time and memory",
     )
     return parser
 
@@ -271,6 +280,7 @@ def configure(arguments: Sequence[str]) -> SweepConfig:
     another sweep of it is refused.
     """
     given: dict[str, Any] = vars(build_parser().parse_args(arguments))
+    given.pop("dry_run", None)
     resume = given.pop("resume", None)
     _settle_draws(given)
     base = SweepConfig()
@@ -307,6 +317,11 @@ def configure(arguments: Sequence[str]) -> SweepConfig:
     if resume is not None:
         _refuse_changes(stored, config)
     return config
+
+
+def is_dry_run(arguments: Sequence[str]) -> bool:
+    """Whether nothing shall be run; raises `UsageError`."""
+    return hasattr(build_parser().parse_args(arguments), "dry_run")
 
 
 def _refuse_changes(stored: Mapping[str, Any], config: SweepConfig) -> None:

@@ -79,24 +79,27 @@ class Plan:
         }
 
 
-def preflight(config: SweepConfig, meanwhile: Callable[[], object] = lambda: None) -> Plan:
+def preflight(
+    config: SweepConfig, meanwhile: Callable[[], object] = lambda: None, trial_write: bool = True
+) -> Plan:
     """Check everything; raises `UsageError` with every problem found.
 
-    `meanwhile` is called while another process looks at the backbone.
+    `meanwhile` is called while another process looks at the backbone. Without `trial_write`, it is
+    not tried whether the folder can be written, and nothing is.
     """
     with ExaminationApart(config.task.backbone) as examiner:
         meanwhile()
-        return _check(config, examiner)
+        return _check(config, examiner, trial_write)
 
 
-def _check(config: SweepConfig, examiner: Examiner) -> Plan:
+def _check(config: SweepConfig, examiner: Examiner, trial_write: bool) -> Plan:
     problems = config.problems()
     source = config.task.source(config.data)
     placement = None
     if not config.address:
         placement, found = place(config, this_machine())
         problems += found
-    problems += _storage_problems(config) + ledger_problems(config.ledger)
+    problems += _storage_problems(config, trial_write) + ledger_problems(config.ledger)
     problems += address_problems(config)
     problems += data_problems(config, source)
     uri = tracking_uri(config)
@@ -140,7 +143,8 @@ def _check(config: SweepConfig, examiner: Examiner) -> Plan:
     sweep = open_storage(plan.config.location)
     try:
         _compare(plan, sweep)
-        sweep.probe()
+        if trial_write:
+            sweep.probe()
     except StorageError as error:
         raise UsageError([_unwritable(str(error))]) from error
     return replace(plan, notices=notices)
@@ -193,11 +197,14 @@ def _plan(
     return Plan(named, facts_of_task, source, space, placement, fingerprints, uri, uuid.uuid4().hex)
 
 
-def _storage_problems(config: SweepConfig) -> list[str]:
+def _storage_problems(config: SweepConfig, trial_write: bool) -> list[str]:
     try:
         storage = open_storage(config.storage, _PROBE_SECONDS)
         if not isinstance(storage, LocalStorage):
-            storage.probe()
+            if trial_write:
+                storage.probe()
+            else:
+                storage.folders()
             return []
     except StorageError as error:
         return [_unwritable(str(error))]

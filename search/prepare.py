@@ -12,9 +12,8 @@ from typing import Literal
 
 import ray
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
+from search.bars import Bars
 from search.evaluate import Bench, shared_weights
 from search.preflight import Plan
 from search.problems import StoppedError
@@ -42,15 +41,8 @@ def prepare(plan: Plan, placement: Placement, sweep: Storage, console: Console) 
     reads = METHODS[plan.space.paper.stages[0].method].reads
     options = {"num_cpus": placement.cpus, "num_gpus": placement.gpus}
     remote = ray.remote(**options, num_returns="streaming")(_prepare)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"))
-    with Bar(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bars:
-        rows: dict[str, tuple[TaskID, Progress]] = {}
+    latest: dict[str, Progress] = {}
+    with Bars(console) as bars:
         for reference in remote.remote(bench, task.cells, reads):
             try:
                 news: Progress | str = ray.get(reference)
@@ -58,11 +50,9 @@ def prepare(plan: Plan, placement: Placement, sweep: Storage, console: Console) 
                 raise StoppedError(str(error).strip().splitlines()[-1]) from error
             if isinstance(news, str):
                 raise StoppedError(news)
-            known = rows.get(news.what)
-            row = bars.add_task(news.what, rate="") if known is None else known[0]
-            rows[news.what] = (row, news)
-            bars.update(row, completed=news.done, total=news.total, rate=_rate(news))
-    for _, last in rows.values():
+            latest[news.what] = news
+            bars.tell(news.what, news.done, news.total, _rate(news))
+    for last in latest.values():
         console.print(f"{last.what}: {_rate(last)}.".capitalize(), highlight=False)
 
 

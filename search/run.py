@@ -15,9 +15,10 @@ from search.environment import quiet_environment
 quiet_environment()  # Ray reads its settings when it is imported
 
 from search.config import SweepConfig  # noqa: E402
-from search.options import build_parser, configure, per_task  # noqa: E402
+from search.options import build_parser, configure, is_dry_run, per_task  # noqa: E402
 from search.preflight import preflight  # noqa: E402
 from search.problems import EvaluationError, StoppedError, UsageError  # noqa: E402
+from search.terminal import open_console  # noqa: E402
 from trainables.storage import StorageError  # noqa: E402
 
 if TYPE_CHECKING:
@@ -29,9 +30,13 @@ __all__ = ["build_parser", "configure", "main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 0 when the sweep is complete, 2 for a mistake in what was asked for, 1 when no trial
     succeeded, 130 when it was interrupted."""
-    console = Console(soft_wrap=True)
+    console = open_console()
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        config = configure(sys.argv[1:] if arguments is None else arguments)
+        config = configure(arguments)
+        if is_dry_run(arguments):
+            _tell(config, console)
+            return 0
         outcomes = _run(config, console)
     except UsageError as error:
         for problem in error.problems:
@@ -50,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     except KeyboardInterrupt:
-        Console(stderr=True).print("Stopped. Finished trials are kept; run the same command again.")
+        open_console(stderr=True).print(
+            "Stopped. Finished trials are kept; run the same command again."
+        )
         return 130
     if any(outcome.interrupted for outcome in outcomes):
         return 130
@@ -75,8 +82,16 @@ def _run(config: SweepConfig, console: Console) -> list[Outcome]:
     return outcomes
 
 
+def _tell(config: SweepConfig, console: Console) -> None:
+    """Everything about the sweep, or about each of several, without running it."""
+    from search.dry_run import dry_run
+
+    for part in per_task(config):
+        dry_run(preflight(part, meanwhile=_load_the_rest, trial_write=False), console)
+
+
 def _complain(problem: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(f"error: {problem}", markup=False, highlight=False)
+    open_console(stderr=True).print(f"error: {problem}", soft_wrap=True)
 
 
 def _load_the_rest() -> ModuleType:

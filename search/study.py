@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage, get_storage
 from optuna.trial import FrozenTrial
 
 from search.journal import Journal, JournalView
@@ -78,6 +78,26 @@ class JournalStore:
 
     def close(self) -> None:
         """See `StudyStore`. There are none."""
+
+
+class MemoryStore:
+    """A study that is gone with its process: what a sweep would ask, without a sweep."""
+
+    def __init__(self) -> None:
+        self.storage: BaseStorage = InMemoryStorage()
+        self.name = "sweep"
+        self.notice = ""
+
+    def together(self) -> AbstractContextManager[None]:
+        """See `StudyStore`."""
+        return nullcontext()
+
+    def patiently(self, act: Callable[[], T]) -> T:
+        """See `StudyStore`."""
+        return act()
+
+    def close(self) -> None:
+        """See `StudyStore`."""
 
 
 class DatabaseStore:

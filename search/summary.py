@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from search.config import SweepConfig
+from search.commands import module_command, relative, tool
 from search.evaluation import Evaluation, Label, reads_of_test
 from search.progress import short
 from search.reporting.at_end import REPORT, has_report
 from search.statistics import paired, summary
 from search.study import without_password
 from search.sweep import Outcome
-from search.tracking_uri import ui_command
+from search.tracking_uri import page_of, ui_command
 from trainables.storage import LocalStorage
 from trainables.trial import Protocol
 
@@ -48,29 +45,30 @@ def print_summary(outcome: Outcome, console: Console) -> None:
     if outcome.unfinished or outcome.interrupted:
         console.print(
             f"{outcome.unfinished} unfinished. Nothing is lost. To go on, run the same command "
-            f"again, or: {_tool('python')} -m search.run --resume {outcome.config.name}"
-            + _storage(outcome),
-            highlight=False,
+            f"again, or: {_command('run', outcome, '--resume')}",
+            soft_wrap=True,
         )
     if outcome.evaluation is not None:
         _print_evaluation(outcome, console)
     if outcome.undelivered:
         console.print(
             f"{outcome.undelivered} tracking events are not delivered yet; they are kept in the "
-            f"outbox. To send them: {_tool('python')} -m search.sync {outcome.config.name}"
-            + _storage(outcome),
+            f"outbox. To send them: {_command('sync', outcome)}",
             style="yellow",
+            soft_wrap=True,
         )
     folder = without_password(outcome.sweep.location)
     if isinstance(outcome.sweep, LocalStorage):
-        folder = _relative(outcome.sweep.root)
+        folder = relative(outcome.sweep.root)
     console.print(f"Folder: {folder}", highlight=False, soft_wrap=True)
     if has_report(outcome.sweep):
         console.print(f"Report: {folder}/{REPORT}/report.html", highlight=False, soft_wrap=True)
     if outcome.tracking_uri != "none":
         command = ui_command(outcome.tracking_uri)
         if command.startswith("mlflow "):
-            command = f"{_tool('mlflow')}{command.removeprefix('mlflow')}"
+            command = f"{tool('mlflow')}{command.removeprefix('mlflow')}"
+        if outcome.page:
+            command += page_of(outcome.tracking_uri, outcome.page)
         console.print(f"MLflow: {command}", highlight=False, soft_wrap=True)
 
 
@@ -172,19 +170,6 @@ def _place(spec: str) -> str:
     return Path(path).name if colon else kind
 
 
-def _tool(name: str) -> str:
-    """How to call a program of this environment from here."""
-    if os.environ.get("VIRTUAL_ENV") == sys.prefix:  # the environment is activated
-        return name
-    return _relative(Path(sys.executable).parent / name)
-
-
-def _storage(outcome: Outcome) -> str:
-    if outcome.config.storage == SweepConfig().storage:
-        return ""
-    return f" --storage {shlex.quote(outcome.config.public().storage)}"
-
-
-def _relative(path: Path) -> str:
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
+def _command(module: str, outcome: Outcome, *options: str) -> str:
+    config = outcome.config
+    return module_command(f"search.{module}", *options, config.name, storage=config.storage)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ray import tune
 from rich.console import Console
 
+from search.bars import Bars
 from search.clock import Clock
 from search.config import SweepConfig
 from search.evaluate import evaluate, shared_weights, stored_evaluation
@@ -67,6 +68,8 @@ class Outcome:
     """Median seconds that a trial cost outside training, with warm workers."""
     doubt: str | None
     """Says where validation cannot tell the winner from other trials."""
+    page: str
+    """Where MLflow shows the sweep, behind the server's address; empty where that is not known."""
 
 
 def run_sweep(plan: Plan, console: Console) -> Outcome:
@@ -94,6 +97,7 @@ def run_sweep(plan: Plan, console: Console) -> Outcome:
         ledger = Ledger(
             sweep, store, plan.space, config.sampler, config.pruner, config.seed, lock.check
         )
+        ledger.tidy()
         if store.notice:
             say(store.notice)
         if config.ledger != JOURNAL_LEDGER:
@@ -133,7 +137,8 @@ def _run(plan: Plan, ledger: Ledger, tracker: Tracker, mirror: Mirror, console: 
             if todo:
                 console.print(_opening(plan, ledger, placement, todo), highlight=False)
                 try:
-                    with Progress(console, ledger, config.trials) as progress:
+                    rounds = len(config.task.cells) if config.pruner in IN_SEQUENCE else 1
+                    with Progress(console, ledger, config.trials, rounds) as progress:
                         _fit(plan, ledger, placement, Observers([progress, mirror, clock]), stop)
                 finally:
                     for number in ledger.live:
@@ -144,8 +149,8 @@ def _run(plan: Plan, ledger: Ledger, tracker: Tracker, mirror: Mirror, console: 
                 evaluation = stored_evaluation(ledger, config)
                 if evaluation is None:
                     stop.at_once = True
-                    with console.status("Re-training the winner and reading the test split"):
-                        evaluation = evaluate(ledger, plan, placement)
+                    with Bars(console) as bars:
+                        evaluation = evaluate(ledger, plan, placement, bars.tell)
     best = ledger.best()
     # Also where a driver died before it had written one.
     if config.report and evaluation is not None and (todo or not has_report(ledger.sweep)):
@@ -171,6 +176,7 @@ def _run(plan: Plan, ledger: Ledger, tracker: Tracker, mirror: Mirror, console: 
         undelivered,
         clock.overhead(),
         _doubt(plan, ledger),
+        tracker.page(),
     )
 
 

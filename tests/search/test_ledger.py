@@ -399,7 +399,7 @@ def test_what_a_late_worker_leaves_behind_is_removed(tmp_path: Path) -> None:
     for number in (0, 2):  # trial 2 still runs
         (tmp_path / f"trials/00000{number}").mkdir(exist_ok=True)
         (tmp_path / f"trials/00000{number}/checkpoint.safetensors").write_bytes(b"late")
-    open_ledger(tmp_path)
+    open_ledger(tmp_path).tidy()
     left = sorted(p.parent.name for p in tmp_path.glob("trials/*/checkpoint.safetensors"))
     assert left == ["000002"]
 
