@@ -15,6 +15,7 @@ from search.pruners import PRUNERS
 from search.samplers import SAMPLERS
 from search.start import Start
 from search.study import JOURNAL_LEDGER, without_password
+from search.tracking_uri import model_name_problem
 from spaces.base import Setting, Space
 from spaces.pipeline import StartedSpace
 from spaces.registry import SPACES, SpaceError, find_space
@@ -77,6 +78,8 @@ class SweepConfig:
     """Least time between two checkpoints of a trial, in seconds."""
     report: bool = True
     """Whether a report is written at the end."""
+    register: str | None = None
+    """Registered model in MLflow that the winner becomes a version of; none where not asked for."""
 
     def identity(self) -> dict[str, Any]:
         """The settings that may not change when a sweep is resumed."""
@@ -154,7 +157,7 @@ class SweepConfig:
         ):
             if number < least:
                 found.append(f"{option} must be at least {least}, got {number}.")
-        found += self.task_problems()
+        found += self.task_problems() + self._register_problems()
         if self.start:
             found += self.start.problems(self.task)
         if self.start and self.per_task:
@@ -167,6 +170,24 @@ class SweepConfig:
             found.append(
                 "--name must be letters, digits, '.', '_' and '-' (at most 100, the first a "
                 f"letter or digit), got '{self.name}'."
+            )
+        return found
+
+    def _register_problems(self) -> list[str]:
+        if self.register is None:
+            return []
+        found = [why] if (why := model_name_problem(self.register)) else []
+        if self.tracking_uri == "none":
+            found.append("--register needs an MLflow: it does not go with --tracking-uri none.")
+        if is_bundle(self.task.backbone):
+            found.append(
+                "--register takes a network that reads images, and a bundle holds features only: "
+                "leave it away."
+            )
+        if self.per_task:
+            found.append(
+                "--per-task finds a winner a task, and --register names one model: register each "
+                "afterwards with python -m search.export NAME --register MODEL."
             )
         return found
 

@@ -19,13 +19,13 @@ from search.exports.card import CARD, card
 from search.exports.chosen import BEST, Chosen, choose
 from search.exports.formats import FORMATS, unfit
 from search.exports.model import Model, open_model
-from search.exports.registry import ALIAS, RegistryError, Version, name_problem, register
+from search.exports.registry import ALIAS, Registry, RegistryError, Version
 from search.exports.verify import VerificationError, Verified, verify
 from search.options import Parser
 from search.preflight import load_record, uri_afterwards
 from search.problems import UsageError
 from search.tracking import open_runs
-from search.tracking_uri import TrackingError, check_tracking_uri
+from search.tracking_uri import TrackingError, check_tracking_uri, model_name_problem
 from trainables.storage import StorageError, open_storage
 from trainables.suggest import did_you_mean
 
@@ -108,8 +108,8 @@ class Exported:
     """The artifact that was exported."""
     output: Path | None
     """Its folder; none where it was only registered."""
-    verified: Verified
-    """How it was compared with the trial."""
+    verified: Verified | None
+    """How it was compared with the trial; none where it was registered already."""
     version: Version | None
     """In MLflow's registry, where that was asked for."""
 
@@ -144,10 +144,15 @@ def export(options: argparse.Namespace) -> Exported:
     config = replace(
         SweepConfig.from_dict(record["config"]), name=options.name, storage=options.storage
     )
-    runs = None
+    registry = None
     if options.register is not None:
         runs = open_runs(_answering(options.tracking_uri, config), options.name, sweep)
+        registry = Registry(options.register, runs)
     chosen = choose(sweep, record, config, options.trial, options.cell)
+    if registry is not None:
+        source = (config.name, record["id"], chosen.result.number, chosen.file)
+        if (version := registry.find(*source)) and not is_kept:
+            return Exported(chosen, None, None, version)
     model = open_model(chosen, options.data or config.data)
     if why := unfit(model, kind):
         raise UsageError([why])
@@ -155,10 +160,10 @@ def export(options: argparse.Namespace) -> Exported:
         folder = output if is_kept else Path(elsewhere) / "export"
         verified = _write(model, kind, folder)
         made = Exported(chosen, output if is_kept else None, verified, None)
-        if runs is None:
+        if registry is None:
             return made
         written = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        return replace(made, version=register(options.register, folder, written, runs))
+        return replace(made, version=registry.register(folder, written))
 
 
 def _registration_problems(options: argparse.Namespace, kind: str) -> list[str]:
@@ -166,7 +171,7 @@ def _registration_problems(options: argparse.Namespace, kind: str) -> list[str]:
         if options.tracking_uri:
             return ["--tracking-uri says where to register: it goes with --register MODEL."]
         return []
-    found = [problem] if (problem := name_problem(options.register)) else []
+    found = [problem] if (problem := model_name_problem(options.register)) else []
     if kind != "mlflow":
         found.append(f"--register takes an MLflow model, not --format {kind}: leave that away.")
     return found
@@ -233,12 +238,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain.print("Stopped. Nothing is left of the export.")
         return 130
     verified = made.verified
-    lines = [
-        made.source + ("" if made.output is None else f": {made.output}"),
-        f"Loaded in a process of its own, it says the same about {verified.images} validation "
-        f"images: largest difference of logits {verified.largest:.1e}, allowed "
-        f"{verified.tolerance:g}.",
-    ]
+    lines = [made.source + ("" if made.output is None else f": {made.output}")]
+    if verified is not None:
+        lines.append(
+            f"Loaded in a process of its own, it says the same about {verified.images} validation "
+            f"images: largest difference of logits {verified.largest:.1e}, allowed "
+            f"{verified.tolerance:g}."
+        )
     if made.version is not None:
         lines.append(made.version.announced)
     console.print("\n".join(lines), markup=False, highlight=False)

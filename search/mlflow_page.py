@@ -32,7 +32,8 @@ def description(
     config: SweepConfig, best: Result | None = None, evaluation: Evaluation | None = None
 ) -> str:
     """Markdown for the sweep's own run: what it is, what it found, what to do with it."""
-    rows = {"Searched": f"{plain(config.space)} on {plain(described(config.task))}"}
+    title = f"{plain(config.space)} on {plain(described(config.task))}"
+    rows: dict[str, str] = {}
     if best is not None and best.value is not None:
         rows["Best trial"] = f"{best.number}: validation accuracy {_percent(best.value)}"
     if evaluation is not None:
@@ -45,7 +46,7 @@ def description(
         "Export the winner": f"python -m search.export {config.name}{where}",
     }
     rows |= {key: f"`{command.replace('`', '')}`" for key, command in commands.items()}
-    return table(rows)
+    return f"{title}\n\n{table(rows)}"
 
 
 def columns(values: Mapping[str, set[str]]) -> str:

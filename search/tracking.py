@@ -101,6 +101,11 @@ class Tracker(Protocol):
         is away; return how many events are undelivered."""
         ...
 
+    def page(self) -> str:
+        """Where MLflow shows the sweep, behind the server's address; empty where that is not
+        known."""
+        ...
+
     def carry_by(self, carrier: Carrier | None) -> None:
         """Let artifacts be uploaded by somebody else, from now on or no longer."""
         ...
@@ -133,6 +138,9 @@ class NullTracker(Tracker):
 
     def flush(self, timeout: float, patience: float = math.inf) -> int:
         return 0
+
+    def page(self) -> str:
+        return ""
 
     def carry_by(self, carrier: Carrier | None) -> None:
         pass
@@ -292,6 +300,9 @@ class MlflowTracker(Tracker):
                     break
                 self._moved.wait(min(0.1, deadline - now))
         return self._undelivered()
+
+    def page(self) -> str:
+        return self._runs.page
 
     def carry_by(self, carrier: Carrier | None) -> None:
         self._runs.carrier = carrier

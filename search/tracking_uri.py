@@ -1,4 +1,4 @@
-"""Tracking URIs: whether MLflow can work with one, and how a person opens it."""
+"""Tracking URIs and names of models: whether MLflow can work with them, how a person opens one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import configparser
 import http.client
 import json
 import os
+import posixpath
 import re
 import shlex
 import socket
@@ -25,6 +26,8 @@ class TrackingError(Exception):
 
 SERVERS = frozenset({"http", "https"})
 _DATABASES = frozenset({"sqlite", "postgresql", "mysql", "mssql"})
+_LOCAL = "http://127.0.0.1:5000"  # where `mlflow ui` answers
+_MODEL_NAME = 256  # characters the registry's tables keep
 
 
 def check_tracking_uri(uri: str, timeout: float = 5.0) -> str:
@@ -67,6 +70,25 @@ def check_tracking_uri(uri: str, timeout: float = 5.0) -> str:
     return ""
 
 
+def model_name_problem(name: str) -> str:
+    """Why the registry would not take this name; empty where it would."""
+    if (
+        name.strip()
+        and not set(name) & {"/", ":"}
+        and posixpath.normpath(name) == name
+        and not name.startswith("..")
+        and name != "."
+        and len(name) <= _MODEL_NAME
+        and name.isprintable()
+        and not {"'", '"'} <= set(name)  # no query could ask for it
+    ):
+        return ""
+    return (
+        f"The name of a registered model must be up to {_MODEL_NAME} characters without '/' and "
+        f"':', and not '.' or '..', got '{name}': e.g. --register digits-rmt."
+    )
+
+
 def ui_command(uri: str) -> str:
     """How to see the runs: a shell command for a database, the address itself for a server.
 
@@ -75,6 +97,11 @@ def ui_command(uri: str) -> str:
     if scheme_of(uri) in SERVERS:
         return without_user(uri)
     return f"mlflow ui --backend-store-uri {shlex.quote(shown(absolute_uri(uri)))}"
+
+
+def page_of(uri: str, page: str) -> str:
+    """What follows the command or the address of `ui_command` where a page of it is meant."""
+    return page if scheme_of(uri) in SERVERS else f", then {_LOCAL}{page}"
 
 
 def shown(uri: str) -> str:

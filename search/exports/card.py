@@ -63,6 +63,7 @@ def described(record: Mapping[str, Any]) -> str:
     shown = [name[:_NAME_LENGTH] for name in names[:_NAMES]]
     more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
     validation, backbone = record["validation"], record["backbone"]
+    title = f"{record['method']} on {plain(short_name(record['dataset']))}, {record['shots']} shots"
     rows = {
         "Task": f"{plain(short_name(record['dataset']))}, {record['shots']} shots, "
         f"draw {record['seed']}, {record['half']} classes",
@@ -77,7 +78,7 @@ def described(record: Mapping[str, Any]) -> str:
         "Output": "class, probability, and the probabilities of all classes",
         f"{len(names)} classes": ", ".join(shown) + more,
     }
-    return f"{table(rows)}\n\nAll of it is in the model's `{CARD}`."
+    return f"{title}\n\n{table(rows)}\n\nAll of it is in the model's `{CARD}`."
 
 
 def short_name(spec: str) -> str:

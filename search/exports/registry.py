@@ -7,10 +7,10 @@ by them it is found again, and what is there already is not made a second time.
 
 from __future__ import annotations
 
-import posixpath
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 ALIAS = "champion"
 """The alias of the version that was registered last."""
 FILE = "search.file"
-_NAME_LENGTH = 256  # characters the registry's tables keep
 
 
 class RegistryError(Exception):
@@ -55,58 +54,58 @@ class Version:
         return f"models:/{self.name}@{ALIAS}"
 
 
-def name_problem(name: str) -> str:
-    """Why the registry would not take this name; empty where it would."""
-    if (
-        name.strip()
-        and not set(name) & {"/", ":"}
-        and posixpath.normpath(name) == name
-        and not name.startswith("..")
-        and name != "."
-        and len(name) <= _NAME_LENGTH
-        and name.isprintable()
-        and not {"'", '"'} <= set(name)  # no query could ask for it
-    ):
-        return ""
-    return (
-        f"The name of a registered model must be up to {_NAME_LENGTH} characters without '/' and "
-        f"':', and not '.' or '..', got '{name}': e.g. --register digits-rmt."
-    )
+class Registry:
+    """One registered model, and the sweep whose artifacts become versions of it. Every call raises
+    `RegistryError`; what was done until then is found by the next try."""
+
+    def __init__(self, name: str, runs: MlflowRuns) -> None:
+        self._name, self._runs = name, runs
+
+    def find(self, sweep: str, identity: str, trial: int, file: str) -> Version | None:
+        """The version of this very artifact, which gets the alias; None where there is none."""
+        tags = {SWEEP: sweep, IDENTITY: identity, TRIAL: str(trial), FILE: file}
+        with _in_one_line():
+            self._run_of(sweep, trial)
+            number = _version(self._runs.client, self._name, tags)
+            return None if number is None else self._crown(number, is_new=False)
+
+    def register(self, folder: Path, card: Mapping[str, Any]) -> Version:
+        """Make the MLflow model in `folder` a version, linked to its trial's run, which MLflow must
+        hold already, and give it the alias."""
+        sweep, trial = card["sweep"], card["trial"]
+        if found := self.find(sweep["name"], sweep["id"], trial, sweep["file"]):
+            return found
+        tags = {SWEEP: sweep["name"], IDENTITY: sweep["id"], TRIAL: str(trial), FILE: sweep["file"]}
+        with _in_one_line():
+            run_id = self._run_of(sweep["name"], trial)
+            client, experiment_id = self._runs.client, self._runs.experiment_id
+            number = _make(client, self._name, folder, card, experiment_id, run_id, tags)
+            return self._crown(number, is_new=True)
+
+    def _run_of(self, sweep: str, trial: int) -> str:
+        self._runs.connect()
+        run_id = self._runs.run_of(trial)
+        if run_id is None:
+            raise RegistryError(
+                f"MLflow does not hold the run of trial {trial} yet; python -m search.sync {sweep} "
+                "sends it"
+            )
+        return run_id
+
+    def _crown(self, number: str, is_new: bool) -> Version:
+        self._runs.client.set_registered_model_alias(self._name, ALIAS, number)
+        return Version(self._name, number, is_new)
 
 
-def register(name: str, folder: Path, card: Mapping[str, Any], runs: MlflowRuns) -> Version:
-    """Make the MLflow model in `folder` a version of the registered model `name`, with the alias.
-
-    It is linked to its trial's run, which MLflow must hold already.
-
-    Raises `RegistryError`; what was done until then is found by the next try.
-    """
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """MLflow's errors, and those of what is below it, as a `RegistryError`."""
     from mlflow.exceptions import MlflowException
 
     try:
-        return _register(name, folder, card, runs)
+        yield
     except (MlflowException, OSError, RuntimeError) as error:  # those of requests are an OSError
-        raise RegistryError(" ".join(str(error).split())[:500]) from error
-
-
-def _register(name: str, folder: Path, card: Mapping[str, Any], runs: MlflowRuns) -> Version:
-    runs.connect()
-    client, run_id = runs.client, runs.run_of(card["trial"])
-    if run_id is None:
-        raise RegistryError(
-            f"MLflow does not hold the run of trial {card['trial']} yet; python -m search.sync "
-            f"{card['sweep']['name']} sends it"
-        )
-    identity = {
-        SWEEP: card["sweep"]["name"],
-        IDENTITY: card["sweep"]["id"],
-        TRIAL: str(card["trial"]),
-        FILE: card["sweep"]["file"],
-    }
-    found = _version(client, name, identity)
-    number = found or _make(client, name, folder, card, runs.experiment_id, run_id, identity)
-    client.set_registered_model_alias(name, ALIAS, number)
-    return Version(name, number, is_new=found is None)
+        raise RegistryError(" ".join(str(error).split()).rstrip(".")[:500]) from error
 
 
 def _version(client: MlflowClient, name: str, identity: Mapping[str, str]) -> str | None:
@@ -178,6 +177,9 @@ def _logged_model(
             written.model_id, written.run_id = model.model_id, run_id
             written.save(str(Path(beside) / MLMODEL_FILE_NAME))
             client.log_model_artifacts(model.model_id, beside)
-        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+        outputs = client.get_run(run_id).outputs
+        told = {output.model_id for output in (outputs.model_outputs if outputs else ())}
+        if model.model_id not in told:  # MLflow refuses a second time
+            client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         model = client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     return model

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,10 +24,9 @@ from search.exports.chosen import choose
 from search.exports.formats import FORMATS, Format
 from search.exports.model import Model, open_model
 from search.exports.verify import VerificationError, compare
-from search.preflight import FORMAT, load_record
-from search.results import Result, commit, trial_folder
-from search.task import task_fingerprints
+from search.preflight import load_record
 from tests.search.conftest import Sweep
+from tests.search.made import made
 from tests.trainables.data.bundles import tensors, write_bundle
 from trainables.backbones.base import Preprocess
 from trainables.backbones.registry import load_backbone
@@ -37,8 +35,6 @@ from trainables.methods.taskres import TaskResConfig
 from trainables.optim import OptimConfig
 from trainables.storage import LocalStorage
 from trainables.trial import TaskSpec, TrialConfig
-from trainables.trial_run import TrialRun
-from trainables.workbench import Workbench
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -77,33 +73,6 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Sweeps:
         done = Sweep(storage, space).run(*options, "--tracking-uri", "none", timeout=600)
         assert done.returncode == 0, done.stderr
     return Sweeps(storage)
-
-
-def made(storage: Path, name: str, config: TrialConfig, task: TaskSpec) -> None:
-    """A sweep's folder with one trained trial, without Ray."""
-    bench = Workbench(task.backbone, "cpu", task.source(""))
-    run = TrialRun(config, task, bench)
-    report = run.advance()
-    while not report.finished:
-        report = run.advance()
-    sweep = LocalStorage(storage / name)
-    prints = task_fingerprints(task, bench.source) | {"backbone": bench.backbone.fingerprint}
-    sweep_config = SweepConfig("taskres", task, name=name, tracking_uri="none")
-    record = {
-        "format": FORMAT,
-        "id": name,
-        "config": sweep_config.to_dict(),
-        "fingerprints": prints,
-    }
-    sweep.write("sweep.json", json.dumps(record).encode())
-    run.save_artifacts(sweep.child(trial_folder(0)))
-    now = time.time()
-    value = report.values[-1]
-    plain = config.to_dict()
-    result = Result(
-        0, "COMPLETE", value, report.values, report.metrics, {}, {}, {}, plain, 1.0, now, now, "h"
-    )
-    commit(sweep, result, [])
 
 
 @dataclass(frozen=True)
