@@ -223,6 +223,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="write no report at the end; `python -m search.report NAME` makes one at any time",
     )
     where.add_argument(
+        "--register",
+        metavar="MODEL",
+        help="at the end, make the winner a version of this registered model in MLflow, with the "
+        "alias champion; `python -m search.export NAME --register MODEL` does it at any time",
+    )
+    where.add_argument(
         "--tracking-uri",
         metavar="URI",
         help="MLflow: sqlite:///FILE, http://HOST:PORT, or none (default: MLFLOW_TRACKING_URI "

@@ -72,9 +72,12 @@ def _run(config: SweepConfig, console: Console) -> list[Outcome]:
     for part in configs:
         outcome = _load_the_rest().run_sweep(plan if part == config else preflight(part), console)
         outcomes.append(outcome)
+        from search.register import register_winner
         from search.summary import print_summary, print_tasks
 
         print_summary(outcome, console)
+        if part.register is not None and outcome.evaluation is not None:
+            register_winner(outcome.config, outcome.tracking_uri, console)
         if outcome.interrupted:
             break
     if len(configs) > 1:
