@@ -10,6 +10,11 @@ import pytest
 import torch
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where tests in a browser keep their pictures."""
+    parser.addoption("--screenshots", default="", metavar="FOLDER", help="keep pictures of pages")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """One thread: results do not depend on the machine, and busy cores are not spun upon.
     A cache of the tests' own, which processes that they start inherit."""

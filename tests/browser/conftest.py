@@ -1,0 +1,143 @@
+"""A real Chromium without a network, and a real MLflow server with a finished sweep."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playwright
+
+from search.tracking import open_runs
+from tests.search.conftest import Sweep
+from tests.search.mlflow_server import Server
+from trainables.storage import LocalStorage
+
+WIDTH, HEIGHT = 1400, 900
+MODEL = "digits-rmt"
+NAME = "rmt-digits"
+QUICK = ("--seeds", "1", "--trials", "4", "--eval-seeds", "2", "--pruner", "none")
+_SETTLED = """() => {
+    const close = { panelOpen_v1: false, 'fab.autoOpenedOnFirstLoad_v1': true };
+    for (const [key, value] of Object.entries(close))
+        localStorage.setItem(`mlflow.assistant.${key}`, value);
+    localStorage.setItem('mlflow.telemetry.info.alert.dismissed_v1', 'true');
+}"""
+"""What a person does once: close the assistant and the notice about telemetry."""
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Started once."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+    if program is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        # Root has no sandbox; a small /dev/shm is common in containers.
+        options = ["--no-sandbox", "--disable-dev-shm-usage"]
+        found = playwright.chromium.launch(executable_path=program, args=options)
+        yield found
+        found.close()
+
+
+@dataclass
+class Window:
+    """A page that reaches one address only, and what it complained about."""
+
+    page: Page
+    outside: list[str]
+    """Addresses that it asked for elsewhere, in vain."""
+    errors: list[str]
+    """Of its console, and what it did not catch."""
+
+
+def open_window(context: BrowserContext, address: str) -> Window:
+    """`address` is what may be reached: a server or a file."""
+    window = Window(context.new_page(), [], [])
+
+    def pass_on(route: Route) -> None:
+        if route.request.url.startswith((address, "data:", "blob:")):
+            route.continue_()
+        else:
+            window.outside.append(route.request.url)
+            route.abort()
+
+    context.route("**/*", pass_on)
+    page = window.page
+    page.on("console", lambda m: window.errors.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: window.errors.append(str(error)))
+    page.set_default_timeout(60_000)
+    return window
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    """A person who was never here before, but has closed what pops up."""
+    found = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}, locale="en-GB")
+    found.add_init_script(f"({_SETTLED})()")
+    yield found
+    found.close()
+
+
+Photograph = Callable[[Page, str], None]
+
+
+@pytest.fixture
+def photograph(request: pytest.FixtureRequest) -> Photograph:
+    """Keeps a picture of what a page shows, where `--screenshots FOLDER` is given."""
+    folder = request.config.getoption("screenshots")
+
+    def take(page: Page, name: str) -> None:
+        picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+        assert len(picture.getcolors(1 << 24) or ()) > 30  # not an empty page
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            small = picture.quantize(128, method=Image.Quantize.MEDIANCUT)
+            small.save(Path(folder) / f"{name}.png", optimize=True)
+
+    return take
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A sweep that a server has been told about, with its winner registered."""
+
+    sweep: Sweep
+    server: Server
+
+    @property
+    def view(self) -> str:
+        """Where MLflow shows its trials."""
+        runs = open_runs(self.server.uri, NAME, LocalStorage(self.sweep.folder))
+        runs.connect()
+        return f"{self.server.uri}{runs.page}"
+
+    @property
+    def experiment(self) -> str:
+        """Where MLflow shows all runs."""
+        return f"{self.view.partition('?')[0]}?workflowType=machine_learning"
+
+
+@pytest.fixture(scope="session")
+def finished(
+    browser: Browser, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Finished]:
+    """The README's sweep where pictures are taken, else one that is over sooner."""
+    del browser  # where there is none, no sweep is run
+    folder = tmp_path_factory.mktemp("finished")
+    server = Server(folder)
+    server.start()
+    try:
+        sweep = Sweep(folder, NAME, report=True)
+        options = () if request.config.getoption("screenshots") else QUICK
+        where = ("--tracking-uri", server.uri, "--register", MODEL)
+        done = sweep.run("--space", "rmt", *options, *where, timeout=1200)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"Registered as version 1 of {MODEL}" in done.stdout, done.stdout + done.stderr
+        yield Finished(sweep, server)
+    finally:
+        server.kill()
