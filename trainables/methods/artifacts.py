@@ -4,9 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
-from trainables.methods.base import MethodError
+from trainables.methods.base import Method, MethodError
+
+
+class TensorArtifact(Method):
+    """A method whose artifact is its tensors as they are, and whose backbone they belong to."""
+
+    description: dict[str, str]
+    """The artifact's metadata, see `described`."""
+
+    def learned(self) -> dict[str, Tensor]:
+        """The artifact's tensors by name, which `load_artifact` fills; by default what is
+        trained."""
+        return dict(self.trainable())
+
+    def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """See `Method.artifact`."""
+        return detached(self.learned()), dict(self.description)
+
+    @torch.no_grad()
+    def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """See `Method.load_artifact`; metadata and shapes must be those of this method."""
+        check_metadata(metadata, self.description)
+        own = self.learned()
+        check_tensors(tensors, {name: tuple(tensor.shape) for name, tensor in own.items()})
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
 
 
 def described(kind: str, backbone: str, version: int = 1) -> dict[str, str]:

@@ -7,7 +7,6 @@ Notation: b batch, n images, c classes, d feature dimension, t class texts, w pr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainables.methods.artifacts import check_metadata, check_tensors, described, detached
+from trainables.methods.artifacts import TensorArtifact, described
 from trainables.methods.autograd import LossMethod
 from trainables.methods.base import (
     Batch,
@@ -56,7 +55,7 @@ class ClapConfig(MethodConfig):
         return found
 
 
-class Clap(LossMethod):
+class Clap(TensorArtifact, LossMethod):
     """logits = exp(logit_scale) cos(z, w); loss = CE + mean_k lambda_k |w_k - t_k|^2.
 
     lambda_k is the mean zero-shot probability of class k among its own training images: a class
@@ -79,7 +78,7 @@ class Clap(LossMethod):
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("multipliers", base.new_zeros(len(base)))
         self.prototypes = nn.Parameter(base.clone())
-        self._described = described("clap", self._backbone.fingerprint)
+        self.description = described("clap", self._backbone.fingerprint)
 
     @classmethod
     def preset(
@@ -146,17 +145,6 @@ class Clap(LossMethod):
         """How far prototypes went from their texts, as a mean length, and the mean multiplier."""
         moved = (self.prototypes - self.base).norm(dim=-1).mean().item()
         return {"prototypes/moved": moved, "prototypes/held": self.multipliers.mean().item()}
-
-    def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """`prototypes` [c, d]."""
-        return detached({"prototypes": self.prototypes}), dict(self._described)
-
-    @torch.no_grad()
-    def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """See `Method.load_artifact`."""
-        check_metadata(metadata, self._described)
-        check_tensors(tensors, {"prototypes": tuple(self.prototypes.shape)})
-        self.prototypes.copy_(tensors["prototypes"])
 
     def _base(self, classes: Classes) -> Tensor:
         base = classes.features.detach().clone()

@@ -6,7 +6,7 @@ Notation: A [r, i], B [o, r], s as in `low_rank.py`; c classes, d feature dimens
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self, get_args
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainables.backbones.base import Backbone, BackboneError
-from trainables.methods.artifacts import check_metadata, check_tensors, described, detached
+from trainables.methods.artifacts import TensorArtifact, described
 from trainables.methods.autograd import LossMethod
 from trainables.methods.base import (
     Batch,
@@ -90,7 +90,7 @@ class ClipLoraConfig(MethodConfig):
         return found
 
 
-class ClipLora(LossMethod):
+class ClipLora(TensorArtifact, LossMethod):
     """logits = exp(logit_scale) cos(z, t), where both z and t come from encoders with W + s B A in
     place of W.
 
@@ -113,6 +113,8 @@ class ClipLora(LossMethod):
         """`where`: the matrices that get a branch; `rng` draws the first A."""
         super().__init__()
         self.config, self._backbone = config, backbone
+        scale = {"scale": repr(config.scale)}
+        self.description = described("clip-lora", backbone.fingerprint) | scale
         self.downs, self.ups = nn.ParameterDict(), nn.ParameterDict()
         self._dropout = Dropout(config.dropout)
         self._branches: dict[Site, Branch] = {}
@@ -237,24 +239,7 @@ class ClipLora(LossMethod):
         texts = functional.normalize(self._texts(), dim=-1)
         return Head(self._backbone.logit_scale.detach() * texts)
 
-    def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+    def learned(self) -> dict[str, Tensor]:
         """A and B of every matrix; s is part of the description."""
-        tensors = {f"{name}/A": down for name, down in self.downs.items()}
-        tensors |= {f"{name}/B": up for name, up in self.ups.items()}
-        return detached(tensors), self._description
-
-    @torch.no_grad()
-    def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """See `Method.load_artifact`; matrices, rank and scale must be those of the training."""
-        check_metadata(metadata, self._description)
-        own, _ = self.artifact()
-        check_tensors(tensors, {name: tuple(tensor.shape) for name, tensor in own.items()})
-        for name, down in self.downs.items():
-            down.copy_(tensors[f"{name}/A"])
-            self.ups[name].copy_(tensors[f"{name}/B"])
-
-    @property
-    def _description(self) -> dict[str, str]:
-        return described("clip-lora", self._backbone.fingerprint) | {
-            "scale": repr(self.config.scale)
-        }
+        downs = {f"{name}/A": down for name, down in self.downs.items()}
+        return downs | {f"{name}/B": up for name, up in self.ups.items()}

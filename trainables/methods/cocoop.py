@@ -6,7 +6,6 @@ h = d / 16 hidden units.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainables.backbones import text_tower
-from trainables.methods.artifacts import check_metadata, check_tensors, described, detached
+from trainables.methods.artifacts import TensorArtifact, described
 from trainables.methods.autograd import LossMethod
 from trainables.methods.base import (
     Classes,
@@ -51,7 +50,7 @@ class CoCoOpConfig(MethodConfig):
         return found
 
 
-class CoCoOp(LossMethod):
+class CoCoOp(TensorArtifact, LossMethod):
     """logits = exp(logit_scale) cos(z, g(context + net(z), class name)) (equation 3).
 
     Each image has a classifier of its own: b x c prompts a step, and c for every image that is
@@ -67,7 +66,8 @@ class CoCoOp(LossMethod):
         """Raises `MethodError` where config, backbone and classes do not fit."""
         super().__init__()
         backbone, rng = material.backbone, material.rng
-        self._config, self._fingerprint = config, backbone.fingerprint
+        self._config = config
+        self.description = described("cocoop", backbone.fingerprint)
         self._writer = PromptWriter.of(backbone)
         self._prompts = self._writer.prompts(material.classes, config.context_tokens)
         self.register_buffer("scale", backbone.logit_scale.detach().clone(), persistent=False)
@@ -152,19 +152,6 @@ class CoCoOp(LossMethod):
             "context/norm": self.context.norm(dim=-1).mean().item(),
             "meta_net/norm": weights.norm().item(),
         }
-
-    def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """`context` [m, w], and weights and biases of the layers `narrow` and `widen`."""
-        return detached(self.trainable()), described("cocoop", self._fingerprint)
-
-    @torch.no_grad()
-    def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """See `Method.load_artifact`; class names are not part of it."""
-        own = self.trainable()
-        check_metadata(metadata, described("cocoop", self._fingerprint))
-        check_tensors(tensors, {name: tuple(tensor.shape) for name, tensor in own.items()})
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
 
 
 def _linear(inputs: int, outputs: int, rng: torch.Generator) -> nn.Linear:

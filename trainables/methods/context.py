@@ -5,7 +5,6 @@ Notation: b batch, c classes, d feature dimension, m context tokens, w the text 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self, get_args
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainables.methods.artifacts import check_metadata, check_tensors, described, detached
+from trainables.methods.artifacts import TensorArtifact, described
 from trainables.methods.autograd import LossMethod
 from trainables.methods.base import Classes, Head, Material, MethodConfig, MethodError
 from trainables.methods.prompt_tokens import ClassPosition, PromptWriter
@@ -43,7 +42,7 @@ class ContextConfig(MethodConfig):
         return found
 
 
-class ContextMethod(LossMethod):
+class ContextMethod(TensorArtifact, LossMethod):
     """logits = exp(logit_scale) cos(z, g(context, class name)), g the frozen text tower.
 
     It reads image features, computed once: the image tower is not tuned. The released codes draw
@@ -60,7 +59,9 @@ class ContextMethod(LossMethod):
         """Raises `MethodError` where config, backbone and classes do not fit."""
         super().__init__()
         backbone = material.backbone
-        self._config, self._fingerprint = config, backbone.fingerprint
+        self._config = config
+        position = {"class_position": config.class_position}
+        self.description = described(self.kind, backbone.fingerprint) | position
         self._writer = PromptWriter.of(backbone)
         self._write(material.classes)
         self.register_buffer("scale", backbone.logit_scale.detach().clone(), persistent=False)
@@ -128,18 +129,3 @@ class ContextMethod(LossMethod):
     def progress(self) -> dict[str, float]:
         """Mean length of the context's vectors."""
         return {"context/norm": self.context.norm(dim=-1).mean().item()}
-
-    def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """`context` [m, w], or [c, m, w]."""
-        return detached({"context": self.context}), self._metadata()
-
-    @torch.no_grad()
-    def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """See `Method.load_artifact`; class names are not part of it."""
-        check_metadata(metadata, self._metadata())
-        check_tensors(tensors, {"context": tuple(self.context.shape)})
-        self.context.copy_(tensors["context"])
-
-    def _metadata(self) -> dict[str, str]:
-        position = {"class_position": self._config.class_position}
-        return described(self.kind, self._fingerprint) | position

@@ -6,7 +6,6 @@ Notation: b images of a batch, c classes, d feature dimension, t class texts at 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainables.methods.artifacts import check_metadata, check_tensors, described, detached
+from trainables.methods.artifacts import TensorArtifact, described
 from trainables.methods.autograd import LossMethod
 from trainables.methods.base import (
     Batch,
@@ -48,7 +47,7 @@ class CrossModalConfig(MethodConfig):
         return found
 
 
-class CrossModal(LossMethod):
+class CrossModal(TensorArtifact, LossMethod):
     """logits = exp(logit_scale) w z / |z|, w from the texts, cross entropy over images and texts.
 
     A class has one text, the mean over its templates; the paper keeps every template as a sample
@@ -69,7 +68,7 @@ class CrossModal(LossMethod):
         scale = material.backbone.logit_scale.detach().clone()
         self.register_buffer("scale", scale, persistent=False)
         self.weight = nn.Parameter(texts.clone())
-        self._described = described("cross-modal", material.backbone.fingerprint)
+        self.description = described("cross-modal", material.backbone.fingerprint)
 
     @classmethod
     def preset(
@@ -126,14 +125,3 @@ class CrossModal(LossMethod):
         """Other classes have their texts: the zero-shot classifier."""
         self.texts = unit_texts(classes)
         self.weight = nn.Parameter(self.texts.clone())
-
-    def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """`weight` [c, d]."""
-        return detached({"weight": self.weight}), dict(self._described)
-
-    @torch.no_grad()
-    def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """See `Method.load_artifact`."""
-        check_metadata(metadata, self._described)
-        check_tensors(tensors, {"weight": tuple(self.weight.shape)})
-        self.weight.copy_(tensors["weight"])

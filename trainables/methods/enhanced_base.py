@@ -10,7 +10,6 @@ Notation: t texts, c classes, w width of the text transformer, d feature dimensi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -21,7 +20,7 @@ from torch.nn import functional
 from trainables.backbones.base import Backbone
 from trainables.backbones.text_projection import TextProjection, text_projection
 from trainables.data.prompts import PromptSet, merged
-from trainables.methods.artifacts import check_metadata, check_tensors, described, detached
+from trainables.methods.artifacts import TensorArtifact, described
 from trainables.methods.autograd import LossMethod
 from trainables.methods.base import (
     Classes,
@@ -48,7 +47,7 @@ the base reaches 85.0 % at 16 shots, where 5e-4 gives 95.0 %; with 5e-3 the loss
 1.18 instead of 0.46. It depends on the backbone: a search should vary it."""
 
 
-class EnhancedBase(LossMethod):
+class EnhancedBase(TensorArtifact, LossMethod):
     """logits = exp(logit_scale) cos(z, h W): the text states h stay, and W is trained."""
 
     Config: ClassVar[type[MethodConfig]] = EnhancedBaseConfig
@@ -61,6 +60,7 @@ class EnhancedBase(LossMethod):
         """Raises `MethodError` where `classes` have no prompts."""
         super().__init__()
         self._projection = projection
+        self.description = described("enhanced-base", projection.backbone.fingerprint)
         self.weights = nn.ParameterDict(
             {_key(name): nn.Parameter(w.clone()) for name, w in projection.weights.items()}
         )
@@ -115,7 +115,7 @@ class EnhancedBase(LossMethod):
     def _classifier(self) -> Tensor:
         """h W of every class at the logit scale's length, [c, d]: of the features that
         `class_features` makes before the tuned tower."""
-        features = self._projection.project(self.states, self._tuned())
+        features = self._projection.project(self.states, self.learned())
         if self._prompts.normalise_each:
             features = merged(features, self._prompts)
         return self.scale * functional.normalize(features, dim=-1)
@@ -130,7 +130,7 @@ class EnhancedBase(LossMethod):
 
     def tuned(self) -> Backbone:
         """The text tower with W at its end."""
-        return self._projection.backbone.changed(self._tuned())
+        return self._projection.backbone.changed(self.learned())
 
     @torch.no_grad()
     def head(self) -> Head:
@@ -140,29 +140,13 @@ class EnhancedBase(LossMethod):
     @torch.no_grad()
     def progress(self) -> dict[str, float]:
         """|W - W_0| / |W_0|: how far the projection has moved from the pre-trained one."""
-        first, now = self._projection.weights, self._tuned()
+        first, now = self._projection.weights, self.learned()
         moved = sum((now[name] - weight).square().sum().item() for name, weight in first.items())
         size = sum(weight.square().sum().item() for weight in first.values())
         return {"projection/moved": math.sqrt(moved / size)}
 
-    def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+    def learned(self) -> dict[str, Tensor]:
         """The projection's tensors, by the names of the model's parameters."""
-        return detached(self._tuned()), self._metadata
-
-    @torch.no_grad()
-    def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """See `Method.load_artifact`; the classes may be others than those of the training."""
-        check_metadata(metadata, self._metadata)
-        own = self._tuned()
-        check_tensors(tensors, {name: tuple(weight.shape) for name, weight in own.items()})
-        for name, weight in own.items():
-            weight.copy_(tensors[name])
-
-    @property
-    def _metadata(self) -> dict[str, str]:
-        return described("enhanced-base", self._projection.backbone.fingerprint)
-
-    def _tuned(self) -> dict[str, Tensor]:
         return {name: self.weights[_key(name)] for name in self._projection.weights}
 
 

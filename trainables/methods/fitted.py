@@ -6,20 +6,19 @@ Notation: b batch, c classes, d feature dimension.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainables.methods.artifacts import check_metadata, check_tensors, described, detached
+from trainables.methods.artifacts import TensorArtifact, described
 from trainables.methods.autograd import LossMethod
 from trainables.methods.base import Classes, Head, Material, Support
 from trainables.methods.features import check_config, text_classifier
 
 
-class FittedClassifier(LossMethod):
+class FittedClassifier(TensorArtifact, LossMethod):
     """logits = W z / |z| + b; the zero-shot classifier until `prepare` has fitted W and b."""
 
     kind: ClassVar[str]
@@ -37,7 +36,7 @@ class FittedClassifier(LossMethod):
         weight = text_classifier(material.classes, material.backbone)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", weight.new_zeros(len(weight)))
-        self._described = described(self.kind, material.backbone.fingerprint)
+        self.description = described(self.kind, material.backbone.fingerprint)
 
     @classmethod
     def build(cls, config: Any, material: Material) -> Self:
@@ -70,14 +69,6 @@ class FittedClassifier(LossMethod):
         self.weight = text_classifier(classes, self.material.backbone)
         self.bias = self.weight.new_zeros(len(self.weight))
 
-    def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+    def learned(self) -> dict[str, Tensor]:
         """`weight` [c, d] and `bias` [c]."""
-        return detached({"weight": self.weight, "bias": self.bias}), dict(self._described)
-
-    def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """See `Method.load_artifact`."""
-        check_metadata(metadata, self._described)
-        shapes = {"weight": tuple(self.weight.shape), "bias": tuple(self.bias.shape)}
-        check_tensors(tensors, shapes)
-        self.weight.copy_(tensors["weight"])
-        self.bias.copy_(tensors["bias"])
+        return {"weight": self.weight, "bias": self.bias}

@@ -8,7 +8,6 @@ features [b, d].
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainables.methods.artifacts import check_metadata, check_tensors, described, detached
+from trainables.methods.artifacts import TensorArtifact, described
 from trainables.methods.autograd import LossMethod
 from trainables.methods.base import (
     Classes,
@@ -52,7 +51,7 @@ class TextAdapterConfig(MethodConfig):
         return found
 
 
-class TextAdapter(LossMethod):
+class TextAdapter(TensorArtifact, LossMethod):
     """logits = exp(logit_scale) cos(z, t + alpha phi(t)), with phi(t) = max(0, t A) B.
 
     Two linear layers without bias and a ReLU between them, which is CLIP-Adapter's formula
@@ -82,7 +81,7 @@ class TextAdapter(LossMethod):
         hidden = features // config.reduction
         self.down = nn.Parameter(_first_values(features, hidden, rng).to(base.device))
         self.up = nn.Parameter(_first_values(hidden, features, rng).to(base.device))
-        self._metadata = described("text-adapter", fingerprint)
+        self.description = described("text-adapter", fingerprint)
 
     @classmethod
     def preset(
@@ -149,19 +148,6 @@ class TextAdapter(LossMethod):
         adapted = (self.base @ self.down).relu() @ self.up
         share = adapted.norm(dim=-1) / self.base.norm(dim=-1).clamp_min(1e-12)
         return {"adapter/share": share.mean().item()}
-
-    def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """`down` [d, h] and `up` [h, d]."""
-        return detached({"down": self.down, "up": self.up}), dict(self._metadata)
-
-    @torch.no_grad()
-    def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """See `Method.load_artifact`; the classes may be others than those of the training."""
-        check_metadata(metadata, self._metadata)
-        own = self.trainable()
-        check_tensors(tensors, {name: tuple(weight.shape) for name, weight in own.items()})
-        for name, weight in own.items():
-            weight.copy_(tensors[name])
 
 
 def _first_values(inputs: int, outputs: int, rng: torch.Generator) -> Tensor:

@@ -5,7 +5,6 @@ Notation: k tokens, w width of the image tower, c classes, d feature dimension.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
@@ -15,7 +14,7 @@ from torch.nn import functional
 
 from trainables.backbones.base import BackboneError
 from trainables.backbones.image_tower import ImageTower, image_tower
-from trainables.methods.artifacts import check_metadata, check_tensors, described, detached
+from trainables.methods.artifacts import TensorArtifact, described
 from trainables.methods.autograd import LossMethod
 from trainables.methods.base import (
     Classes,
@@ -51,7 +50,7 @@ class VptConfig(MethodConfig):
         return found
 
 
-class Vpt(LossMethod):
+class Vpt(TensorArtifact, LossMethod):
     """logits = exp(logit_scale) cos(z, t): z from the image tower with learned tokens, t fixed.
 
     The tokens come after the image's, before the first norm and the first block (their place among
@@ -81,7 +80,7 @@ class Vpt(LossMethod):
         # embedding.
         first = torch.empty(sets, config.tokens, tower.width).normal_(0, 0.02, generator=rng)
         self.tokens = nn.Parameter(first.to(scale.device))
-        self._description = described("vpt", fingerprint)
+        self.description = described("vpt", fingerprint)
 
     @classmethod
     def preset(
@@ -139,14 +138,3 @@ class Vpt(LossMethod):
     def progress(self) -> dict[str, float]:
         """Mean length of a token; it starts near 0.02 sqrt(w)."""
         return {"tokens/norm": self.tokens.norm(dim=-1).mean().item()}
-
-    def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """`tokens` [sets, k, w], one set a block or a single one."""
-        return detached({"tokens": self.tokens}), dict(self._description)
-
-    @torch.no_grad()
-    def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """See `Method.load_artifact`; number and depth must be those of the training."""
-        check_metadata(metadata, self._description)
-        check_tensors(tensors, {"tokens": tuple(self.tokens.shape)})
-        self.tokens.copy_(tensors["tokens"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -10,13 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainables.methods.artifacts import check_metadata, check_tensors, described
+from trainables.methods.artifacts import TensorArtifact, described
 from trainables.methods.base import (
     Batch,
     Classes,
     Head,
     Material,
-    Method,
     MethodConfig,
     MethodError,
     Preset,
@@ -31,7 +29,7 @@ class ZeroShotConfig(MethodConfig):
     """Nothing but the prompts."""
 
 
-class ZeroShot(Method):
+class ZeroShot(TensorArtifact):
     """logits = exp(logit_scale) cos(z, t) (Radford et al. 2021)."""
 
     Config: ClassVar[type[MethodConfig]] = ZeroShotConfig
@@ -45,7 +43,7 @@ class ZeroShot(Method):
         self._scale = scale
         classifier = scale * functional.normalize(class_features, dim=-1)  # [c, d]
         self.register_buffer("classifier", classifier, persistent=False)
-        self._metadata = described("zero-shot", fingerprint)
+        self.description = described("zero-shot", fingerprint)
 
     @classmethod
     def preset(
@@ -91,12 +89,3 @@ class ZeroShot(Method):
     def head(self) -> Head:
         """The text features."""
         return Head(self.classifier)
-
-    def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """No tensors; the backbone's fingerprint."""
-        return {}, dict(self._metadata)
-
-    def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """Checks that the artifact is one of ours; raises `MethodError`."""
-        check_metadata(metadata, self._metadata)
-        check_tensors(tensors, {})
