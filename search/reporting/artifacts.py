@@ -43,6 +43,15 @@ class Learned:
         except MethodError:
             return None
 
+    def score_change(self) -> dict[str, float] | None:
+        """By the names of the masks: the mean distance of a mask's scores from their first value.
+        None where that was not kept."""
+        try:
+            found = json.loads(self.metadata.get("score_change", ""))
+            return {str(name): float(mean) for name, mean in found.items()}
+        except (AttributeError, TypeError, ValueError):
+            return None
+
     def residual(self) -> tuple[Tensor, float] | None:
         """A text residual without its weight, [c, d], and alpha; None where there is none."""
         if self.metadata.get("format") != "taskres" or "residual" not in self.tensors:

@@ -68,8 +68,8 @@ def draw(
     title: str,
     caption: str,
     paint: Callable[[Axes], None],
-    width: float = 6.4,
-    height: float = 3.8,
+    width: float = 5.6,
+    height: float = 3.5,
 ) -> Figure:
     """One pair of axes, `width` by `height` inches, painted by `paint`."""
     with mpl.rc_context(STYLE):
@@ -115,5 +115,5 @@ def logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
 def legend(axes: Axes, entries: int) -> None:
     """Above the axes, where it hides nothing."""
     if entries > 1:
-        columns = min(entries, 4)
+        columns = min(entries, 3)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=9)

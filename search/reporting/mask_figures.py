@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from search.reporting.artifacts import Learned, winners
@@ -57,6 +58,8 @@ def mask_section(sources: Sequence[Source]) -> Section | None:
     tables = []
     if found:
         figures.append(_layers(found))
+        if (changed := _changes(found)) is not None:
+            figures.append(changed)
         labels, overlaps = _overlaps(found)
         if len(labels) > 1:
             tables.append(_overlap_table(found))
@@ -103,20 +106,52 @@ def _budget(source: Source) -> Figure:
     return draw(name, f"Flip budget against dropped bits: {source.name}", caption, paint)
 
 
-def _layers(found: Sequence[tuple[str, Learned, dict[str, Tensor]]]) -> Figure:
-    names = list(dict.fromkeys(name for _, _, masks in found for name in masks))
+_Found = Sequence[tuple[str, Learned, dict[str, Tensor]]]
+
+
+def _layers(found: _Found) -> Figure:
+    shares = [{n: 100 * v for n, v in layer_sparsity(masks).items()} for _, _, masks in found]
+    return _by_tensor(
+        "mask-layers",
+        "Sparsity of each masked tensor",
+        "sparsity (% of the tensor's bits)",
+        found,
+        shares,
+    )
+
+
+def _changes(found: _Found) -> Figure | None:
+    changes = [learned.score_change() for _, learned, _ in found]
+    known = [(one, change) for one, change in zip(found, changes, strict=True) if change]
+    if not known:
+        return None
+    return _by_tensor(
+        "mask-changes",
+        "Change of the scores of each masked tensor",
+        "mean |score - first value| (score units)",
+        [one for one, _ in known],
+        [change for _, change in known],
+    )
+
+
+def _by_tensor(
+    name: str, title: str, unit: str, found: _Found, values: Sequence[Mapping[str, float]]
+) -> Figure:
+    """A row a tensor, a mark a data set and number of shots: the mean over draws of what `values`
+    gives for each of `found`."""
+    names = list(dict.fromkeys(name for own in values for name in own))
     series: dict[str, dict[str, list[float]]] = {}
-    for sweep, learned, masks in found:
+    for (sweep, learned, _), own in zip(found, values, strict=True):
         label = plain(f"{learned.cell.dataset}, {learned.cell.shots} shots ({sweep})")
-        for name, share in layer_sparsity(masks).items():
-            series.setdefault(label, {}).setdefault(name, []).append(100 * share)
+        for tensor, value in own.items():
+            series.setdefault(label, {}).setdefault(tensor, []).append(value)
 
     def paint(axes: Axes) -> None:
-        for i, (label, shares) in enumerate(series.items()):
-            own = [name for name in names if name in shares]
+        for i, (label, rows) in enumerate(series.items()):
+            own = [tensor for tensor in names if tensor in rows]
             axes.plot(
-                [statistics.fmean(shares[name]) for name in own],
-                [names.index(name) for name in own],
+                [statistics.fmean(rows[tensor]) for tensor in own],
+                [names.index(tensor) for tensor in own],
                 color=COLOURS[i % len(COLOURS)],
                 marker=MARKERS[i % len(MARKERS)],
                 linestyle="none",
@@ -124,18 +159,19 @@ def _layers(found: Sequence[tuple[str, Learned, dict[str, Tensor]]]) -> Figure:
             )
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.invert_yaxis()
-        axes.set_xlim(left=0)
-        axes.set(xlabel="sparsity (% of the tensor's bits)")
+        axes.set_xlim(0, 1.05 * max(max(own.values()) for own in values) or 1)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set(xlabel=unit)
         if len(series) > 1:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=8)
 
     caption = "The winner's masks, from the image side down; the mean over draws."
     height = 1.2 + 0.22 * len(names) + 0.2 * (len(series) > 1) * len(series)
-    return draw("mask-layers", "Sparsity of each masked tensor", caption, paint, height=height)
+    return draw(name, title, caption, paint, height=height)
 
 
 def _overlaps(
-    found: Sequence[tuple[str, Learned, dict[str, Tensor]]],
+    found: _Found,
 ) -> tuple[list[str], list[list[float | None]]]:
     labels = [
         plain(f"{learned.cell.dataset} {learned.cell.shots}-{learned.cell.seed} ({sweep})")
@@ -167,7 +203,7 @@ def _overlap_figure(labels: Sequence[str], overlaps: Sequence[Sequence[float | N
     return draw("mask-overlap", "Overlap of dropped sets", caption, paint, side + 1.2, side)
 
 
-def _overlap_table(found: Sequence[tuple[str, Learned, dict[str, Tensor]]]) -> Table:
+def _overlap_table(found: _Found) -> Table:
     """Means over the pairs that differ in the draw alone, and over those of two data sets."""
     seeds: list[float] = []
     sets: list[float] = []

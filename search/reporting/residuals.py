@@ -91,7 +91,11 @@ def residual_section(sources: Sequence[Source]) -> Section | None:
         "weight alpha.",
         *(["The winner's alpha is learned; the table shows what it has become."] * learns),
     )
-    figures = [_per_shot(found)] if len({m.shots for m in found}) > 1 else []
+    figures = []
+    if len({m.shots for m in found}) > 1:
+        figures.append(_magnitude_per_shot(found))
+        if learns:
+            figures.append(_alpha_per_shot(found))
     if any(m.difficulty is not None for m in found):
         figures.append(_against_difficulty(found))
     return Section("residuals", "Residuals", notes, (_table(found),), tuple(figures))
@@ -144,17 +148,44 @@ def _spread(values: Sequence[float]) -> str:
     return f"{found.mean:.4f}" + ("" if found.deviation is None else f" ± {found.deviation:.4f}")
 
 
-def _per_shot(found: Sequence[Measured]) -> Figure:
+def _magnitude_per_shot(found: Sequence[Measured]) -> Figure:
+    caption = (
+        "Mean over classes of a residual's length, without alpha. Bars: sample standard deviation."
+    )
+    return _per_shot(
+        *("residual-shots", "Residual magnitude per shot", caption, "mean |x_k|_2 (feature units)"),
+        found,
+        lambda m: m.sizes["mean |x_k|_2"],
+    )
+
+
+def _alpha_per_shot(found: Sequence[Measured]) -> Figure:
+    caption = "The residual's weight after training. Bars: sample standard deviation over draws."
+    return _per_shot(
+        *("alpha-shots", "Learned alpha per shot", caption, "alpha (factor)"),
+        found,
+        lambda m: m.alpha,
+    )
+
+
+def _per_shot(
+    name: str,
+    title: str,
+    caption: str,
+    unit: str,
+    found: Sequence[Measured],
+    value: Callable[[Measured], float],
+) -> Figure:
     def paint(axes: Axes) -> None:
         groups = _grouped(found)
         lines = list(dict.fromkeys((sweep, dataset) for sweep, dataset, _ in groups))
         for i, (sweep, dataset) in enumerate(lines):
             shots = sorted(n for s, d, n in groups if (s, d) == (sweep, dataset))
-            sizes = [[m.sizes["mean |x_k|_2"] for m in groups[sweep, dataset, n]] for n in shots]
+            values = [[value(m) for m in groups[sweep, dataset, n]] for n in shots]
             axes.errorbar(
                 shots,
-                [statistics.fmean(size) for size in sizes],
-                [summary(size).deviation or 0.0 for size in sizes],
+                [statistics.fmean(draws) for draws in values],
+                [summary(draws).deviation or 0.0 for draws in values],
                 color=COLOURS[i % len(COLOURS)],
                 marker=MARKERS[i % len(MARKERS)],
                 capsize=3,
@@ -163,13 +194,10 @@ def _per_shot(found: Sequence[Measured]) -> Figure:
         axes.set_xscale("log", base=2)
         ticks = sorted({m.shots for m in found})
         axes.set_xticks(ticks, [str(n) for n in ticks])
-        axes.set(xlabel="shots (images a class)", ylabel="mean |x_k|_2 (feature units)")
+        axes.set(xlabel="shots (images a class)", ylabel=unit)
         legend(axes, len(lines))
 
-    caption = (
-        "Mean over classes of a residual's length, without alpha. Bars: sample standard deviation."
-    )
-    return draw("residual-shots", "Residual magnitude per shot", caption, paint)
+    return draw(name, title, caption, paint)
 
 
 def _against_difficulty(found: Sequence[Measured]) -> Figure:
@@ -188,7 +216,7 @@ def _against_difficulty(found: Sequence[Measured]) -> Figure:
         logarithmic(axes, "x")
         logarithmic(axes, "y")
         axes.set(
-            xlabel="relative transfer difficulty (1 / K over zero-shot accuracy, ratio)",
+            xlabel="relative transfer difficulty (ratio)",
             ylabel="residual magnitude (feature units)",
         )
         legend(axes, len(names))

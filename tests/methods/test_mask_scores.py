@@ -42,6 +42,16 @@ def test_sparsity_counts_weights_and_flips_count_bits() -> None:
     }
 
 
+def test_change_is_the_mean_way_of_the_scores() -> None:
+    scores = MaskScores(weights(), 0.25, 0.125)
+    with torch.no_grad():
+        scores.trainable()["a.weight"][0, 0] = 0.0  # crossed
+        scores.trainable()["a.weight"][0, 1] = 0.75  # moved away
+    assert scores.change() == {"a.weight": 0.03125, "conv.weight": 0.0}
+    scores.choose(torch.tensor([1.0, -1.0]))
+    assert list(scores.change()) == ["a.weight"]
+
+
 def test_the_positive_are_chosen_or_else_the_largest() -> None:
     scores = MaskScores(weights(), 1e-2, 5e-3)
     scores.choose(torch.tensor([-1.0, 2.0]))

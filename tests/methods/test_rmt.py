@@ -1,5 +1,6 @@
 """Mask tuning: what the conformance suite and the golden runs do not see."""
 
+import json
 from dataclasses import replace
 from functools import partial
 
@@ -164,6 +165,10 @@ def test_a_dropped_filter_is_a_dropped_row(backbone: Backbone) -> None:
     again = build(backbone, method.config)
     again.load_artifact(tensors, metadata)
     assert torch.equal(again.masks()[name], method.masks()[name])
+    # Bits do not tell how far the scores have moved: it is passed on.
+    assert json.loads(metadata["score_change"])[name] > 0
+    assert again.artifact()[1] == metadata
+    again.load_artifact(tensors, {k: v for k, v in metadata.items() if k != "score_change"})
     with pytest.raises(MethodError, match="another shape"):
         build(backbone, MaskTuningConfig()).load_artifact(tensors, metadata)
 

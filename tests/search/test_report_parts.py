@@ -16,6 +16,7 @@ from optuna.distributions import FloatDistribution, distribution_to_json
 
 from search.evaluation import Score
 from search.options import configure
+from search.reporting.artifacts import Learned
 from search.reporting.dependence import importances, varied
 from search.reporting.figures import COLOURS, MARKERS, draw, logarithmic, plain
 from search.reporting.history import survivors
@@ -26,7 +27,24 @@ from search.reporting.residuals import MAGNITUDES
 from search.reporting.tables import Table, mean_of, percent
 from search.reporting.tradeoff import pareto_front
 from search.results import Result, State
-from trainables.trial import TaskSpec
+from trainables.trial import Cell, TaskSpec
+
+
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        ({"score_change": '{"a.weight": 0.25}'}, {"a.weight": 0.25}),
+        ({}, None),
+        ({"score_change": "["}, None),
+        ({"score_change": "[1]"}, None),
+        ({"score_change": '{"a": null}'}, None),
+    ],
+)
+def test_the_change_of_scores_is_read_where_it_was_kept(
+    told: dict[str, str], found: dict[str, float] | None
+) -> None:
+    assert Learned(Cell("digits", 4, 1), {}, told, True).score_change() == found
+
 
 POINTS = st.dictionaries(
     st.integers(0, 40), st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1

@@ -7,6 +7,7 @@ T temperature.
 
 from __future__ import annotations
 
+import json
 import math
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
@@ -127,6 +128,7 @@ class MaskMethod(Method):
         model = self._backbone.model
         weights = {name: model.get_parameter(self.prefix + name).detach() for name in names}
         self.scores = MaskScores(weights, config.init, config.threshold, config.granularity)
+        self._loaded_change = ""  # bits do not tell it: it is passed on as it was
 
     @abstractmethod
     def features(self, weights: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -245,9 +247,11 @@ class MaskMethod(Method):
 
     def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The packed bits, see `masks.py`; one a score, so that groups take little. `prefix` tells
-        the towers apart, whose layers have the same names."""
+        the towers apart, whose layers have the same names. Of the scores themselves there is
+        `score_change`: see `MaskScores.change`, as JSON."""
         tensors, metadata = pack_masks(self.masks(), self._backbone.fingerprint)
-        return tensors, metadata | {"prefix": self.prefix}
+        change = self._loaded_change or json.dumps(self.scores.change())
+        return tensors, metadata | {"prefix": self.prefix, "score_change": change}
 
     def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """See `MaskScores.load`. `dynamic` accepts any choice of tensors that it could have made
@@ -260,6 +264,7 @@ class MaskMethod(Method):
                 f"'{prefix}': load them with the method that they were trained with"
             )
         self.scores.load(masks, any_subset=self.config.masked == "dynamic")
+        self._loaded_change = metadata.get("score_change", "")
 
     def _logits(
         self, weights: Mapping[str, Tensor], inputs: Tensor, precision: Precision = "float32"

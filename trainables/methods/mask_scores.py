@@ -90,6 +90,14 @@ class MaskScores(nn.Module):
             "mask/tensors": float(len(masks)),
         }
 
+    def change(self) -> dict[str, float]:
+        """Mean |M - init| of every active tensor: how far its scores have moved, kept or not. To
+        six digits, so that the order in which a device adds does not show."""
+        means = {
+            n: (m.detach() - self._init).abs().double().mean() for n, m in self.trainable().items()
+        }
+        return {name: float(f"{mean.item():.6g}") for name, mean in means.items()}
+
     @torch.no_grad()
     def load(self, masks: Mapping[str, Tensor], any_subset: bool = False) -> None:
         """Scores become init where a bit is 1, and the mirror image of init at the threshold where
