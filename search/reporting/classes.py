@@ -58,7 +58,8 @@ def classes_section(source: Source) -> Section | None:
     place = shown_place(found)
     ranked = _ranked(place)
     few = len(ranked) <= MOST_CLASSES
-    shown = ranked if few else [*ranked[:_ENDS], *ranked[-_ENDS:]]
+    seen = [one for one in ranked if one.gain is not None]
+    shown = ranked if few else [*seen[:_ENDS], *seen[_ENDS:][-_ENDS:]]
     which = "" if few else f", the {_ENDS} that gain most and the {_ENDS} that lose most"
     table = Table(
         "classes",
