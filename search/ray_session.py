@@ -56,7 +56,7 @@ def ray_session(config: SweepConfig, console: Console) -> Iterator[None]:
                 )
             except Exception as error:  # Ray raises bare ones
                 raise StoppedError(f"Ray did not start ({str(error).splitlines()[0]})") from error
-            _protect_token()
+            protect_token()
             threading.Thread(target=_mind_ray, args=(over,), name="ray-minder", daemon=True).start()
     try:
         yield
@@ -98,7 +98,7 @@ def _kill_starting_workers(session: str) -> None:
 _OBJECT_STORE = 256 * 2**20  # bytes: artifacts travel through it, images do not
 
 
-def _protect_token() -> None:
+def protect_token() -> None:
     """Ray writes its authentication token readable by everybody."""
     token = Path.home() / ".ray" / "auth_token"
     if token.exists() and stat.S_IMODE(token.stat().st_mode) != 0o600:
