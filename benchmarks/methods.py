@@ -30,7 +30,7 @@ from trainables.data.source import DataSource
 from trainables.methods.base import Classes, Material, Preset, Schedule
 from trainables.methods.registry import METHODS
 from trainables.trainer import Trainer, accuracy
-from trainables.trial import Cell
+from trainables.trial import Cell, TrialConfig
 from trainables.workbench import Workbench
 
 FILE = Path(__file__).with_name("methods.jsonl")
@@ -87,14 +87,18 @@ def train(method: str, preset: Preset, shots: int, seed: int, bench: Workbench) 
     cell = Cell("digits", shots, seed)
     images = len(bench.views(cell)[0])
     setting = Setting("digits", shots, images, bench.backbone.tower)
-    trainer = Trainer(preset_trial(method, preset, setting), bench, cell)
+    found = judge(preset_trial(method, preset, setting), cell, bench)
+    return Figure(method, preset, shots, seed, found, round(time.perf_counter() - start, 1))
+
+
+def judge(trial: TrialConfig, cell: Cell, bench: Workbench) -> float:
+    """Accuracy on the whole validation pool, a fraction, after this training."""
+    trainer = Trainer(trial, bench, cell)
     for _ in range(trainer.epochs):
         trainer.run_epoch()
-    dataset = bench.source.dataset("digits")
+    dataset = bench.source.dataset(cell.dataset)
     pool = bench.view(dataset.split("val"), dataset.flip)
-    logits = trainer.logits(pool)
-    seconds = time.perf_counter() - start
-    return Figure(method, preset, shots, seed, accuracy(logits, pool.labels), round(seconds, 1))
+    return accuracy(trainer.logits(pool), pool.labels)
 
 
 def known() -> list[Figure]:

@@ -1,0 +1,57 @@
+"""What mask tuning in bfloat16 costs in accuracy, on real images.
+
+    python -m benchmarks.precision [--shots 4,16] [--preset clean]
+
+Trains R-AMT on `digits` before the embedded model in float32 and in bfloat16, on the same draws,
+and judges both on the whole validation pool in float32: the test split stays sealed. How fast each
+is says `benchmarks.mask_step`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from dataclasses import replace
+from typing import get_args
+
+import torch
+
+from benchmarks.methods import SEEDS, judge
+from spaces.base import Setting, preset_trial
+from trainables.data.source import DataSource
+from trainables.methods.base import Preset
+from trainables.methods.mask_method import Precision
+from trainables.trial import Cell, TrialConfig
+from trainables.workbench import Workbench
+
+
+def trial(preset: Preset, cell: Cell, precision: Precision, bench: Workbench) -> TrialConfig:
+    """R-AMT by its preset, in this precision."""
+    images = len(bench.views(cell)[0])
+    setting = Setting(cell.dataset, cell.shots, images, bench.backbone.tower)
+    found = preset_trial("rmt", preset, setting)
+    return replace(found, method_config=replace(found.method_config, precision=precision))
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__)
+    parser.add_argument("--shots", default="4,16", help="images a class (default: %(default)s)")
+    parser.add_argument("--preset", choices=get_args(Preset), default="clean")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    bench = Workbench("tiny", "cpu", DataSource())
+    for shots in map(int, given.shots.split(",")):
+        cells = [Cell("digits", shots, seed) for seed in SEEDS]
+        found = {
+            precision: [judge(trial(given.preset, c, precision, bench), c, bench) for c in cells]
+            for precision in get_args(Precision)
+        }
+        costs = [low - full for full, low in zip(*found.values(), strict=True)]
+        for precision, values in found.items():
+            print(f"{shots}-shot {precision}: {[f'{value:.2%}' for value in values]}", flush=True)
+        print(f"{shots}-shot: {100 * statistics.mean(costs):+.2f} points", flush=True)
+
+
+if __name__ == "__main__":
+    main()
