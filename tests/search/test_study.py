@@ -19,6 +19,7 @@ from search.study import (
     JournalStore,
     LedgerError,
     ledger_problems,
+    look_at_study,
     without_password,
 )
 from spaces.base import Setting
@@ -85,6 +86,25 @@ def test_a_database_asks_what_a_journal_asks(open_ledger: Open, tmp_path: Path) 
     trials = open_ledger(broken).frozen()
     assert [t.number for t in trials] == list(range(12))
     assert {t.state for t in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+
+
+@needs_postgresql
+def test_a_study_is_looked_at_while_it_is_written(
+    database: Postgresql, open_ledger: Open, tmp_path: Path
+) -> None:
+    ledger = open_ledger(tmp_path)
+    end_some(ledger, 2)
+    live = ledger.ask()
+    ledger.report(live.number, [0.25, 0.5], {"val/accuracy": 0.5})
+    sweep = LocalStorage(tmp_path)
+    trials = look_at_study(database.uri, sweep, str(tmp_path))
+    assert [t.number for t in trials] == [0, 1, 2]
+    assert trials[2].state == TrialState.RUNNING
+    assert trials[2].intermediate_values == {1: 0.25, 2: 0.5}
+    assert trials[2].params == live.trial.params
+    assert look_at_study(database.uri, sweep, "another") == []
+    with pytest.raises(LedgerError, match=r"127\.0\.0\.1:9"):
+        look_at_study("postgresql://127.0.0.1:9/db", sweep, "x")
 
 
 @needs_postgresql
