@@ -24,7 +24,7 @@ DESCRIPTION = "mlflow.note.content"
 COLUMNS = "search.columns"
 """Tag of the sweep's own run: the parameters that its trials differ in, as a JSON list."""
 _MOST_COLUMNS = 10
-_METRICS = ("val/accuracy", "train/seconds")
+_METRICS = ("val/accuracy",)
 _VIEW = "mlflow.sharedViewState."
 
 

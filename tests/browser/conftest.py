@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 
 from search.tracking import open_runs
 from tests.search.conftest import Sweep
@@ -18,6 +18,7 @@ from tests.search.mlflow_server import Server
 from trainables.storage import LocalStorage
 
 WIDTH, HEIGHT = 1400, 900
+_PATIENCE = 60_000  # milliseconds
 MODEL = "digits-rmt"
 NAME = "rmt-digits"
 QUICK = ("--seeds", "1", "--trials", "4", "--eval-seeds", "2", "--pruner", "none")
@@ -26,8 +27,10 @@ _SETTLED = """() => {
     for (const [key, value] of Object.entries(close))
         localStorage.setItem(`mlflow.assistant.${key}`, value);
     localStorage.setItem('mlflow.telemetry.info.alert.dismissed_v1', 'true');
+    localStorage.setItem('mlflow.workflowType_v1', '"machine_learning"');
 }"""
-"""What a person does once: close the assistant and the notice about telemetry."""
+"""What a person does once: close the assistant and the notice about telemetry, choose "Model
+training"."""
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +39,7 @@ def browser() -> Iterator[Browser]:
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
     if program is None:
         pytest.skip("no Chromium: apt-get install chromium")
+    expect.set_options(timeout=_PATIENCE)
     with sync_playwright() as playwright:
         # Root has no sandbox; a small /dev/shm is common in containers.
         options = ["--no-sandbox", "--disable-dev-shm-usage"]
@@ -70,7 +74,7 @@ def open_window(context: BrowserContext, address: str) -> Window:
     page = window.page
     page.on("console", lambda m: window.errors.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: window.errors.append(str(error)))
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(_PATIENCE)
     return window
 
 

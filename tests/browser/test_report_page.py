@@ -27,6 +27,10 @@ def test_it_needs_no_network_and_complains_of_nothing(
         "() => [...document.images].filter(i => !i.complete || !i.naturalWidth).length"
     )
     photograph(window.page, "report")
+    window.page.get_by_role("heading", name="The search").first.evaluate(
+        "heading => heading.scrollIntoView()"
+    )
+    photograph(window.page, "report-search")
     assert (window.outside, window.errors, broken) == ([], [], 0)
 
 
