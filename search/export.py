@@ -118,7 +118,7 @@ class Exported:
         """Where it comes from, in a few words."""
         chosen, cell = self.chosen, self.chosen.cell
         return (
-            f"Trial {chosen.result.number} of {chosen.config.name} ({chosen.trial.method}, "
+            f"Trial {chosen.result.number} of {chosen.config.name} ({chosen.trial.methods}, "
             f"{cell.dataset}, {cell.shots} shots, seed {cell.seed})"
         )
 

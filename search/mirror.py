@@ -137,7 +137,7 @@ class Mirror:
 
     def _start(self, number: int, begun: float, config: TrialConfig) -> None:
         self._compare(config)
-        tags = {"preset": config.preset, "method": config.method}
+        tags = {"preset": config.preset, "method": config.methods}
         self._tracker.start(number, begun, config.flat(), tags | self._fingerprints)
 
     def _compare(self, config: TrialConfig) -> None:

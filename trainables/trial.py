@@ -166,6 +166,11 @@ class TrialConfig:
         """All that are trained one after another, this one the last."""
         return (*(self.before.stages if self.before else ()), self)
 
+    @property
+    def methods(self) -> str:
+        """The stages' methods as a space of them is named, e.g. `rmt+taskres`."""
+        return "+".join(stage.method for stage in self.stages)
+
     def after(self, stage: TrialConfig) -> TrialConfig:
         """The same, with `stage` before its first one."""
         return dataclasses.replace(self, before=self.before.after(stage) if self.before else stage)

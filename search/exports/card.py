@@ -31,7 +31,7 @@ def card(model: Model, kind: str) -> dict[str, Any]:
         "kind": kind,
         "sweep": {"name": chosen.config.name, "id": chosen.record["id"], "file": chosen.file},
         "trial": chosen.result.number,
-        "method": config.method,
+        "method": config.methods,
         "configuration": config.to_dict(),
         "backbone": _backbone(chosen.task.backbone, model.bench.backbone),
         "dataset": cell.dataset,

@@ -59,7 +59,7 @@ def _fits(model: Model) -> str:
 def _no_masks(model: Model) -> str:
     if model.artifact[1].get("format") == MASKS:
         return ""
-    return f"the method {model.chosen.trial.method} learns more than masks, or none"
+    return f"the method {model.chosen.trial.methods} learns more than masks, or none"
 
 
 def _no_tower(model: Model) -> str:
@@ -73,7 +73,7 @@ def _not_linear(model: Model) -> str:
         return why
     if merged(model.training) is None:
         return (
-            f"the method {model.chosen.trial.method} is more than a CLIP and a linear classifier "
+            f"the method {model.chosen.trial.methods} is more than a CLIP and a linear classifier "
             "of its image features"
         )
     return ""

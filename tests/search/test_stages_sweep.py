@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.search.conftest import Sweep, kill_everything
+from tests.search.conftest import Sweep, environment, kill_everything
 from tests.search.test_sweep import ONE_BY_ONE, QUIET, comparable
 from trainables.methods.masks import pack_masks, unpack_masks
 
@@ -53,6 +55,34 @@ def test_every_trial_trains_both_stages(undisturbed: Sweep) -> None:
     assert [score["label"] for score in evaluation["scores"]] == ["zero-shot", "paper", "winner"]
     assert metadata(undisturbed.folder / "winner/artifact-seed2.safetensors")["format"] == (
         "pipeline"
+    )
+
+
+def test_a_pipeline_is_exported_with_all_its_stages(undisturbed: Sweep, tmp_path: Path) -> None:
+    """The masks are folded into the merged CLIP, the residual into its classifier: the export says
+    itself whether it agrees with the trial."""
+    for form in ("artifact", "merged", "onnx"):
+        done = export(undisturbed, "--format", form, "--output", str(tmp_path / form))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "(rmt+taskres, digits" in done.stdout
+        assert "says the same" in done.stdout
+        assert json.loads((tmp_path / form / "card.json").read_text())["method"] == "rmt+taskres"
+    (names,) = {tuple(load_file(tmp_path / "merged" / "classifier.safetensors"))}
+    assert names == ("weight",)
+    refused = export(undisturbed, "--format", "mask", "--output", str(tmp_path / "mask"))
+    assert refused.returncode == 2
+    assert "the method rmt+taskres learns more than masks" in refused.stderr
+
+
+def export(sweep: Sweep, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "search.export", sweep.name, "--storage", str(sweep.storage)]
+    return subprocess.run(
+        [*command, *options],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=environment(),
+        check=False,
     )
 
 
