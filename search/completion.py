@@ -16,6 +16,7 @@ from search.options import Parser
 from search.problems import UsageError
 from search.pruners import PRUNERS
 from search.samplers import SAMPLERS
+from search.terminal import end_with_the_reader
 from spaces.registry import SPACES
 from trainables.data.registry import DATASETS
 from trainables.trial import Protocol
@@ -127,4 +128,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_with_the_reader()
     sys.exit(main())

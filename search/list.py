@@ -16,7 +16,7 @@ from search.progress import percent
 from search.standing import Standing, ago, read_standings
 from search.study import without_password
 from search.task import described
-from search.terminal import open_console
+from search.terminal import end_with_the_reader, open_console
 from trainables.storage import open_storage
 
 STYLES = {
@@ -95,4 +95,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_with_the_reader()
     sys.exit(main())

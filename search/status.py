@@ -22,7 +22,7 @@ from search.standing import Standing, ago, failures, read_standing
 from search.statistics import summary
 from search.study import JOURNAL_LEDGER, without_password
 from search.task import described
-from search.terminal import open_console
+from search.terminal import end_with_the_reader, open_console
 from search.tracking_uri import shown
 
 _INTRODUCTION = """\
@@ -117,7 +117,7 @@ def _judged(found: Standing) -> str:
     means = (
         f"{name} {100 * summary(judged.figure(label)).mean:.1f} %" for label, name in _NAMES.items()
     )
-    return f"{', '.join(means)} ({judged.images} images, {len(judged.seeds)} fresh draws)"
+    return f"{', '.join(means)} ({judged.images} images, {_draws(len(judged.seeds))})"
 
 
 def _delivery(details: Details) -> str:
@@ -146,6 +146,10 @@ def _unfinished(details: Details, found: Standing) -> Table:
             short(trial.parameters),
         )
     return table
+
+
+def _draws(count: int) -> str:
+    return "1 fresh draw" if count == 1 else f"{count} fresh draws"
 
 
 def _print_errors(found: Standing, console: Console) -> None:
@@ -189,4 +193,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_with_the_reader()
     sys.exit(main())

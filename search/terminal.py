@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 from rich.console import Console
@@ -19,3 +20,9 @@ def open_console(stderr: bool = False) -> Console:
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
     wide = None if terminal or os.environ.get("COLUMNS") else _WIDE
     return Console(stderr=stderr, markup=False, highlight=False, soft_wrap=not terminal, width=wide)
+
+
+def end_with_the_reader() -> None:
+    """From now on this process ends silently when nobody reads what it prints (`| head`): for
+    commands that do nothing but print."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)

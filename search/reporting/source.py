@@ -95,7 +95,7 @@ def source_of(sweep: Storage, driver: str | None = None) -> Source:
                 f"first, or go on with it: python -m search.run --resume {config.name}."
             ]
         )
-    lines = sweep.read_log(READS).splitlines()
+    lines = sweep.read_log(READS, owner=False).splitlines()
     reads = tuple(json.loads(line) for line in lines if line.endswith(b"}"))
     return Source(sweep, record, config, results, read_evaluation(sweep), reads, driver)
 

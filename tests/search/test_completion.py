@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,10 @@ def test_every_command_tells_its_version(name: str, capsys: pytest.CaptureFixtur
         COMMANDS[name]().parse_args(["--version"])
     assert stop.value.code == 0
     assert capsys.readouterr().out.startswith(f"python -m {name} 0.")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    line = f"{sys.executable} -m search.completion bash | head -n 1"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
