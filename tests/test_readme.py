@@ -1,22 +1,16 @@
-"""What the README says is so."""
+"""What the README and the pages beside it say is so."""
 
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
-from search.doctor import build_parser as doctor_parser
-from search.export import build_parser as export_parser
 from search.exports.formats import FORMATS
 from search.pruners import PRUNERS
-from search.report import build_parser as report_parser
-from search.run import build_parser
 from search.samplers import SAMPLERS
-from search.sync import build_parser as sync_parser
 from spaces.registry import SPACES
 from trainables.backbones.registry import BACKBONES
 from trainables.data.registry import DATASETS
@@ -30,6 +24,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^bash \.ci/venv (.*)$", README, re.MULTILINE)
 
 
+def page(name: str) -> str:
+    """One of the pages beside the README."""
+    return (ROOT / ".github" / "docs" / f"{name}.md").read_text(encoding="utf-8")
+
+
 def row(option: str) -> str:
     (found,) = re.findall(rf"^\| `{option}` \| (.*) \|$", README, re.MULTILINE)
     return str(found)
@@ -41,49 +40,20 @@ def test_the_first_screen_shows_the_two_commands() -> None:
     assert "README.md | head -2" in (ROOT / ".ci/run").read_text()  # .ci/run runs just these
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "search.run" in c and "help" not in c])
-def test_commands_are_understood(command: str) -> None:
-    assert vars(build_parser().parse_args(shlex.split(command)[3:]))
-
-
-def test_a_doctor_command_is_understood() -> None:
-    (command,) = (c for c in COMMANDS if "search.doctor" in c)
-    assert vars(doctor_parser().parse_args(shlex.split(command)[3:]))["datasets"] == ["dtd"]
-
-
 def test_the_number_of_augmented_views() -> None:
     assert AUGMENTED_VIEWS == 8
-    assert README.count("eight augmented views") == 2
-
-
-def test_a_sync_command_is_understood() -> None:
-    (command,) = (c for c in COMMANDS if "search.sync" in c)
-    assert vars(sync_parser().parse_args(shlex.split(command)[3:]))["rebuild"]
-
-
-def test_a_report_command_is_understood() -> None:
-    (command,) = (c for c in COMMANDS if "search.report" in c)
-    assert vars(report_parser().parse_args(shlex.split(command)[3:]))
-
-
-def test_export_commands_are_understood() -> None:
-    commands = [c for c in COMMANDS if "search.export" in c]
-    given = [export_parser().parse_args(shlex.split(command)[3:]) for command in commands]
-    assert [(options.trial, options.format) for options in given] == [
-        ("best", "merged"),
-        ("7", "onnx"),
-    ]
+    assert "eight augmented views" in page("data")
+    assert "eight augmented views" in page("methods")
 
 
 def test_every_export_format_is_listed() -> None:
-    table = README.split("| `--format` |")[1].split("\n\n")[0]
+    table = page("results").split("| `--format` |")[1].split("\n\n")[0]
     assert re.findall(r"^\| `([a-z]+)` \|", table, re.MULTILINE) == list(FORMATS)
 
 
-def test_the_cluster_command_is_understood() -> None:
-    (command,) = re.findall(r"^ray exec cluster\.yaml 'python -m search\.run (.*)'$", README, re.M)
-    given = vars(build_parser().parse_args(shlex.split(command)))
-    assert given["storage"] == "$STORAGE/sweeps"  # single quotes: the head's shell fills it in
+def test_every_protocol_is_explained() -> None:
+    table = page("data").split("| protocol |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| `([a-z-]+)` \|", table, re.MULTILINE) == list(get_args(Protocol))
 
 
 @pytest.mark.parametrize(
@@ -141,6 +111,7 @@ def test_the_output_is_a_real_one() -> None:
         r"the winner +\d\d\.\d % +\d\.\d +\+\d+\.\d",
         r"The winner is trial \d+, chosen on validation data \(\d+\.\d %\): masked ",
         r"Folder: sweeps/rmt-digits-tiny-16shot-\w+",
+        r"Report: sweeps/rmt-digits-tiny-16shot-\w+/report/report\.html",
         r"MLflow: \.venv/bin/mlflow ui --backend-store-uri sqlite:///\S+/sweeps/mlflow\.db",
     ):
         assert re.search(f"^{line}", block, re.MULTILINE), line

@@ -1,4 +1,4 @@
-"""The README's table of methods is what was measured, and can be measured again."""
+"""The table of methods is what was measured, and can be measured again."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from trainables.data.source import DataSource
 from trainables.methods.registry import METHODS
 from trainables.workbench import Workbench
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-TABLE = README.split("<!-- methods -->\n")[1].split("\n<!-- -->")[0]
+PAGE = (Path(__file__).parents[2] / ".github/docs/methods.md").read_text(encoding="utf-8")
+TABLE = PAGE.split("<!-- methods -->\n")[1].split("\n<!-- -->")[0]
 
 
 def counted() -> dict[str, tuple[int, int]]:
-    """Trained parameters as the README has them; the size follows from them."""
+    """Trained parameters as the table has them; the size follows from them."""
     found = re.findall(r"^\| `([a-z-]+)` \| .*? \| ([0-9,]+) \| ([0-9.,]+)", TABLE, re.M)
     return {name: (int(n.replace(",", "")), round(float(s) * 2**20)) for name, n, s in found}
 
