@@ -1,0 +1,250 @@
+"""Every command that the documentation shows: it is understood, and it is run as it stands there.
+
+The commands of the README's tour are run in its order in one folder, with options after them that
+make them short. What cannot be run here is listed with the reason; a new command that is in neither
+list fails.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from search.completion import COMMANDS
+from search.completion import build_parser as completion_parser
+from search.problems import UsageError
+from tests.servers import Postgresql, Program, postgresql_programs, s3_server
+from tests.trainables.data.trees import dtd, eurosat, paint
+
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / ".github/docs").rglob("*.md"))
+TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
+PARSERS = {**COMMANDS, "search.completion": completion_parser}
+
+
+def shown(text: str) -> Iterator[str]:
+    """The commands of a page's shell blocks, a line each, without the environment's wrapper."""
+    for block in re.findall(r"^ *```sh\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE):
+        for line in block.splitlines():
+            yield line.strip().removeprefix("bash .ci/venv ")
+
+
+def mentioned(text: str) -> Iterator[str]:
+    """Commands within sentences and in the examples of `--help`."""
+    for command in re.findall(r"`(?:bash \.ci/venv )?((?:python -m|pip install) [^`]+)`", text):
+        if "COMMAND" not in command:  # which stands for any
+            yield command
+    for example in re.findall(r"^  (python -m search\..*)$", text, re.MULTILINE):
+        yield re.split(r" {2,}", example)[0]
+
+
+SHOWN = tuple(dict.fromkeys(c for text in TEXTS.values() for c in shown(text)))
+MENTIONED = tuple(dict.fromkeys(c for text in TEXTS.values() for c in mentioned(text)))
+
+
+@dataclass(frozen=True)
+class Short:
+    """How a command is run here."""
+
+    options: str = ""
+    """Put after it: the last of two options counts."""
+    says: str = ""
+    """A pattern in what it prints: what the documentation promises."""
+
+
+QUICK = "--trials 2 --seeds 1 --eval-seeds 1 --no-report"
+RUN = "python -m search.run"
+TOUR = {
+    f"{RUN} --space taskres --shots 4 --name first --dry-run": Short(says="Estimate of time"),
+    f"{RUN} --space taskres --shots 4 --name first": Short(QUICK, r"Trials: 2 complete"),
+    f"{RUN} --space rmt": Short(QUICK, r"the winner +\d"),
+    "python -m search.list": Short(says=r"first +taskres .* finished"),
+    "python -m search.status first": Short(says="Next:"),
+    "python -m search.report first": Short(says=r"Report: .*report\.html"),
+    "mlflow ui --backend-store-uri sqlite:///sweeps/mlflow.db": Short(),
+    f"{RUN} --resume first --trials 60": Short("--trials 3 --no-report", "Trials: 3 complete"),
+    "python -m search.status first --errors": Short(says="No trial of first has failed"),
+    f"{RUN} --space rmt --dataset digits-rotated --name turned": Short(QUICK, "the winner"),
+    "python -m search.report turned --compare first": Short(says=r"Report: .*turned"),
+    f"{RUN} --space taskres --start turned --name on-masks": Short(
+        "--trials 2 --eval-seeds 1 --no-report", "the winner"
+    ),
+    f"{RUN} --space rmt+taskres --trials 24 --name both": Short(QUICK, "the winner"),
+    f"{RUN} --space taskres --dataset folder:birds --protocol base-to-new": Short(
+        f"{QUICK} --shots 4", "harmonic mean of the averages"
+    ),
+    "python -m search.doctor --data ~/data --dataset dtd": Short(says=r"\ndtd +look"),
+    f"{RUN} --space taskres --data ~/data --dataset dtd,eurosat --shots 1,4,16": Short(
+        QUICK, "the winner"
+    ),
+    "python -m search.export first --format merged": Short(says="it says the same about"),
+    "python -m search.export first --trial 7 --format onnx --output model": Short(
+        "--trial 1", "it says the same about"
+    ),
+    "python -m search.export first --register digits-taskres": Short(
+        says="Registered as version 1 of digits-taskres"
+    ),
+    "python -m search.sync first --rebuild": Short(says="MLflow holds 3 trials of sweep first"),
+    'eval "$(python -m search.completion bash)"': Short("; complete -p python", "_search_python"),
+}
+"""Command -> how it is run, in this order."""
+
+TEAM = f"{RUN} --space rmt --storage s3://BUCKET/sweeps --ledger postgresql://USER@HOST/DATABASE"
+
+_TESTS = "it runs tests"
+_CLOUD = "it needs an account of a cloud; the files are checked in tests/cluster"
+NOT_RUN = {
+    "python -m pytest": _TESTS,
+    "python -m pytest tests/conformance -k taskres": _TESTS,
+    "python -m pytest tests/conformance tests/spaces -k logit-bias": "see tests/test_contributing",
+    f"{RUN} --space logit-bias": "see tests/test_contributing",
+    "bash .ci/run": _TESTS,
+    "ruff check .": "CI runs it",
+    "ruff format .": "CI runs it with --check",
+    "mypy": "CI runs it",
+    f"{RUN} --space rmt --backbone ViT-B-16 --gpus-per-trial 0.25": "it needs a GPU and downloads "
+    "weights; tests/search/test_gpu.py",
+    "ray up cluster.yaml": _CLOUD,
+    f"ray exec cluster.yaml '{RUN} --space rmt --address auto --storage $STORAGE/sweeps "
+    "--device cuda --gpus-per-trial 0.25 --max-concurrent 16'": _CLOUD,
+}
+"""Command -> why it is not run here."""
+
+
+def parse(command: str) -> None:
+    """As `argparse` understands it; `UsageError` where it does not."""
+    inner = re.search(r"python -m (search\.\w+) ?([^'\"\)]*)", command)
+    if inner is None or "--help" in command:
+        return
+    arguments = shlex.split(inner[2])
+    # Alone, a command that takes a sweep's name stands for itself in a sentence.
+    if arguments or inner[1] in ("search.run", "search.list", "search.doctor"):
+        PARSERS[inner[1]]().parse_args(arguments)
+
+
+def test_there_are_commands() -> None:
+    assert len(SHOWN) > 25
+    assert len(MENTIONED) > 20
+    assert {word for c in SHOWN for word in re.findall(r"-m (search\.\w+)", c)} == set(PARSERS)
+
+
+def test_every_command_is_run_or_listed_with_a_reason() -> None:
+    assert set(SHOWN) == {*TOUR, TEAM, *NOT_RUN}
+
+
+@pytest.mark.parametrize("command", SHOWN + MENTIONED)
+def test_it_is_understood(command: str) -> None:
+    parse(command)
+    words = shlex.split(command)
+    if words[:2] == ["python", "-m"]:
+        assert find_spec(words[2]) is not None
+    if words[:2] == ["pip", "install"]:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        extra = re.search(r"\[(\w+)\]", words[-1])
+        assert extra is None or extra[1] in project["optional-dependencies"]
+    if "pytest" in words and "-m" in words[3:]:
+        settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        assert f'"{words[words.index("-m", 3) + 1]}: ' in settings
+
+
+def test_a_wrong_option_is_not_understood() -> None:
+    with pytest.raises(UsageError, match="Unrecognized arguments"):
+        parse("python -m search.run --spaces rmt")
+
+
+# --- run -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A person's folder: data sets in miniature, and images of their own."""
+    dtd(tmp_path / "data")
+    eurosat(tmp_path / "data")
+    for label, bird in enumerate(("blackbird", "jay", "robin", "wren")):
+        for number in range(24):
+            paint(tmp_path / "birds" / bird / f"{number}.jpg", label, number)
+    return tmp_path
+
+
+def surroundings(home: Path) -> dict[str, str]:
+    """An activated environment, in which `~` is that folder."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    kept = {k: v for k, v in os.environ.items() if k not in ("FEWSHOT_DATA", "MLFLOW_TRACKING_URI")}
+    return kept | {"HOME": str(home), "PATH": path, "VIRTUAL_ENV": sys.prefix, "COLUMNS": "160"}
+
+
+def run(command: str, short: Short, home: Path) -> None:
+    """The command has its effect and says what is promised."""
+    done = subprocess.run(
+        ["bash", "-c", f"{command} {short.options}"],
+        cwd=home,
+        env=surroundings(home),
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, f"{command}\n{said}"
+    assert "Traceback" not in said, f"{command}\n{said}"
+    assert re.search(short.says, said), f"{command}\n{said}"
+
+
+def serve(command: str, home: Path) -> None:
+    """A command that goes on until somebody stops it: it answers where the README says."""
+    log = home / "page.log"
+    program = Program(["bash", "-c", f"cd '{home}'; exec {command}"], log, surroundings(home))
+    try:
+        deadline = time.monotonic() + 120
+        while program.code is None and time.monotonic() < deadline:
+            with suppress(OSError), urllib.request.urlopen("http://127.0.0.1:5000", timeout=5) as p:
+                assert b"MLflow" in p.read()
+                return
+            time.sleep(0.5)
+        raise AssertionError(program.output())
+    finally:
+        program.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_the_tour(home: Path) -> None:
+    """One after the other, as a person goes through it; a dry run leaves nothing behind."""
+    for command, short in TOUR.items():
+        print(time.strftime("%H:%M:%S"), command, flush=True)
+        if command.startswith("mlflow ui"):
+            serve(command, home)
+        else:
+            run(command, short, home)
+        if "--dry-run" in command:
+            assert not (home / "sweeps").exists()
+    assert (home / "model" / "card.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(postgresql_programs() is None, reason="PostgreSQL is not installed")
+@pytest.mark.timeout(600)
+def test_a_bucket_and_a_database(home: Path) -> None:
+    """Real servers on this machine in place of BUCKET and HOST."""
+    database = Postgresql(home / "postgresql.log")
+    try:
+        database.wait()
+        with s3_server(home) as bucket:
+            command = TEAM.replace("s3://BUCKET/sweeps", shlex.quote(bucket.location("sweeps")))
+            command = command.replace("postgresql://USER@HOST/DATABASE", database.uri)
+            run(command, Short(QUICK, r"the winner +\d"), home)
+    finally:
+        database.remove()
