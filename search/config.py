@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, get_args
 
+from search.objectives import SAMPLERS_OF_TWO, parse_objective
 from search.pruners import PRUNERS
 from search.samplers import SAMPLERS
 from search.start import Start
@@ -24,8 +25,8 @@ from trainables.suggest import did_you_mean
 from trainables.trial import Protocol, TaskSpec
 
 IDENTITY = ("space", "task", "sampler", "pruner", "seed")
-"""Settings that make a sweep what it is, and its start where it has one; the others may differ when
-it is resumed."""
+"""Settings that make a sweep what it is, and its start and second objective where it has them; the
+others may differ when it is resumed."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class SweepConfig:
     """Registry name of the Optuna sampler."""
     pruner: str = "asha"
     """Registry name of the Optuna pruner."""
+    also: str = ""
+    """A second objective beside validation accuracy, `METRIC:max` or `METRIC:min`, if any."""
     seed: int = 0
     """Seeds the sampler and the training of every trial."""
     start: Start | None = None
@@ -85,7 +88,8 @@ class SweepConfig:
         """The settings that may not change when a sweep is resumed."""
         plain = self.to_dict()
         found = {key: plain[key] for key in IDENTITY}
-        return found | ({"start": self.start.identity()} if self.start else {})
+        found |= {"start": self.start.identity()} if self.start else {}
+        return found | ({"also": self.also} if self.also else {})
 
     def open_space(self, setting: Setting) -> Space:
         """The space for a task; raises `SpaceError`."""
@@ -157,7 +161,7 @@ class SweepConfig:
         ):
             if number < least:
                 found.append(f"{option} must be at least {least}, got {number}.")
-        found += self.task_problems() + self._register_problems()
+        found += self.task_problems() + self._register_problems() + self._also_problems()
         if self.start:
             found += self.start.problems(self.task)
         if self.start and self.per_task:
@@ -170,6 +174,26 @@ class SweepConfig:
             found.append(
                 "--name must be letters, digits, '.', '_' and '-' (at most 100, the first a "
                 f"letter or digit), got '{self.name}'."
+            )
+        return found
+
+    def _also_problems(self) -> list[str]:
+        if not self.also:
+            return []
+        found = []
+        try:
+            parse_objective(self.also)
+        except ValueError as error:
+            found.append(f"--also: {error}.")
+        if self.pruner != "none":
+            found.append(
+                f"No trial can be stopped early for two objectives, got --pruner {self.pruner} "
+                "with --also: use --pruner none."
+            )
+        if self.sampler not in SAMPLERS_OF_TWO:
+            found.append(
+                f"--sampler {self.sampler} cannot propose for two objectives: with --also use one "
+                f"of {', '.join(SAMPLERS_OF_TWO)}."
             )
         return found
 

@@ -47,7 +47,15 @@ def first_trials(plan: Plan) -> tuple[list[Live], int]:
     """
     config = plan.config
     sweep = open_storage(config.location)
-    ledger = Ledger(sweep, MemoryStore(), plan.space, config.sampler, config.pruner, config.seed)
+    ledger = Ledger(
+        sweep,
+        MemoryStore(),
+        plan.space,
+        config.sampler,
+        config.pruner,
+        config.seed,
+        also=config.also,
+    )
     ended = len(ledger.results)
     left = ledger.waiting + max(0, config.trials - ledger.issued)
     certain = max(1, min(left, STARTUP_TRIALS - ended))

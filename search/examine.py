@@ -22,6 +22,7 @@ from trainables.backbones.registry import load_backbone
 from trainables.data.prompts import PromptSet
 from trainables.methods.base import Classes, Material, MethodError, Schedule
 from trainables.methods.registry import METHODS
+from trainables.suggest import did_you_mean
 from trainables.trial import TrialConfig
 
 
@@ -41,8 +42,9 @@ class Examiner(Protocol):
     def facts(self) -> Facts:
         """Raises `BackboneError`."""
 
-    def try_on(self, paper: TrialConfig, classes: int, images: int) -> str:
-        """Build the method once on the backbone: why it does not suit, or nothing."""
+    def try_on(self, paper: TrialConfig, classes: int, images: int, metric: str = "") -> str:
+        """Build the method once on the backbone: why it does not suit, or nothing. Where a trial
+        must report a `metric`, it is looked for too."""
 
 
 class Examination:
@@ -57,8 +59,9 @@ class Examination:
         self._backbone = load_backbone(self._spec)
         return Facts(self._backbone.fingerprint, self._backbone.tower)
 
-    def try_on(self, paper: TrialConfig, classes: int, images: int) -> str:
+    def try_on(self, paper: TrialConfig, classes: int, images: int, metric: str = "") -> str:
         """See `Examiner`."""
+        known = {"val/loss", *(() if METHODS[paper.method].closed_form else ("train/loss",))}
         assert self._backbone is not None, "facts() comes first"
         features = torch.ones(classes, self._backbone.feature_dim)
         names = tuple(f"class {label}" for label in range(classes))
@@ -67,9 +70,12 @@ class Examination:
             for stage in paper.stages:
                 schedule = Schedule(stage.optim.learning_rates(images))
                 material = Material(self._backbone, Classes(features, texts), schedule, images)
-                METHODS[stage.method].build(stage.method_config, material)
+                method = METHODS[stage.method].build(stage.method_config, material)
+                known |= method.progress().keys() if stage is paper else set()
         except MethodError as error:
             return str(error)
+        if metric and metric not in known:
+            return f"--also: {did_you_mean('metric', metric, known)}"
         return ""
 
 
@@ -104,9 +110,14 @@ class ExaminationApart:
             raise BackboneError(answer["problem"])
         return Facts(**answer)
 
-    def try_on(self, paper: TrialConfig, classes: int, images: int) -> str:
+    def try_on(self, paper: TrialConfig, classes: int, images: int, metric: str = "") -> str:
         """See `Examiner`."""
-        question = {"paper": paper.to_dict(), "classes": classes, "images": images}
+        question = {
+            "paper": paper.to_dict(),
+            "classes": classes,
+            "images": images,
+            "metric": metric,
+        }
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()

@@ -23,6 +23,7 @@ from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from search.objectives import directions, parse_objective, study_values
 from search.problems import UsageError
 from search.pruners import PRUNERS
 from search.results import Result, Row, State, commit, read_results, trial_folder
@@ -92,15 +93,18 @@ class Ledger:
         pruner: str,
         seed: int,
         guard: Callable[[], None] = lambda: None,
+        also: str = "",
     ) -> None:
         """Opens or creates the study, adopts committed results, queues what was interrupted.
 
         `guard` is called before every commit, and raises where another driver has the sweep.
+        `also` is a second objective, see `objectives.py`.
         Raises `UsageError` when the folder's files are damaged or of another version, and
         `LedgerError` when a database does not answer.
         """
         self.sweep, self.space = sweep, space
         self._store, self._sampler, self._seed, self._guard = store, sampler, seed, guard
+        self._also = parse_objective(also) if also else None
         self.live: dict[int, Live] = {}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         # Without this, a restarted TPE explains itself on the terminal at every question.
@@ -147,10 +151,12 @@ class Ledger:
 
         def tell() -> None:
             # A database that dies may have kept what it did not confirm.
-            known = self.study._storage.get_trial(live.trial._trial_id).intermediate_values
+            # Not by `Trial.report`, which there is for one objective only.
+            storage, trial_id = self.study._storage, live.trial._trial_id
+            known = storage.get_trial(trial_id).intermediate_values
             for step in range(len(live.values) + 1, len(values) + 1):
                 if step not in known:
-                    live.trial.report(values[step - 1], step)
+                    storage.set_trial_intermediate_value(trial_id, step, values[step - 1])
 
         live.metrics = metrics
         with self._store.together():
@@ -195,6 +201,9 @@ class Ledger:
         """Commit the end of a trial, then tell the study. After it returns, nothing loses it."""
         live = self.live[number]
         value = None
+        also = self._also
+        if state == "COMPLETE" and also and also.value(live.metrics) is None:
+            state, reason = "FAIL", f"it has no finite {also.metric}, which --also asks for"
         if state == "PRUNED":
             value = live.values[-1]
         elif state == "COMPLETE":
@@ -248,7 +257,7 @@ class Ledger:
             return optuna.create_study(
                 storage=self._store.storage,
                 study_name=self._store.name,
-                direction="maximize",
+                directions=directions(self._also),
                 load_if_exists=True,
                 sampler=RandomSampler(),  # nothing is asked before `_issue` sets the real one
                 pruner=PRUNERS[pruner](),
@@ -295,7 +304,7 @@ class Ledger:
             return
         rehearsal = optuna.create_study(
             study_name=self._store.name,
-            direction="maximize",
+            directions=directions(self._also),
             sampler=make_sampler(self._sampler, self._seed, frozen.number),
             pruner=self.study.pruner,
         )
@@ -341,8 +350,8 @@ class Ledger:
             if step not in known.intermediate_values:
                 storage.set_trial_intermediate_value(trial_id, step, value)
         # A pruned trial has its last report as its value, as with `Study.tell`.
-        values = None if result.value is None else [result.value]
-        storage.set_trial_state_values(trial_id, TrialState[result.state], values)
+        found = study_values(result, self._also)
+        storage.set_trial_state_values(trial_id, TrialState[result.state], found)
 
     def _recover(self) -> list[int]:
         """Tell the study what was committed behind its back; return what was interrupted."""
@@ -374,7 +383,7 @@ class Ledger:
             if result is None:  # it was issued, and had not ended
                 self.study._storage.create_new_trial(self.study._study_id)
             else:
-                self.study.add_trial(_as_trial(result))
+                self.study.add_trial(_as_trial(result, study_values(result, self._also)))
 
 
 class _Notes:
@@ -416,10 +425,10 @@ def _rank(result: Result) -> tuple[float, float, int]:
     return (-result.value, result.metrics.get("val/loss", math.inf), result.number)
 
 
-def _as_trial(result: Result) -> FrozenTrial:
+def _as_trial(result: Result, values: Sequence[float] | None) -> FrozenTrial:
     return create_trial(
         state=TrialState[result.state],
-        value=result.value,
+        values=values,
         params=result.parameters,
         distributions={n: json_to_distribution(text) for n, text in result.distributions.items()},
         intermediate_values=dict(enumerate(result.values, start=1)),

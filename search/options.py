@@ -177,6 +177,12 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"how bad trials are stopped early: {', '.join(PRUNERS)} (default: {default.pruner})",
     )
     how.add_argument(
+        "--also",
+        metavar="METRIC:WAY",
+        help="a second objective: a metric that trials report at their end, and max or min, e.g. "
+        "mask/sparsity:max; no trial is stopped early then, and the report shows the front",
+    )
+    how.add_argument(
         "--time-budget",
         type=_seconds,
         metavar="TIME",
@@ -307,6 +313,8 @@ def configure(arguments: Sequence[str]) -> SweepConfig:
         base = replace(base, start=start)
         if resume is None:
             base = replace(base, task=start.task)
+    if "also" in given:
+        given.setdefault("pruner", "none")
     given.setdefault("address", os.environ.get("RAY_ADDRESS", base.address))
     given.setdefault("tracking_uri", base.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", ""))
     plain = base.to_dict()

@@ -14,6 +14,7 @@ from typing import Any
 
 from search.config import SweepConfig, differences
 from search.examine import ExaminationApart, Examiner, Facts
+from search.objectives import parse_objective
 from search.problems import UsageError
 from search.resources import Placement, place, this_machine
 from search.study import ledger_problems
@@ -137,7 +138,8 @@ def _check(config: SweepConfig, examiner: Examiner, trial_write: bool) -> Plan:
             ]
         )
     classes = most_classes(config.task, source)
-    if problem := examiner.try_on(plan.space.paper, classes, plan.setting.images):
+    metric = parse_objective(config.also).metric if config.also else ""
+    if problem := examiner.try_on(plan.space.paper, classes, plan.setting.images, metric):
         raise UsageError([problem])
     notices += tuple(task_notices(config.task, source))
     sweep = open_storage(plan.config.location)

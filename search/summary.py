@@ -10,6 +10,7 @@ from rich.table import Table
 
 from search.commands import module_command, relative, tool
 from search.evaluation import Evaluation, Label, reads_of_test
+from search.objectives import parse_objective
 from search.progress import short
 from search.reporting.at_end import REPORT, has_report
 from search.statistics import paired, summary
@@ -47,6 +48,12 @@ def print_summary(outcome: Outcome, console: Console) -> None:
             f"{outcome.unfinished} unfinished. Nothing is lost. To go on, run the same command "
             f"again, or: {_command('run', outcome, '--resume')}",
             soft_wrap=True,
+        )
+    if outcome.front:
+        words = parse_objective(outcome.config.also).words
+        trials = ", ".join(map(str, outcome.front))
+        console.print(
+            f"Pareto front of validation accuracy and {words}: {trials}.", highlight=False
         )
     if outcome.evaluation is not None:
         _print_evaluation(outcome, console)

@@ -18,6 +18,7 @@ from search.evaluation import Evaluation
 from search.ledger import Ledger, Live
 from search.lock import SweepLock
 from search.mirror import Mirror, sweep_artifacts
+from search.objectives import front_of, parse_objective
 from search.observer import Observers
 from search.preflight import Plan, adopt
 from search.prepare import prepare
@@ -68,6 +69,8 @@ class Outcome:
     """Median seconds that a trial cost outside training, with warm workers."""
     doubt: str | None
     """Says where validation cannot tell the winner from other trials."""
+    front: tuple[int, ...]
+    """Trials that none beats in both of two objectives; empty where there is one."""
     page: str
     """Where MLflow shows the sweep, behind the server's address; empty where that is not known."""
 
@@ -95,7 +98,14 @@ def run_sweep(plan: Plan, console: Console) -> Outcome:
             closing(open_store(config.ledger, sweep, study_name, lock.check))
         )
         ledger = Ledger(
-            sweep, store, plan.space, config.sampler, config.pruner, config.seed, lock.check
+            sweep,
+            store,
+            plan.space,
+            config.sampler,
+            config.pruner,
+            config.seed,
+            lock.check,
+            config.also,
         )
         ledger.tidy()
         if store.notice:
@@ -176,6 +186,9 @@ def _run(plan: Plan, ledger: Ledger, tracker: Tracker, mirror: Mirror, console: 
         undelivered,
         clock.overhead(),
         _doubt(plan, ledger),
+        tuple(front_of(ledger.results.values(), parse_objective(config.also)))
+        if config.also
+        else (),
         tracker.page(),
     )
 

@@ -62,6 +62,7 @@ def command(config: SweepConfig) -> str:
         "--trials": (config.trials, None),
         "--sampler": (config.sampler, default.sampler),
         "--pruner": (config.pruner, default.pruner),
+        "--also": (config.also, default.also),
         "--seed": (config.seed, default.seed),
         "--eval-seeds": (config.eval_seeds, default.eval_seeds),
         "--name": (config.name, None),

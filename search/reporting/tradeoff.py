@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 
+from search.objectives import Objective, front_of, pareto_front, parse_objective
 from search.reporting.artifacts import numbers_learned
 from search.reporting.figures import (
     BLUE,
@@ -21,27 +22,18 @@ from search.reporting.mask_figures import SPARSITY
 from search.reporting.section import Section
 from search.reporting.source import Source
 from search.reporting.tables import Table, percent
+from search.results import Result
 
 MOST_ARTIFACTS = 200
 """Trials whose artifacts are opened: the best."""
 
 
-def pareto_front(points: Mapping[int, tuple[float, float]]) -> list[int]:
-    """The trials that no other beats in both: `points` gives (cost, accuracy), of which little and
-    much are wanted. By rising cost; of equal points, the smallest number."""
-    front: list[int] = []
-    best = float("-inf")
-    for number in sorted(points, key=lambda n: (points[n][0], -points[n][1], n)):
-        if points[number][1] > best:
-            best = points[number][1]
-            front.append(number)
-    return front
-
-
 def tradeoff_section(source: Source) -> Section | None:
-    """Accuracy against sparsity where there are masks, else against numbers learned, where these
-    differ; with the front."""
+    """Accuracy against the second objective where the sweep has one, else against sparsity where
+    there are masks, else against numbers learned, where these differ; with the front."""
     complete = source.of("COMPLETE")
+    if source.config.also:
+        return _second(parse_objective(source.config.also), complete)
     sparse = {
         r.number: (100 * r.metrics[SPARSITY], r.value) for r in complete if SPARSITY in r.metrics
     }
@@ -65,15 +57,33 @@ def tradeoff_section(source: Source) -> Section | None:
     return _section(counted, "numbers in the artifact (count)", "numbers", note)
 
 
+def _second(also: Objective, complete: Sequence[Result]) -> Section | None:
+    found = {}
+    for result in complete:
+        if (second := also.value(result.metrics)) is not None:
+            found[result.number] = second, result.value
+    if not found:
+        return None
+    note = (
+        f"The sweep searched for both: validation accuracy, and {also.words}. The winner is the "
+        "most accurate trial."
+    )
+    return _section(found, also.words, also.metric, note, front_of(complete, also))
+
+
 def _section(
-    found: Mapping[int, tuple[float, float | None]], cost: str, short: str, note: str
+    found: Mapping[int, tuple[float, float | None]],
+    cost: str,
+    short: str,
+    note: str,
+    front: Sequence[int] = (),
 ) -> Section:
     points = {n: (x, 100 * y) for n, (x, y) in found.items() if y is not None}
-    front = pareto_front(points)
+    front = front or pareto_front(points)
     rows = tuple((str(n), f"{points[n][0]:.4g}", percent(points[n][1] / 100)) for n in front)
     table = Table(
         "front",
-        "Pareto front: no trial is more accurate at as small a cost",
+        "Pareto front: no trial beats these in both",
         ("trial", cost, "validation accuracy (%)"),
         rows,
         "Validation accuracy, on which the trials were chosen: not a test.",

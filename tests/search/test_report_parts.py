@@ -25,7 +25,6 @@ from search.reporting.provenance import command
 from search.reporting.published import PUBLISHED, Published, comparable_rows
 from search.reporting.residuals import MAGNITUDES
 from search.reporting.tables import Table, mean_of, percent
-from search.reporting.tradeoff import pareto_front
 from search.results import Result, State
 from trainables.trial import Cell, TaskSpec
 
@@ -44,25 +43,6 @@ def test_the_change_of_scores_is_read_where_it_was_kept(
     told: dict[str, str], found: dict[str, float] | None
 ) -> None:
     assert Learned(Cell("digits", 4, 1), {}, told, True).score_change() == found
-
-
-POINTS = st.dictionaries(
-    st.integers(0, 40), st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1
-)
-
-
-@given(POINTS)
-def test_the_front_is_what_nothing_beats(points: dict[int, tuple[int, int]]) -> None:
-    front = pareto_front({n: (float(x), float(y)) for n, (x, y) in points.items()})
-    for number, (cost, value) in points.items():
-        better = [
-            n
-            for n, (x, y) in points.items()
-            if x <= cost and y >= value and ((x, y) != (cost, value) or n < number)
-        ]
-        assert (number in front) == (not better)
-    costs = [points[n][0] for n in front]
-    assert costs == sorted(costs)
 
 
 MASKS = st.lists(st.booleans(), min_size=6, max_size=6)
@@ -223,6 +203,7 @@ def test_published_numbers_stand_beside_the_same_setting_only() -> None:
             "coop",
             "--make-split",
         ],
+        ["--also", "mask/sparsity:max"],
         ["--sampler", "random", "--pruner", "none", "--seed", "3", "--eval-seeds", "2"],
         ["--storage", "/some where", "--trials", "5", "--skip-unreadable"],
     ],
