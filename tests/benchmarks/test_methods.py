@@ -1,4 +1,4 @@
-"""The table of methods is what was measured, and can be measured again."""
+"""The README's table of methods is what was measured, and can be measured again."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from trainables.data.source import DataSource
 from trainables.methods.registry import METHODS
 from trainables.workbench import Workbench
 
-PAGE = (Path(__file__).parents[2] / ".github/docs/methods.md").read_text(encoding="utf-8")
-TABLE = PAGE.split("<!-- methods -->\n")[1].split("\n<!-- -->")[0]
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+TABLE = README.split("<!-- methods -->\n")[1].split("\n<!-- -->")[0]
 
 
 def counted() -> dict[str, tuple[int, int]]:
