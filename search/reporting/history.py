@@ -21,6 +21,7 @@ from search.reporting.figures import (
 from search.reporting.section import Section
 from search.reporting.source import Source
 from search.results import Result, State
+from trainables.trial_run import PARTS
 
 _STATES: dict[State, tuple[str, str, str]] = {
     "COMPLETE": ("complete", BLUE, MARKERS[0]),
@@ -98,7 +99,8 @@ def _survival(source: Source) -> Figure:
 
     caption = (
         f"Of {len(trials)} ended trials. After every part the pruner "
-        f"({source.config.pruner}) may stop a trial; one that failed stops there too."
+        f"({source.config.pruner}) may stop a trial; one that failed stops there too. A training "
+        f"whose epochs do not divide into {PARTS} has fewer parts."
     )
     return draw("survival", "Rung survival", caption, paint)
 

@@ -96,6 +96,8 @@ def draw_few_shot(dataset: Dataset, shots: int, seed: int, draws: str = "own") -
         _check_classes(dataset, split, pool)
     match draws.partition(":"):
         case ("own", "", ""):
+            for split, k in wanted.items():
+                _check_size(dataset, split, pools[split], k)
             chosen = {split: _by_name(pools[split], k, seed) for split, k in wanted.items()}
         case ("coop", "", ""):
             rng = random.Random(seed)  # one stream, of which train takes the first part
@@ -173,6 +175,18 @@ def _check_classes(dataset: Dataset, split: str, pool: Split) -> None:
         raise DataError(
             f"Every class needs an image in each split, class {label} ('{names[label]}') of "
             f"'{dataset.name}' has none in {split}: add some, or remove the class."
+        )
+
+
+def _check_size(dataset: Dataset, split: str, pool: Split, shots: int) -> None:
+    names = dataset.class_names
+    count = pool.labels.bincount(minlength=len(names))
+    label = int(count.argmin())
+    if (fewest := int(count[label])) < shots:
+        raise DataError(
+            f"Every class needs at least as many images as there are shots: in {split} of "
+            f"'{dataset.name}' the smallest is '{names[label]}', class {label} has {fewest}, "
+            f"shots is {shots}. Use at most --shots {fewest}."
         )
 
 

@@ -170,7 +170,8 @@ def test_drawn_images_come_with_their_labels_and_a_fingerprint(dataset: Digits, 
 
 
 def test_too_many_shots_for_a_data_set() -> None:
-    with pytest.raises(DataError, match=r"class 8 has 58, shots is 61\. Use at most --shots 58"):
+    rule = r"class 8 has 58, shots is 61\. Use at most --shots 58"
+    with pytest.raises(DataError, match=rf"in train of 'digits' the smallest is 'eight', {rule}"):
         draw_few_shot(DIGITS, 61, 1)
 
 
