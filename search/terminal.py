@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 
@@ -14,11 +13,10 @@ _WIDE = 160  # columns of a table that is no terminal's
 def open_console(stderr: bool = False) -> Console:
     """A console that shows text as it is: what comes from users and data is no markup.
 
-    Elsewhere than on a terminal nothing is broken into lines, so that a log can be searched; the
-    width of tables is that of COLUMNS, where it is set.
+    Elsewhere than on a terminal nothing is broken into lines, so that a log can be searched.
     """
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    wide = None if terminal or os.environ.get("COLUMNS") else _WIDE
+    wide = None if terminal else _WIDE
     return Console(stderr=stderr, markup=False, highlight=False, soft_wrap=not terminal, width=wide)
 
 

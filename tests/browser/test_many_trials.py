@@ -15,7 +15,7 @@ from search.preflight import FORMAT
 from search.results import Result, commit
 from search.tracking import open_runs
 from tests.browser.conftest import open_window
-from tests.browser.test_mlflow_page import ACCURACY, cells, wait_for_order
+from tests.browser.test_pages import ACCURACY, cells, wait_for_order
 from tests.search.mlflow_server import Server
 from trainables.methods.taskres import TaskResConfig
 from trainables.optim import OptimConfig

@@ -1,13 +1,14 @@
-"""What a person sees of a sweep in MLflow, in a real Chromium that reaches the server only."""
+"""MLflow's page and the report in a real Chromium: in one file, so that they share a sweep."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from tests.browser.conftest import MODEL, NAME, Finished, Photograph, Window, open_window
 from tests.search.mlflow_server import runs_of
@@ -163,3 +164,47 @@ def base(finished: Finished) -> str:
 def winner(finished: Finished) -> tuple[int, dict[str, Any]]:
     number = finished.sweep.evaluation()["winner"]
     return number, finished.sweep.results()[number]
+
+
+# --- the report ---
+
+
+@pytest.fixture
+def address(finished: Finished) -> str:
+    return (finished.sweep.folder / "report" / "report.html").as_uri()
+
+
+def test_it_needs_no_network_and_complains_of_nothing(
+    context: BrowserContext, address: str, photograph: Photograph
+) -> None:
+    window = open_window(context, address)
+    window.page.goto(address)
+    expect(window.page.get_by_role("heading", name=NAME).first).to_be_visible()
+    broken = window.page.evaluate(
+        "() => [...document.images].filter(i => !i.complete || !i.naturalWidth).length"
+    )
+    photograph(window.page, "report")
+    window.page.get_by_role("heading", name="The search").first.evaluate(
+        "heading => heading.scrollIntoView()"
+    )
+    photograph(window.page, "report-search")
+    assert (window.outside, window.errors, broken) == ([], [], 0)
+
+
+@pytest.mark.parametrize("width", [400, 320])
+def test_nothing_is_cut_off_on_a_phone(browser: Browser, address: str, width: int) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 800})
+    page = open_window(context, address).page
+    page.goto(address)
+    page.evaluate("() => document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+    context.close()
+
+
+def test_it_can_be_printed(context: BrowserContext, address: str, tmp_path: Path) -> None:
+    page = open_window(context, address).page
+    page.goto(address)
+    page.pdf(path=tmp_path / "report.pdf", format="A4")
+    content = (tmp_path / "report.pdf").read_bytes()
+    assert content.startswith(b"%PDF")
+    assert content.count(b"/Type /Page\n") + content.count(b"/Type /Page ") >= 1
