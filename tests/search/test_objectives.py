@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from optuna.study import StudyDirection
 
 from search.ledger import Ledger
-from search.objectives import SAMPLERS_OF_TWO, Objective, pareto_front, parse_objective
+from search.objectives import (
+    SAMPLERS_OF_TWO,
+    Objective,
+    front_of,
+    pareto_front,
+    parse_objective,
+)
 from search.options import configure
 from search.study import JournalStore
 from spaces.base import Setting
@@ -83,6 +89,9 @@ def test_the_study_knows_both_after_a_crash(tmp_path: Path, sampler: str) -> Non
         assert [frozen.values for frozen in again.frozen()] == known
         assert again.best() == again.results[11]  # the most accurate
     assert killed.ask().config == ledger.ask().config
+    # The one rises as the other falls: all are on the front, the sparsest first.
+    assert front_of(lost.results.values(), parse_objective(ALSO)) == list(range(12))
+    assert front_of(lost.results.values(), parse_objective("mask/sparsity:min")) == [11]
 
 
 def test_a_trial_without_the_second_value_has_failed(tmp_path: Path) -> None:
