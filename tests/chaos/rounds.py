@@ -84,7 +84,7 @@ class Undisturbed:
     def run(cls, folder: Path) -> Undisturbed:
         folder.mkdir(parents=True)
         sweep = Sweep(folder, "calm")
-        done = sweep.run(*OPTIONS, "--tracking-uri", "none")
+        done = sweep.run(*OPTIONS, "--tracking-uri", "none", timeout=900)
         assert done.returncode == 0, done.stdout + done.stderr
         return cls(sweep.results(), sweep.evaluation())
 

@@ -13,7 +13,7 @@ from tests.chaos.world import TARGETS
 from tests.servers import postgresql_programs
 
 pytestmark = [
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1200),
     pytest.mark.filterwarnings(
         "ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning",
     ),

@@ -45,7 +45,7 @@ class Sweep:
         report = [] if self.report else ["--no-report"]  # whose figures take ten seconds to draw
         return [*base, "--name", self.name, *report, *options]
 
-    def run(self, *options: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+    def run(self, *options: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             self.command(*options),
             capture_output=True,
@@ -68,7 +68,7 @@ class Sweep:
                 env=environment(),
             )
 
-    def wait_until(self, condition: Callable[[], bool], timeout: float = 90) -> None:
+    def wait_until(self, condition: Callable[[], bool], timeout: float = 180) -> None:
         deadline = time.monotonic() + timeout
         while not condition():
             if time.monotonic() > deadline:

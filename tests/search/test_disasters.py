@@ -115,7 +115,7 @@ def test_a_disk_that_fills_up_stops_the_sweep_and_loses_nothing(
                     file.write(bytes(4096))
             except OSError:
                 pass
-        _, complaint = process.communicate(timeout=120)
+        _, complaint = process.communicate(timeout=240)
         assert process.returncode == 1, complaint
         assert "error: The sweep stopped:" in complaint
         assert "No space left on device" in complaint
@@ -228,8 +228,8 @@ def test_a_worker_that_dies_again_and_again_fails_its_trial_alone(sweep: Sweep) 
                 os.kill(pid, signal.SIGKILL)
         return False
 
-    sweep.wait_until(kill_workers_of_trial_0, timeout=150)
-    assert process.wait(timeout=150) in (0, 1)
+    sweep.wait_until(kill_workers_of_trial_0, timeout=300)
+    assert process.wait(timeout=300) in (0, 1)
     results = sweep.results()
     assert results[0]["state"] == "FAIL"
     assert results[0]["failures"] == len(killed) == 3

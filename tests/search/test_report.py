@@ -52,7 +52,7 @@ OPTIONS = (
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     """A sweep that has run to its end, and has written its report."""
     sweep = Sweep(tmp_path_factory.mktemp("report"), "done", report=True)
-    run = sweep.run(*OPTIONS, timeout=280)
+    run = sweep.run(*OPTIONS, timeout=500)
     assert run.returncode == 0, run.stderr
     assert "The report could not be written" not in run.stderr
     assert "done/report/report.html" in run.stdout
@@ -371,7 +371,7 @@ def test_the_page_fits_a_phone(finished: Sweep, tmp_path: Path) -> None:
         [browser, *options, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", str(outer)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=True,
     ).stdout
     found = re.search(r"<title>(\d+) (\d+) (\d+) (\d+)</title>", told)
@@ -609,7 +609,7 @@ def test_the_command_line_works_in_a_process_of_its_own(copy: Sweep) -> None:
         [sys.executable, "-m", "search.report", "done", "--storage", str(copy.storage)],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=500,
         env=environment(),
         check=False,
     )

@@ -129,7 +129,7 @@ def test_trials_are_added_to_a_finished_sweep(finished: tuple[Sweep, str, float]
     command = sweep.command("--trials", "14")
     index = command.index("--name")
     command[index] = "--resume"
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr
     after = sweep.results()
     assert sorted(after) == list(range(14))
@@ -177,7 +177,7 @@ def test_a_dead_worker_costs_no_trial(sweep: Sweep, undisturbed: dict[int, Any])
     assert workers
     for worker in workers:
         os.kill(worker, signal.SIGKILL)
-    assert process.wait(timeout=200) == 0
+    assert process.wait(timeout=400) == 0
     assert comparable(sweep.results()) == undisturbed
 
 
@@ -191,7 +191,7 @@ def test_ctrl_c_stops_cleanly_and_another_driver_is_refused(sweep: Sweep) -> Non
     assert second.returncode == 2
     assert f"being run already by process {process.pid}" in second.stderr
     os.kill(process.pid, signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=120) == 130
     log = (sweep.storage / f"{sweep.name}.log").read_text()
     assert "Nothing is lost" in log
     assert f"--resume {sweep.name}" in log
