@@ -34,10 +34,10 @@ from optuna.storages.journal import JournalFileBackend  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from search.config import SweepConfig  # noqa: E402
+from search.ledger.pruners import PRUNERS  # noqa: E402
+from search.ledger.results import read_results  # noqa: E402
+from search.ledger.samplers import make_sampler  # noqa: E402
 from search.preflight import preflight  # noqa: E402
-from search.pruners import PRUNERS  # noqa: E402
-from search.results import read_results  # noqa: E402
-from search.samplers import make_sampler  # noqa: E402
 from search.sweep import Outcome, run_sweep  # noqa: E402
 from search.task import setting  # noqa: E402
 from spaces.registry import SPACES  # noqa: E402

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, get_args
 
-from search.objectives import SAMPLERS_OF_TWO, parse_objective
-from search.pruners import PRUNERS
-from search.samplers import SAMPLERS
-from search.start import Start
-from search.study import JOURNAL_LEDGER, without_password
-from search.tracking_uri import model_name_problem
+from search.judging.start import Start
+from search.ledger.objectives import SAMPLERS_OF_TWO, parse_objective
+from search.ledger.pruners import PRUNERS
+from search.ledger.samplers import SAMPLERS
+from search.ledger.store import JOURNAL_LEDGER, without_password
+from search.tracking.uri import model_name_problem
 from spaces.base import Setting, Space
 from spaces.pipeline import StartedSpace
 from spaces.registry import SPACES, SpaceError, find_space

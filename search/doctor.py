@@ -25,7 +25,7 @@ from search.examine import ExaminationApart  # noqa: E402
 from search.options import Parser, absolute_dataset, names  # noqa: E402
 from search.preflight import address_problems, tracking_uri  # noqa: E402
 from search.problems import UsageError  # noqa: E402
-from search.tracking_uri import TrackingError, check_tracking_uri, shown  # noqa: E402
+from search.tracking.uri import TrackingError, check_tracking_uri, shown  # noqa: E402
 from trainables.backbones.base import BackboneError  # noqa: E402
 from trainables.backbones.registry import absolute_spec  # noqa: E402
 from trainables.cache import cache_folder  # noqa: E402

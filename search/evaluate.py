@@ -21,18 +21,18 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from search.config import SweepConfig
-from search.evaluation import EVALUATION, READS, Evaluation, Label, Score, read_evaluation
-from search.exam import Exam, exams
-from search.examples import MOST, Example, take_examples, write_examples
-from search.ledger import Ledger
-from search.predictions import write_predictions
+from search.execution.resources import Placement
+from search.judging.evaluation import EVALUATION, READS, Evaluation, Label, Score, read_evaluation
+from search.judging.exam import Exam, exams
+from search.judging.examples import MOST, Example, take_examples, write_examples
+from search.judging.predictions import write_predictions
+from search.judging.seeds import fresh_seeds
+from search.judging.sheets import Sheet, answered, file_names
+from search.judging.winner import share_start
+from search.ledger.ledger import Ledger
 from search.preflight import Plan
 from search.problems import EvaluationError
-from search.resources import Placement
-from search.seeds import fresh_seeds
-from search.sheets import Sheet, answered, file_names
 from search.task import setting
-from search.winner import share_start
 from spaces.base import preset_trial
 from trainables.backbones.shared import share_weights
 from trainables.data.base import Dataset, Shift

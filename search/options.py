@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from search.config import SweepConfig, differences, is_bundle
+from search.judging.winner import read_start
+from search.ledger.pruners import PRUNERS
+from search.ledger.samplers import SAMPLERS
 from search.preflight import load_record
 from search.problems import UsageError
-from search.pruners import PRUNERS
-from search.samplers import SAMPLERS
-from search.winner import read_start
 from spaces.registry import SPACES, Entry, SpaceError, find_space
 from trainables.backbones.registry import absolute_spec
 from trainables.data.base import DataError

@@ -14,10 +14,10 @@ from typing import Any
 
 from search.config import SweepConfig, differences
 from search.examine import ExaminationApart, Examiner, Facts
-from search.objectives import parse_objective
+from search.execution.resources import Placement, place, this_machine
+from search.ledger.objectives import parse_objective
+from search.ledger.store import ledger_problems
 from search.problems import UsageError
-from search.resources import Placement, place, this_machine
-from search.study import ledger_problems
 from search.task import (
     data_problems,
     most_classes,
@@ -26,7 +26,7 @@ from search.task import (
     task_notices,
     val_images,
 )
-from search.tracking_uri import TrackingError, check_tracking_uri
+from search.tracking.uri import TrackingError, check_tracking_uri
 from spaces.base import Setting, Space
 from trainables.backbones.base import BackboneError
 from trainables.data.source import DataSource

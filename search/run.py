@@ -18,7 +18,7 @@ from search.config import SweepConfig  # noqa: E402
 from search.options import build_parser, configure, is_dry_run, per_task  # noqa: E402
 from search.preflight import preflight  # noqa: E402
 from search.problems import EvaluationError, StoppedError, UsageError  # noqa: E402
-from search.terminal import open_console  # noqa: E402
+from search.terminal.console import open_console  # noqa: E402
 from trainables.storage import StorageError  # noqa: E402
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ def _run(config: SweepConfig, console: Console) -> list[Outcome]:
     for part in configs:
         outcome = _load_the_rest().run_sweep(plan if part == config else preflight(part), console)
         outcomes.append(outcome)
-        from search.register import register_winner
-        from search.summary import print_summary, print_tasks
+        from search.exports.register import register_winner
+        from search.terminal.summary import print_summary, print_tasks
 
         print_summary(outcome, console)
         if part.register is not None and outcome.evaluation is not None:
@@ -87,7 +87,7 @@ def _run(config: SweepConfig, console: Console) -> list[Outcome]:
 
 def _tell(config: SweepConfig, console: Console) -> None:
     """Everything about the sweep, or about each of several, without running it."""
-    from search.dry_run import dry_run
+    from search.terminal.dry_run import dry_run
 
     for part in per_task(config):
         dry_run(preflight(part, meanwhile=_load_the_rest, trial_write=False), console)

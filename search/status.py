@@ -10,20 +10,20 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from search.commands import module_command
 from search.config import SweepConfig
-from search.details import Details, look_into
-from search.evaluation import Label
+from search.judging.evaluation import Label
+from search.judging.statistics import summary
+from search.ledger.store import JOURNAL_LEDGER, without_password
 from search.list import STYLES
 from search.options import Parser
 from search.problems import UsageError
-from search.progress import percent, short
-from search.standing import Standing, ago, failures, read_standing
-from search.statistics import summary
-from search.study import JOURNAL_LEDGER, without_password
 from search.task import described
-from search.terminal import end_with_the_reader, open_console
-from search.tracking_uri import shown
+from search.terminal.commands import module_command
+from search.terminal.console import end_with_the_reader, open_console
+from search.terminal.details import Details, look_into
+from search.terminal.progress import percent, short
+from search.terminal.standing import Standing, ago, failures, read_standing
+from search.tracking.uri import shown
 
 _INTRODUCTION = """\
 Say how a sweep stands: its trials, what runs now, its best, where it is kept, what to do next.

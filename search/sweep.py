@@ -10,32 +10,32 @@ from dataclasses import dataclass
 from ray import tune
 from rich.console import Console
 
-from search.bars import Bars
-from search.clock import Clock
 from search.config import SweepConfig
 from search.evaluate import evaluate, shared_weights, stored_evaluation
-from search.evaluation import Evaluation
-from search.ledger import Ledger, Live
-from search.lock import SweepLock
-from search.mirror import Mirror, sweep_artifacts
-from search.objectives import front_of, parse_objective
-from search.observer import Observers
+from search.execution.clock import Clock
+from search.execution.observer import Observers
+from search.execution.prepare import prepare
+from search.execution.ray_session import carried, cluster, ray_session
+from search.execution.resources import Placement, place
+from search.execution.searcher import CrashCallback, StudyScheduler, StudySearcher
+from search.execution.stop import StopSwitch
+from search.judging.evaluation import Evaluation
+from search.judging.statistics import separation_note
+from search.judging.winner import share_start
+from search.ledger.ledger import Ledger, Live
+from search.ledger.lock import SweepLock
+from search.ledger.objectives import front_of, parse_objective
+from search.ledger.pruners import IN_SEQUENCE
+from search.ledger.results import Result, trial_folder
+from search.ledger.store import JOURNAL_LEDGER, open_store
 from search.preflight import Plan, adopt
-from search.prepare import prepare
 from search.problems import StoppedError, UsageError
-from search.progress import Progress
-from search.pruners import IN_SEQUENCE
-from search.ray_session import carried, cluster, ray_session
 from search.reporting.at_end import has_report, report_at_end
-from search.resources import Placement, place
-from search.results import Result, trial_folder
-from search.searcher import CrashCallback, StudyScheduler, StudySearcher
-from search.statistics import separation_note
-from search.stop import StopSwitch
-from search.study import JOURNAL_LEDGER, open_store
 from search.task import described, val_images
-from search.tracking import Tracker, open_tracker
-from search.winner import share_start
+from search.terminal.bars import Bars
+from search.terminal.progress import Progress
+from search.tracking.mirror import Mirror, sweep_artifacts
+from search.tracking.tracker import Tracker, open_tracker
 from trainables.storage import Storage, StorageError, open_storage
 from trainables.trainable import Assignment, FewShotTrainable
 

@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 from rich.console import Console
 
 from search.config import SweepConfig
-from search.evaluation import read_evaluation
-from search.ledger import best_of
-from search.lock import SweepLock
-from search.mirror import Mirror, sweep_artifacts
+from search.judging.evaluation import read_evaluation
+from search.ledger.ledger import best_of
+from search.ledger.lock import SweepLock
+from search.ledger.results import read_results
 from search.options import Parser
-from search.outbox import Outbox, put_away
 from search.preflight import load_record, uri_afterwards
 from search.problems import StoppedError, UsageError
-from search.results import read_results
-from search.tracking import MlflowTracker, outbox_path
-from search.tracking_uri import TrackingError, check_tracking_uri, ui_command
+from search.tracking.mirror import Mirror, sweep_artifacts
+from search.tracking.outbox import Outbox, put_away
+from search.tracking.tracker import MlflowTracker, outbox_path
+from search.tracking.uri import TrackingError, check_tracking_uri, ui_command
 from trainables.storage import Storage, StorageError, open_storage
 
 _INTRODUCTION = """\

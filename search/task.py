@@ -6,9 +6,9 @@ from pathlib import PurePath
 from typing import Literal, get_args
 
 from search.config import SweepConfig
-from search.exam import exams
-from search.seeds import fresh_seeds
-from search.statistics import effective_images
+from search.judging.exam import exams
+from search.judging.seeds import fresh_seeds
+from search.judging.statistics import effective_images
 from spaces.base import Setting
 from trainables.data.base import DataError, FeatureRows, PixelRows, fingerprint
 from trainables.data.few_shot import FewShot, draws_problems

@@ -115,6 +115,32 @@ def one_way(module: Module) -> list[str]:
     return [f"{i.line} imports {i.target}" for i in module.imports if i.of(*forbidden)]
 
 
+PARTS = {
+    "ledger": (),
+    "judging": ("ledger",),
+    "reporting": ("ledger", "judging"),
+    "tracking": ("ledger", "judging", "reporting"),
+    "terminal": ("ledger", "judging", "reporting", "tracking"),
+    "exports": ("ledger", "judging", "tracking", "terminal"),
+    "execution": ("ledger", "tracking", "terminal"),
+}
+"""What each part of `search` may import of the others. The modules above them tie them together."""
+
+
+def parts_apart(module: Module) -> list[str]:
+    """The parts of `search` build on each other in one direction."""
+    part = module.name.removeprefix("search.").split(".")[0]
+    if module.package != "search" or part not in PARTS:
+        return []
+    others = [f"search.{other}" for other in PARTS.keys() - {part, *PARTS[part]}]
+    return [f"{i.line} imports {i.target}" for i in module.imports if i.of(*others)]
+
+
+def test_every_part_of_search_has_its_place() -> None:
+    folders = {path.name for path in (ROOT / "search").iterdir() if path.is_dir()}
+    assert folders - {"__pycache__"} == set(PARTS)
+
+
 METHOD_MODULES = {method.__module__ for method in METHODS.values()}
 
 
@@ -132,7 +158,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "ray": ("search/", "trainables/trainable.py"),
     # Tracking, the registry, and the exported model's flavour with the code that travels with it.
     "mlflow": (
-        "search/mlflow_runs.py",
+        "search/tracking/mlflow_runs.py",
         "search/exports/mlflow_model.py",
         "search/exports/registry.py",
         SERVED,
@@ -328,6 +354,7 @@ def fields_documented(module: Module) -> list[str]:
 
 RULES: tuple[Rule, ...] = (
     one_way,
+    parts_apart,
     methods_apart,
     at_home,
     travels_alone,
@@ -365,6 +392,8 @@ TYPED = (
         (one_way, SPACE, "__import__('search')"),
         (one_way, SPACE, "from ..search import config"),
         (one_way, SEARCH, "from tests.search.conftest import Sweep"),
+        (parts_apart, "search/ledger/new.py", "from search.judging.evaluation import Score"),
+        (parts_apart, "search/tracking/new.py", "def f():\n    import search.execution.searcher"),
         (methods_apart, METHOD, "from trainables.methods.taskres import TaskRes"),
         (methods_apart, METHOD, "import trainables.methods.rmt"),
         (methods_apart, METHOD, "from trainables.methods import rmt"),
@@ -418,6 +447,9 @@ def test_a_breach_is_seen(rule: Rule, path: str, source: str) -> None:
     [
         (one_way, SEARCH, "from trainables.trial import TrialConfig\nimport spaces.base"),
         (one_way, SPACE, "from trainables.trial import TrialConfig\nimport searchlight"),
+        (parts_apart, "search/judging/new.py", "from search.ledger.results import Result"),
+        (parts_apart, "search/ledger/new.py", "import search.ledger.lock, search.config"),
+        (parts_apart, SEARCH, "from search.execution.searcher import StudySearcher"),
         (methods_apart, METHOD, "from trainables.methods.masks import purity"),
         (methods_apart, "trainables/methods/rmt.py", "from trainables.methods.layers import x"),
         (at_home, SPACE, TYPED),

@@ -9,8 +9,8 @@ from typing import get_args
 import pytest
 
 from search.exports.formats import FORMATS
-from search.pruners import PRUNERS
-from search.samplers import SAMPLERS
+from search.ledger.pruners import PRUNERS
+from search.ledger.samplers import SAMPLERS
 from spaces.registry import SPACES
 from trainables.backbones.registry import BACKBONES
 from trainables.data.registry import DATASETS

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from search.exports.model import Model
-from search.markdown import plain, table
+from search.tracking.markdown import plain, table
 from trainables.backbones.base import Backbone
 from trainables.trial import Cell
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from search.config import SweepConfig
-from search.evaluation import Evaluation, read_evaluation
-from search.ledger import best_of
+from search.judging.evaluation import Evaluation, read_evaluation
+from search.ledger.ledger import best_of
+from search.ledger.results import Result, read_results, trial_folder
 from search.problems import UsageError
-from search.results import Result, read_results, trial_folder
 from trainables.storage import Storage
 from trainables.suggest import did_you_mean
 from trainables.trial import Cell, TaskSpec, TrialConfig

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search.exports.card import described, short_name
-from search.mlflow_runs import IDENTITY, SWEEP, TRIAL, MlflowRuns
+from search.tracking.mlflow_runs import IDENTITY, SWEEP, TRIAL, MlflowRuns
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

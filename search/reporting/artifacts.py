@@ -9,8 +9,8 @@ from math import prod
 
 from torch import Tensor
 
+from search.ledger.results import Result, trial_folder
 from search.reporting.source import Source
-from search.results import Result, trial_folder
 from trainables.methods.base import MethodError
 from trainables.methods.masks import FORMAT as MASKS
 from trainables.methods.masks import unpack_masks

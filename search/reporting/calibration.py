@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
-from search.evaluation import Label
+from search.judging.evaluation import Label
 from search.reporting.figures import BLACK, COLOURS, MARKERS, STYLE, Figure, finish, legend
 from search.reporting.judged import Place, chosen_note, places, shown_place
 from search.reporting.section import Section

@@ -5,14 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from search.evaluation import Label
-from search.examples import SIDE, Example
+from search.judging.evaluation import Label
+from search.judging.examples import SIDE, Example
+from search.judging.sheets import Answers
 from search.reporting.judged import Place, places
 from search.reporting.section import Gallery, Picture, Section
 from search.reporting.shots import LABELS
 from search.reporting.source import Source
 from search.reporting.tables import Table
-from search.sheets import Answers
 
 _BASELINES: tuple[Label, ...] = ("zero-shot", "paper")
 

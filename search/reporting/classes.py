@@ -9,7 +9,7 @@ from typing import get_args
 import numpy as np
 from matplotlib.axes import Axes
 
-from search.evaluation import Label
+from search.judging.evaluation import Label
 from search.reporting.figures import COLOURS, MARKERS, Figure, draw, legend, plain
 from search.reporting.judged import Place, chosen_note, places, shown_place
 from search.reporting.section import Section

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from search.evaluation import Label
+from search.judging.evaluation import Label
 from search.reporting.classes import MOST_CLASSES
 from search.reporting.figures import SEQUENCE, Figure, draw, plain
 from search.reporting.judged import Place, chosen_note, places, shown_place

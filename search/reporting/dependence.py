@@ -16,10 +16,10 @@ from optuna.distributions import FloatDistribution, IntDistribution, json_to_dis
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState, create_trial
 
+from search.ledger.results import Result
 from search.reporting.figures import BLUE, SEQUENCE, STYLE, Figure, draw, finish, logarithmic
 from search.reporting.section import Section
 from search.reporting.source import Source
-from search.results import Result
 
 _ACCURACY = "validation accuracy (%)"
 _LEAST = 4  # trials below which an importance means nothing

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from matplotlib.axes import Axes
 
+from search.ledger.results import Result, State
 from search.reporting.figures import (
     BLUE,
     GREEN,
@@ -20,7 +21,6 @@ from search.reporting.figures import (
 )
 from search.reporting.section import Section
 from search.reporting.source import Source
-from search.results import Result, State
 from trainables.trial_run import PARTS
 
 _STATES: dict[State, tuple[str, str, str]] = {

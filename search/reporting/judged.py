@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import get_args
 
-from search.evaluation import Label, Part
+from search.judging.evaluation import Label, Part
+from search.judging.sheets import Answers, Sheet
 from search.reporting.section import Section
 from search.reporting.source import Source
-from search.sheets import Answers, Sheet
 
 _PARTS: dict[Part, str] = {
     "test": "",

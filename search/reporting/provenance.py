@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from importlib.metadata import version
 
 from search.config import SweepConfig
+from search.ledger.store import without_password
 from search.reporting.section import Section
 from search.reporting.source import Source
 from search.reporting.tables import Table
-from search.study import without_password
 from trainables.trial import TaskSpec
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from search.evaluation import Score
+from search.judging.evaluation import Score
 from trainables.trial import TaskSpec
 
 _SETS = {

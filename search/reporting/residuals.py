@@ -13,12 +13,12 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from search.judging.statistics import summary
 from search.reporting.artifacts import winners
 from search.reporting.figures import COLOURS, MARKERS, Figure, draw, legend, logarithmic, plain
 from search.reporting.section import Section
 from search.reporting.source import Source
 from search.reporting.tables import Table
-from search.statistics import summary
 
 Magnitude = Callable[[Tensor], float]
 

@@ -9,14 +9,14 @@ from typing import get_args
 
 from matplotlib.axes import Axes
 
-from search.evaluation import Evaluation, Label, Part, Score
+from search.judging.evaluation import Evaluation, Label, Part, Score
+from search.judging.statistics import summary
 from search.reporting.figures import BLACK, COLOURS, MARKERS, Figure, draw, legend
 from search.reporting.judged import place_name
 from search.reporting.published import Published, comparable_rows
 from search.reporting.section import Section
 from search.reporting.source import Source
 from search.reporting.tables import Table, mean_of
-from search.statistics import summary
 
 LABELS: dict[Label, str] = {
     "zero-shot": "zero-shot",

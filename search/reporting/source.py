@@ -9,15 +9,15 @@ from functools import cached_property
 from typing import Any
 
 from search.config import SweepConfig
-from search.evaluation import READS, Evaluation, read_evaluation
-from search.examples import Example, read_examples
-from search.ledger import best_of
-from search.lock import running
-from search.predictions import read_predictions
+from search.judging.evaluation import READS, Evaluation, read_evaluation
+from search.judging.examples import Example, read_examples
+from search.judging.predictions import read_predictions
+from search.judging.sheets import Sheet
+from search.ledger.ledger import best_of
+from search.ledger.lock import running
+from search.ledger.results import Result, read_results
 from search.preflight import load_record
 from search.problems import UsageError
-from search.results import Result, read_results
-from search.sheets import Sheet
 from trainables.storage import Storage, StorageError, open_storage
 
 
@@ -47,7 +47,7 @@ class Source:
 
     @cached_property
     def best(self) -> Result | None:
-        """The winner: see `search.ledger.best_of`."""
+        """The winner: see `search.ledger.ledger.best_of`."""
         return best_of(self.results.values())
 
     @property

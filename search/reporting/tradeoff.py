@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 
-from search.objectives import Objective, front_of, pareto_front, parse_objective
+from search.ledger.objectives import Objective, front_of, pareto_front, parse_objective
+from search.ledger.results import Result
 from search.reporting.artifacts import numbers_learned
 from search.reporting.figures import (
     BLUE,
@@ -22,7 +23,6 @@ from search.reporting.mask_figures import SPARSITY
 from search.reporting.section import Section
 from search.reporting.source import Source
 from search.reporting.tables import Table, percent
-from search.results import Result
 
 MOST_ARTIFACTS = 200
 """Trials whose artifacts are opened: the best."""

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from search.ledger.results import Result
 from search.reporting.source import Source
-from search.results import Result
 from trainables.trial import TrialConfig
 
 _FACTS: dict[str, pa.DataType] = {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import get_args
 
-from search.evaluation import Evaluation, Label
+from search.judging.evaluation import Evaluation, Label
+from search.judging.statistics import indistinguishable, paired, separation_note, summary
 from search.reporting.section import Section
 from search.reporting.shots import LABELS
 from search.reporting.source import Source
 from search.reporting.tables import Table, percent
-from search.statistics import indistinguishable, paired, separation_note, summary
 from trainables.trial import Protocol, TrialConfig
 
 _FIGURES: dict[Protocol, str] = {

@@ -11,9 +11,9 @@ from playwright.sync_api import BrowserContext
 
 from search import sync
 from search.config import SweepConfig
+from search.ledger.results import Result, commit
 from search.preflight import FORMAT
-from search.results import Result, commit
-from search.tracking import open_runs
+from search.tracking.tracker import open_runs
 from tests.browser.conftest import open_window
 from tests.browser.test_pages import ACCURACY, cells, wait_for_order
 from tests.search.mlflow_server import Server

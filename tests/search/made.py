@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from search.config import SweepConfig
+from search.ledger.results import Result, commit, trial_folder
 from search.preflight import FORMAT
-from search.results import Result, commit, trial_folder
 from search.task import task_fingerprints
 from trainables.storage import LocalStorage
 from trainables.trial import TaskSpec, TrialConfig

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from search.results import read_results
+from search.ledger.results import read_results
 from tests.search.conftest import Sweep, kill_everything
 from tests.servers import Postgresql, postgresql_programs, s3_server
 from trainables.storage import open_storage

@@ -25,9 +25,9 @@ from mlflow import MlflowClient
 from pyarrow import parquet
 from safetensors import safe_open
 
-from search.evaluation import Evaluation
-from search.lock import SweepLock
-from search.predictions import write_predictions
+from search.judging.evaluation import Evaluation
+from search.judging.predictions import write_predictions
+from search.ledger.lock import SweepLock
 from search.problems import UsageError
 from search.report import main
 from search.reporting.at_end import report_at_end
@@ -35,9 +35,8 @@ from search.reporting.source import Source, comparable, read_source, source_of
 from search.reporting.winner_section import test_table as table_of_test
 from search.reporting.winner_section import tie_note, tied
 from search.reporting.write import sections_of, write_report
+from tests.search.conftest import Sweep, environment
 from trainables.storage import LocalStorage, open_storage
-
-from .conftest import Sweep, environment
 
 # pytest would take the function for a test
 table_of_test.__test__ = False  # type: ignore[attr-defined]

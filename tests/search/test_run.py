@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from search import preflight as preflight_module
 from search.config import IDENTITY, SweepConfig
 from search.examine import Examination, ExaminationApart
-from search.lock import SweepLock
+from search.ledger.lock import SweepLock
 from search.preflight import preflight
 from search.run import build_parser, configure, main
 from spaces.base import Setting

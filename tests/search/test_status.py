@@ -16,17 +16,17 @@ import pytest
 from search import list as list_module
 from search import preflight as preflight_module
 from search import status
-from search.details import look_into
 from search.examine import Examination
-from search.journal import JOURNAL, Journal, JournalView
-from search.ledger import Ledger
-from search.lock import SweepLock
+from search.ledger.journal import JOURNAL, Journal, JournalView
+from search.ledger.ledger import Ledger
+from search.ledger.lock import SweepLock
+from search.ledger.store import JournalStore
 from search.options import configure
-from search.outbox import Outbox, refused, waiting
 from search.preflight import Plan, adopt, preflight
-from search.standing import ago, duration, read_standing
-from search.study import JournalStore
-from search.tracking import outbox_path
+from search.terminal.details import look_into
+from search.terminal.standing import ago, duration, read_standing
+from search.tracking.outbox import Outbox, refused, waiting
+from search.tracking.tracker import outbox_path
 from tests.servers import s3_server
 from trainables.storage import LocalStorage, open_storage
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from search.lock import SweepLock
+from search.ledger.lock import SweepLock
 from search.preflight import FORMAT
 from search.sync import main
 from tests.search.conftest import Sweep, kill_everything

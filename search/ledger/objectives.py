@@ -1,0 +1,91 @@
+"""A second objective beside validation accuracy: a metric that trials end with.
+
+There is no best trial of two objectives but a front of them. What is trained anew and judged at the
+end is the most accurate one on it; the report shows the front.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from search.ledger.results import Result
+
+Direction = Literal["maximize", "minimize"]
+
+SAMPLERS_OF_TWO = ("tpe", "gp", "random", "nsga2")
+"""Those that can propose for two objectives."""
+
+_SHORT: dict[str, Direction] = {"max": "maximize", "min": "minimize"}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A metric, and which way is better."""
+
+    metric: str
+    """As trials report it, e.g. `mask/sparsity`."""
+    direction: Direction
+    """As Optuna calls it."""
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        return f"{self.metric} (to {self.direction})"
+
+    def value(self, metrics: Mapping[str, float]) -> float | None:
+        """Of a trial; none where it has no finite one."""
+        found = metrics.get(self.metric, math.nan)
+        return found if math.isfinite(found) else None
+
+    def cost(self, value: float) -> float:
+        """The value such that less is better."""
+        return value if self.direction == "minimize" else -value
+
+
+def parse_objective(text: str) -> Objective:
+    """`METRIC:max` or `METRIC:min`; raises `ValueError`."""
+    metric, _, way = text.rpartition(":")
+    if not metric or way not in _SHORT:
+        raise ValueError(f"expected METRIC:max or METRIC:min, got '{text}'")
+    return Objective(metric, _SHORT[way])
+
+
+def directions(also: Objective | None) -> list[Direction]:
+    """Of the study: accuracy first."""
+    return ["maximize", *([also.direction] if also else [])]
+
+
+def study_values(result: Result, also: Objective | None) -> list[float] | None:
+    """What the study is told of a trial that has ended; none of one without a value, and of one
+    that was stopped before its second value was known."""
+    if result.value is None:
+        return None
+    if also is None:
+        return [result.value]
+    second = also.value(result.metrics)
+    return None if second is None else [result.value, second]
+
+
+def pareto_front(points: Mapping[int, tuple[float, float]]) -> list[int]:
+    """The trials that no other beats in both: `points` gives (cost, accuracy), of which little and
+    much are wanted. By rising cost; of equal points, the smallest number."""
+    front: list[int] = []
+    best = float("-inf")
+    for number in sorted(points, key=lambda n: (points[n][0], -points[n][1], n)):
+        if points[number][1] > best:
+            best = points[number][1]
+            front.append(number)
+    return front
+
+
+def front_of(results: Iterable[Result], also: Objective) -> list[int]:
+    """The complete trials on the front, the best in the second objective first."""
+    points = {}
+    for result in results:
+        second = also.value(result.metrics)
+        if result.state == "COMPLETE" and second is not None:
+            points[result.number] = also.cost(second), cast(float, result.value)
+    return pareto_front(points)

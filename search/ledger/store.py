@@ -1,0 +1,228 @@
+"""Where the study is kept: a journal in the sweep's folder, or a PostgreSQL database of a team."""
+
+from __future__ import annotations
+
+import re
+import time
+import urllib.parse
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, nullcontext
+from typing import Any, Protocol, TypeVar
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage, get_storage
+from optuna.trial import FrozenTrial
+
+from search.ledger.journal import Journal, JournalView
+from search.problems import StoppedError
+from trainables.storage import Storage
+
+T = TypeVar("T")
+
+JOURNAL_LEDGER = "journal"
+"""The ledger's address where it is the journal in the sweep's folder."""
+PATIENCE = 60.0
+"""Seconds for which a database that fails is asked again."""
+_CONNECT_SECONDS = 5
+
+
+class LedgerError(StoppedError):
+    """The ledger's database does not answer."""
+
+
+class StudyStore(Protocol):
+    """A place for Optuna's study."""
+
+    storage: BaseStorage
+    """As Optuna knows it."""
+    name: str
+    """Name of the study in it."""
+    notice: str
+    """What a person should know of its state, else empty."""
+
+    def together(self) -> AbstractContextManager[None]:
+        """What is written in here may be written at once at the end."""
+
+    def patiently(self, act: Callable[[], T]) -> T:
+        """Do it, again if need be: `act` must stand being repeated. Raises `LedgerError`."""
+
+    def close(self) -> None:
+        """Let go of connections."""
+
+
+class JournalStore:
+    """A journal that belongs to the sweep's owner: it fails only with the folder it is in."""
+
+    def __init__(self, sweep: Storage, guard: Callable[[], None]) -> None:
+        self._journal = Journal(sweep, guard)
+        self.name = "sweep"
+        self.notice = ""
+        if lost := self._journal.lost:
+            self.notice = (
+                f"The ledger's last {lost} lines were damaged and are left out; finished trials "
+                "are restored from their results."
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            self.storage: BaseStorage = JournalStorage(self._journal)
+
+    def together(self) -> AbstractContextManager[None]:
+        """See `StudyStore`."""
+        return self._journal.together()
+
+    def patiently(self, act: Callable[[], T]) -> T:
+        """See `StudyStore`."""
+        return act()
+
+    def close(self) -> None:
+        """See `StudyStore`. There are none."""
+
+
+class MemoryStore:
+    """A study that is gone with its process: what a sweep would ask, without a sweep."""
+
+    def __init__(self) -> None:
+        self.storage: BaseStorage = InMemoryStorage()
+        self.name = "sweep"
+        self.notice = ""
+
+    def together(self) -> AbstractContextManager[None]:
+        """See `StudyStore`."""
+        return nullcontext()
+
+    def patiently(self, act: Callable[[], T]) -> T:
+        """See `StudyStore`."""
+        return act()
+
+    def close(self) -> None:
+        """See `StudyStore`."""
+
+
+class DatabaseStore:
+    """A study in PostgreSQL. A server that is away is waited for."""
+
+    def __init__(self, url: str, name: str) -> None:
+        """Raises `LedgerError` where the database cannot be used."""
+        from sqlalchemy.exc import SQLAlchemyError
+
+        self._url = url
+        self._failures = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
+        self.name = name
+        self.notice = ""
+        self._database = self.patiently(lambda: _connect(url))
+        self.storage: BaseStorage = get_storage(self._database)  # remembers what has ended
+
+    def together(self) -> AbstractContextManager[None]:
+        """See `StudyStore`. Each call of the database is a transaction of its own."""
+        return nullcontext()
+
+    def patiently(self, act: Callable[[], T]) -> T:
+        """See `StudyStore`."""
+        deadline, wait = time.monotonic() + PATIENCE, 0.1
+        while True:
+            try:
+                return act()
+            except self._failures as error:
+                if time.monotonic() + wait > deadline:
+                    raise LedgerError(
+                        f"the ledger at {without_password(self._url)} has not answered for "
+                        f"{PATIENCE:.0f} s ({reason(error)})"
+                    ) from error
+            time.sleep(wait)
+            wait = min(2 * wait, 5.0)
+
+    def close(self) -> None:
+        """See `StudyStore`."""
+        self._database.remove_session()
+        self._database.engine.dispose()
+
+
+def open_store(url: str, sweep: Storage, name: str, guard: Callable[[], None]) -> StudyStore:
+    """The store that a ledger's address means; `name` is the study's in a database.
+
+    `guard` raises where the sweep has another owner. Raises `LedgerError`.
+    """
+    return JournalStore(sweep, guard) if url == JOURNAL_LEDGER else DatabaseStore(url, name)
+
+
+def look_at_study(url: str, sweep: Storage, name: str) -> list[FrozenTrial]:
+    """The study's trials as they are now, also while a driver runs it; none where it has no study.
+
+    A journal is read and never written. Raises `LedgerError` for a database that does not answer,
+    after seconds, and `StorageError`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        if url == JOURNAL_LEDGER:
+            return _trials(JournalStorage(JournalView(sweep)), "sweep")
+        if problems := ledger_problems(url):
+            raise LedgerError(problems[0])
+        with closing(DatabaseStore(url, name)) as store:
+            return _trials(store.storage, name)
+
+
+def _trials(storage: BaseStorage, name: str) -> list[FrozenTrial]:
+    try:
+        return storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
+    except KeyError:
+        return []
+
+
+def ledger_problems(url: str) -> list[str]:
+    """Whether a ledger can be kept there: the broken rule, or nothing. Waits for seconds only."""
+    if url == JOURNAL_LEDGER:
+        return []
+    shown = without_password(url)
+    if urllib.parse.urlsplit(url).scheme.partition("+")[0] not in ("postgresql", "postgres"):
+        return [
+            f"--ledger must be {JOURNAL_LEDGER} or postgresql://USER@HOST/DATABASE, got '{shown}'."
+        ]
+    try:
+        import psycopg
+    except ImportError:
+        return [
+            "--ledger postgresql://... needs the psycopg package: "
+            "pip install 'fewshot-clip-search[postgresql]'."
+        ]
+    try:
+        psycopg.connect(_libpq(url), connect_timeout=_CONNECT_SECONDS).close()
+    except (psycopg.Error, ValueError) as error:
+        return [
+            f"--ledger must be a PostgreSQL database that lets us in, and '{shown}' does not "
+            f"({reason(error)}). Start it, correct the address, or give the password in "
+            "PGPASSWORD or ~/.pgpass."
+        ]
+    return []
+
+
+def without_password(url: str) -> str:
+    """The address as it may be stored and shown."""
+    url = re.sub(r"(?i)([?&])password=[^&]*&?", r"\1", url).rstrip("?&")
+    parts = urllib.parse.urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{parts.username or ''}@{host}").geturl()
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line, without what was being sent."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _libpq(url: str) -> str:
+    return urllib.parse.urlsplit(url)._replace(scheme="postgresql").geturl()
+
+
+def _connect(url: str) -> RDBStorage:
+    options: dict[str, Any] = {
+        "pool_pre_ping": True,  # a connection that the server's restart has cut is not used
+        "connect_args": {"connect_timeout": _CONNECT_SECONDS},
+    }
+    address = urllib.parse.urlsplit(url)._replace(scheme="postgresql+psycopg").geturl()
+    return RDBStorage(address, engine_kwargs=options)

@@ -1,0 +1,227 @@
+"""A sweep that is told and not run: its settings, its first trials, what it would cost.
+
+Nothing is written, in no folder and no database.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.samplers import RandomSampler
+from rich.console import Console
+from rich.table import Table
+
+from search.judging.seeds import fresh_seeds
+from search.ledger.ledger import Ledger, Live
+from search.ledger.samplers import STARTUP_TRIALS
+from search.ledger.store import JOURNAL_LEDGER, MemoryStore
+from search.preflight import Plan
+from search.task import described
+from search.terminal.progress import short
+from search.terminal.rehearsal import Cost, RehearsalError, peak_memory, rehearse
+from search.terminal.standing import duration
+from search.tracking.uri import shown
+from spaces.base import Space
+from trainables.methods.registry import METHODS
+from trainables.storage import open_storage
+from trainables.view import AUGMENTED_VIEWS
+
+_REHEARSALS = 200  # random points from which a space's parameters are read
+
+
+def first_trials(plan: Plan) -> tuple[list[Live], int]:
+    """The next trials that the sweep would issue, and how many have ended.
+
+    Those are told whose parameters depend on nothing that is still to be found: a sampler's random
+    start, or else the next one.
+    """
+    config = plan.config
+    sweep = open_storage(config.location)
+    ledger = Ledger(
+        sweep,
+        MemoryStore(),
+        plan.space,
+        config.sampler,
+        config.pruner,
+        config.seed,
+        also=config.also,
+    )
+    ended = len(ledger.results)
+    left = ledger.waiting + max(0, config.trials - ledger.issued)
+    certain = max(1, min(left, STARTUP_TRIALS - ended))
+    return [ledger.ask() for _ in range(min(left, certain))], ended
+
+
+def search_ranges(space: Space) -> dict[str, tuple[str, bool]]:
+    """Every parameter of a space: what it is drawn from, and whether every trial has it."""
+    study = optuna.create_study(sampler=RandomSampler(seed=0))
+    found: dict[str, list[BaseDistribution]] = {}
+    for _ in range(_REHEARSALS):
+        trial = study.ask()
+        space.suggest(trial)
+        for name, distribution in trial.distributions.items():
+            found.setdefault(name, []).append(distribution)
+    return {
+        name: (" or ".join(dict.fromkeys(map(_words, seen))), len(seen) == _REHEARSALS)
+        for name, seen in found.items()
+    }
+
+
+def _words(distribution: BaseDistribution) -> str:
+    if isinstance(distribution, CategoricalDistribution):
+        return "one of " + ", ".join(map(str, distribution.choices))
+    if isinstance(distribution, FloatDistribution | IntDistribution):
+        step = f" by {distribution.step:g}" if distribution.step and distribution.step != 1 else ""
+        how = ", logarithmic" if distribution.log else ""
+        return f"{distribution.low:g} to {distribution.high:g}{step}{how}"
+    return str(distribution)
+
+
+def dry_run(plan: Plan, console: Console) -> None:
+    """Print what would be run."""
+    config = plan.config
+    trials, ended = first_trials(plan)
+    console.print(
+        f"Sweep {config.name}: {config.space} on {described(config.task)}. A dry run: nothing is "
+        "started, nothing is written.",
+        style="bold",
+    )
+    for notice in plan.notices:
+        console.print(notice, style="yellow")
+    console.print(_grid("Settings", settings(plan)))
+    paper = plan.space.paper_parameters
+    table = Table(box=None, pad_edge=False, title="Search space", title_justify="left")
+    for heading in ("parameter", "drawn from", "the paper's"):
+        table.add_column(heading, overflow="fold")
+    for name, (words, always) in search_ranges(plan.space).items():
+        value = paper.get(name, "")
+        shown_value = f"{value:g}" if isinstance(value, float) else str(value)
+        table.add_row(name, words + ("" if always else " (not in every trial)"), shown_value)
+    console.print(table)
+    for live in trials:
+        why = " (the paper's setting)" if live.number == 0 else ""
+        console.print(f"trial {live.number:>3}{why}  {short(live.trial.params)}")
+    more = max(0, config.trials - ended - len(trials))
+    if more:
+        console.print(f"{more} more follow from what these find.", style="dim")
+    _print_estimate(plan, trials, more, console)
+
+
+def settings(plan: Plan) -> dict[str, str]:
+    """Every setting as it would be used."""
+    config = plan.config.public()
+    rows = {key: _text(value) for key, value in config.to_dict().items() if key != "task"}
+    rows |= {key: _text(value) for key, value in config.to_dict()["task"].items()}
+    rows |= {f"fingerprint, {key}": value for key, value in plan.fingerprints.items()}
+    place = plan.placement
+    where = (
+        "decided by the cluster"
+        if place is None
+        else (
+            f"{place.slots} trials at a time on the {'GPU' if place.device == 'cuda' else 'CPU'}, "
+            f"{place.cpus:g} cores and {place.gpus:g} GPUs each"
+        )
+    )
+    fresh = ", ".join(map(str, fresh_seeds(config.task.seeds, config.eval_seeds)))
+    ledger = "a journal in the folder" if config.ledger == JOURNAL_LEDGER else config.ledger
+    return rows | {
+        "folder": config.location,
+        "ledger": ledger,
+        "tracking_uri": shown(plan.tracking_uri),
+        "placement": where,
+        "validation images": str(plan.record()["val_images"]),
+        "fresh draws": f"{fresh} (for the test figures)",
+    }
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if value is None or value == "":
+        return "-"
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def _grid(title: str, rows: Mapping[str, str]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False, title=title, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _print_estimate(plan: Plan, trials: Sequence[Live], more: int, console: Console) -> None:
+    config, place = plan.config, plan.placement
+    device = place.device if place else "cpu"
+    if not trials:
+        console.print("Estimate: no trial is left to run.")
+        return
+    if place is None and config.device != "cpu":
+        console.print(
+            "Estimate: none. Trials run on the cluster at --address, and this is another machine: "
+            "ask there, without --address."
+        )
+        return
+    threads = max(1, math.floor(config.cpus_per_trial))
+    try:
+        with console.status("Timing some steps"):
+            cost = rehearse(plan.space.paper, config.task, config.data, device, threads)
+    except RehearsalError as error:
+        console.print(f"Estimate: none, the steps could not be timed ({error}).", style="yellow")
+        return
+    for line in estimate(plan, [live.config for live in trials], more, cost):
+        console.print(line)
+
+
+def estimate(plan: Plan, configs: Sequence[Any], more: int, cost: Cost) -> list[str]:
+    """Sentences: time and memory of the trials `configs` and of `more` like them, and how that was
+    found."""
+    config, place = plan.config, plan.placement
+    slots = place.slots if place else config.max_concurrent or 1
+    drawn = [
+        plan.source.draw(cell.dataset, cell.shots, cell.seed, cell.half)
+        for cell in config.task.cells
+    ]
+    sizes = [(len(pair.train.labels), len(pair.val.labels)) for pair in drawn]
+    each = [cost.seconds(c, sizes) for c in configs]
+    mean = sum(each) / len(each)
+    # Each crop scale brings augmented views, which go through the backbone once.
+    scales = {
+        stage.crop_scale
+        for c in configs
+        for stage in c.stages[:1]
+        if METHODS[stage.method].reads == "features" and stage.crop_scale < 1
+    }
+    images = sum(train for train, _ in sizes)
+    views = cost.encode * images * AUGMENTED_VIEWS * len(scales)
+    search = cost.opened + views + (sum(each) + more * mean) / slots
+    cells = len(config.task.sources) * len(config.task.shots) * config.eval_seeds
+    per_cell = cost.seconds(plan.space.paper, sizes[:1])
+    judging = 2 * cells * per_cell / slots
+    steps = sum(stage.steps for stage in cost.stages)
+    timed = f"{steps} steps of" if steps else "the fit of"
+    worker = cost.memory / 2**30
+    total = slots * worker + peak_memory() / 2**30
+    gpu = f", {cost.gpu_memory / 2**30:.1f} GiB of it on the GPU" if cost.gpu_memory else ""
+    return [
+        f"Estimate of time: {duration(search)} for the trials, if none is stopped early "
+        f"({duration(mean)} each, {slots} at a time), and {duration(judging)} for training the "
+        "winner and the paper's setting on fresh draws; the start of Ray and the reading of test "
+        "images come on top.",
+        f"Estimate of memory: {worker:.1f} GiB a trial, {total:.1f} GiB in all{gpu}; Ray's own "
+        "processes come on top.",
+        f"Measured here just now: {timed} the paper's setting on {cost.images} of the real "
+        "training images with the real backbone, in a process like a worker's; other settings "
+        "are taken to cost as much an epoch, and slots not to hold each other up.",
+    ]

@@ -1,0 +1,210 @@
+"""What a person sees while a sweep runs: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, ConsoleDimensions, Group
+from rich.control import Control
+from rich.live import Live as Display
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from search.ledger.ledger import Ledger, Live
+from search.ledger.results import Result
+from search.terminal.standing import duration
+from trainables.trainable import Message
+
+_RECENT = 5  # trials that have ended
+_COLUMNS = (("trial", 5, True), ("state", 13, False), ("validation", 10, True), ("time", 6, True))
+
+
+@dataclass
+class _Running:
+    """A trial that runs."""
+
+    epochs: int
+    epoch: int = 0
+    value: float | None = None
+
+
+class Progress:
+    """Trials by state, the best so far, what runs and how far it is, the time left."""
+
+    def __init__(self, console: Console, ledger: Ledger, trials: int, rounds: int = 1) -> None:
+        """`rounds`: how often a trial trains from its first epoch to its last, one cell after
+        another."""
+        self._console, self._ledger, self._rounds = console, ledger, rounds
+        self._goal = max(trials, ledger.issued)
+        self._before = len(ledger.results)
+        self._start = time.monotonic()
+        self._recent: list[Result] = []
+        self._running: dict[int, _Running] = {}
+        self._warned: set[str] = set()
+        self._forecasts: dict[int, dict[str, float]] = {}
+        self._display: Display | None = None
+        self._size = console.size
+        self._said: list[Text] = []
+        self._wiped = 0
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._display = Display(
+                get_renderable=self._frame,
+                console=self._console,
+                refresh_per_second=4,
+                transient=True,
+            )
+            self._display.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._display is not None:
+            self._display.__exit__(kind, error, trace)
+            self._display = None
+            for notice in self._said[: self._wiped]:  # a person may not have read them
+                self._console.print(notice)
+
+    def started(self, live: Live) -> None:
+        """See `Observer`."""
+        epochs = sum(stage.epochs for stage in live.config.stages if not stage.fixed)
+        self._running[live.number] = _Running(epochs * self._rounds)
+
+    def heard(self, message: Message) -> None:
+        """See `Observer`."""
+        running = self._running.get(message.number)
+        if running is not None and message.report is not None:
+            running.value = message.report.metrics["val/accuracy"]
+            epochs = [int(row["epoch"]) for row in message.report.rows]
+            running.epoch = max(epochs, default=running.epoch)
+        if message.forecast:
+            self._forecasts[message.number] = message.forecast
+        for warning in message.warnings:
+            # In full the first time; afterwards its headline is enough.
+            headline = warning.split(":")[0]
+            text = f"{headline}." if headline in self._warned else warning
+            self._warned.add(headline)
+            self._say(f"trial {message.number:>3} {text}", "yellow")
+
+    def ended(self, result: Result, ledger: Ledger) -> None:
+        """See `Observer`."""
+        self._running.pop(result.number, None)
+        self._forecasts.pop(result.number, None)
+        self._recent = [*self._recent, result][-_RECENT:]
+        if result.state == "FAIL":
+            self._say(f"trial {result.number} failed: {result.reason}", "red")
+        elif self._display is None:
+            best = ledger.best()
+            self._say(
+                f"trial {result.number:>3} {result.state.lower():<8} "
+                f"val {percent(result.value)}  best {percent(best.value if best else None)}  "
+                f"({len(ledger.results)}/{self._goal})"
+            )
+
+    def _say(self, line: str, style: str = "") -> None:
+        text = Text(line, style)
+        self._said.append(text)
+        self._console.print(text)
+
+    def _frame(self) -> Group:
+        """The frame for the terminal as it is now.
+
+        A terminal that has become narrower has broken the last frame's lines, so that nobody knows
+        how far up it begins: then the screen is wiped. What was said on it is said again at the
+        end.
+        """
+        if self._console.size != self._size:
+            self._size = self._console.size
+            self._wiped = len(self._said)
+            self._console.control(Control.clear(), Control.home())
+        return self._render(self._size)
+
+    def _render(self, size: ConsoleDimensions) -> Group:
+        ledger = self._ledger
+        ended = len(ledger.results)
+        states = [r.state for r in ledger.results.values()]
+        line = Text.assemble(
+            (f"{ended} of {self._goal} trials", "bold"),
+            f"  {states.count('COMPLETE')} complete",
+            f"  {states.count('PRUNED')} pruned",
+            f"  {states.count('FAIL')} failed",
+            f"  {len(ledger.live)} running",
+            no_wrap=True,
+            overflow="ellipsis",
+        )
+        pace = Text(self._pace(ended), no_wrap=True, overflow="ellipsis")
+        bar = Table.grid()  # which ends its line
+        bar.add_row(ProgressBar(total=self._goal, completed=ended, width=min(60, size.width)))
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        room = size.width
+        for heading, width, right in _COLUMNS:
+            table.add_column(
+                heading, justify="right" if right else "left", no_wrap=True, min_width=width
+            )
+            room -= width + 2
+        table.add_column("parameters", no_wrap=True, overflow="ellipsis", max_width=max(1, room))
+        best = ledger.best()
+        if best is not None:
+            self._row(table, best, "best", "bold green")
+        for number, running in sorted(self._running.items()):
+            live = ledger.live.get(number)
+            chosen = short(self._forecasts.get(number, {}) | (live.trial.params if live else {}))
+            table.add_row(
+                str(number),
+                _epochs(running),
+                percent(running.value),
+                "",
+                Text(chosen),
+                style="cyan",
+            )
+        for result in reversed(self._recent):
+            self._row(table, result, result.state.lower(), "dim")
+        return Group(line, bar, pace, table)
+
+    def _row(self, table: Table, result: Result, state: str, style: str) -> None:
+        table.add_row(
+            str(result.number),
+            state,
+            percent(result.value),
+            duration(result.train_seconds),
+            Text(short(result.parameters)),
+            style=style,
+        )
+
+    def _pace(self, ended: int) -> str:
+        done = ended - self._before
+        elapsed = time.monotonic() - self._start
+        if done == 0:
+            return f"{duration(elapsed)} so far"
+        left = elapsed / done * (self._goal - ended)
+        rate = 60 * done / elapsed
+        return f"{duration(elapsed)} so far, {rate:.1f} trials a minute, {duration(left)} left"
+
+
+def _epochs(running: _Running) -> str:
+    if not running.epochs:
+        return "running"
+    return f"epoch {running.epoch}/{running.epochs}"
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction as a person reads it; a dash for none."""
+    return "    -" if fraction is None else f"{100 * fraction:5.1f} %"
+
+
+def short(parameters: Mapping[str, object]) -> str:
+    """Parameters on one line, numbers with three digits."""
+    return "  ".join(
+        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in parameters.items()
+    )

@@ -1,0 +1,197 @@
+"""How a sweep stands, read from its folder while a driver runs it or not, and never changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+from search.config import SweepConfig
+from search.judging.evaluation import Evaluation, read_evaluation
+from search.ledger.journal import JOURNAL
+from search.ledger.ledger import best_of
+from search.ledger.lock import running
+from search.ledger.results import Result, read_results
+from search.preflight import SWEEP_FILE, load_record
+from search.problems import UsageError
+from trainables.storage import Storage, StorageError, open_storage
+
+State = Literal["running", "finished", "interrupted", "never begun", "unreadable"]
+"""`finished`: its winner is judged, or all its trials have failed; `interrupted`: nobody runs it
+and something is left to do; `unreadable`: damaged, or of another version."""
+
+_PATIENCE = 10.0  # seconds for which a bucket that does not answer is asked again
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One sweep, as it lay in its folder at one moment."""
+
+    name: str
+    """Of its folder."""
+    sweep: Storage
+    """The folder."""
+    trouble: str = ""
+    """Why it cannot be read, and what to do; else empty."""
+    id: str = ""
+    """Given to it when it was first started."""
+    config: SweepConfig | None = None
+    """What it searches, and where it is kept; None where that cannot be read."""
+    results: Mapping[int, Result] | None = None
+    """Every finished trial, by number; None where that cannot be read."""
+    evaluation: Evaluation | None = None
+    """None while it has not been judged."""
+    owner: str | None = None
+    """Who runs it, if anybody does."""
+    begun: bool = False
+    """Whether a trial has ever been issued."""
+
+    @property
+    def state(self) -> State:
+        """See `State`."""
+        if self.trouble:
+            return "unreadable"
+        if self.owner is not None:
+            return "running"
+        if not self.begun:
+            return "never begun"
+        all_failed = self.done >= self.asked and self.best is None
+        return "finished" if self.judged is not None or all_failed else "interrupted"
+
+    @property
+    def done(self) -> int:
+        """Trials that have ended."""
+        return len(self.results or {})
+
+    @property
+    def asked(self) -> int:
+        """Trials that were asked for when it was first started, or more if there are more."""
+        return max(self.config.trials if self.config else 0, self.done)
+
+    @cached_property
+    def best(self) -> Result | None:
+        """The winner: see `search.ledger.ledger.best_of`."""
+        return best_of((self.results or {}).values())
+
+    @property
+    def judged(self) -> Evaluation | None:
+        """The evaluation, where it is of the present winner."""
+        found, best = self.evaluation, self.best
+        return found if found is not None and best and found.winner == best.number else None
+
+    @property
+    def states(self) -> dict[str, int]:
+        """Finished trials by how they ended."""
+        ends = [result.state for result in (self.results or {}).values()]
+        return {state: ends.count(state) for state in ("COMPLETE", "PRUNED", "FAIL")}
+
+    @property
+    def since(self) -> float | None:
+        """Unix time at which its first trial was issued; None before one has ended."""
+        return min((r.begun for r in (self.results or {}).values()), default=None)
+
+    @property
+    def latest(self) -> float | None:
+        """Unix time at which a trial has last ended."""
+        return max((r.ended for r in (self.results or {}).values()), default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types: what a program may want to know. Accuracies are fractions, times are
+        unix seconds."""
+        config, best = self.config, self.best
+        return {
+            "name": self.name,
+            "state": self.state,
+            "trouble": self.trouble or None,
+            "location": self.sweep.location,
+            "id": self.id or None,
+            "space": config.space if config else None,
+            "task": config.public().to_dict()["task"] if config else None,
+            "owner": self.owner,
+            "trials": {"done": self.done, "asked": self.asked} | self.states,
+            "best": best and {"trial": best.number, "value": best.value},
+            "judged": self.judged is not None,
+            "begun": self.since,
+            "ended": self.latest,
+        }
+
+
+def read_standing(name: str, storage: str) -> Standing:
+    """The sweep of this name. Raises `UsageError` where there is none, and says in `trouble` what
+    is wrong with one that is there."""
+    try:
+        return _read(open_storage(storage, _PATIENCE).child(name), name, storage)
+    except StorageError as error:
+        raise UsageError([f"A sweep's folder must be readable, and is not: {error}."]) from error
+
+
+def read_standings(storage: str) -> list[Standing]:
+    """Every sweep in a storage, by name; other folders are passed over. Raises `UsageError`."""
+    try:
+        place = open_storage(storage, _PATIENCE)
+        found = []
+        for name in place.folders():
+            sweep = place.child(name)
+            if sweep.exists(SWEEP_FILE) or _looks_like_one(sweep):
+                found.append(_read(sweep, name, storage))
+    except StorageError as error:
+        raise UsageError(
+            [f"The storage must be readable, and is not: {error}. Use --storage."]
+        ) from error
+    return found
+
+
+def _looks_like_one(sweep: Storage) -> bool:
+    """Whether trials have been issued here, with or without a description of the sweep."""
+    # In a bucket the journal is a folder of its parts.
+    return bool({JOURNAL, "trials"} & set(sweep.folders())) or sweep.exists(JOURNAL)
+
+
+def _read(sweep: Storage, name: str, storage: str) -> Standing:
+    try:
+        record = load_record(sweep)
+    except UsageError as error:
+        if not sweep.exists(SWEEP_FILE) and not _looks_like_one(sweep):
+            raise
+        return Standing(name, sweep, error.problems[0])
+    config = replace(SweepConfig.from_dict(record["config"]), name=name, storage=storage)
+    standing = Standing(name, sweep, id=str(record["id"]), config=config, owner=running(sweep))
+    try:
+        results = read_results(sweep)
+    except UsageError as error:
+        return replace(standing, trouble=error.problems[0])
+    begun = bool(results) or _looks_like_one(sweep)
+    return replace(standing, results=results, evaluation=read_evaluation(sweep), begun=begun)
+
+
+def failures(results: Mapping[int, Result]) -> list[dict[str, Any]]:
+    """Every trial that has failed, by number, with its traceback."""
+    return [
+        {key: asdict(result)[key] for key in _TOLD}
+        for _, result in sorted(results.items())
+        if result.state == "FAIL"
+    ]
+
+
+_TOLD = ("number", "reason", "details", "failures", "host", "begun", "ended", "parameters")
+
+
+def ago(moment: float | None, now: float | None = None) -> str:
+    """How long ago a unix time was, e.g. `3 h`; a dash for none."""
+    if moment is None:
+        return "-"
+    seconds = max(0.0, (time.time() if now is None else now) - moment)
+    return duration(seconds)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: `40 s`, `12 min`, `3.5 h`, `2 d`."""
+    for unit, size in _UNITS:
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+_UNITS: Sequence[tuple[str, float]] = (("d", 86400), ("h", 3600), ("min", 60))

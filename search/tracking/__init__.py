@@ -1,0 +1,1 @@
+"""MLflow as a mirror for people, fed from an outbox on disk."""

@@ -1,0 +1,458 @@
+"""The runs of one sweep in MLflow, made so that every call may be repeated.
+
+Every run carries the tags `search.sweep`, the sweep's name, and `search.id`, by which it is found:
+on a server that many use, names meet. The sweep's own run is the parent of its trials, which carry
+`search.trial` besides. `search.state` is how a run ended, in the words of the ledger.
+
+Runs are looked up by their tags before they are created. What a run holds already is not told
+again: of each metric only steps that come after its last one, whatever time they carry.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from search.reporting.at_end import REPORT
+from search.tracking.mlflow_page import COLUMNS, page, saved_view
+from search.tracking.outbox import Event
+from search.tracking.uri import SERVERS, absolute_uri, scheme_of, server_answers, sqlite_path
+from trainables.storage import Storage, StorageError, open_storage
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+logger = logging.getLogger(__name__)
+
+EXPERIMENT = "few-shot-search"
+SWEEP, IDENTITY, TRIAL = "search.sweep", "search.id", "search.trial"
+ROLE, STATE = "search.role", "search.state"
+MISSING, INFINITE = "search.missing_artifacts", "search.infinite_metrics"
+TAG_LENGTH = 8000  # characters MLflow keeps
+
+_RUN_STATUS = {
+    "COMPLETE": "FINISHED",
+    "PRUNED": "FINISHED",
+    "FAIL": "FAILED",
+    "INTERRUPTED": "KILLED",
+}
+_PAGE = 1000  # runs a call
+_PROBE_SECONDS = 5.0
+
+_ENVIRONMENT = {
+    # A retry inside the client blocks for minutes, and repeats `create_run`, which makes a second
+    # run. The uploader's own retry looks for the run first.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds; the default is 120
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+Rows = Sequence[tuple[int, int, Mapping[str, object]]]
+"""Step, milliseconds, values by name; a value is a number or a text that `float` reads."""
+
+
+Carrier = Callable[[str, str, str, str], bool]
+"""Somebody else who uploads: tracking URI, run, location of the storage, name of the file in it ->
+whether it has arrived."""
+
+
+class RefusedError(Exception):
+    """MLflow has answered, and the answer is no."""
+
+
+class MlflowRuns:
+    """One sweep as MLflow shows it. For one thread.
+
+    Sets the environment variables in `_ENVIRONMENT` where they are not set: MLflow's client has no
+    other way to be told not to block.
+    """
+
+    def __init__(
+        self, uri: str, sweep: str, identity: str, storage: Storage, artifact_root: Path | None
+    ) -> None:
+        """`sweep` is a name for people, `identity` tells the sweep from all others. `artifact_root`
+        is where a new experiment in a database keeps its files; a server decides itself."""
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        self._uri = absolute_uri(uri)
+        self._sweep, self._identity = sweep, identity
+        self._storage = storage
+        self._artifact_root = artifact_root
+        self._experiment_id = ""
+        self._is_server = scheme_of(uri) in SERVERS
+        self._client: MlflowClient | None = None
+        self._runs: dict[int | None, str] | None = None  # None: not looked up; key None: the parent
+        self._held: dict[str, dict[str, tuple[int, float]]] = {}
+        """Last step and its value, by unfinished run and metric."""
+        self.carrier: Carrier | None = None
+        """Asked before a file is uploaded from here."""
+
+    def connect(self) -> None:
+        """Find the experiment and the sweep's runs. Any error means: not now."""
+        if self._runs is None:
+            if self._is_server and self._client is None:
+                server_answers(self._uri, _PROBE_SECONDS)
+            client = self._open()
+            self._experiment_id = self._find_experiment(client)
+            self._runs = self._find_runs(client)
+
+    def forget(self) -> None:
+        """Look everything up again before the next delivery."""
+        self._runs = None
+        self._held.clear()
+        if scheme_of(self._uri) == "sqlite":
+            _close_connections(self._uri)
+
+    @property
+    def client(self) -> MlflowClient:
+        """MLflow's own, at the sweep's address."""
+        return self._open()
+
+    @property
+    def experiment_id(self) -> str:
+        """MLflow's, once connected."""
+        return self._experiment_id
+
+    @property
+    def page(self) -> str:
+        """Where the sweep's view is, behind the server's address, once connected; else empty."""
+        return page(self._experiment_id, self._identity) if self._experiment_id else ""
+
+    def run_of(self, number: int | None) -> str | None:
+        """MLflow's id of a trial's run, or of the sweep's own, once connected; None where there is
+        none."""
+        return (self._runs or {}).get(number)
+
+    def trials(self) -> int:
+        """How many trials have a run. Any error means: not now."""
+        self.connect()
+        return sum(number is not None for number in self._runs or ())
+
+    def deliver(self, events: Sequence[Event]) -> None:
+        """Show one event, or several of the kind "log".
+
+        Raises:
+            RefusedError: MLflow will never take it.
+            Exception: anything else; try again.
+        """
+        try:
+            match events[0].get("kind"):
+                case "settle":
+                    self._settle(events[0])
+                case "start":
+                    self._start(events[0])
+                case "log":
+                    self._log(events)
+                case "finish":
+                    self._finish(events[0])
+                case kind:
+                    raise ValueError(f"an event is a start, a log or a finish, not {kind!r}")
+        except Exception as error:
+            if _is_definite(error):
+                raise RefusedError(f"{type(error).__name__}: {error}") from error
+            raise
+
+    def _open(self) -> MlflowClient:
+        if self._client is None:
+            from mlflow import MlflowClient  # two seconds, which the sweep need not wait for
+
+            if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+                for name in ("mlflow", "alembic"):  # what matters is said by the uploader
+                    logging.getLogger(name).setLevel(logging.CRITICAL)
+            if scheme_of(self._uri) == "sqlite":
+                self._create_database(MlflowClient)
+            self._client = MlflowClient(tracking_uri=self._uri)
+        return self._client
+
+    def _create_database(self, client: type[MlflowClient]) -> None:
+        """Make a new database under another name and rename it: MLflow's own first start takes
+        seconds, and one that is killed leaves a file that no later start can use."""
+        path = sqlite_path(self._uri)
+        if path is None or (path.exists() and path.stat().st_size):
+            return
+        with open(path.with_name(f".{path.name}.lock"), "w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if path.exists() and path.stat().st_size:
+                return
+            new = path.with_name(f".{path.name}.{os.getpid()}.new")
+            new.unlink(missing_ok=True)
+            client(tracking_uri=f"sqlite:///{new.absolute()}").search_experiments(max_results=1)
+            os.replace(new, path)
+
+    def _find_experiment(self, client: MlflowClient) -> str:
+        found = client.get_experiment_by_name(EXPERIMENT)
+        if found is not None:
+            if found.lifecycle_stage != "active":  # it would refuse every event
+                raise RuntimeError(
+                    f"the experiment {EXPERIMENT!r} was deleted; restore it: "
+                    f"mlflow experiments restore --experiment-id {found.experiment_id}"
+                )
+            return str(found.experiment_id)
+        root = None
+        if self._artifact_root is not None and not self._is_server:
+            root = self._artifact_root.resolve().as_uri()
+        # Where another sweep is faster, this fails and the next try finds its experiment.
+        return str(
+            client.create_experiment(
+                EXPERIMENT,
+                artifact_location=root,
+                # Without it the page opens in its view for language models.
+                tags={"mlflow.experimentKind": "custom_model_development"},
+            )
+        )
+
+    def _find_runs(self, client: MlflowClient) -> dict[int | None, str]:
+        runs: dict[int | None, str] = {}
+        for run in self._search(client):
+            number = run.data.tags.get(TRIAL, "")
+            if number.isdecimal():
+                runs.setdefault(int(number), run.info.run_id)
+            elif run.data.tags.get(ROLE) == "sweep":
+                runs.setdefault(None, run.info.run_id)
+        return runs
+
+    def _search(self, client: MlflowClient, also: str = "") -> Iterable[Run]:
+        """The sweep's runs, the oldest first."""
+        quote = '"' if "'" in self._identity else "'"
+        token = None
+        while True:
+            page = client.search_runs(
+                [self._experiment_id],
+                f"tags.`{IDENTITY}` = {quote}{self._identity}{quote}{also}",
+                max_results=_PAGE,
+                order_by=["attributes.start_time ASC"],
+                page_token=token,
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _run(self, number: int | None, start: int, tags: Mapping[str, str]) -> tuple[str, bool]:
+        """The run of a trial or of the sweep (None), and whether it had to be created."""
+        assert self._runs is not None, "connect() comes first"
+        if number in self._runs:
+            return self._runs[number], False
+        if number is None:
+            identity = {"mlflow.runName": self._sweep, ROLE: "sweep"}
+        else:
+            identity = {
+                "mlflow.runName": f"trial {number:06d}",
+                ROLE: "trial",
+                TRIAL: str(number),
+                "mlflow.parentRunId": self._run(None, start, {})[0],
+            }
+        run = self._open().create_run(
+            self._experiment_id,
+            start_time=start,
+            tags={
+                STATE: "RUNNING",
+                **identity,
+                **tags,
+                SWEEP: self._sweep,
+                IDENTITY: self._identity,
+            },
+        )
+        self._runs[number] = run.info.run_id
+        self._held[run.info.run_id] = {}
+        return self._runs[number], True
+
+    def _settle(self, event: Event) -> None:
+        """End whatever a driver that was killed has left running."""
+        client = self._open()
+        for run in list(self._search(client, " AND attributes.status = 'RUNNING'")):
+            self._send(run.info.run_id, tags={STATE: "INTERRUPTED"})
+            client.set_terminated(
+                run.info.run_id, _RUN_STATUS["INTERRUPTED"], end_time=event["time"]
+            )
+
+    def _start(self, event: Event) -> None:
+        client = self._open()
+        params, tags = event["params"], event["tags"]
+        run_id, is_new = self._run(event["trial"], event["time"], tags)
+        if not is_new:
+            run = client.get_run(run_id)
+            self._held[run_id] = _latest(run)
+            if run.info.status != "RUNNING":
+                client.update_run(run_id, status="RUNNING")
+            params = {k: v for k, v in params.items() if run.data.params.get(k) != v}
+            self._send(run_id, tags={**tags, STATE: "RUNNING"})
+        if params:
+            self._send(run_id, params=params)
+        if event["trial"] is None and is_new:
+            self._save_view(tags, event["time"])
+
+    def _log(self, events: Sequence[Event]) -> None:
+        """One batch per run: trials take turns in the outbox, and MLflow counts calls."""
+        rows: dict[int | None, list[tuple[int, int, Mapping[str, object]]]] = {}
+        for event in events:
+            rows.setdefault(event["trial"], []).extend(event["rows"])
+        for number, rows_of_run in rows.items():
+            if rows_of_run:
+                run_id, _ = self._run(number, rows_of_run[0][1], {})
+                self._send(run_id, rows=rows_of_run)
+
+    def _finish(self, event: Event) -> None:
+        # The status first: whatever is refused after it, the run does not look alive for ever.
+        client = self._open()
+        run_id, _ = self._run(event["trial"], event["time"], {})
+        self._send(run_id, tags={**event["tags"], STATE: event["status"]})
+        client.set_terminated(
+            run_id, _RUN_STATUS.get(event["status"], "FAILED"), end_time=event["time"]
+        )
+        held = self._latest(run_id)
+        final = {k: v for k, v in event["metrics"].items() if held.get(k) != (0, float(v))}
+        if final:
+            self._send(run_id, rows=[(0, event["time"], final)], final=True)
+        missing = [name for name in event["artifacts"] if not self._send_file(run_id, name)]
+        if missing:
+            self._send(run_id, tags={MISSING: ", ".join(missing)[:TAG_LENGTH]})
+        self._held.pop(run_id, None)
+        if event["trial"] is None:
+            self._save_view(event["tags"], event["time"])
+
+    def _save_view(self, tags: Mapping[str, str], time: int) -> None:
+        """The sweep's view of its trials, under "Views" on MLflow's page."""
+        parameters = json.loads(tags.get(COLUMNS, "[]"))
+        view = saved_view(self._identity, self._sweep, IDENTITY, parameters, time)
+        self._open().set_experiment_tag(self._experiment_id, *view)
+
+    def _latest(self, run_id: str) -> dict[str, tuple[int, float]]:
+        """What a run holds: last step and its value, by metric."""
+        if run_id not in self._held:
+            self._held[run_id] = _latest(self._open().get_run(run_id))
+        return self._held[run_id]
+
+    def _send(
+        self,
+        run_id: str,
+        rows: Rows = (),
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        final: bool = False,
+    ) -> None:
+        """One `log_batch`; MLflow's client cuts it where a call may not be longer.
+
+        Steps that the run holds are left out, unless they are `final`.
+        """
+        from mlflow.entities import Metric, Param, RunTag
+
+        # The stores keep NaN, but turn an infinity into 1.8e308, which flattens every chart.
+        metrics, infinite = [], []
+        held = {} if final or not rows else dict(self._latest(run_id))
+        for step, timestamp, values in rows:
+            for name, text in values.items():
+                value = float(text)  # type: ignore[arg-type]
+                if math.isinf(value):
+                    infinite.append(f"{name}={value} at step {step}")
+                elif name not in held or held[name][0] < step:
+                    metrics.append(Metric(name, value, timestamp, step))
+                    held[name] = (step, value)
+        tags = dict(tags or {})
+        if infinite:
+            tags[INFINITE] = ", ".join(infinite)[:TAG_LENGTH]
+        if not (metrics or params or tags):
+            return
+        self._open().log_batch(
+            run_id,
+            metrics=metrics,
+            params=[Param(*param) for param in (params or {}).items()],
+            tags=[RunTag(*tag) for tag in tags.items()],
+            synchronous=True,
+        )
+        if metrics and not final:
+            self._held[run_id] = held
+
+    def _send_file(self, run_id: str, name: str) -> bool:
+        """Whether the file is there. Only a server or a storage that is away is an error."""
+        carrier = self.carrier if self._is_server else None
+        if carrier is not None and carrier(self._uri, run_id, self._storage.location, name):
+            return True
+        try:
+            with self._storage.local_copy(name) as path:
+                self._open().log_artifact(run_id, str(path), _place(name))
+        except FileNotFoundError as error:
+            logger.warning("An artifact is missing in MLflow: %s", error)
+            return False
+        except StorageError:
+            raise
+        except Exception as error:
+            if self._is_server and not _is_definite(error):
+                raise
+            logger.warning("An artifact is missing in MLflow: %s", error)
+            return False
+        return True
+
+
+def upload_artifact(uri: str, run_id: str, location: str, name: str) -> None:
+    """Upload one file of a storage, from wherever this is called. Any error means: not now.
+
+    Another machine may know the server by another address than `uri`: MLFLOW_TRACKING_URI there.
+    """
+    from mlflow import MlflowClient
+
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    with open_storage(location).local_copy(name) as path:
+        server = os.environ.get("MLFLOW_TRACKING_URI", uri)
+        MlflowClient(tracking_uri=server).log_artifact(run_id, str(path), _place(name))
+
+
+def says_nothing_of_the_event(error: Exception) -> bool:
+    """Whether a delivery failed for a reason that another event would have met as well: nobody
+    answers, we are not let in, we are too many; or the sweep's storage is away."""
+    if isinstance(error, StorageError | ConnectionError):
+        return True
+    code = getattr(error, "error_code", None)
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status in {401, 403, 429} or code in {
+        "UNAUTHENTICATED",
+        "PERMISSION_DENIED",
+        "REQUEST_LIMIT_EXCEEDED",
+    }
+
+
+def _place(name: str) -> str | None:
+    """The folder among a run's artifacts: a report keeps its own, all else lies at the top."""
+    folder = name.rpartition("/")[0]
+    return folder if folder.partition("/")[0] == REPORT else None
+
+
+def _latest(run: Run) -> dict[str, tuple[int, float]]:
+    """The store orders a metric's points by step, then by time."""
+    return {m.key: (m.step, m.value) for m in run.data.to_proto().metrics}
+
+
+def _close_connections(uri: str) -> None:
+    """Forget the database's open file, which somebody may have replaced: SQLite then refuses every
+    write, and MLflow keeps connections for as long as the process lives."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    engine = SqlAlchemyStore._engine_map.get(uri)
+    if engine is not None:
+        engine.dispose()
+
+
+def _is_definite(error: Exception) -> bool:
+    """Whether repeating the call cannot help. In doubt it can: the events are safe on disk."""
+    code = getattr(error, "error_code", None)
+    if code is not None:  # MlflowException, whose class is not worth importing MLflow for
+        return code in {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"}
+    response = getattr(error, "response", None)
+    if response is not None:  # requests.HTTPError; credentials, rate limits and time-outs can mend
+        return 400 <= response.status_code < 500 and response.status_code not in {
+            401,
+            403,
+            408,
+            429,
+        }
+    return not isinstance(error, OSError)

@@ -1,0 +1,536 @@
+"""The ledger under crashes at every moment: nothing finished is lost, nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from optuna.trial import TrialState
+
+from search.ledger.ledger import RETRIES, Ledger, Live
+from search.ledger.pruners import PRUNERS
+from search.ledger.results import FORMAT, Result, State, read_results, read_rows
+from search.ledger.samplers import SAMPLERS
+from search.ledger.store import JournalStore
+from search.problems import UsageError
+from spaces.base import Setting
+from spaces.registry import SPACES
+from trainables.storage import LocalStorage
+from trainables.trial import TrialConfig
+
+SPACE = SPACES["taskres"].build(Setting("digits", 4, 40, "vit"))
+
+
+class PowerCutError(BaseException):
+    """The driver dies here."""
+
+
+class MortalStorage(LocalStorage):
+    """A disk whose machine dies at a given write: before it, after it, or in its middle."""
+
+    def __init__(self, root: Path, fuse: list[float]) -> None:
+        super().__init__(root)
+        self._fuse = fuse
+
+    def child(self, name: str) -> MortalStorage:
+        return MortalStorage(self.root / name, self._fuse)
+
+    def write_by(self, name: str, writer: Callable[[Path], None]) -> None:
+        self._burn(lambda: super(MortalStorage, self).write_by(name, writer))
+
+    def delete(self, name: str) -> None:
+        self._burn(lambda: super(MortalStorage, self).delete(name))
+
+    def append(self, name: str, data: bytes) -> None:
+        half = data[: len(data) // 2]
+        self._burn(
+            lambda: super(MortalStorage, self).append(name, data),
+            lambda: super(MortalStorage, self).append(name, half),
+        )
+
+    def _burn(self, act: Callable[[], None], half: Callable[[], None] = lambda: None) -> None:
+        self._fuse[0] -= 1
+        if self._fuse[0] <= -1:
+            raise PowerCutError  # it is dead already
+        if self._fuse[0] >= 1:
+            act()
+            return
+        moment = self._fuse[1]
+        if moment == 1:
+            half()
+        elif moment == 2:
+            act()
+        raise PowerCutError
+
+
+def open_ledger(
+    folder: Path | LocalStorage, sampler: str = "random", pruner: str = "asha", seed: int = 0
+) -> Ledger:
+    sweep = LocalStorage(folder) if isinstance(folder, Path) else folder
+    return Ledger(sweep, JournalStore(sweep, lambda: None), SPACE, sampler, pruner, seed)
+
+
+def value_at(number: int, step: int) -> float:
+    """What a deterministic trial would report: later trials are mostly worse."""
+    return 0.9 - 0.07 * ((7 * number) % 10) + 0.01 * ((3 * step + number) % 5)
+
+
+def report(ledger: Ledger, live: Live, steps: int) -> list[float]:
+    values = [value_at(live.number, step) for step in range(1, steps + 1)]
+    metrics = {"val/accuracy": values[-1] if values else 0.0, "val/loss": 0.5}
+    ledger.report(live.number, values, metrics)
+    return values
+
+
+def test_trial_zero_is_the_papers_setting(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    first, second = ledger.ask(), ledger.ask()
+    assert (first.number, second.number) == (0, 1)
+    assert first.config == SPACE.paper
+    assert second.config != SPACE.paper
+
+
+def test_the_sweeps_seed_reaches_every_trial(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path, pruner="none", seed=5)
+    assert [ledger.ask().config.seed for _ in range(2)] == [5, 5]
+
+
+def test_the_papers_setting_is_never_pruned(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path, pruner="median")
+    first = ledger.ask()
+    for _ in range(8):
+        live = ledger.ask()
+        values = [0.9] * 6
+        ledger.report(live.number, values, {"val/accuracy": 0.9})
+        ledger.finish(live.number, "COMPLETE")
+    other = ledger.ask()
+    for live in (first, other):
+        ledger.report(live.number, [0.1] * 6, {"val/accuracy": 0.1})
+    assert ledger.prune(first.number) is None
+    assert ledger.prune(other.number) is not None
+
+
+def test_a_result_is_committed_before_the_study_hears_of_it(tmp_path: Path) -> None:
+    fuse = [1e9, 0.0]
+    ledger = open_ledger(MortalStorage(tmp_path, fuse))
+    live = ledger.ask()
+    values = report(ledger, live, 3)
+    fuse[:] = [3, 0]  # metrics.jsonl, result.json, and dead before the journal
+    with pytest.raises(PowerCutError):
+        ledger.finish(live.number, "COMPLETE")
+    assert JournalStore(LocalStorage(tmp_path), lambda: None).storage.get_trial(0).state == (
+        TrialState.RUNNING
+    )
+    again = open_ledger(tmp_path)
+    assert again.frozen()[0].state == TrialState.COMPLETE
+    assert again.frozen()[0].value == values[-1]
+    assert again.results[0].values == tuple(values)
+    assert again.ask().number == 1
+
+
+def test_a_half_asked_trial_is_completed(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    ledger.ask()
+    trial = ledger.study.ask()
+    trial.suggest_categorical("learn_alpha", [False, True])  # and here the driver dies
+    again = open_ledger(tmp_path)
+    assert again.waiting == 2
+    first, second = again.ask(), again.ask()
+    assert (first.number, second.number) == (0, 1)
+    assert second.config.problems() == []
+    assert "lr" in second.trial.params
+
+
+def test_an_interrupted_trial_keeps_number_configuration_and_reports(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    ledger.ask()
+    live = ledger.ask()
+    report(ledger, live, 2)
+    again = open_ledger(tmp_path)
+    first, second = again.ask(), again.ask()
+    assert (second.number, second.config) == (live.number, live.config)
+    assert len(second.values) == 2
+    report(again, second, 4)
+    known = again.frozen()[1].intermediate_values
+    assert known == {step: value_at(1, step) for step in range(1, 5)}
+    assert first.values == ()
+
+
+def test_states_and_values_of_ends(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    complete, pruned, failed = ledger.ask(), ledger.ask(), ledger.ask()
+    report(ledger, complete, 4)
+    ledger.finish(0, "COMPLETE")
+    cut = report(ledger, pruned, 2)
+    ledger.finish(1, "PRUNED")
+    ledger.finish(2, "FAIL", reason="NonFiniteError: train/loss became nan in epoch 3")
+    states = [trial.state for trial in ledger.frozen()]
+    assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
+    assert ledger.frozen()[1].value == cut[-1]
+    stored = json.loads((tmp_path / "trials/000002/result.json").read_text())
+    assert stored["reason"].startswith("NonFiniteError")
+    assert stored["value"] is None
+    assert failed.number == 2
+
+
+def test_a_non_finite_value_is_never_committed(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    live = ledger.ask()
+    live.metrics = {"val/accuracy": float("nan")}
+    with pytest.raises(ValueError, match="nan"):
+        ledger.finish(0, "COMPLETE")
+    assert not (tmp_path / "trials/000000/result.json").exists()
+
+
+def test_best_breaks_ties_by_loss_then_by_number(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    for value, loss in ((0.9, 0.4), (0.95, 0.3), (0.95, 0.2), (0.95, 0.2)):
+        live = ledger.ask()
+        ledger.report(live.number, [value], {"val/accuracy": value, "val/loss": loss})
+        ledger.finish(live.number, "COMPLETE")
+    best = ledger.best()
+    assert best is not None
+    assert best.number == 2
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_reopened_ledger_asks_what_an_unbroken_one_asks(tmp_path: Path, sampler: str) -> None:
+    """Twelve trials one by one, past the random start-up: the sampler's memory is the study."""
+    asked: list[list[TrialConfig]] = []
+    for name, reopen in (("unbroken", False), ("broken", True)):
+        folder = tmp_path / name / "sweep"
+        folder.mkdir(parents=True)
+        ledger = open_ledger(folder, sampler)
+        configs = []
+        for _ in range(12):
+            if reopen:
+                ledger = open_ledger(folder, sampler)
+            live = ledger.ask()
+            configs.append(live.config)
+            report(ledger, live, 2)
+            ledger.finish(live.number, "COMPLETE")
+        asked.append(configs)
+    assert asked[0] == asked[1]
+    assert len(set(asked[0])) > 6
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_trial_cut_short_in_its_asking_is_the_same_trial(tmp_path: Path, sampler: str) -> None:
+    """A database stores parameter by parameter: the power may fail after each of them."""
+    ledger = open_ledger(tmp_path, sampler)
+    for _ in range(10):
+        live = ledger.ask()
+        report(ledger, live, 2)
+        ledger.finish(live.number, "COMPLETE")
+    journal = tmp_path / "study.journal"
+    before = journal.read_bytes()
+    expected = ledger.ask().config
+    lines = journal.read_bytes()[len(before) :].splitlines(keepends=True)
+    assert len(lines) > 5
+    for count in range(1, len(lines)):
+        journal.write_bytes(before + b"".join(lines[:count]))
+        live = open_ledger(tmp_path, sampler).ask()
+        assert (live.number, live.config) == (10, expected)
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_a_reopened_ledger_prunes_what_an_unbroken_one_prunes(tmp_path: Path, pruner: str) -> None:
+    decisions = []
+    for name, reopen in (("unbroken", False), ("broken", True)):
+        folder = tmp_path / name / "sweep"
+        folder.mkdir(parents=True)
+        ledger = open_ledger(folder, pruner=pruner)
+        said = []
+        for _ in range(10):
+            live = ledger.ask()
+            for step in range(1, 9):
+                values = report(ledger, live, step)
+                if reopen and step == 4:
+                    ledger = open_ledger(folder, pruner=pruner)
+                    live = ledger.ask()
+                    ledger.report(live.number, values, {"val/accuracy": values[-1]})
+                said.append(ledger.prune(live.number) is not None)
+                if said[-1]:
+                    break
+            else:
+                ledger.finish(live.number, "COMPLETE")
+        decisions.append(said)
+    assert decisions[0] == decisions[1]
+    assert any(decisions[0]) == (pruner not in ("none",))
+
+
+STATES: tuple[State, ...] = ("COMPLETE", "PRUNED", "FAIL")
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize("moment", [0, 1, 2])
+@pytest.mark.parametrize("writes", [1, 2, 3, 4])
+def test_a_verdict_survives_a_power_cut(
+    tmp_path: Path, pruner: str, writes: int, moment: int
+) -> None:
+    """The power fails at a write of the pruner's decision; asked again after the restart, it is the
+    same, and so are all later ones."""
+
+    def decide(folder: Path, cut: bool) -> list[object]:
+        ended = []
+        for number in range(10):
+            fuse = [1e9, 0.0]
+            ledger = open_ledger(MortalStorage(folder, fuse), pruner=pruner)
+            live = ledger.ask()
+            for step in range(1, 9):
+                report(ledger, live, step)
+                if cut and number > 3:
+                    fuse[:] = [writes, moment]
+                try:
+                    ledger.prune(number)
+                except PowerCutError:
+                    ledger = open_ledger(folder, pruner=pruner)
+                    if number not in ledger.results:
+                        live = ledger.ask()
+                        ledger.prune(number)
+                fuse[:] = [1e9, 0]
+                if number in ledger.results:
+                    break
+            else:
+                ledger.finish(number, "COMPLETE")
+            ended.append((ledger.results[number].state, ledger.results[number].values))
+        return [*ended, study_of(open_ledger(folder))]
+
+    assert decide(tmp_path / "cut", True) == decide(tmp_path / "calm", False)
+
+
+def finish_some(folder: Path, count: int) -> dict[int, Result]:
+    """A ledger with `count` ends of all kinds, and one trial that runs."""
+    ledger = open_ledger(folder)
+    for number in range(count):
+        live = ledger.ask()
+        live.rows = {1: {"epoch": 1.0, "time": 5.0, "val/accuracy": 0.5}}
+        report(ledger, live, 1 + number % 3)
+        ledger.finish(number, STATES[number % 3])
+    report(ledger, ledger.ask(), 1)
+    return ledger.results
+
+
+def study_of(ledger: Ledger) -> list[object]:
+    return [
+        (
+            t.number,
+            t.state,
+            t.value,
+            t.params,
+            t.distributions,
+            t.intermediate_values,
+            t.system_attrs,
+        )
+        for t in ledger.frozen()
+    ]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.8, 0.99])
+def test_a_journal_cut_off_anywhere_is_restored_from_the_results(
+    tmp_path: Path, share: float
+) -> None:
+    results = finish_some(tmp_path, 7)
+    whole = study_of(open_ledger(tmp_path))
+    journal = tmp_path / "study.journal"
+    data = journal.read_bytes()
+    journal.write_bytes(data[: int(share * len(data))])
+    ledger = open_ledger(tmp_path)
+    assert ledger.results == results
+    assert study_of(ledger)[:7] == whole[:7]
+    assert ledger.ask().number == 7
+    assert study_of(open_ledger(tmp_path)) == study_of(ledger)
+
+
+def test_a_damaged_line_of_the_journal_is_told_and_mended(tmp_path: Path) -> None:
+    results = finish_some(tmp_path, 5)
+    journal = tmp_path / "study.journal"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    lines[9] = b"\x00" * (len(lines[9]) - 1) + b"\n"
+    journal.write_bytes(b"".join(lines))
+    store = JournalStore(LocalStorage(tmp_path), lambda: None)
+    assert f"last {len(lines) - 9} lines were damaged" in store.notice
+    ledger = Ledger(LocalStorage(tmp_path), store, SPACE, "random", "asha", 0)
+    assert ledger.results == results
+    assert [t.state.name for t in ledger.frozen()[:5]] == [results[n].state for n in range(5)]
+    assert not JournalStore(LocalStorage(tmp_path), lambda: None).notice
+
+
+def test_a_result_that_has_gone_is_missed(tmp_path: Path) -> None:
+    finish_some(tmp_path, 3)
+    (tmp_path / "trials/000001/result.json").unlink()
+    with pytest.raises(UsageError, match=r"'trials/000001/result.json' is not there"):
+        open_ledger(tmp_path)
+
+
+def test_deaths_are_counted_and_forgiven_when_the_trial_gets_on(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    live = ledger.ask()
+    ledger.strike(0)
+    ledger.strike(0)
+    assert (live.failures, live.retries) == (2, RETRIES - 2)
+    again = open_ledger(tmp_path).ask()
+    assert (again.failures, again.retries) == (2, RETRIES - 2)
+    ledger = open_ledger(tmp_path)
+    live = ledger.ask()
+    report(ledger, live, 1)
+    assert (live.failures, live.retries) == (2, RETRIES)
+    ledger.strike(0)
+    again = open_ledger(tmp_path).ask()
+    assert (again.failures, again.retries) == (3, RETRIES - 1)
+    ledger = open_ledger(tmp_path)
+    report(ledger, ledger.ask(), 2)
+    assert ledger.finish(0, "COMPLETE").failures == 3
+
+
+def test_rows_are_kept_beside_the_result(tmp_path: Path) -> None:
+    finish_some(tmp_path, 1)
+    rows = read_rows(LocalStorage(tmp_path), 0)
+    assert rows == [{"epoch": 1.0, "time": 5.0, "val/accuracy": 0.5}]
+
+
+def test_what_a_late_worker_leaves_behind_is_removed(tmp_path: Path) -> None:
+    finish_some(tmp_path, 2)
+    for number in (0, 2):  # trial 2 still runs
+        (tmp_path / f"trials/00000{number}").mkdir(exist_ok=True)
+        (tmp_path / f"trials/00000{number}/checkpoint.safetensors").write_bytes(b"late")
+    open_ledger(tmp_path).tidy()
+    left = sorted(p.parent.name for p in tmp_path.glob("trials/*/checkpoint.safetensors"))
+    assert left == ["000002"]
+
+
+def test_a_finished_trial_leaves_no_half_file(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    report(ledger, ledger.ask(), 1)
+    half = tmp_path / "trials/000000/.checkpoint.safetensors.killed"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"half")
+    ledger.finish(0, "COMPLETE")
+    assert [path.name for path in half.parent.iterdir() if path.name[0] == "."] == []
+
+
+def test_a_ledger_that_was_taken_over_commits_nothing(tmp_path: Path) -> None:
+    def taken() -> None:
+        raise PowerCutError
+
+    sweep = LocalStorage(tmp_path)
+    ledger = Ledger(sweep, JournalStore(sweep, lambda: None), SPACE, "random", "asha", 0, taken)
+    report(ledger, ledger.ask(), 1)
+    with pytest.raises(PowerCutError):
+        ledger.finish(0, "COMPLETE")
+    assert not read_results(sweep)
+
+
+def test_a_clock_that_runs_backwards_changes_no_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calm = tmp_path / "calm"
+    finish_some(calm, 6)
+    clock = iter(range(10**9, 0, -3600))
+    monkeypatch.setattr("time.time", lambda: float(next(clock)))
+    odd = tmp_path / "odd"
+    finish_some(odd, 6)
+    timeless = [
+        {n: replace(r, begun=0, ended=0) for n, r in read_results(LocalStorage(f)).items()}
+        for f in (calm, odd)
+    ]
+    assert timeless[0] == timeless[1]
+    assert study_of(open_ledger(calm)) == study_of(open_ledger(odd))
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["ask", "part", "complete", "prune", "fail", "strike", "reopen", "cut"]),
+        st.integers(0, 3),
+        st.integers(1, 9),
+        st.integers(0, 2),
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(events=EVENTS)
+def test_any_history_keeps_every_finished_trial(
+    events: list[tuple[str, int, int, int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Asks, reports and ends in any order, with the power cut at any write: before it, after it,
+    or in its middle."""
+    folder = tmp_path_factory.mktemp("history")
+    fuse = [1e9, 0.0]
+    ledger = open_ledger(MortalStorage(folder, fuse))
+    parts: dict[int, int] = {}
+    configs: dict[int, TrialConfig] = {}
+    ended: dict[int, Result] = {}
+
+    def act(event: str, which: int) -> None:
+        if event == "ask":
+            live = ledger.ask()
+            assert live.number not in ended
+            if parts.get(live.number):  # it has been reported on: it must be the same trial
+                assert configs[live.number] == live.config
+            configs[live.number] = live.config
+            return
+        running = sorted(ledger.live)
+        if not running:
+            return
+        number = running[which % len(running)]
+        if event == "part":
+            report(ledger, ledger.live[number], parts.get(number, 0) + 1)
+            parts[number] = parts.get(number, 0) + 1
+        elif event == "strike":
+            ledger.strike(number)
+        elif event == "fail":
+            ledger.finish(number, "FAIL", reason="it failed")
+        elif event in ("complete", "prune"):
+            report(ledger, ledger.live[number], max(1, parts.get(number, 0)))
+            ledger.finish(number, "PRUNED" if event == "prune" else "COMPLETE")
+
+    def reopen() -> Ledger:
+        fuse[:] = [1e9, 0]
+        return open_ledger(MortalStorage(folder, fuse))
+
+    for event, which, writes, moment in events:
+        if event == "cut":
+            fuse[:] = [writes, moment]
+            continue
+        try:
+            if event == "reopen":
+                ledger = open_ledger(MortalStorage(folder, fuse))
+            else:
+                act(event, which)
+        except PowerCutError:
+            ledger = reopen()
+        committed = read_results(LocalStorage(folder))
+        assert {number: committed[number] for number in ended} == ended
+        ended = committed
+    final = reopen()
+    assert final.results == ended
+    trials = final.frozen()
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    for number, result in ended.items():
+        assert trials[number].state == TrialState[result.state]
+        assert trials[number].params == result.parameters
+        assert tuple(trials[number].intermediate_values.values()) == result.values
+        if result.state == "COMPLETE":
+            assert trials[number].value == result.value
+    unfinished = {t.number for t in trials if t.state == TrialState.RUNNING}
+    assert final.waiting == len(unfinished)
+    assert unfinished.isdisjoint(ended)
+    assert not list(folder.rglob("*/.*"))
+
+
+def test_another_formats_result_is_refused(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    live = ledger.ask()
+    report(ledger, live, 1)
+    ledger.finish(0, "COMPLETE")
+    path = tmp_path / "trials/000000/result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": FORMAT + 1}))
+    with pytest.raises(UsageError, match=f"format {FORMAT + 1}, this version reads {FORMAT}"):
+        open_ledger(tmp_path)

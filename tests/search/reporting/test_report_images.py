@@ -1,0 +1,161 @@
+"""What a report says of test images: many classes, several data sets, names with markup."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from search.config import SweepConfig
+from search.judging.evaluation import Evaluation, Label, Part, Score
+from search.judging.examples import Example, write_examples
+from search.judging.predictions import write_predictions
+from search.judging.sheets import Answers, Sheet
+from search.ledger.results import Result
+from search.reporting.calibration import BINS, calibration_section, reliability
+from search.reporting.changes import changes_section
+from search.reporting.classes import MOST_CLASSES, classes_section
+from search.reporting.confusion import confusion_section
+from search.reporting.judged import places, shown_place, unseen_section
+from search.reporting.page import render
+from search.reporting.source import Source
+from trainables.storage import LocalStorage
+from trainables.trial import TaskSpec
+
+SEEDS = (2, 3)
+LABELS: tuple[Label, ...] = get_args(Label)
+
+
+def sheet(target: str, part: Part, classes: int, models: Sequence[tuple[str, int]]) -> Sheet:
+    """Twenty images a class but the last, which has none; random predictions, better each label."""
+    rng = np.random.default_rng(classes)
+    truth = np.repeat(np.arange(classes - 1), 20).astype(np.uint16)
+
+    def answers(label: Label, dataset: str, shots: int, seed: int) -> Answers:
+        known = rng.random(len(truth)) < 0.4 + 0.2 * LABELS.index(label)
+        said = np.where(known, truth, rng.integers(0, classes, len(truth))).astype(np.uint16)
+        return Answers(label, dataset, shots, seed, said, rng.random(len(truth), np.float32))
+
+    given = (answers(label, *m, seed) for m in models for seed in SEEDS for label in LABELS)
+    names = tuple(f"<i>{i}</i>" for i in range(classes))
+    images = np.arange(len(truth), dtype=np.int32)
+    return Sheet(target, part, names, images, (), truth, tuple(given))
+
+
+def judged(tmp_path: Path, *sheets: Sheet, examples: Sequence[Example] = ()) -> Source:
+    """A sweep of one trial, judged on these."""
+    scores = tuple(
+        Score(label, (0.5, 0.5), "a", 4, s.target, s.part, len(s.truth))
+        for s in sheets
+        for label in LABELS
+    )
+    found = Evaluation(0, 0.5, SEEDS, "few-shot", scores)
+    storage = LocalStorage(tmp_path)
+    write_predictions(storage, found, sheets)
+    write_examples(storage, found, examples)
+    trial = Result(0, "COMPLETE", 0.5, (0.5,), {}, {}, {}, {}, {}, 1.0, 0.0, 1.0, "host")
+    config = SweepConfig(name="x", task=TaskSpec(("a",), "tiny", (4,), (1,)))
+    return Source(storage, {"fingerprints": {}}, config, {0: trial}, found, (), None)
+
+
+def test_several_places_are_rows_and_one_is_drawn(tmp_path: Path) -> None:
+    models = (("folder:/x/a", 1), ("folder:/x/a", 4))
+    source = judged(
+        tmp_path, sheet("folder:/x/a", "base", 4, models), sheet("folder:/x/a", "new", 3, models)
+    )
+    found = places(source.sheets)
+    names = [f"a, {half} classes, {s}" for half in ("base", "new") for s in ("1 shot", "4 shots")]
+    assert [place.name for place in found] == names
+    assert shown_place(found).name == "a, base classes, 4 shots"
+    changes, calibration = changes_section(source), calibration_section(source)
+    assert changes is not None
+    assert calibration is not None
+    assert [row[0] for row in changes.tables[0].rows] == [name for name in names for _ in range(2)]
+    assert len(calibration.tables[0].rows) == 4 * 3
+    assert any("The figure is of a, base classes, 4 shots" in note for note in calibration.notes)
+    assert "There are no pictures" in changes.notes[1]
+    classes = classes_section(source)
+    assert classes is not None
+    assert len(classes.files[0].rows) == 2 * 4 + 2 * 3
+
+
+def test_many_classes_show_their_ends_and_have_a_file(tmp_path: Path) -> None:
+    source = judged(tmp_path, sheet("a", "test", 100, [("a", 4)]))
+    classes, confusion = classes_section(source), confusion_section(source)
+    assert classes is not None
+    assert confusion is not None
+    (shown,), (whole,) = classes.tables, classes.files
+    assert 20 == len(shown.rows) < MOST_CLASSES
+    assert len(whole.rows) == 100
+    gains = [row[-1] for row in whole.rows]
+    assert gains[-1] == "-"  # the class that has no images
+    ends = [*whole.rows[:10], *whole.rows[89:99]]
+    assert [row[0] for row in shown.rows] == [row[1] for row in ends]
+    assert confusion.figures == ()
+    assert len(confusion.tables[0].rows) == 15
+    own = source.sheets[0]
+    for row in whole.rows[:99]:
+        of_class = own.truth == own.classes.index(row[1])
+        for place, label in enumerate(LABELS):
+            draws = [a.prediction[of_class] for a in own.answers if a.label == label]
+            share = statistics.fmean(float((d == own.truth[of_class]).mean()) for d in draws)
+            assert row[3 + place] == f"{100 * share:.2f}"
+
+
+def test_few_classes_have_a_matrix(tmp_path: Path) -> None:
+    found = confusion_section(judged(tmp_path, sheet("a", "test", 5, [("a", 4)])))
+    assert found is not None
+    assert [figure.name for figure in found.figures] == ["confusion"]
+
+
+def test_names_are_never_markup(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    example = Example("a", "test", 4, 2, f'{evil}".jpg', evil, "b", evil, b"png")
+    source = judged(tmp_path, sheet("a", "test", 5, [("a", 4)]), examples=[example])
+    sections = [changes_section(source), classes_section(source), confusion_section(source)]
+    text = render(source, (), [section for section in sections if section is not None])
+    assert evil not in text
+    assert "<i>0</i>" not in text
+    assert "&lt;script&gt;" in text
+    assert "&lt;i&gt;0&lt;/i&gt;" in text
+    assert 'alt="&lt;script&gt;alert(1)&lt;/script&gt;&#34;.jpg"' in text
+
+
+def test_without_predictions_there_is_a_reason(tmp_path: Path) -> None:
+    source = judged(tmp_path, sheet("a", "test", 5, [("a", 4)]))
+    assert unseen_section(source) is None
+    (tmp_path / "predictions.arrow").unlink()
+    old = dataclasses.replace(source)
+    told = unseen_section(old)
+    assert told is not None
+    assert "were not kept" in told.notes[0]
+    for make in (changes_section, classes_section, confusion_section, calibration_section):
+        assert make(old) is None
+    assert unseen_section(dataclasses.replace(source, evaluation=None)) is None
+
+
+FRACTIONS = st.one_of(st.integers(0, BINS).map(lambda m: m / BINS), st.floats(0, 1, width=32))
+
+
+@given(st.lists(st.tuples(FRACTIONS, st.booleans()), min_size=1, max_size=30))
+def test_the_calibration_error_is_that_of_the_paper(rows: list[tuple[float, bool]]) -> None:
+    confidence = np.array([c for c, _ in rows], np.float32)
+    right = np.array([r for _, r in rows])
+    found = reliability(confidence, right)
+    error = 0.0
+    for m in range(BINS):
+        lowest = -1 if m == 0 else m / BINS  # nothing is sure by 0, and the first bin has all
+        mine = [i for i, c in enumerate(confidence.tolist()) if lowest < c <= (m + 1) / BINS]
+        assert found.images[m] == len(mine)
+        if mine:
+            accuracy = statistics.fmean(float(right[i]) for i in mine)
+            sure = statistics.fmean(float(confidence[i]) for i in mine)
+            error += len(mine) / len(rows) * abs(accuracy - sure)
+    assert found.error == pytest.approx(error, abs=1e-12)

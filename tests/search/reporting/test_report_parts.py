@@ -1,0 +1,233 @@
+"""The parts of a report: what is computed, and what a page, a table and a figure make of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import statistics
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.distributions import FloatDistribution, distribution_to_json
+
+from search.judging.evaluation import Score
+from search.ledger.results import Result, State
+from search.options import configure
+from search.reporting.artifacts import Learned
+from search.reporting.dependence import importances, varied
+from search.reporting.figures import COLOURS, MARKERS, draw, logarithmic, plain
+from search.reporting.history import survivors
+from search.reporting.mask_figures import dropped_iou, layer_sparsity
+from search.reporting.provenance import command
+from search.reporting.published import PUBLISHED, Published, comparable_rows
+from search.reporting.residuals import MAGNITUDES
+from search.reporting.tables import Table, mean_of, percent
+from trainables.trial import Cell, TaskSpec
+
+
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        ({"score_change": '{"a.weight": 0.25}'}, {"a.weight": 0.25}),
+        ({}, None),
+        ({"score_change": "["}, None),
+        ({"score_change": "[1]"}, None),
+        ({"score_change": '{"a": null}'}, None),
+    ],
+)
+def test_the_change_of_scores_is_read_where_it_was_kept(
+    told: dict[str, str], found: dict[str, float] | None
+) -> None:
+    assert Learned(Cell("digits", 4, 1), {}, told, True).score_change() == found
+
+
+MASKS = st.lists(st.booleans(), min_size=6, max_size=6)
+
+
+@given(MASKS, MASKS)
+def test_overlap_is_that_of_the_dropped_sets(first: list[bool], second: list[bool]) -> None:
+    dropped = [{i for i, kept in enumerate(mask) if not kept} for mask in (first, second)]
+    a, b = ({"x": torch.tensor(m[:4]), "y": torch.tensor(m[4:])} for m in (first, second))
+    union = dropped[0] | dropped[1]
+    expected = len(dropped[0] & dropped[1]) / len(union) if union else None
+    assert dropped_iou(a, b) == expected
+    assert dropped_iou(b, a) == expected
+    shares = layer_sparsity(a)
+    assert shares["x"] == pytest.approx(1 - sum(first[:4]) / 4)
+
+
+def test_masks_of_other_weights_have_no_overlap() -> None:
+    mask = torch.zeros(4, dtype=torch.bool)
+    assert dropped_iou({"x": mask}, {"y": mask}) is None
+    assert dropped_iou({"x": mask}, {"x": mask[:2]}) is None
+
+
+def test_the_magnitudes_are_what_they_are_called() -> None:
+    x = torch.tensor([[3.0, -4.0], [0.0, 12.0]])
+    assert MAGNITUDES["mean |x|"](x) == pytest.approx((3 + 4 + 0 + 12) / 4)
+    assert MAGNITUDES["mean |x_k|_2"](x) == pytest.approx((5 + 12) / 2)
+
+
+def result(
+    number: int, values: tuple[float, ...], state: State = "COMPLETE", **params: Any
+) -> Result:
+    share = distribution_to_json(FloatDistribution(0.0, 1.0))
+    return Result(
+        *(number, state, values[-1] if values else None, values, {}, params),
+        dict.fromkeys(params, share),
+        *({}, {}, 1.0, 0.0, 1.0, "host"),
+    )
+
+
+def test_survivors_are_counted_part_by_part() -> None:
+    trials = [
+        result(0, (0.1, 0.2, 0.3)),
+        result(1, (0.1,), "PRUNED"),
+        result(2, (0.1, 0.2), "PRUNED"),
+        result(3, (), "FAIL"),
+    ]
+    assert survivors(trials) == [3, 2, 1]
+    assert survivors([trials[3]]) == []
+
+
+def test_importances_see_what_matters() -> None:
+    grid = itertools.product(range(6), range(6))
+    trials = [
+        result(i, (0.1 * a + 0.001 * b,), alpha=a / 6, beta=b / 6, still=0.5)
+        for i, (a, b) in enumerate(grid)
+    ]
+    found = importances(trials)
+    assert next(iter(found)) == "alpha"
+    assert found["alpha"] > 0.9
+    assert set(found) == {"alpha", "beta"} == set(varied(trials))
+    assert sum(found.values()) == pytest.approx(1)
+    assert importances(trials[:3]) == {}
+    assert importances([result(i, (0.5,), alpha=i / 9) for i in range(9)]) == {}
+
+
+ROWS = st.lists(st.tuples(st.text(), st.text()), max_size=4)
+
+
+@given(ROWS)
+def test_a_csv_is_read_back_as_it_was(rows: list[tuple[str, str]]) -> None:
+    # Line ends of other systems are the one thing that Python's reader unifies.
+    rows = [tuple(c.replace("\r", "") for c in row) for row in rows]  # type: ignore[misc]
+    text = Table("t", "T", ("a", "b"), tuple(rows)).csv()
+    assert list(csv.reader(io.StringIO(text, newline=""))) == [["a", "b"], *map(list, rows)]
+
+
+@given(ROWS)
+def test_markdown_keeps_its_columns_whatever_the_names(rows: list[tuple[str, str]]) -> None:
+    text = Table("t", "T", ("a", "b"), tuple(rows)).markdown()
+    lines = text.partition("\n\n")[2].split("\n")[: 2 + len(rows)]
+    for line in lines:
+        bars = line.replace("\\\\", "").replace("\\|", "").count("|")
+        assert bars == 3
+    assert "<" not in text.replace("\\<", "")
+
+
+def test_latex_escapes_what_it_would_read() -> None:
+    table = Table("t", "T", ("a_b", "100 %"), (("x & y", "1 ± 2"), ("$", "\\")))
+    text = table.latex()
+    assert r"a\_b & 100 \% \\" in text
+    assert r"x \& y & 1 $\pm$ 2 \\" in text
+    assert r"\$ & \textbackslash{} \\" in text
+    assert text.count(r"\begin{tabular}{lr}") == 1
+
+
+def test_means_are_written_in_per_cent() -> None:
+    assert percent(0.84125) == "84.12"
+    assert percent(None) == "-"
+    values = (0.5, 0.7, 0.9)
+    assert mean_of(values) == f"70.00 ± {100 * statistics.stdev(values):.2f}"
+    assert mean_of((0.5,)) == "50.00"
+
+
+AVERAGES = {
+    ("TaskRes", "RN50", 1): 64.04,
+    ("TaskRes", "RN50", 16): 75.10,
+    ("zero-shot CLIP", "ViT-B-16", 0): 65.23,
+    ("R-AMT", "ViT-B-16", 16): 83.96,
+    ("R-MMT", "ViT-B-16", 16): 83.39,
+    ("R-PMT", "ViT-B-16", 16): 83.96,
+}
+
+
+def test_published_rows_have_the_averages_that_the_papers_print() -> None:
+    rows = {(r.method, r.backbone, r.shots): r for r in PUBLISHED if len(r.values) == 11}
+    assert set(rows) == set(AVERAGES)
+    for key, average in AVERAGES.items():
+        assert statistics.fmean(rows[key].values.values()) == pytest.approx(average, abs=0.006)
+
+
+def score(dataset: str, shots: int) -> Score:
+    return Score("winner", (0.7, 0.8), dataset, shots, dataset, "test", 100)
+
+
+def rows_for(backbone: str, shots: int, draws: str = "coop", name: str = "dtd") -> list[Published]:
+    task = TaskSpec((name,), backbone, (shots,), (1, 2, 3), draws=draws)
+    return comparable_rows(task, [score(name, shots)])
+
+
+def test_published_numbers_stand_beside_the_same_setting_only() -> None:
+    assert [r.method for r in rows_for("RN50", 16)] == ["TaskRes"]
+    assert [r.method for r in rows_for("RN50:openai", 1)] == ["TaskRes"]
+    methods = ["zero-shot CLIP", "R-AMT", "R-MMT", "R-PMT"]
+    assert [r.method for r in rows_for("ViT-B-16:openai", 16)] == methods
+    assert [r.method for r in rows_for("ViT-B-16", 4)] == ["zero-shot CLIP"]
+    assert rows_for("RN50", 4) == []
+    assert [r.shots for r in rows_for("RN50", 4, name="imagenet")] == [4]
+    assert rows_for("RN50", 16, draws="own") == []
+    assert rows_for("RN50", 16, name="digits") == []
+    for other in ("RN50:laion", "RN50:/weights/openai.pt", "ViT-B-32", "tiny"):
+        assert rows_for(other, 16) == []
+    base_to_new = TaskSpec(("dtd",), "RN50", (16,), (1,), "base-to-new", "coop")
+    assert comparable_rows(base_to_new, [score("dtd", 16)]) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--space", "taskres"],
+        ["--space", "rmt", "--shots", "1,2", "--seeds", "7", "--protocol", "base-to-new"],
+        [
+            "--space",
+            "taskres",
+            "--dataset",
+            "digits,folder:/a b",
+            "--draws",
+            "coop",
+            "--make-split",
+        ],
+        ["--also", "mask/sparsity:max"],
+        ["--sampler", "random", "--pruner", "none", "--seed", "3", "--eval-seeds", "2"],
+        ["--storage", "/some where", "--trials", "5", "--skip-unreadable"],
+    ],
+)
+def test_the_command_makes_the_same_sweep(options: list[str]) -> None:
+    import shlex
+
+    config = configure([*options, "--name", "mine"])
+    words = shlex.split(command(config))
+    assert words[:3] == ["python", "-m", "search.run"]
+    assert configure(words[3:]) == config
+
+
+def test_a_name_with_dollars_is_no_formula() -> None:
+    def paint(axes: Any) -> None:
+        axes.scatter([1, 2000], [1, 2], label=plain("$\\frac{$"))
+        axes.legend()
+        logarithmic(axes, "x")
+
+    figure = draw("f", "F", "c", paint)
+    assert figure.png.startswith(b"\x89PNG")
+    assert b"<svg" in figure.svg
+    assert draw("f", "F", "c", paint).svg == figure.svg
+
+
+def test_colours_are_told_apart_without_colour() -> None:
+    assert len(set(COLOURS)) == len(set(MARKERS)) == len(COLOURS) == len(MARKERS)

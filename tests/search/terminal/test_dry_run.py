@@ -1,0 +1,152 @@
+"""A sweep that is told and not run, and what it would cost."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from search import preflight as preflight_module
+from search.examine import Examination
+from search.ledger.journal import JOURNAL
+from search.ledger.ledger import Ledger
+from search.ledger.samplers import SAMPLERS
+from search.ledger.store import JournalStore
+from search.options import configure
+from search.preflight import Plan, preflight
+from search.run import main
+from search.terminal import dry_run as dry_run_module
+from search.terminal.dry_run import estimate, first_trials, search_ranges
+from search.terminal.rehearsal import Cost, StageCost, peak_memory, rehearse
+from trainables.storage import LocalStorage
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And with the look at the backbone in this process: another costs four seconds a test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(preflight_module, "ExaminationApart", lambda s: nullcontext(Examination(s)))
+
+
+def plan_of(*options: str) -> Plan:
+    return preflight(configure(options), trial_write=False)
+
+
+def driver(plan: Plan) -> Ledger:
+    """The ledger of a real sweep of this plan, with a journal in its folder."""
+    config = plan.config
+    sweep = LocalStorage(Path(config.location))
+    sampler, pruner = config.sampler, config.pruner
+    return Ledger(
+        sweep, JournalStore(sweep, lambda: None), plan.space, sampler, pruner, config.seed
+    )
+
+
+def test_everything_is_told_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--space", "taskres", "--shots", "1", "--seeds", "1", "--name", "mine")
+    assert main([*options, "--trials", "3", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert list(tmp_path.rglob("*")) == []
+    plan = plan_of(*options)
+    for name, value in plan.fingerprints.items():
+        assert f"fingerprint, {name}" in out
+        assert value in out
+    for setting in ("sampler", "pruner", "seed", "shots", "backbone", "folder", "placement"):
+        assert f"\n{setting} " in out
+    assert str(tmp_path / "sweeps/mine") in out
+    for name in plan.space.paper_parameters:
+        assert f"\n{name} " in out
+    assert "trial   0 (the paper's setting)" in out
+    assert "trial   2  " in out
+    assert "trial   3  " not in out
+    assert "Estimate of time: " in out
+    assert "Estimate of memory: " in out
+    assert "10 of the real training images" in out
+
+
+def test_mistakes_are_told_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--space", "rtm", "--dry-run"]) == 2
+    captured = capsys.readouterr()
+    assert "Did you mean 'rmt'?" in captured.err
+    assert captured.out == ""
+    assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_first_trials_are_those_that_the_sweep_would_ask(sampler: str) -> None:
+    plan = plan_of("--space", "rmt", "--sampler", sampler, "--name", "x", "--seed", "3")
+    told, ended = first_trials(plan)
+    assert ended == 0
+    assert len(told) == 8
+    assert not Path("sweeps").exists()
+    ledger = driver(plan)
+    for number, live in enumerate(told):
+        asked = ledger.ask()
+        assert (asked.number, asked.trial.params) == (number, live.trial.params)
+        assert asked.config == live.config
+        if number % 2:  # what they find does not matter
+            ledger.report(number, [number / 10], {"val/accuracy": number / 10})
+            ledger.finish(number, "COMPLETE")
+
+
+def test_a_sweep_that_goes_on(tmp_path: Path) -> None:
+    plan = plan_of("--space", "taskres", "--name", "x", "--trials", "20")
+    ledger = driver(plan)
+    for number in range(10):
+        ledger.ask()
+        ledger.report(number, [number / 10], {"val/accuracy": number / 10})
+        ledger.finish(number, "COMPLETE")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    told, ended = first_trials(plan)
+    assert ended == 10
+    (live,) = told  # the others depend on what it finds
+    assert live.number == 10
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert any(JOURNAL in p.name for p in before)
+    assert ledger.ask().trial.params == live.trial.params
+
+
+def test_the_ranges_are_those_of_the_space() -> None:
+    ranges = search_ranges(plan_of("--space", "rmt").space)
+    assert ranges["threshold"] == ("0.001 to 0.009", True)
+    assert ranges["norm_weight"] == ("1e-05 to 0.01, logarithmic", False)
+    assert ranges["epochs"] == ("10 to 30 by 5", True)
+    assert ranges["batch_size"] == ("one of 8, 16, 32, 64", True)
+
+
+def test_methods_in_closed_form_and_stages_are_timed() -> None:
+    closed = plan_of("--space", "gda", "--shots", "1")
+    cost = rehearse(closed.space.paper, closed.config.task, "", "cpu", 1)
+    assert cost.images == 10
+    assert [stage.train for stage in cost.stages] == [0.0]
+    assert cost.stages[0].ready + cost.stages[0].validate > 0
+    assert 2**27 < cost.memory < 2**34
+    staged = plan_of("--space", "rmt+taskres", "--shots", "1", "--seeds", "1")
+    cost = rehearse(staged.space.paper, staged.config.task, "", "cpu", 1)
+    assert len(cost.stages) == 2
+    assert all(stage.train > 0 and stage.steps >= 3 for stage in cost.stages)
+    assert Cost.from_dict(json.loads(json.dumps(asdict(cost)))) == cost
+
+
+def test_an_estimate_is_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of("--space", "rmt", "--shots", "2,4", "--trials", "3", "--max-concurrent", "1")
+    stage = StageCost(ready=1.0, train=2.0, validate=0.5, steps=5)
+    gib = 2**30
+    cost = Cost(20, 20, 10.0, 0.0, (stage,), 3 * gib, 0)
+    paper = plan.space.paper
+    # 2 shots: 20 + 20 images, 4 shots: 40 + 40; an epoch of 20 + 20 costs 2.5 s.
+    sizes = [(20, 20), (40, 40)]
+    trial = 2 * 1.0 + paper.epochs * (2.5 + 5.0)
+    assert cost.seconds(paper, sizes) == pytest.approx(trial)
+    monkeypatch.setattr(dry_run_module, "peak_memory", lambda: gib)
+    monkeypatch.setattr(dry_run_module, "duration", lambda seconds: f"<{seconds:.2f}>")
+    time_line, memory_line, _ = estimate(plan, [paper], 2, cost)
+    assert f"<{10 + 3 * trial:.2f}> for the trials" in time_line
+    assert "3.0 GiB a trial, 4.0 GiB in all" in memory_line
+    assert peak_memory() > 2**27
