@@ -21,7 +21,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from search.tracking.tracker import Row, Tracker, open_tracker
+from search.tracking.tracker import Row, Tracker
+from search.tracking.uploader import open_tracker
 from trainables.storage import LocalStorage
 
 REPORTS, EPOCHS, METRICS, PARAMS = 8, 4, 10, 12

@@ -24,7 +24,7 @@ from search.exports.verify import VerificationError, Verified, verify
 from search.options import Parser
 from search.preflight import load_record, uri_afterwards
 from search.problems import UsageError
-from search.tracking.tracker import open_runs
+from search.tracking.uploader import open_runs
 from search.tracking.uri import TrackingError, check_tracking_uri, model_name_problem
 from trainables.storage import StorageError, open_storage
 from trainables.suggest import did_you_mean

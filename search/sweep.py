@@ -35,7 +35,8 @@ from search.task import described, val_images
 from search.terminal.bars import Bars
 from search.terminal.progress import Progress
 from search.tracking.mirror import Mirror, sweep_artifacts
-from search.tracking.tracker import Tracker, open_tracker
+from search.tracking.tracker import Tracker
+from search.tracking.uploader import open_tracker
 from trainables.storage import Storage, StorageError, open_storage
 from trainables.trainable import Assignment, FewShotTrainable
 

@@ -20,7 +20,7 @@ from search.preflight import load_record, uri_afterwards
 from search.problems import StoppedError, UsageError
 from search.tracking.mirror import Mirror, sweep_artifacts
 from search.tracking.outbox import Outbox, put_away
-from search.tracking.tracker import MlflowTracker, outbox_path
+from search.tracking.uploader import MlflowTracker, outbox_path
 from search.tracking.uri import TrackingError, check_tracking_uri, ui_command
 from trainables.storage import Storage, StorageError, open_storage
 

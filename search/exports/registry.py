@@ -63,7 +63,7 @@ class Registry:
 
     def find(self, sweep: str, identity: str, trial: int, file: str) -> Version | None:
         """The version of this very artifact, which gets the alias; None where there is none."""
-        tags = {SWEEP: sweep, IDENTITY: identity, TRIAL: str(trial), FILE: file}
+        tags = _tags(sweep, identity, trial, file)
         with _in_one_line():
             self._run_of(sweep, trial)
             number = _version(self._runs.client, self._name, tags)
@@ -72,13 +72,17 @@ class Registry:
     def register(self, folder: Path, card: Mapping[str, Any]) -> Version:
         """Make the MLflow model in `folder` a version, linked to its trial's run, which MLflow must
         hold already, and give it the alias."""
-        sweep, trial = card["sweep"], card["trial"]
-        if found := self.find(sweep["name"], sweep["id"], trial, sweep["file"]):
+        sweep = card["sweep"]
+        source = (sweep["name"], sweep["id"], card["trial"], sweep["file"])
+        if found := self.find(*source):
             return found
-        tags = {SWEEP: sweep["name"], IDENTITY: sweep["id"], TRIAL: str(trial), FILE: sweep["file"]}
         with _in_one_line():
-            run_id = self._run_of(sweep["name"], trial)
-            client, experiment_id = self._runs.client, self._runs.experiment_id
+            run_id = self._run_of(sweep["name"], card["trial"])
+            client, experiment_id, tags = (
+                self._runs.client,
+                self._runs.experiment_id,
+                _tags(*source),
+            )
             number = _make(client, self._name, folder, card, experiment_id, run_id, tags)
             return self._crown(number, is_new=True)
 
@@ -106,6 +110,10 @@ def _in_one_line() -> Iterator[None]:
         yield
     except (MlflowException, OSError, RuntimeError) as error:  # those of requests are an OSError
         raise RegistryError(" ".join(str(error).split()).rstrip(".")[:500]) from error
+
+
+def _tags(sweep: str, identity: str, trial: int, file: str) -> dict[str, str]:
+    return {SWEEP: sweep, IDENTITY: identity, TRIAL: str(trial), FILE: file}
 
 
 def _version(client: MlflowClient, name: str, identity: Mapping[str, str]) -> str | None:

@@ -20,9 +20,9 @@ import optuna
 from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import RandomSampler
-from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from search.ledger.notes import Notes
 from search.ledger.objectives import directions, parse_objective, study_values
 from search.ledger.pruners import PRUNERS
 from search.ledger.results import Result, Row, State, commit, read_results, trial_folder
@@ -173,7 +173,7 @@ class Ledger:
         """
         if number == 0:
             return None
-        live, notes = self.live[number], _Notes(self.study)
+        live, notes = self.live[number], Notes(self.study)
         with self._store.together():
             gives_up = self._store.patiently(lambda: self._verdict(live, notes))
             live.notes = live.notes | notes.taken
@@ -321,7 +321,7 @@ class Ledger:
     def _running(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
-    def _verdict(self, live: Live, notes: _Notes) -> bool:
+    def _verdict(self, live: Live, notes: Notes) -> bool:
         trial = self.study._storage.get_trial(live.trial._trial_id)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
@@ -384,34 +384,6 @@ class Ledger:
                 self.study._storage.create_new_trial(self.study._study_id)
             else:
                 self.study.add_trial(_as_trial(result, study_values(result, self._also)))
-
-
-class _Notes:
-    """A study to a pruner, which only takes down what the pruner wants to store with a trial."""
-
-    def __init__(self, study: optuna.Study) -> None:
-        self._study = study
-        self._storage = _NotingStorage(study._storage)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
-
-    @property
-    def taken(self) -> dict[str, Any]:
-        """By key. A pruner speaks of the trial that it is asked about."""
-        return self._storage.taken
-
-
-class _NotingStorage:
-    def __init__(self, storage: BaseStorage) -> None:
-        self._inner = storage
-        self.taken: dict[str, Any] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self.taken[key] = value
 
 
 def best_of(results: Iterable[Result]) -> Result | None:

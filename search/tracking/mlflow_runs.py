@@ -10,19 +10,26 @@ again: of each metric only steps that come after its last one, whatever time the
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search.reporting.at_end import REPORT
+from search.tracking.mlflow_client import (
+    RefusedError,
+    close_connections,
+    is_definite,
+    open_client,
+    set_environment,
+)
 from search.tracking.mlflow_page import COLUMNS, page, saved_view
 from search.tracking.outbox import Event
-from search.tracking.uri import SERVERS, absolute_uri, scheme_of, server_answers, sqlite_path
+from search.tracking.tracker import Carrier
+from search.tracking.uri import SERVERS, absolute_uri, scheme_of, server_answers
 from trainables.storage import Storage, StorageError, open_storage
 
 if TYPE_CHECKING:
@@ -46,43 +53,19 @@ _RUN_STATUS = {
 _PAGE = 1000  # runs a call
 _PROBE_SECONDS = 5.0
 
-_ENVIRONMENT = {
-    # A retry inside the client blocks for minutes, and repeats `create_run`, which makes a second
-    # run. The uploader's own retry looks for the run first.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds; the default is 120
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
-
 Rows = Sequence[tuple[int, int, Mapping[str, object]]]
 """Step, milliseconds, values by name; a value is a number or a text that `float` reads."""
 
 
-Carrier = Callable[[str, str, str, str], bool]
-"""Somebody else who uploads: tracking URI, run, location of the storage, name of the file in it ->
-whether it has arrived."""
-
-
-class RefusedError(Exception):
-    """MLflow has answered, and the answer is no."""
-
-
 class MlflowRuns:
-    """One sweep as MLflow shows it. For one thread.
-
-    Sets the environment variables in `_ENVIRONMENT` where they are not set: MLflow's client has no
-    other way to be told not to block.
-    """
+    """One sweep as MLflow shows it. For one thread."""
 
     def __init__(
         self, uri: str, sweep: str, identity: str, storage: Storage, artifact_root: Path | None
     ) -> None:
         """`sweep` is a name for people, `identity` tells the sweep from all others. `artifact_root`
         is where a new experiment in a database keeps its files; a server decides itself."""
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        set_environment()
         self._uri = absolute_uri(uri)
         self._sweep, self._identity = sweep, identity
         self._storage = storage
@@ -109,8 +92,8 @@ class MlflowRuns:
         """Look everything up again before the next delivery."""
         self._runs = None
         self._held.clear()
-        if scheme_of(self._uri) == "sqlite":
-            _close_connections(self._uri)
+        if self._client is not None:
+            close_connections(self._uri)
 
     @property
     def client(self) -> MlflowClient:
@@ -157,36 +140,14 @@ class MlflowRuns:
                 case kind:
                     raise ValueError(f"an event is a start, a log or a finish, not {kind!r}")
         except Exception as error:
-            if _is_definite(error):
+            if is_definite(error):
                 raise RefusedError(f"{type(error).__name__}: {error}") from error
             raise
 
     def _open(self) -> MlflowClient:
         if self._client is None:
-            from mlflow import MlflowClient  # two seconds, which the sweep need not wait for
-
-            if "MLFLOW_LOGGING_LEVEL" not in os.environ:
-                for name in ("mlflow", "alembic"):  # what matters is said by the uploader
-                    logging.getLogger(name).setLevel(logging.CRITICAL)
-            if scheme_of(self._uri) == "sqlite":
-                self._create_database(MlflowClient)
-            self._client = MlflowClient(tracking_uri=self._uri)
+            self._client = open_client(self._uri)
         return self._client
-
-    def _create_database(self, client: type[MlflowClient]) -> None:
-        """Make a new database under another name and rename it: MLflow's own first start takes
-        seconds, and one that is killed leaves a file that no later start can use."""
-        path = sqlite_path(self._uri)
-        if path is None or (path.exists() and path.stat().st_size):
-            return
-        with open(path.with_name(f".{path.name}.lock"), "w", encoding="utf-8") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if path.exists() and path.stat().st_size:
-                return
-            new = path.with_name(f".{path.name}.{os.getpid()}.new")
-            new.unlink(missing_ok=True)
-            client(tracking_uri=f"sqlite:///{new.absolute()}").search_experiments(max_results=1)
-            os.replace(new, path)
 
     def _find_experiment(self, client: MlflowClient) -> str:
         found = client.get_experiment_by_name(EXPERIMENT)
@@ -386,7 +347,7 @@ class MlflowRuns:
         except StorageError:
             raise
         except Exception as error:
-            if self._is_server and not _is_definite(error):
+            if self._is_server and not is_definite(error):
                 raise
             logger.warning("An artifact is missing in MLflow: %s", error)
             return False
@@ -400,25 +361,10 @@ def upload_artifact(uri: str, run_id: str, location: str, name: str) -> None:
     """
     from mlflow import MlflowClient
 
-    for key, value in _ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
+    set_environment()
     with open_storage(location).local_copy(name) as path:
         server = os.environ.get("MLFLOW_TRACKING_URI", uri)
         MlflowClient(tracking_uri=server).log_artifact(run_id, str(path), _place(name))
-
-
-def says_nothing_of_the_event(error: Exception) -> bool:
-    """Whether a delivery failed for a reason that another event would have met as well: nobody
-    answers, we are not let in, we are too many; or the sweep's storage is away."""
-    if isinstance(error, StorageError | ConnectionError):
-        return True
-    code = getattr(error, "error_code", None)
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return status in {401, 403, 429} or code in {
-        "UNAUTHENTICATED",
-        "PERMISSION_DENIED",
-        "REQUEST_LIMIT_EXCEEDED",
-    }
 
 
 def _place(name: str) -> str | None:
@@ -430,29 +376,3 @@ def _place(name: str) -> str | None:
 def _latest(run: Run) -> dict[str, tuple[int, float]]:
     """The store orders a metric's points by step, then by time."""
     return {m.key: (m.step, m.value) for m in run.data.to_proto().metrics}
-
-
-def _close_connections(uri: str) -> None:
-    """Forget the database's open file, which somebody may have replaced: SQLite then refuses every
-    write, and MLflow keeps connections for as long as the process lives."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    engine = SqlAlchemyStore._engine_map.get(uri)
-    if engine is not None:
-        engine.dispose()
-
-
-def _is_definite(error: Exception) -> bool:
-    """Whether repeating the call cannot help. In doubt it can: the events are safe on disk."""
-    code = getattr(error, "error_code", None)
-    if code is not None:  # MlflowException, whose class is not worth importing MLflow for
-        return code in {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"}
-    response = getattr(error, "response", None)
-    if response is not None:  # requests.HTTPError; credentials, rate limits and time-outs can mend
-        return 400 <= response.status_code < 500 and response.status_code not in {
-            401,
-            403,
-            408,
-            429,
-        }
-    return not isinstance(error, OSError)

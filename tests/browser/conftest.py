@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 
-from search.tracking.tracker import open_runs
+from search.tracking.uploader import open_runs
 from tests.search.conftest import Sweep
 from tests.search.mlflow_server import Server
 from trainables.storage import LocalStorage

@@ -13,7 +13,7 @@ from search import sync
 from search.config import SweepConfig
 from search.ledger.results import Result, commit
 from search.preflight import FORMAT
-from search.tracking.tracker import open_runs
+from search.tracking.uploader import open_runs
 from tests.browser.conftest import open_window
 from tests.browser.test_pages import ACCURACY, cells, wait_for_order
 from tests.search.mlflow_server import Server

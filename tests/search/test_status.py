@@ -26,7 +26,7 @@ from search.preflight import Plan, adopt, preflight
 from search.terminal.details import look_into
 from search.terminal.standing import ago, duration, read_standing
 from search.tracking.outbox import Outbox, refused, waiting
-from search.tracking.tracker import outbox_path
+from search.tracking.uploader import outbox_path
 from tests.servers import s3_server
 from trainables.storage import LocalStorage, open_storage
 

@@ -28,7 +28,7 @@ from search.exports.registry import ALIAS, Registry, RegistryError
 from search.judging.evaluation import Evaluation, Score
 from search.preflight import load_record
 from search.tracking.mlflow_page import columns, description
-from search.tracking.tracker import open_runs
+from search.tracking.uploader import open_runs
 from search.tracking.uri import model_name_problem
 from tests.search.made import made
 from tests.search.mlflow_server import Server, runs_of

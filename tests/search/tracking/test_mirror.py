@@ -17,7 +17,8 @@ from search.ledger.ledger import Ledger, Live
 from search.ledger.results import State
 from search.ledger.store import JournalStore
 from search.tracking.mirror import Mirror
-from search.tracking.tracker import MlflowTracker, NullTracker, open_tracker, outbox_path
+from search.tracking.tracker import NullTracker
+from search.tracking.uploader import MlflowTracker, open_tracker, outbox_path
 from spaces.base import Setting
 from spaces.registry import SPACES
 from tests.search.mlflow_server import TIMEOUT, content, history, runs_of

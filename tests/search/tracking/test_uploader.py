@@ -22,7 +22,8 @@ import pytest
 from mlflow import MlflowClient
 
 from search.tracking.outbox import Outbox
-from search.tracking.tracker import MlflowTracker, NullTracker, Row
+from search.tracking.tracker import NullTracker, Row
+from search.tracking.uploader import MlflowTracker
 from search.tracking.uri import TrackingError, check_tracking_uri, shown, ui_command
 from tests.search.mlflow_server import TIMEOUT, Server, history, runs_of, wait_until
 from trainables.storage import LocalStorage
@@ -319,7 +320,8 @@ CHILD = """
 import sys, time
 from pathlib import Path
 from search.tracking.outbox import Outbox
-from search.tracking.tracker import MlflowTracker, Row
+from search.tracking.tracker import Row
+from search.tracking.uploader import MlflowTracker
 from trainables.storage import LocalStorage
 uri, outbox = sys.argv[1:]
 path = Path(outbox)
@@ -505,7 +507,7 @@ def test_a_killed_first_start_leaves_a_usable_database(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
         "from search.tracking.outbox import Outbox\n"
-        "from search.tracking.tracker import MlflowTracker\n"
+        "from search.tracking.uploader import MlflowTracker\n"
         "from trainables.storage import LocalStorage\n"
         "path = Path(sys.argv[2])\n"
         "t = MlflowTracker(sys.argv[1], 's', Outbox(path), LocalStorage(path.parent))\n"

@@ -1,0 +1,111 @@
+"""MLflow's client: opened so that it does not block, and its errors read.
+
+MLflow itself is imported at the first call: that takes two seconds, for which a sweep need not
+wait.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from search.tracking.uri import scheme_of, sqlite_path
+from trainables.storage import StorageError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_ENVIRONMENT = {
+    # A retry inside the client blocks for minutes, and repeats `create_run`, which makes a second
+    # run. The uploader's own retry looks for the run first.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds; the default is 120
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+def set_environment() -> None:
+    """Set the environment variables by which alone MLflow's client can be told not to block, where
+    they are not set."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def open_client(uri: str) -> MlflowClient:
+    """MLflow's client at `uri`; a database that is not there is made."""
+    from mlflow import MlflowClient
+
+    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+        for name in ("mlflow", "alembic"):  # what matters is said by the uploader
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    if scheme_of(uri) == "sqlite":
+        _create_database(uri)
+    return MlflowClient(tracking_uri=uri)
+
+
+def _create_database(uri: str) -> None:
+    """Make a new database under another name and rename it: MLflow's own first start takes
+    seconds, and one that is killed leaves a file that no later start can use."""
+    from mlflow import MlflowClient
+
+    path = sqlite_path(uri)
+    if path is None or (path.exists() and path.stat().st_size):
+        return
+    with open(path.with_name(f".{path.name}.lock"), "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists() and path.stat().st_size:
+            return
+        new = path.with_name(f".{path.name}.{os.getpid()}.new")
+        new.unlink(missing_ok=True)
+        MlflowClient(tracking_uri=f"sqlite:///{new.absolute()}").search_experiments(max_results=1)
+        os.replace(new, path)
+
+
+def close_connections(uri: str) -> None:
+    """Forget the database's open file, which somebody may have replaced: SQLite then refuses every
+    write, and MLflow keeps connections for as long as the process lives."""
+    if scheme_of(uri) != "sqlite":
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    engine = SqlAlchemyStore._engine_map.get(uri)
+    if engine is not None:
+        engine.dispose()
+
+
+class RefusedError(Exception):
+    """MLflow has answered, and the answer is no."""
+
+
+def is_definite(error: Exception) -> bool:
+    """Whether repeating the call cannot help. In doubt it can: the events are safe on disk."""
+    code = getattr(error, "error_code", None)
+    if code is not None:  # MlflowException, whose class is not worth importing MLflow for
+        return code in {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"}
+    response = getattr(error, "response", None)
+    if response is not None:  # requests.HTTPError; credentials, rate limits and time-outs can mend
+        return 400 <= response.status_code < 500 and response.status_code not in {
+            401,
+            403,
+            408,
+            429,
+        }
+    return not isinstance(error, OSError)
+
+
+def says_nothing_of_the_event(error: Exception) -> bool:
+    """Whether a delivery failed for a reason that another event would have met as well: nobody
+    answers, we are not let in, we are too many; or the sweep's storage is away."""
+    if isinstance(error, StorageError | ConnectionError):
+        return True
+    code = getattr(error, "error_code", None)
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status in {401, 403, 429} or code in {
+        "UNAUTHENTICATED",
+        "PERMISSION_DENIED",
+        "REQUEST_LIMIT_EXCEEDED",
+    }
