@@ -21,7 +21,7 @@ WIDTH, HEIGHT = 1400, 900
 _PATIENCE = 60_000  # milliseconds
 MODEL = "digits-rmt"
 NAME = "rmt-digits"
-QUICK = ("--seeds", "1", "--trials", "4", "--eval-seeds", "2", "--pruner", "none")
+QUICK = ("--seeds", "1", "--trials", "4", "--eval-seeds", "1", "--pruner", "none")
 _SETTLED = """() => {
     const close = { panelOpen_v1: false, 'fab.autoOpenedOnFirstLoad_v1': true };
     for (const [key, value] of Object.entries(close))

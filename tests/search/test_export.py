@@ -68,9 +68,10 @@ class Sweeps:
 def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Sweeps:
     """By Ray: `rmt`, whose published schedule flips bits at 16 shots, and `taskres`."""
     storage = tmp_path_factory.mktemp("sweeps")
-    for space in ("rmt", "taskres"):
-        options = ("--space", space, "--seeds", "1", "--eval-seeds", "2", "--trials", "1")
-        done = Sweep(storage, space).run(*options, "--tracking-uri", "none", timeout=600)
+    one = ("--seeds", "1", "--trials", "1", "--max-concurrent", "1", "--tracking-uri", "none")
+    for space, shots, draws in (("rmt", "16", "2"), ("taskres", "4", "1")):
+        options = ("--space", space, "--shots", shots, "--eval-seeds", draws, *one)
+        done = Sweep(storage, space).run(*options, timeout=600)
         assert done.returncode == 0, done.stderr
     return Sweeps(storage)
 

@@ -11,7 +11,10 @@ import pytest
 from search.run import main
 from tests.search.conftest import Sweep
 
-QUICK = ("--space", "taskres", "--trials", "2", "--eval-seeds", "2", "--tracking-uri", "none")
+QUICK = (
+    *("--space", "taskres", "--trials", "2", "--eval-seeds", "2", "--tracking-uri", "none"),
+    *("--max-concurrent", "1"),
+)
 
 
 def scores(sweep: Sweep) -> dict[tuple[str, str, int, str, str], tuple[float, ...]]:

@@ -25,7 +25,7 @@ pytestmark = [
 
 QUIET = ("--tracking-uri", "none")
 ONE_BY_ONE = ("--max-concurrent", "1", "--sampler", "tpe", "--pruner", "asha")
-MASKS = ("--space", "rmt", "--shots", "4", "--trials", "4", "--eval-seeds", "1")
+MASKS = ("--space", "rmt", "--shots", "4", "--trials", "3", "--eval-seeds", "1")
 
 
 def runs_of(sweep: Sweep) -> tuple[Run, list[Run]]:
@@ -205,7 +205,10 @@ def test_ctrl_c_stops_cleanly_and_another_driver_is_refused(sweep: Sweep) -> Non
 
 def test_a_time_budget_leaves_unfinished_trials_to_be_continued(sweep: Sweep) -> None:
     options = ("--space", "taskres", "--trials", "500", "--eval-seeds", "1", *QUIET)
-    done = sweep.run(*options, "--time-budget", "25s")
+    for seconds in (25, 50, 100, 200):  # until a machine has ended a trial, however busy it is
+        done = sweep.run(*options, "--time-budget", f"{seconds}s")
+        if sweep.results():
+            break
     assert done.returncode == 0, done.stdout + done.stderr
     assert 0 < len(sweep.results()) < 500
     assert "the winner" in done.stdout

@@ -121,6 +121,7 @@ def test_what_does_not_go_with_it() -> None:
 def test_a_sweep_for_two(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, "two", report=True)
     options = ("--space", "taskres", "--shots", "2", "--trials", "5", "--eval-seeds", "1", *QUIET)
+    options += ("--max-concurrent", "1")
     unknown = sweep.run(*options, "--also", "residual/nrom:min")
     assert unknown.returncode == 2
     assert "Did you mean 'residual/norm'?" in unknown.stderr
