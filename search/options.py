@@ -388,11 +388,13 @@ def per_task(config: SweepConfig) -> list[SweepConfig]:
     if not config.per_task:
         return [config]
     task, found = config.task, []
-    for dataset in task.sources:
-        datasets = (dataset,) if len(task.sources) > 1 else task.datasets
+    for dataset, short in zip(task.sources, task.names, strict=True):
+        is_one_of_many = len(task.sources) > 1
+        datasets = (dataset,) if is_one_of_many else task.datasets
         for shots in task.shots:
             cell = replace(task, datasets=datasets, shots=(shots,))
-            name = f"{config.name}-{cell.short}-{shots}shot" if config.name else ""
+            stem = f"{config.name}-{short if is_one_of_many else cell.short}-{shots}shot"
+            name = stem if config.name else ""
             found.append(replace(config, task=cell, name=name, per_task=False))
     return found
 

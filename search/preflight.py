@@ -6,7 +6,8 @@ import json
 import os
 import socket
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -88,9 +89,25 @@ def preflight(
     `meanwhile` is called while another process looks at the backbone. Without `trial_write`, it is
     not tried whether the folder can be written, and nothing is.
     """
+    (plan,) = preflight_each(config, [config], meanwhile, trial_write)
+    return plan
+
+
+def preflight_each(
+    config: SweepConfig,
+    parts: Sequence[SweepConfig],
+    meanwhile: Callable[[], object] = lambda: None,
+    trial_write: bool = True,
+) -> list[Plan]:
+    """See `preflight`: `config` as a whole, then each of the sweeps that it stands for."""
     with ExaminationApart(config.task.backbone) as examiner:
         meanwhile()
-        return _check(config, examiner, trial_write)
+        whole = _check(config, examiner, trial_write)
+        plans = [whole if part == config else _check(part, examiner, False) for part in parts]
+    for plan in plans if trial_write else ():
+        with _storage_in_words():
+            open_storage(plan.config.location).probe()
+    return plans
 
 
 def _check(config: SweepConfig, examiner: Examiner, trial_write: bool) -> Plan:
@@ -142,13 +159,8 @@ def _check(config: SweepConfig, examiner: Examiner, trial_write: bool) -> Plan:
     if problem := examiner.try_on(plan.space.paper, classes, plan.setting.images, metric):
         raise UsageError([problem])
     notices += tuple(task_notices(config.task, source))
-    sweep = open_storage(plan.config.location)
-    try:
-        _compare(plan, sweep)
-        if trial_write:
-            sweep.probe()
-    except StorageError as error:
-        raise UsageError([_unwritable(str(error))]) from error
+    with _storage_in_words():
+        _compare(plan, open_storage(plan.config.location))
     return replace(plan, notices=notices)
 
 
@@ -237,6 +249,15 @@ def address_problems(config: SweepConfig) -> list[str]:
             "the option away to use this machine."
         ]
     return []
+
+
+@contextmanager
+def _storage_in_words() -> Iterator[None]:
+    """A storage that does not work, as a `UsageError`."""
+    try:
+        yield
+    except StorageError as error:
+        raise UsageError([_unwritable(str(error))]) from error
 
 
 def _unwritable(why: str) -> str:

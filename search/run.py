@@ -16,7 +16,7 @@ quiet_environment()  # Ray reads its settings when it is imported
 
 from search.config import SweepConfig  # noqa: E402
 from search.options import build_parser, configure, is_dry_run, per_task  # noqa: E402
-from search.preflight import preflight  # noqa: E402
+from search.preflight import preflight_each  # noqa: E402
 from search.problems import EvaluationError, StoppedError, UsageError  # noqa: E402
 from search.terminal.console import open_console  # noqa: E402
 from trainables.storage import StorageError  # noqa: E402
@@ -66,21 +66,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(config: SweepConfig, console: Console) -> list[Outcome]:
     """One sweep, or with --per-task one after the other; all are checked before the first."""
-    configs = per_task(config)
-    plan = preflight(config, meanwhile=_load_the_rest)
+    plans = preflight_each(config, per_task(config), meanwhile=_load_the_rest)
     outcomes: list[Outcome] = []
-    for part in configs:
-        outcome = _load_the_rest().run_sweep(plan if part == config else preflight(part), console)
+    for plan in plans:
+        outcome = _load_the_rest().run_sweep(plan, console)
         outcomes.append(outcome)
         from search.exports.register import register_winner
         from search.terminal.summary import print_summary, print_tasks
 
         print_summary(outcome, console)
-        if part.register is not None and outcome.evaluation is not None:
+        if plan.config.register is not None and outcome.evaluation is not None:
             register_winner(outcome.config, outcome.tracking_uri, console)
         if outcome.interrupted:
             break
-    if len(configs) > 1:
+    if len(plans) > 1:
         print_tasks(outcomes, console)
     return outcomes
 
@@ -89,8 +88,8 @@ def _tell(config: SweepConfig, console: Console) -> None:
     """Everything about the sweep, or about each of several, without running it."""
     from search.terminal.dry_run import dry_run
 
-    for part in per_task(config):
-        dry_run(preflight(part, meanwhile=_load_the_rest, trial_write=False), console)
+    for plan in preflight_each(config, per_task(config), _load_the_rest, trial_write=False):
+        dry_run(plan, console)
 
 
 def _complain(problem: str) -> None:

@@ -88,13 +88,22 @@ class TaskSpec:
         """The data sets' name in names of sweeps and files."""
         return _plain(self.datasets[0]) if len(self.sources) == 1 else f"{len(self.sources)}sets"
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of `sources`, short and for files, no two of them alike."""
+        plain = [_plain(source) for source in self.sources]
+        found: list[str] = []
+        for place, name in enumerate(plain, start=1):
+            one = name if plain.count(name) == 1 else f"{name}{place}"
+            while one != name and one in {*plain, *found}:
+                one += "_"
+            found.append(one)
+        return tuple(found)
+
     def label(self, cell: Cell) -> str:
         """A cell's name among the others, for files: what they have in common is left out."""
-        names = [_plain(name) for name in self.sources]
-        place = self.sources.index(cell.dataset)
-        name = names[place]
         parts = [
-            (name if names.count(name) == 1 else f"{name}{place + 1}") * (len(names) > 1),
+            self.names[self.sources.index(cell.dataset)] * (len(self.sources) > 1),
             f"{cell.shots}shot" * (len(self.shots) > 1),
             f"seed{cell.seed}",
         ]

@@ -33,6 +33,10 @@ def test_one_search_a_task() -> None:
     named = per_task(configure([*options, "--name", "mine"]))
     assert [config.name for config in named][:2] == ["mine-digits-1shot", "mine-digits-4shot"]
     assert per_task(SweepConfig()) == [SweepConfig()]
+    alike = ["--dataset", "folder:a/birds,folder:b/birds,folder:c/birds2", "--per-task"]
+    named = per_task(configure([*alike, "--shots", "1", "--name", "mine"]))
+    stems = ["mine-birds1-1shot", "mine-birds2_-1shot", "mine-birds2-1shot"]
+    assert [config.name for config in named] == stems
     crossed = ["--dataset", "digits,digits-rotated", "--protocol", "cross-dataset", "--per-task"]
     (only,) = per_task(configure(crossed))
     assert only.task.datasets == ("digits", "digits-rotated")

@@ -212,6 +212,16 @@ def test_other_settings_are_refused(
     assert all("--name" in line for line in lines)
 
 
+def test_the_parts_of_a_sweep_are_all_looked_at_before_the_first_runs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stored("each-digits-rotated-4shot")
+    options = ("--per-task", "--dataset", "digits,digits-rotated", "--shots", "4")
+    (line, *_) = refused(capsys, *options, "--name", "each", "--tracking-uri", "none")
+    assert "'each-digits-rotated-4shot' differs" in line
+    assert not Path("sweeps/each-digits-4shot/sweep.json").exists()
+
+
 def test_another_model_under_the_same_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     folder = stored("mine")
     record = json.loads((folder / "sweep.json").read_text())

@@ -11,7 +11,7 @@ import pytest
 
 from tests.trainables.trials import mask_trial, residual_trial, zero_shot_trial
 from trainables.methods.registry import METHODS
-from trainables.trial import TrialConfig
+from trainables.trial import TaskSpec, TrialConfig
 
 PRESETS = ("paper", "reference", "clean")
 
@@ -95,3 +95,11 @@ def test_all_problems_at_once() -> None:
 @pytest.mark.parametrize(("scale", "fine"), [(1.0, True), (0.1, True), (0.0, False), (1.1, False)])
 def test_crop_scale_lies_in_its_range(scale: float, fine: bool) -> None:
     assert (replace(residual_trial(), crop_scale=scale).problems() == []) is fine
+
+
+def test_cells_of_data_sets_of_one_name_have_labels_of_their_own() -> None:
+    datasets = ("folder:x/a", "folder:y/a", "folder:z/a2")
+    task = TaskSpec(datasets, "tiny", (1,), (1,))
+    assert task.names == ("a1", "a2_", "a2")
+    assert [task.label(cell) for cell in task.cells] == ["a1-seed1", "a2_-seed1", "a2-seed1"]
+    assert TaskSpec(datasets[:2], "tiny", (1,), (1,)).names == ("a1", "a2")
