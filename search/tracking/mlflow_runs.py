@@ -5,7 +5,9 @@ on a server that many use, names meet. The sweep's own run is the parent of its 
 `search.trial` besides. `search.state` is how a run ended, in the words of the ledger.
 
 Runs are looked up by their tags before they are created. What a run holds already is not told
-again: of each metric only steps that come after its last one, whatever time they carry.
+again: of each metric only steps that it lacks, whatever time they carry. Steps that come after its
+last one are new; for an earlier one the metric's history is asked, once, as a server that lost its
+database in the middle of a trial has gaps there.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +60,22 @@ Rows = Sequence[tuple[int, int, Mapping[str, object]]]
 """Step, milliseconds, values by name; a value is a number or a text that `float` reads."""
 
 
+@dataclass
+class _Held:
+    """What an unfinished run holds of its metrics."""
+
+    last: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """Last step and its value, by metric."""
+    steps: dict[str, set[int]] = field(default_factory=dict)
+    """All steps, of the metrics whose history was asked."""
+
+    def add(self, name: str, step: int, value: float) -> None:
+        if name not in self.last or self.last[name][0] < step:
+            self.last[name] = step, value
+        if name in self.steps:
+            self.steps[name].add(step)
+
+
 class MlflowRuns:
     """One sweep as MLflow shows it. For one thread."""
 
@@ -74,8 +93,7 @@ class MlflowRuns:
         self._is_server = scheme_of(uri) in SERVERS
         self._client: MlflowClient | None = None
         self._runs: dict[int | None, str] | None = None  # None: not looked up; key None: the parent
-        self._held: dict[str, dict[str, tuple[int, float]]] = {}
-        """Last step and its value, by unfinished run and metric."""
+        self._held: dict[str, _Held] = {}
         self.carrier: Carrier | None = None
         """Asked before a file is uploaded from here."""
 
@@ -224,7 +242,7 @@ class MlflowRuns:
             },
         )
         self._runs[number] = run.info.run_id
-        self._held[run.info.run_id] = {}
+        self._held[run.info.run_id] = _Held()
         return self._runs[number], True
 
     def _settle(self, event: Event) -> None:
@@ -242,7 +260,7 @@ class MlflowRuns:
         run_id, is_new = self._run(event["trial"], event["time"], tags)
         if not is_new:
             run = client.get_run(run_id)
-            self._held[run_id] = _latest(run)
+            self._held[run_id] = _Held(_latest(run))
             if run.info.status != "RUNNING":
                 client.update_run(run_id, status="RUNNING")
             params = {k: v for k, v in params.items() if run.data.params.get(k) != v}
@@ -270,7 +288,7 @@ class MlflowRuns:
         client.set_terminated(
             run_id, _RUN_STATUS.get(event["status"], "FAILED"), end_time=event["time"]
         )
-        held = self._latest(run_id)
+        held = self._holds(run_id).last
         final = {k: v for k, v in event["metrics"].items() if held.get(k) != (0, float(v))}
         if final:
             self._send(run_id, rows=[(0, event["time"], final)], final=True)
@@ -287,11 +305,20 @@ class MlflowRuns:
         view = saved_view(self._identity, self._sweep, IDENTITY, parameters, time)
         self._open().set_experiment_tag(self._experiment_id, *view)
 
-    def _latest(self, run_id: str) -> dict[str, tuple[int, float]]:
-        """What a run holds: last step and its value, by metric."""
+    def _holds(self, run_id: str) -> _Held:
         if run_id not in self._held:
-            self._held[run_id] = _latest(self._open().get_run(run_id))
+            self._held[run_id] = _Held(_latest(self._open().get_run(run_id)))
         return self._held[run_id]
+
+    def _lacks(self, run_id: str, name: str, step: int) -> bool:
+        """Whether a run has no point of that metric at that step."""
+        held = self._holds(run_id)
+        if name not in held.last or held.last[name][0] < step:
+            return True
+        if name not in held.steps:
+            history = self._open().get_metric_history(run_id, name)
+            held.steps[name] = {point.step for point in history}
+        return step not in held.steps[name]
 
     def _send(
         self,
@@ -308,16 +335,15 @@ class MlflowRuns:
         from mlflow.entities import Metric, Param, RunTag
 
         # The stores keep NaN, but turn an infinity into 1.8e308, which flattens every chart.
-        metrics, infinite = [], []
-        held = {} if final or not rows else dict(self._latest(run_id))
+        metrics: dict[tuple[str, int], Metric] = {}
+        infinite = []
         for step, timestamp, values in rows:
             for name, text in values.items():
                 value = float(text)  # type: ignore[arg-type]
                 if math.isinf(value):
                     infinite.append(f"{name}={value} at step {step}")
-                elif name not in held or held[name][0] < step:
-                    metrics.append(Metric(name, value, timestamp, step))
-                    held[name] = (step, value)
+                elif (name, step) not in metrics and (final or self._lacks(run_id, name, step)):
+                    metrics[name, step] = Metric(name, value, timestamp, step)
         tags = dict(tags or {})
         if infinite:
             tags[INFINITE] = ", ".join(infinite)[:TAG_LENGTH]
@@ -325,13 +351,13 @@ class MlflowRuns:
             return
         self._open().log_batch(
             run_id,
-            metrics=metrics,
+            metrics=list(metrics.values()),
             params=[Param(*param) for param in (params or {}).items()],
             tags=[RunTag(*tag) for tag in tags.items()],
             synchronous=True,
         )
-        if metrics and not final:
-            self._held[run_id] = held
+        for (name, step), metric in metrics.items() if not final else ():
+            self._holds(run_id).add(name, step, metric.value)
 
     def _send_file(self, run_id: str, name: str) -> bool:
         """Whether the file is there. Only a server or a storage that is away is an error."""

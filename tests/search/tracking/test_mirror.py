@@ -208,6 +208,29 @@ def test_a_database_that_somebody_replaces_is_written_to(world: World) -> None:
     assert sorted(point.step for point in points) == [1, 2, 3, 4, 5, 6]
 
 
+def test_what_a_server_lost_in_the_middle_is_told_again_from_the_folder(world: World) -> None:
+    driver = Driver(world.sweep, world.uri("a"))
+    live = driver.start()
+    driver.train(live, 1, 3)
+    assert driver.tracker.flush(TIMEOUT) == 0
+    (world.folder / "a.db").unlink()
+    world.uri("a")  # an empty one
+    driver.train(live, 4, 6)
+    driver.end(live, "COMPLETE")
+    assert driver.close() == 0
+    kept = history(world.uri("a"), runs_of(world.uri("a"))["0"], "val/loss")
+    assert [step for step, _ in kept] == [4, 5, 6]
+
+    shutil.rmtree(world.folder / "sweeps" / "s1" / "outbox")
+    for name in ("a", "b"):
+        assert Driver(world.sweep, world.uri(name)).close() == 0
+    mended, whole = world.content("a")["0"], world.content("b")["0"]
+    begun = ("times",)  # MLflow cannot be told when a run that it holds has begun
+    assert {k: v for k, v in mended.items() if k not in begun} == {
+        k: v for k, v in whole.items() if k not in begun
+    }
+
+
 def test_a_result_that_was_committed_and_not_told_is_told_by_the_next_driver(world: World) -> None:
     first = Driver(world.sweep, world.uri("a"))
     live = first.start()
