@@ -26,7 +26,9 @@ from trainables.trial import Protocol, TaskSpec
 
 IDENTITY = ("space", "task", "sampler", "pruner", "seed")
 """Settings that make a sweep what it is, and its start and second objective where it has them; the
-others may differ when it is resumed."""
+others may differ when it is resumed. So may the task's `skip_unreadable`: an image that cannot be
+read may be met first among the test images, and what was trained on is known by the fingerprints
+of the draws."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class SweepConfig:
     def identity(self) -> dict[str, Any]:
         """The settings that may not change when a sweep is resumed."""
         plain = self.to_dict()
+        del plain["task"]["skip_unreadable"]
         found = {key: plain[key] for key in IDENTITY}
         found |= {"start": self.start.identity()} if self.start else {}
         return found | ({"also": self.also} if self.also else {})

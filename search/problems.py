@@ -13,9 +13,16 @@ class UsageError(ValueError):
         super().__init__("\n".join(self.problems))
 
 
-class StoppedError(RuntimeError):
+class _ReasonError(RuntimeError):
+    """Why, in one line that a sentence is made around: a full stop of its own is left away."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason.removesuffix("."))
+
+
+class StoppedError(_ReasonError):
     """A sweep cannot go on now: why, in one line. Nothing that was finished is lost."""
 
 
-class EvaluationError(RuntimeError):
+class EvaluationError(_ReasonError):
     """The winner could not be re-trained or scored; the trials are not touched by it."""

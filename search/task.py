@@ -12,6 +12,7 @@ from search.judging.statistics import effective_images
 from spaces.base import Setting
 from trainables.data.base import DataError, FeatureRows, PixelRows, fingerprint
 from trainables.data.few_shot import FewShot, draws_problems
+from trainables.data.sealed import check_test_split
 from trainables.data.source import DataSource
 from trainables.trial import Cell, Protocol, TaskSpec
 
@@ -20,7 +21,7 @@ Tower = Literal["vit", "resnet", "other"]
 
 def data_problems(config: SweepConfig, source: DataSource) -> list[str]:
     """Everything about the data that can be wrong before an image is decoded: what is missing, too
-    small, or does not fit the protocol."""
+    small, or does not fit the protocol; of the test images too, which are read after the search."""
     task = config.task
     found: list[str] = []
     if task.protocol not in get_args(Protocol) or not task.datasets:
@@ -51,7 +52,14 @@ def data_problems(config: SweepConfig, source: DataSource) -> list[str]:
                         drawn.val.images.content()
             except DataError as error:
                 found.append(str(error))
-    return found
+    for exam in judged:
+        for half in exam.halves:
+            try:
+                dataset = source.dataset(exam.target, half)
+                check_test_split(dataset, all_there=not task.skip_unreadable)
+            except DataError as error:
+                found.append(str(error))
+    return list(dict.fromkeys(found))
 
 
 def setting(task: TaskSpec, source: DataSource, tower: Tower, cell: Cell | None = None) -> Setting:

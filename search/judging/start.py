@@ -31,12 +31,13 @@ class Start:
         return {"sweep": self.sweep, "trial": self.trial, "config": self.stage.fingerprint()}
 
     def problems(self, task: TaskSpec) -> list[str]:
-        """How `task` differs from the one that it was found on. Draws may: each trains its own."""
+        """How `task` differs from the one that it was found on. Draws may: each trains its own; and
+        so may whether unreadable images are left out."""
         return [
             f"--start: '{self.location}' has {f.name} {_shown(theirs)}, and this sweep "
             f"{_shown(ours)}: leave that option away, or start from a sweep on the same task."
             for f in fields(TaskSpec)
-            if f.name != "seeds"
+            if f.name not in ("seeds", "skip_unreadable")
             and (theirs := getattr(self.task, f.name)) != (ours := getattr(task, f.name))
         ]
 

@@ -150,8 +150,8 @@ def readable(split: Split) -> Split:
     if lost:
         raise DataError(
             f"Every class needs an image that can be read, class {min(lost)} has none of "
-            f"{int((split.labels == min(lost)).sum())}: restore them, or use another --seeds. The "
-            f"first fault: {fault}"
+            f"{int((split.labels == min(lost)).sum())}: restore them, or, where they were drawn, "
+            f"use another --seeds. The first fault: {fault}"
         )
     return part
 

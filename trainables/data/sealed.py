@@ -2,9 +2,10 @@
 
 The test split decides nothing: it is read once, after the search, to report the winner. A data
 set hands it out only against a `TestPermit`; a permit is made here only, after the read has been
-recorded; and a process that trains trials is sealed, so that no method, data set or space running
-in it can obtain one. `search/evaluate.py` is the only module that may import `read_test_split`
-(a test reads the syntax trees and holds this).
+recorded, or to look whether the split can be read at all, of which nothing but a fault is told; and
+a process that trains trials is sealed, so that no method, data set or space running in it can
+obtain one. `search/evaluate.py` is the only module that may import `read_test_split` (a test reads
+the syntax trees and holds this).
 """
 
 from __future__ import annotations
@@ -58,3 +59,18 @@ def read_test_split(dataset: Dataset, record: Callable[[], None]) -> Split:
     permit.check(dataset.name)
     record()
     return dataset.sealed_split(permit)
+
+
+def check_test_split(dataset: Dataset, all_there: bool = True, decoded: int = 0) -> None:
+    """Whether the test split can be read when its time comes: raises `DataError` where it has no
+    images, where values of a bundle are unfit, with `all_there` where a file is missing, and where
+    one of about `decoded` images, evenly spread, cannot be decoded.
+
+    The seal holds: no pixel, label, feature or number of images is given to the caller, nothing is
+    kept, and what is said names a fault. Raises `SealedError` in a sealed process.
+    """
+    split = dataset.sealed_split(TestPermit(dataset.name))
+    if all_there:
+        split.images.content()
+    if decoded:
+        split.decode_some(decoded)

@@ -197,6 +197,11 @@ def test_another_task(
     assert any(words in line for line in lines)
 
 
+def test_unreadable_images_may_be_left_out_of_what_comes_after() -> None:
+    finished()
+    assert started("--skip-unreadable").config.task.skip_unreadable
+
+
 @pytest.mark.parametrize("what", ["backbone", "train", "val"])
 def test_other_weights_or_data_under_the_same_name(
     what: str, capsys: pytest.CaptureFixture[str]

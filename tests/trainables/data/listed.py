@@ -59,6 +59,7 @@ class Listed:
     name: str = "listed"
     flip: bool = True
     notices: tuple[str, ...] = ("A notice.",)
+    broken: frozenset[str] = frozenset()
 
     def prompts(self, variant: PromptVariant) -> PromptSet:
         return prompt_set(self.name, self.class_names, variant)
@@ -68,7 +69,7 @@ class Listed:
 
     def sealed_split(self, permit: TestPermit) -> Split:
         permit.check(self.name)
-        return listed_split(self.test)
+        return listed_split(self.test, self.broken)
 
 
 def listed(classes: int = 3, train: int = 8, val: int = 5, test: int = 2) -> Listed:

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,20 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from tests.trainables.data.listed import listed
 from tests.trainables.trials import TASK, mask_trial, residual_trial
 from trainables import trial_run
 from trainables.data import digits
-from trainables.data.base import Images, PixelRows, Split
+from trainables.data.base import DataError, Images, PixelRows, Split
 from trainables.data.digits import Digits
 from trainables.data.registry import open_dataset
-from trainables.data.sealed import SealedError, TestPermit, read_test_split, seal_process
+from trainables.data.sealed import (
+    SealedError,
+    TestPermit,
+    check_test_split,
+    read_test_split,
+    seal_process,
+)
 from trainables.data.source import DataSource
 from trainables.storage import LocalStorage
 from trainables.store import Store
@@ -37,11 +44,14 @@ HOME = "trainables/data/sealed.py"
 
 USERS = {
     "read_test_split": {"search/evaluate.py"},
+    "check_test_split": {"search/task.py"},
     "sealed_split": {HOME, "trainables/data/halves.py"},  # a half passes its permit on
     "TestPermit()": {HOME},
     SEAL: {HOME},
 }
-"""Who may import or name the function, call the method, make a permit, know the switch."""
+"""Who may import or name the functions, call the method, make a permit, know the switch."""
+
+FUNCTIONS = {"read_test_split", "check_test_split"}
 
 
 @pytest.fixture(autouse=True)
@@ -60,21 +70,22 @@ def uses(source: str) -> set[str]:
         match node:
             case ast.ImportFrom(module=module, names=names):
                 imported = {alias.name for alias in names}
-                if "read_test_split" in imported:
-                    found.add("read_test_split")
+                found |= imported & FUNCTIONS
                 if module == "trainables.data.sealed" and "*" in imported:
-                    found |= {"read_test_split", "TestPermit()"}
+                    found |= {*FUNCTIONS, "TestPermit()"}
                 # A renamed permit could be made under another name.
                 if any(a.name == "TestPermit" and a.asname not in (None, a.name) for a in names):
                     found.add("TestPermit()")
-            case ast.Name(id="read_test_split") | ast.Attribute(attr="read_test_split"):
-                found.add("read_test_split")
+            case ast.Name(id=name) | ast.Attribute(attr=name) if name in FUNCTIONS:
+                found.add(name)
             case ast.Attribute(attr="sealed_split"):
                 found.add("sealed_split")
             case ast.Call(func=ast.Name(id="TestPermit") | ast.Attribute(attr="TestPermit")):
                 found.add("TestPermit()")
-            case ast.Constant(value="read_test_split" | "sealed_split" | "TestPermit" as name):
-                found.add("TestPermit()" if name == "TestPermit" else name)  # getattr and alike
+            case ast.Constant(value=str(name)) if name in {*FUNCTIONS, "sealed_split"}:
+                found.add(name)  # getattr and alike
+            case ast.Constant(value="TestPermit"):
+                found.add("TestPermit()")
             case ast.Constant(value=str(text)) if SEAL in text:
                 found.add(SEAL)
     return found
@@ -103,6 +114,8 @@ def test_only_those_ask_who_may() -> None:
         ("from trainables.data.sealed import *", "read_test_split"),
         ("from trainables.data import sealed\nsealed.read_test_split(d, r)", "read_test_split"),
         ("getattr(sealed, 'read_test_split')(d, r)", "read_test_split"),
+        ("from trainables.data.sealed import check_test_split", "check_test_split"),
+        ("sealed.check_test_split(d)", "check_test_split"),
         ("dataset.sealed_split(permit)", "sealed_split"),
         ("getattr(dataset, 'sealed_split')(permit)", "sealed_split"),
         ("f = dataset.sealed_split", "sealed_split"),
@@ -173,7 +186,19 @@ def test_a_sealed_process_refuses_even_a_fitting_permit(name: str) -> None:
         open_dataset(name).sealed_split(TestPermit(name))
     with pytest.raises(SealedError, match="Test data cannot be read in a process that trains"):
         read_test_split(open_dataset(name), lambda: recorded.append("recorded"))
+    with pytest.raises(SealedError, match="Test data cannot be read in a process that trains"):
+        check_test_split(open_dataset(name))
     assert recorded == []
+
+
+def test_a_look_whether_it_can_be_read_gives_nothing_out() -> None:
+    """Nothing comes back but None, and nothing is said but the name of what is at fault."""
+    sound = listed(classes=2)
+    assert check_test_split(sound, decoded=9) is None  # type: ignore[func-returns-value]
+    broken = replace(sound, broken=frozenset({"test/c1/1.jpg"}))
+    check_test_split(broken)
+    with pytest.raises(DataError, match=r"^'test/c1/1.jpg' cannot be read.$"):
+        check_test_split(broken, decoded=9)
 
 
 @pytest.mark.parametrize("name", ["digits", "digits-rotated"])

@@ -1,0 +1,28 @@
+"""What is looked for in a task's data before a sweep starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from search.config import SweepConfig
+from search.task import data_problems
+from tests.trainables.data.trees import dtd
+from trainables.trial import Protocol, TaskSpec
+
+
+def problems(
+    spec: str, root: Path, protocol: Protocol = "few-shot", skip_unreadable: bool = False
+) -> list[str]:
+    task = TaskSpec((spec,), "tiny", (1,), (1,), protocol, skip_unreadable=skip_unreadable)
+    return data_problems(SweepConfig(task=task), task.source(str(root)))
+
+
+def test_an_absent_test_image_is_told_before_the_search(tmp_path: Path) -> None:
+    tree = dtd(tmp_path)
+    assert problems("dtd", tmp_path) == []
+    absent = tree.folder / "images" / tree.rows["test"][0][0]
+    absent.unlink()
+    (problem,) = problems("dtd", tmp_path)
+    assert f"'{absent}' is not (it is missing)" in problem
+    assert "--skip-unreadable" in problem
+    assert problems("dtd", tmp_path, skip_unreadable=True) == []
