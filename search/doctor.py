@@ -25,15 +25,17 @@ from search.examine import ExaminationApart  # noqa: E402
 from search.options import Parser, absolute_dataset, names  # noqa: E402
 from search.preflight import address_problems, tracking_uri  # noqa: E402
 from search.problems import UsageError  # noqa: E402
-from search.tracking.uri import TrackingError, check_tracking_uri, shown  # noqa: E402
+from search.tracking.uri import TrackingError, check_tracking_uri  # noqa: E402
 from trainables.backbones.base import BackboneError  # noqa: E402
 from trainables.backbones.registry import absolute_spec  # noqa: E402
 from trainables.cache import cache_folder  # noqa: E402
+from trainables.credentials import shown  # noqa: E402
 from trainables.data.base import DataError, Dataset  # noqa: E402
 from trainables.data.coop_layouts import LAYOUTS  # noqa: E402
 from trainables.data.imagenet import ImageNet, ImageNetShift  # noqa: E402
 from trainables.data.lists import ListedDataset  # noqa: E402
 from trainables.data.registry import open_dataset  # noqa: E402
+from trainables.data.sealed import check_test_split  # noqa: E402
 from trainables.storage import StorageError, open_storage  # noqa: E402
 
 State = Literal["fine", "look", "wrong", "absent"]
@@ -137,12 +139,11 @@ def _look_into(spec: str, dataset: Dataset) -> Finding:
             f"{facts}; {len(missing):,} of its images are not there",
             f"The first is '{missing[0]}'. Unpack the images again.",
         )
-    if spec not in LAYOUTS or LAYOUTS[spec].counts.train:
-        for part in ("train", "val"):
-            images = dataset.split(part).images
-            for position in range(0, len(images), max(1, len(images) // _SAMPLE)):
-                if not is_bundle(spec):
-                    images.read(position)
+    decoded = 0 if is_bundle(spec) else _SAMPLE
+    if decoded and not isinstance(dataset, ImageNetShift):
+        dataset.split("train").decode_some(decoded)
+        dataset.split("val").decode_some(decoded)
+    check_test_split(dataset, decoded=decoded)
     published = LAYOUTS[spec].counts if spec in LAYOUTS else None
     if counts is not None and published is not None and counts != published:
         return Finding(
@@ -193,13 +194,16 @@ def check_storage(place: str) -> Finding:
         if Path(place).exists() or "://" in place:
             storage.probe()
     except StorageError as error:
-        return Finding("storage", "wrong", place, f"{error}. Use another --storage.")
-    return Finding("storage", "fine", storage.location)
+        return Finding("storage", "wrong", shown(place), f"{error}. Use another --storage.")
+    return Finding("storage", "fine", shown(storage.location))
 
 
 def check_tracking(config: SweepConfig) -> Finding:
     """MLflow, asked."""
-    uri = tracking_uri(config)
+    try:
+        uri = tracking_uri(config)
+    except UsageError as error:
+        return Finding("tracking", "wrong", config.storage, error.problems[0])
     if uri == "none":
         return Finding("tracking", "absent", "none")
     if not config.tracking_uri and not Path(config.storage).exists():

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from search.doctor import check_data, check_dataset, check_storage, main
+from tests.trainables.data.bundles import tensors, write_bundle
 from tests.trainables.data.shared import shared_data
-from tests.trainables.data.trees import dtd, snapshot
+from tests.trainables.data.trees import TREES, dtd, snapshot
 
 
 @pytest.fixture
@@ -41,6 +42,28 @@ def test_a_damaged_image_is_named(root: Path) -> None:
     found = check_dataset("dtd", str(root), asked=True)
     assert found.state == "wrong"
     assert ".jpg" in found.remedy
+
+
+@pytest.mark.parametrize("name", ["dtd", "imagenet", "imagenet_v2", "imagenet_a"])
+def test_a_damaged_test_image_is_named(root: Path, name: str) -> None:
+    tree = TREES[name](root)
+    assert check_dataset(name, str(root), asked=True).state == "look"
+    for path, _ in tree.rows["test"]:
+        next(tree.folder.rglob(path)).write_bytes(b"no image")
+    found = check_dataset(name, str(root), asked=True)
+    assert found.state == "wrong"
+    assert "Every image must be readable" in found.remedy
+
+
+def test_test_rows_of_a_bundle_that_are_unfit(tmp_path: Path) -> None:
+    spec = f"bundle:{write_bundle(tmp_path / 'b.safetensors', tensors())}"
+    assert check_dataset(spec, "", asked=True).state == "fine"
+    found = tensors()
+    found["test_features"][3, 2] = float("nan")
+    write_bundle(tmp_path / "b.safetensors", found)
+    finding = check_dataset(spec, "", asked=True)
+    assert finding.state == "wrong"
+    assert "NaN or infinity in row 3 of test_features" in finding.remedy
 
 
 def test_a_missing_split_file_says_how_to_do_without(root: Path) -> None:

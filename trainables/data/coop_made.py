@@ -71,13 +71,8 @@ def _dealt_folders(
     classes = [entry for entry in folders_in(images) if entry not in left_out]
     rows = []
     for label, entry in enumerate(classes):
-        found = images_in(images / entry)
-        if not found:
-            raise DataError(
-                f"Every class folder holds images: '{images / entry}' has none. Unpack it again."
-            )
         class_name = (renamed or {}).get(entry, entry)
-        rows += [Row(f"{entry}/{image}", label, class_name) for image in found]
+        rows += [Row(f"{entry}/{image}", label, class_name) for image in images_in(images / entry)]
     return deal(rows, f"'{name}'")
 
 

@@ -21,16 +21,23 @@ def folders_in(folder: Path) -> list[str]:
 
 
 def images_in(folder: Path) -> list[str]:
-    """Names of the visible image files in a folder, sorted, by their suffix alone: nothing is
-    opened, so that a million files are listed in seconds. Raises `DataError`."""
+    """Names of the visible image files in a class folder, sorted, by their suffix alone: nothing
+    is opened, so that a million files are listed in seconds. Raises `DataError`, also where there
+    are none."""
     try:
-        return sorted(
+        found = sorted(
             name
             for name in os.listdir(folder)
             if name.lower().endswith(SUFFIXES) and _visible(name)
         )
     except OSError as error:
         raise DataError(_cannot_list(folder, error)) from None
+    if not found:
+        raise DataError(
+            f"Every class folder holds images: '{folder}' has none. Add some, or leave the class "
+            "out."
+        )
+    return found
 
 
 def holds_anything(folder: Path) -> bool:

@@ -26,7 +26,7 @@ from trainables.data.coop_layouts import IMAGENET_SHIFTS
 from trainables.data.imagenet import ImageNet, ImageNetShift
 from trainables.data.lists import Counts
 from trainables.data.registry import open_dataset, open_shift
-from trainables.data.sealed import SealedError, TestPermit, read_test_split
+from trainables.data.sealed import SealedError, TestPermit, check_test_split, read_test_split
 
 
 def opened(root: Path) -> ImageNet:
@@ -260,6 +260,17 @@ def test_folders_of_a_shift_that_are_no_classes(tmp_path: Path) -> None:
     paint(tree.folder / "imagenet-r" / "cartoon" / "a.jpg", 0)
     with pytest.raises(DataError, match="'cartoon' is not"):
         _ = open_dataset("imagenet_r", str(tmp_path)).class_names
+
+
+@pytest.mark.parametrize("name", ["imagenet", *OWN])
+def test_a_class_folder_without_test_images(name: str, tmp_path: Path) -> None:
+    tree = TREES[name](tmp_path)
+    empty = next(tree.folder.rglob(tree.rows["test"][0][0])).parent
+    for victim in empty.iterdir():
+        victim.unlink()
+    dataset = open_dataset(name, str(tmp_path))
+    with pytest.raises(DataError, match=f"Every class folder holds images: '{empty}' has none"):
+        check_test_split(dataset)
 
 
 def test_what_is_no_shift() -> None:

@@ -44,7 +44,7 @@ HOME = "trainables/data/sealed.py"
 
 USERS = {
     "read_test_split": {"search/evaluate.py"},
-    "check_test_split": {"search/task.py"},
+    "check_test_split": {"search/doctor.py", "search/task.py"},
     "sealed_split": {HOME, "trainables/data/halves.py"},  # a half passes its permit on
     "TestPermit()": {HOME},
     SEAL: {HOME},
