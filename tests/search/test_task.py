@@ -6,7 +6,7 @@ from pathlib import Path
 
 from search.config import SweepConfig
 from search.task import data_problems
-from tests.trainables.data.trees import dtd
+from tests.trainables.data.trees import dtd, paint
 from trainables.trial import Protocol, TaskSpec
 
 
@@ -26,3 +26,13 @@ def test_an_absent_test_image_is_told_before_the_search(tmp_path: Path) -> None:
     assert f"'{absent}' is not (it is missing)" in problem
     assert "--skip-unreadable" in problem
     assert problems("dtd", tmp_path, skip_unreadable=True) == []
+
+
+def test_a_half_of_the_classes_without_test_images(tmp_path: Path) -> None:
+    for part, classes in (("train", "abcd"), ("val", "abcd"), ("test", "ab")):
+        for label, name in enumerate(classes):
+            paint(tmp_path / part / name / "1.jpg", label)
+    spec = f"folder:{tmp_path}"
+    assert problems(spec, tmp_path) == []
+    (problem,) = problems(spec, tmp_path, "base-to-new")
+    assert f"the new classes of '{spec}' have none" in problem

@@ -36,7 +36,7 @@ def half_of(dataset: Dataset, half: Half) -> Dataset:
     """The data set as it is to someone who knows only these classes; raises `DataError`."""
     if half == "all":
         return dataset
-    return _Restricted(dataset, classes_of(half, len(dataset.class_names)))
+    return _Restricted(dataset, half, classes_of(half, len(dataset.class_names)))
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class _Restricted:
     """Some classes of a data set, under its name."""
 
     whole: Dataset
+    half: Half
     classes: range
 
     @property
@@ -75,5 +76,11 @@ class _Restricted:
         return self.whole.split(name).of_classes(self.classes)
 
     def sealed_split(self, permit: TestPermit) -> Split:
-        """The test images of these classes."""
-        return self.whole.sealed_split(permit).of_classes(self.classes)
+        """The test images of these classes; raises `DataError` where there are none."""
+        part = self.whole.sealed_split(permit).of_classes(self.classes)
+        if not len(part.labels):
+            raise DataError(
+                f"Each half of the classes needs test images: the {self.half} classes of "
+                f"'{self.name}' have none. Add some, or use --protocol few-shot."
+            )
+        return part

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from tests.trainables.data.shared import shared_data
 from trainables.data.base import DataError
 from trainables.data.few_shot import draw_few_shot
 from trainables.data.halves import classes_of, half_of
-from trainables.data.sealed import SealedError, TestPermit, read_test_split
+from trainables.data.sealed import SealedError, TestPermit, check_test_split, read_test_split
 
 patient = settings(deadline=None, max_examples=30)
 
@@ -60,6 +61,14 @@ def test_a_halfs_test_images_need_the_whole_sets_permit() -> None:
     assert test.images.name(0) == "test/c2/0.jpg"
     with pytest.raises(SealedError, match="does not open 'listed'"):
         new.sealed_split(TestPermit("digits"))
+
+
+def test_a_half_without_test_images_is_refused() -> None:
+    whole = listed(classes=4)
+    part = replace(whole, test=whole.test[:3])
+    check_test_split(half_of(part, "base"))
+    with pytest.raises(DataError, match="test images: the new classes of 'listed' have none"):
+        check_test_split(half_of(part, "new"))
 
 
 @patient
