@@ -15,11 +15,12 @@ from search.judging.start import Start
 from search.ledger.objectives import SAMPLERS_OF_TWO, parse_objective
 from search.ledger.pruners import PRUNERS
 from search.ledger.samplers import SAMPLERS
-from search.ledger.store import JOURNAL_LEDGER, without_password
+from search.ledger.store import JOURNAL_LEDGER
 from search.tracking.uri import model_name_problem
 from spaces.base import Setting, Space
 from spaces.pipeline import StartedSpace
 from spaces.registry import SPACES, SpaceError, find_space
+from trainables.credentials import without_password
 from trainables.storage import join
 from trainables.suggest import did_you_mean
 from trainables.trial import Protocol, TaskSpec

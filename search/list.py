@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from search.config import SweepConfig
-from search.ledger.store import without_password
 from search.options import Parser
 from search.problems import UsageError
 from search.task import described
 from search.terminal.console import end_with_the_reader, open_console
 from search.terminal.progress import percent
 from search.terminal.standing import Standing, ago, read_standings
+from trainables.credentials import without_password
 from trainables.storage import open_storage
 
 STYLES = {

@@ -30,6 +30,7 @@ from search.task import (
 from search.tracking.uri import TrackingError, check_tracking_uri
 from spaces.base import Setting, Space
 from trainables.backbones.base import BackboneError
+from trainables.credentials import shown
 from trainables.data.source import DataSource
 from trainables.methods.registry import METHODS
 from trainables.storage import (
@@ -38,6 +39,7 @@ from trainables.storage import (
     StorageError,
     local_folder,
     open_storage,
+    split,
 )
 
 SWEEP_FILE = "sweep.json"
@@ -177,11 +179,18 @@ def adopt(plan: Plan, sweep: Storage) -> Plan:
 
 def tracking_uri(config: SweepConfig) -> str:
     """The URI to track to: a sqlite file beside the sweeps unless one is given, or in the current
-    folder where the sweeps are in a bucket."""
+    folder where the sweeps are in a bucket. Raises `UsageError` where no URI can name it."""
     if config.tracking_uri:
         return config.tracking_uri
-    folder = local_folder(config.storage) or Path.cwd()
-    return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
+    folder = (local_folder(config.storage) or Path.cwd()).resolve()
+    if "?" in str(folder):
+        raise UsageError(
+            [
+                "A tracking database lies in a folder without '?', where its URI would end, got "
+                f"'{folder}': use another --storage, or name a database with --tracking-uri."
+            ]
+        )
+    return f"sqlite:///{folder / 'mlflow.db'}"
 
 
 def uri_afterwards(given: str, config: SweepConfig) -> str:
@@ -289,8 +298,7 @@ def _compare(plan: Plan, sweep: Storage) -> str | None:
 
 def load_record(sweep: Storage) -> Mapping[str, Any]:
     """The `sweep.json` of a sweep's folder; raises `UsageError` where there is no usable one."""
-    path, mark, query = sweep.location.partition("?")
-    path, _, name = path.rpartition("/")
+    folder, name = split(sweep.location)
     try:
         record: Mapping[str, Any] = json.loads(sweep.read(SWEEP_FILE))
         if record.get("format") != FORMAT:
@@ -299,17 +307,18 @@ def load_record(sweep: Storage) -> Mapping[str, Any]:
         if not isinstance(record["id"], str) or not isinstance(record["fingerprints"], dict):
             raise ValueError("id or fingerprints are missing")
     except FileNotFoundError:
-        beside = open_storage(f"{path}{mark}{query}", _PROBE_SECONDS)
+        beside = open_storage(folder, _PROBE_SECONDS)
         known = [n for n in beside.folders() if beside.exists(f"{n}/{SWEEP_FILE}")]
         there = f"There are: {', '.join(known)}." if known else "There is none yet."
-        raise UsageError([f"There is no sweep '{name}' in '{path}'. {there}"]) from None
+        raise UsageError([f"There is no sweep '{name}' in '{shown(folder)}'. {there}"]) from None
     except StorageError as error:
         raise UsageError([f"A sweep's folder must be readable, and it is not: {error}."]) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             [
-                f"A sweep's description must be readable, and '{sweep.location}/{SWEEP_FILE}' is "
-                f"not: {error}. Restore the file from a copy, or start another sweep with --name."
+                "A sweep's description must be readable, and "
+                f"'{shown(sweep.location)}/{SWEEP_FILE}' is not: {error}. Restore the file from a "
+                "copy, or start another sweep with --name."
             ]
         ) from error
     return record

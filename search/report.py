@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from search.config import SweepConfig
-from search.ledger.store import without_password
 from search.options import Parser
 from search.problems import UsageError
 from search.reporting.at_end import REPORT
 from search.reporting.source import comparable, read_source
+from trainables.credentials import without_password
 from trainables.storage import StorageError, join
 
 _INTRODUCTION = """\

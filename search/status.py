@@ -13,7 +13,7 @@ from rich.table import Table
 from search.config import SweepConfig
 from search.judging.evaluation import Label
 from search.judging.statistics import summary
-from search.ledger.store import JOURNAL_LEDGER, without_password
+from search.ledger.store import JOURNAL_LEDGER
 from search.list import STYLES
 from search.options import Parser
 from search.problems import UsageError
@@ -23,7 +23,7 @@ from search.terminal.console import end_with_the_reader, open_console
 from search.terminal.details import Details, look_into
 from search.terminal.progress import percent, short
 from search.terminal.standing import Standing, ago, failures, read_standing
-from search.tracking.uri import shown
+from trainables.credentials import shown, without_password
 
 _INTRODUCTION = """\
 Say how a sweep stands: its trials, what runs now, its best, where it is kept, what to do next.

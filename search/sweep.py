@@ -37,6 +37,7 @@ from search.terminal.progress import Progress
 from search.tracking.mirror import Mirror, sweep_artifacts
 from search.tracking.tracker import Tracker
 from search.tracking.uploader import open_tracker
+from trainables.credentials import shown, without_password
 from trainables.storage import Storage, StorageError, open_storage
 from trainables.trainable import Assignment, FewShotTrainable
 
@@ -124,15 +125,16 @@ def run_sweep(plan: Plan, console: Console) -> Outcome:
 
 def _refuse_copy(ledger: Ledger, sweep: Storage) -> None:
     """Two copies of a folder must not share one study in a database."""
-    home = ledger.study.user_attrs.get("location", sweep.location)
-    if home != sweep.location and open_storage(home).exists("sweep.json"):
+    here = without_password(sweep.location)
+    home = without_password(ledger.study.user_attrs.get("location", here))
+    if home != here and open_storage(home).exists("sweep.json"):
         raise UsageError(
             [
                 f"A ledger in a database belongs to one folder, and this one belongs to '{home}': "
-                f"'{sweep.location}' is a copy. Go on there, or start another sweep with --name."
+                f"'{here}' is a copy. Go on there, or start another sweep with --name."
             ]
         )
-    ledger.study.set_user_attr("location", sweep.location)
+    ledger.study.set_user_attr("location", here)
 
 
 def _run(plan: Plan, ledger: Ledger, tracker: Tracker, mirror: Mirror, console: Console) -> Outcome:
@@ -277,7 +279,7 @@ def _opening(plan: Plan, ledger: Ledger, placement: Placement, todo: int) -> str
     where = "GPU" if placement.device == "cuda" else "CPU"
     parts = [
         f"Sweep {plan.config.name}: {plan.config.space} on {described(plan.config.task)}"
-        + (f", after trial {start.trial} of {start.location}." if start else "."),
+        + (f", after trial {start.trial} of {shown(start.location)}." if start else "."),
         f"{todo} trials to run, {placement.slots} at a time on the {where}.",
     ]
     if done:

@@ -17,8 +17,11 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import unquote
 
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
+
+from trainables.credentials import shown
 
 T = TypeVar("T")
 
@@ -26,6 +29,8 @@ PATIENCE = 60.0
 """Seconds for which an object store that fails is asked again."""
 TEMPORARY = "."
 """First character of a file that is being written, or was when its writer died."""
+# What stands before a path of this machine.
+_FILE = re.compile(r"file:(//(localhost)?(?=/)|(?=/[^/]))", re.IGNORECASE)
 _READERS = 16  # requests at a time to an object store
 _MERGE = 32  # parts of a log that are put together when it is read
 
@@ -118,25 +123,36 @@ def open_storage(location: str, patience: float = PATIENCE) -> Storage:
     try:
         file_system, path = FileSystem.from_uri(location)
     except (OSError, ValueError, NotImplementedError) as error:
-        raise StorageError(f"'{location}': {_line(error)}") from error
+        raise StorageError(shown(f"'{location}': {_line(error)}")) from error
     if not path.strip("/"):
-        raise StorageError(f"'{location}': it names no bucket")
+        raise StorageError(f"'{shown(location)}': it names no bucket")
     return ObjectStorage(file_system, path, location, patience)
 
 
 def local_folder(location: str) -> Path | None:
     """The folder on this machine that a location means, if it means one."""
-    if location.startswith("file://"):
-        return Path(location.removeprefix("file://"))
+    if found := _FILE.match(location):
+        return Path(unquote(location[found.end() :]))
     return None if "://" in location else Path(location).expanduser().absolute()
 
 
 def join(location: str, name: str) -> str:
-    """The location of a folder in another; a path is made absolute, a URI keeps its options."""
-    if "://" not in location:
-        return str(Path(location).expanduser().absolute() / name)
+    """The location of a folder in another: an absolute path, or a URI, which keeps its options."""
+    folder = local_folder(location)
+    if folder is not None:
+        return str(folder / name)
     path, mark, query = location.partition("?")
     return f"{path.rstrip('/')}/{name}{mark}{query}"
+
+
+def split(location: str) -> tuple[str, str]:
+    """The inverse of `join`: the location of the folder that holds it, and its name in there."""
+    folder = local_folder(location)
+    if folder is not None:
+        return str(folder.parent), folder.name
+    path, mark, query = location.partition("?")
+    parent, _, name = path.rstrip("/").rpartition("/")
+    return f"{parent}{mark}{query}", name
 
 
 class LocalStorage(Storage):
@@ -377,7 +393,7 @@ class ObjectStorage(Storage):
                 raise
             except OSError as error:
                 if _is_refusal(error) or time.monotonic() + wait > deadline:
-                    raise StorageError(f"'{self.location}': {_line(error)}") from error
+                    raise StorageError(shown(f"'{self.location}': {_line(error)}")) from error
             time.sleep(wait)
             wait = min(2 * wait, 5.0)
 

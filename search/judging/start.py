@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from trainables.credentials import shown
 from trainables.trial import TaskSpec, TrialConfig
 
 
@@ -34,7 +35,7 @@ class Start:
         """How `task` differs from the one that it was found on. Draws may: each trains its own; and
         so may whether unreadable images are left out."""
         return [
-            f"--start: '{self.location}' has {f.name} {_shown(theirs)}, and this sweep "
+            f"--start: '{shown(self.location)}' has {f.name} {_shown(theirs)}, and this sweep "
             f"{_shown(ours)}: leave that option away, or start from a sweep on the same task."
             for f in fields(TaskSpec)
             if f.name not in ("seeds", "skip_unreadable")
@@ -44,7 +45,7 @@ class Start:
     def differences(self, fingerprints: Mapping[str, str]) -> list[str]:
         """Whether backbone and data are still those that it was found on."""
         return [
-            f"--start: '{self.location}' was found with another {name.replace('.', ' of ')} "
+            f"--start: '{shown(self.location)}' was found with another {name.replace('.', ' of ')} "
             f"({theirs[:12]}, now {fingerprints.get(name, 'none')[:12]}): restore it, or search "
             "that sweep again."
             for name, theirs in self.fingerprints.items()

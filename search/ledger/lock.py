@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Self
 
 from search.problems import StoppedError, UsageError
-from trainables.storage import Storage, StorageError
+from trainables.storage import Storage, StorageError, split
 
 BEAT = 4.0
 """Seconds between two renewals of a claim."""
@@ -169,7 +169,7 @@ class SweepLock:
             return None
 
     def _refusal(self, other: Claim) -> str:
-        name = self._sweep.location.partition("?")[0].rstrip("/").rpartition("/")[2]
+        _, name = split(self._sweep.location)
         return (
             f"One driver at a time may run a sweep, and '{name}' is being run already by "
             f"{_who(other)} since {other.since}. Wait for it, stop it, or start another sweep "

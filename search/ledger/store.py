@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 import urllib.parse
 import warnings
@@ -17,6 +16,7 @@ from optuna.trial import FrozenTrial
 
 from search.ledger.journal import Journal, JournalView
 from search.problems import StoppedError
+from trainables.credentials import without_password
 from trainables.storage import Storage
 
 T = TypeVar("T")
@@ -195,16 +195,6 @@ def ledger_problems(url: str) -> list[str]:
             "PGPASSWORD or ~/.pgpass."
         ]
     return []
-
-
-def without_password(url: str) -> str:
-    """The address as it may be stored and shown."""
-    url = re.sub(r"(?i)([?&])password=[^&]*&?", r"\1", url).rstrip("?&")
-    parts = urllib.parse.urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{parts.username or ''}@{host}").geturl()
 
 
 def reason(error: BaseException) -> str:

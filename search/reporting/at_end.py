@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from trainables.storage import Storage
+from trainables.storage import Storage, split
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def report_at_end(sweep: Storage) -> None:
 
         write_report(source_of(sweep))
     except Exception as error:
-        name = sweep.location.partition("?")[0].rstrip("/").rpartition("/")[2]
+        name = split(sweep.location)[1]
         logger.warning(
             "The report could not be written: %s. Afterwards: python -m search.report %s",
             error,

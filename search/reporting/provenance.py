@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from importlib.metadata import version
 
 from search.config import SweepConfig
-from search.ledger.store import without_password
 from search.reporting.section import Section
 from search.reporting.source import Source
 from search.reporting.tables import Table
+from trainables.credentials import without_password
 from trainables.trial import TaskSpec
 
 
@@ -55,7 +55,7 @@ def command(config: SweepConfig) -> str:
     task, default = config.task, SweepConfig()
     words = ["python", "-m", "search.run", "--space", config.space]
     if config.start is not None:  # it brings its task along
-        words += ["--start", config.start.location]
+        words += ["--start", without_password(config.start.location)]
     else:
         words += _task_words(task)
     plain: dict[str, tuple[object, object]] = {

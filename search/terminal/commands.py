@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from search.config import SweepConfig
-from search.ledger.store import without_password
+from trainables.credentials import without_password
 
 
 def module_command(module: str, *arguments: str, storage: str) -> str:

@@ -16,7 +16,7 @@ from search.reporting.at_end import has_report
 from search.terminal.standing import Standing
 from search.tracking.outbox import refused, waiting
 from search.tracking.uploader import outbox_path
-from search.tracking.uri import shown
+from trainables.credentials import shown
 from trainables.storage import LocalStorage, StorageError
 
 

@@ -30,8 +30,8 @@ from search.task import described
 from search.terminal.progress import short
 from search.terminal.rehearsal import Cost, RehearsalError, peak_memory, rehearse
 from search.terminal.standing import duration
-from search.tracking.uri import shown
 from spaces.base import Space
+from trainables.credentials import shown, without_password
 from trainables.methods.registry import METHODS
 from trainables.storage import open_storage
 from trainables.view import AUGMENTED_VIEWS
@@ -135,7 +135,7 @@ def settings(plan: Plan) -> dict[str, str]:
     fresh = ", ".join(map(str, fresh_seeds(config.task.seeds, config.eval_seeds)))
     ledger = "a journal in the folder" if config.ledger == JOURNAL_LEDGER else config.ledger
     return rows | {
-        "folder": config.location,
+        "folder": without_password(config.location),
         "ledger": ledger,
         "tracking_uri": shown(plan.tracking_uri),
         "placement": where,

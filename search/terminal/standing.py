@@ -16,6 +16,7 @@ from search.ledger.lock import running
 from search.ledger.results import Result, read_results
 from search.preflight import SWEEP_FILE, load_record
 from search.problems import UsageError
+from trainables.credentials import without_password
 from trainables.storage import Storage, StorageError, open_storage
 
 State = Literal["running", "finished", "interrupted", "never begun", "unreadable"]
@@ -105,7 +106,7 @@ class Standing:
             "name": self.name,
             "state": self.state,
             "trouble": self.trouble or None,
-            "location": self.sweep.location,
+            "location": without_password(self.sweep.location),
             "id": self.id or None,
             "space": config.space if config else None,
             "task": config.public().to_dict()["task"] if config else None,

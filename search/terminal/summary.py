@@ -11,12 +11,12 @@ from rich.table import Table
 from search.judging.evaluation import Evaluation, Label, reads_of_test
 from search.judging.statistics import paired, summary
 from search.ledger.objectives import parse_objective
-from search.ledger.store import without_password
 from search.reporting.at_end import REPORT, has_report
 from search.sweep import Outcome
 from search.terminal.commands import module_command, relative, tool
 from search.terminal.progress import short
 from search.tracking.uri import page_of, ui_command
+from trainables.credentials import without_password
 from trainables.storage import LocalStorage
 from trainables.trial import Protocol
 

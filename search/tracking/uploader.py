@@ -22,8 +22,9 @@ from search.tracking.mlflow_client import RefusedError, says_nothing_of_the_even
 from search.tracking.mlflow_runs import TAG_LENGTH, MlflowRuns
 from search.tracking.outbox import Event, Outbox
 from search.tracking.tracker import Carrier, NullTracker, Row, Tracker
-from search.tracking.uri import absolute_uri, scheme_of, shown, sqlite_path, without_user
+from search.tracking.uri import absolute_uri, scheme_of, sqlite_path, without_user
 from trainables.cache import cache_folder
+from trainables.credentials import shown
 from trainables.storage import LocalStorage, Storage
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,6 @@ import http.client
 import json
 import os
 import posixpath
-import re
 import shlex
 import socket
 import sqlite3
@@ -18,6 +17,8 @@ import urllib.parse
 import urllib.request
 from contextlib import closing
 from pathlib import Path
+
+from trainables.credentials import shown
 
 
 class TrackingError(Exception):
@@ -102,13 +103,6 @@ def ui_command(uri: str) -> str:
 def page_of(uri: str, page: str) -> str:
     """What follows the command or the address of `ui_command` where a page of it is meant."""
     return page if scheme_of(uri) in SERVERS else f", then {_LOCAL}{page}"
-
-
-def shown(uri: str) -> str:
-    """The same URI, fit to be printed: stars in the place of a password."""
-    # By pattern, not by parts: it must hold for what cannot be parsed, too.
-    uri = re.sub(r"(?<=://)([^/?#]*?):[^/?#]*@", r"\1:***@", uri)
-    return re.sub(r"(?i)([?&][^=&]*(?:password|passwd|pwd|token)=)[^&]*", r"\1***", uri)
 
 
 def without_user(uri: str) -> str:

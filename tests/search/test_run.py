@@ -24,12 +24,13 @@ from spaces.base import Setting
 from spaces.registry import SPACES
 from trainables.backbones.base import BackboneError
 from trainables.backbones.registry import BACKBONES
+from trainables.credentials import shown
 from trainables.storage import LocalStorage
 
 CORES = len(os.sched_getaffinity(0))
 
 
-NO_STORE = "s3://bucket/x?endpoint_override=127.0.0.1:9&scheme=http&region=x"
+NO_STORE = "s3://KEY:hush@bucket/x?endpoint_override=127.0.0.1:9&scheme=http&region=x"
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +90,8 @@ def refused(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
         (("--gpus-per-trial", "-1"), ["--gpus-per-trial must not be negative"]),
         (("--name", "../up"), ["--name must be letters", "../up"]),
         (("--storage", "s4://bucket/sweeps"), ["must be writable", "s4://bucket", "--storage"]),
-        (("--storage", NO_STORE), ["must be writable", NO_STORE, "connect", "--storage"]),
+        (("--storage", NO_STORE), ["must be writable", shown(NO_STORE), "connect", "--storage"]),
+        (("--storage", "what?"), ["in a folder without '?'", "what?", "--tracking-uri"]),
         (("--ledger", "mysql://host/db"), ["--ledger must be journal or postgresql://", "mysql"]),
         (("--ledger", "postgresql://127.0.0.1:9/db"), ["--ledger", "refused", "127.0.0.1:9"]),
         (("--tracking-uri", "./mlruns"), ["./mlruns", "sqlite:///"]),

@@ -14,7 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.servers import S3, s3_server
-from trainables.storage import LocalStorage, Storage, StorageError, join, open_storage
+from trainables.storage import (
+    LocalStorage,
+    Storage,
+    StorageError,
+    join,
+    local_folder,
+    open_storage,
+    split,
+)
 
 Make = Callable[[str], Storage]
 
@@ -128,9 +136,27 @@ def test_locations_of_folders() -> None:
     assert join("s3://b/x/", "n") == "s3://b/x/n"
     assert join("s3://b/x?region=eu&scheme=http", "n") == "s3://b/x/n?region=eu&scheme=http"
     assert join("sweeps", "n") == str(Path.cwd() / "sweeps" / "n")
+    for parent in ("s3://b/x", "s3://b/x?region=eu&scheme=http", "/x/what?", "/x/s3:"):
+        assert split(join(parent, "n")) == (parent, "n")
 
 
-@pytest.mark.parametrize("location", ["s4://bucket/x", "http://host/x", "s3://"])
+@pytest.mark.parametrize("start", ["file:///", "file://localhost/", "file:/", "FILE:///"])
+def test_a_file_uri_is_a_path_of_this_machine(start: str) -> None:
+    assert local_folder(f"{start}a%20b/c?") == Path("/a b/c?")
+    assert join(f"{start}a%20b", "n%") == "/a b/n%"
+
+
+def test_no_secret_is_in_an_error() -> None:
+    storage = open_storage("s3://KEY:hush@b/x?endpoint_override=127.0.0.1:9&scheme=http", 0.1)
+    with pytest.raises(StorageError, match=r"s3://KEY:\*\*\*@b/x\?endpoint") as error:
+        storage.read("a")
+    assert "hush" not in str(error.value)
+    with pytest.raises(StorageError, match="syntax error") as error:
+        open_storage("s3://KEY:hu/sh@b/x")
+    assert "hu/sh" not in str(error.value)
+
+
+@pytest.mark.parametrize("location", ["s4://bucket/x", "http://host/x", "s3://", "file://host/x"])
 def test_an_unknown_place_is_refused(location: str) -> None:
     with pytest.raises(StorageError):
         open_storage(location, 0.1).probe()
