@@ -13,11 +13,12 @@ def folders_in(folder: Path) -> list[str]:
     """Names of the visible folders in a folder, sorted; raises `DataError`."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(
+            found = sorted(
                 entry.name for entry in entries if _visible(entry.name) and entry.is_dir()
             )
     except OSError as error:
         raise DataError(_cannot_list(folder, error)) from None
+    return _as_text(folder, found)
 
 
 def images_in(folder: Path) -> list[str]:
@@ -37,7 +38,7 @@ def images_in(folder: Path) -> list[str]:
             f"Every class folder holds images: '{folder}' has none. Add some, or leave the class "
             "out."
         )
-    return found
+    return _as_text(folder, found)
 
 
 def holds_anything(folder: Path) -> bool:
@@ -61,6 +62,19 @@ def read_lines(file: Path) -> list[str]:
 def _visible(name: str) -> bool:
     """Not what file managers and notebooks leave behind."""
     return not name.startswith((".", "@", "__"))
+
+
+def _as_text(folder: Path, names: list[str]) -> list[str]:
+    """The names, all of them UTF-8, as which they are hashed and written down. Raises `DataError`."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"Names of files and folders are UTF-8: {os.fsencode(name)!r} in '{folder}' is "
+                "not. Rename it."
+            ) from None
+    return names
 
 
 def _cannot_list(folder: Path, error: OSError) -> str:

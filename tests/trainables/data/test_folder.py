@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -120,6 +121,15 @@ def test_folders_that_are_linked(flat_folder: Path, tmp_path: Path) -> None:
     (flat_folder / "ant").rename(tmp_path / "elsewhere")
     (flat_folder / "ant").symlink_to(tmp_path / "elsewhere")
     assert opened(flat_folder).class_names == CLASSES
+
+
+@pytest.mark.parametrize("path", [b"ant/caf\xe9.jpg", b"caf\xe9/1.jpg"], ids=["file", "folder"])
+def test_a_name_that_is_not_utf_8(path: bytes, flat_folder: Path) -> None:
+    paint(flat_folder / os.fsdecode(path), 0)
+    message = refused(flat_folder)
+    assert "caf\\xe9" in message
+    assert message.endswith("Rename it.")
+    message.encode()
 
 
 def test_a_path_that_is_nothing(tmp_path: Path) -> None:
