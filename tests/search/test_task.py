@@ -6,6 +6,7 @@ from pathlib import Path
 
 from search.config import SweepConfig
 from search.task import data_problems
+from tests.trainables.data.bundles import tensors, write_bundle
 from tests.trainables.data.trees import dtd, paint
 from trainables.trial import Protocol, TaskSpec
 
@@ -36,3 +37,12 @@ def test_a_half_of_the_classes_without_test_images(tmp_path: Path) -> None:
     assert problems(spec, tmp_path) == []
     (problem,) = problems(spec, tmp_path, "base-to-new")
     assert f"the new classes of '{spec}' have none" in problem
+
+
+def test_test_rows_of_a_bundle_that_are_unfit(tmp_path: Path) -> None:
+    found = tensors()
+    found["test_labels"][0] = -1
+    spec = f"bundle:{write_bundle(tmp_path / 'b.safetensors', found)}"
+    task = TaskSpec((spec,), spec, (1,), (1,))
+    (problem,) = data_problems(SweepConfig(task=task), task.source(""))
+    assert "got -1 in row 0 of test_labels" in problem

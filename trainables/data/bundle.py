@@ -94,7 +94,8 @@ class Bundle:
 
 
 def open_bundle(path: Path) -> Bundle:
-    """The bundle in the file `path`, all of it checked but the values of its test rows.
+    """The bundle in the file `path`, all of it checked but the values of its test rows, which are
+    not read: a search has them looked at before it starts, by `sealed.check_test_split`.
 
     Raises `DataError`.
     """

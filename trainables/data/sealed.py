@@ -63,11 +63,12 @@ def read_test_split(dataset: Dataset, record: Callable[[], None]) -> Split:
 
 def check_test_split(dataset: Dataset, all_there: bool = True, decoded: int = 0) -> None:
     """Whether the test split can be read when its time comes: raises `DataError` where it has no
-    images, where values of a bundle are unfit, with `all_there` where a file is missing, and where
-    one of about `decoded` images, evenly spread, cannot be decoded.
+    images, where features or labels of a bundle are unfit, with `all_there` where a file is
+    missing, and where one of about `decoded` images, evenly spread, cannot be decoded.
 
-    The seal holds: no pixel, label, feature or number of images is given to the caller, nothing is
-    kept, and what is said names a fault. Raises `SealedError` in a sealed process.
+    The seal holds, although test rows are looked at: nothing is kept, no pixel, no feature and no
+    label of a class is given to the caller, and so nothing can be chosen by them. What is said
+    names the first fault. Raises `SealedError` in a sealed process.
     """
     split = dataset.sealed_split(TestPermit(dataset.name))
     if all_there:

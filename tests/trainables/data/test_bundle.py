@@ -17,7 +17,7 @@ from tests.trainables.data.shared import shared_data
 from trainables.data.base import DataError, FeatureRows, Split
 from trainables.data.bundle import Bundle, open_bundle
 from trainables.data.few_shot import draw_few_shot
-from trainables.data.sealed import SealedError, TestPermit, read_test_split
+from trainables.data.sealed import SealedError, TestPermit, check_test_split, read_test_split
 
 Tensors = dict[str, Tensor]
 
@@ -75,11 +75,20 @@ def test_test_rows_are_sealed(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_opening_reads_no_test_value(path: Path) -> None:
+    """As trials do it. Before a search its test rows are looked at, by `check_test_split` alone:
+    it reads every value, and gives out none but a label that is no class of the bundle."""
+    check_test_split(open_bundle(write_bundle(path, tensors())))
     found = tensors()
     found["test_features"][3, 2] = float("nan")
     bundle = open_bundle(write_bundle(path, found))
-    with pytest.raises(DataError, match="NaN or infinity in row 3 of test_features"):
-        sealed_of(bundle)
+    for read in (sealed_of, check_test_split):
+        with pytest.raises(DataError, match="NaN or infinity in row 3 of test_features"):
+            read(bundle)
+    found = tensors()
+    found["test_labels"][5] = 3
+    bundle = open_bundle(write_bundle(path, found))
+    with pytest.raises(DataError, match=r"lie in 0..2, got 3 in row 5 of test_labels"):
+        check_test_split(bundle)
 
 
 def test_fingerprints_are_of_the_content(tmp_path: Path) -> None:
