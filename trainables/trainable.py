@@ -7,6 +7,7 @@ What travels is JSON: the trial's configuration in, one report a step out.
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 import traceback
@@ -22,6 +23,12 @@ from trainables.storage import Storage, StorageError, open_storage
 from trainables.trial import TaskSpec, TrialConfig
 from trainables.trial_run import Report, TrialRun
 from trainables.workbench import Workbench
+
+# Allocators that fail, and what libraries say of a GPU whose context is broken, come as plain
+# `RuntimeError`s.
+_OF_THE_PROCESS = re.compile(
+    r"DefaultCPUAllocator|out of memory|CUDA error|cuDNN error|CU(BLAS|DNN|SOLVER|SPARSE)_STATUS_"
+)
 
 
 @dataclass(frozen=True)
@@ -112,21 +119,21 @@ class FewShotTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Train one part of the trial. A mistake ends the trial, not the process."""
+        """Train one part of the trial. A mistake ends the trial, not the process; but for want of
+        memory, or an error of the GPU, the process ends, and the trial is tried again."""
         try:
             message = self._advance()
-        except torch.OutOfMemoryError:
-            self._run = None  # cleanup must not keep half a step
-            raise  # Tune discards the process: memory that a failed step holds is gone with it
         except StorageError as error:
             message = Message(self._job.number, "stuck", None, reason=str(error))
             self._run = None
         except Exception as error:
+            self._run = None  # cleanup must not keep half a step
+            if _outlives_the_step(error):
+                raise  # Tune discards the process, and all it holds is gone with it
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             message = Message(
                 self._job.number, "failed", None, reason=reason, details=traceback.format_exc()
             )
-            self._run = None
         return {"message": message.encode(), "done": message.outcome != "running"}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -196,3 +203,11 @@ class FewShotTrainable(tune.Trainable):
             self._saved = time.monotonic()
         outcome: Outcome = "finished" if report.finished else "running"
         return Message(self._job.number, outcome, report, seconds)
+
+
+def _outlives_the_step(error: Exception) -> bool:
+    """Whether another trial in this process could fail for the same error: a failed step may hold
+    memory, and after an error on the GPU all that follow there fail."""
+    if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and bool(_OF_THE_PROCESS.search(str(error)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -204,19 +205,42 @@ def test_an_unknown_method_fails_the_trial(job: Job) -> None:
     assert "taskrez" in message.reason
 
 
-def test_out_of_memory_ends_the_worker(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def fail(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [
+        lambda: torch.empty(10**14),
+        lambda: bytearray(10**17),
+        *(
+            partial(fail, error)
+            for error in (
+                torch.OutOfMemoryError("CUDA out of memory."),
+                torch.AcceleratorError("CUDA error: device-side assert triggered"),
+                RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+                RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+            )
+        ),
+    ],
+    ids=["cpu", "python", "cuda", "accelerator", "cublas", "cudnn"],
+)
+def test_want_of_memory_or_a_broken_gpu_ends_the_worker(
+    happens: Callable[[], object], job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tune starts another process: only that gives the memory back for certain."""
+    """Tune starts another process: only that gives the memory back for certain, and a GPU that
+    works."""
 
     def full(self: TaskRes, inputs: Tensor) -> Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+        happens()
+        return inputs
 
     worker = FewShotTrainable(job(residual_trial(3), checkpoint_seconds=3600.0))
     worker.train()
     with monkeypatch.context() as patch:
         patch.setattr(TaskRes, "forward", full)
-        with pytest.raises(torch.OutOfMemoryError):
+        with pytest.raises((RuntimeError, MemoryError)):
             worker.train()
     worker.cleanup()
     path = tmp_path / "000000" / CHECKPOINT
