@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trainables.data.base import DataError, Dataset, FeatureRows, Split, SplitName
 from trainables.data.halves import Half, classes_of
+from trainables.data.imagenet import ImageNet
 from trainables.data.shots_file import listed_shots, shots_file, shots_file_problems
 
 VAL_SHOTS = 4
@@ -87,7 +88,8 @@ def draw_few_shot(dataset: Dataset, shots: int, seed: int, draws: str = "own") -
 
     `draws` is the rule: `own` is `sample_shots`, over images in the order of their names; `coop`
     is `sample_as_coop`, by which the field's published results were made; `file:PATTERN` reads
-    published lists (see `shots_file.py`).
+    published lists (see `shots_file.py`): ImageNet's have both parts from its official training
+    set.
     """
     pools: dict[SplitName, Split] = {"train": dataset.split("train"), "val": dataset.split("val")}
     wanted: dict[SplitName, int] = {"train": shots, "val": min(shots, VAL_SHOTS)}
@@ -104,6 +106,8 @@ def draw_few_shot(dataset: Dataset, shots: int, seed: int, draws: str = "own") -
             chosen = {s: sample_as_coop(pools[s].labels, k, rng) for s, k in wanted.items()}
         case ("file", ":", pattern) if pattern:
             path = shots_file(pattern, dataset.name, shots, seed)
+            if isinstance(dataset, ImageNet):  # who published a list did not carve val as we do
+                pools = dict.fromkeys(pools, dataset.official_train)
             chosen = listed_shots(path, dataset, pools, wanted)
         case _:
             raise DataError(_unknown(draws))

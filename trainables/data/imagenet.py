@@ -10,9 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
-from trainables.data.base import DataError, Split, SplitName
+import torch
+
+from trainables.data.base import DataError, Split, SplitName, fingerprint
 from trainables.data.coop_layouts import LAYOUTS, find_folder
+from trainables.data.images import ImageFiles
 from trainables.data.lists import Counts, by_hash, fresh, image_split
 from trainables.data.prompts import PromptSet, PromptVariant, prompt_set
 from trainables.data.sealed import SealedError, TestPermit
@@ -68,6 +72,17 @@ class ImageNet:
         if name not in ("train", "val"):
             raise SealedError(f"Only 'train' and 'val' are open, got '{name}'.")
         return fresh(self._open[name])
+
+    @property
+    def official_train(self) -> Split:
+        """`train` and `val` in one, as the official training set is; raises `DataError`."""
+        parts = (self._open["train"], self._open["val"])
+        paths = (path for part in parts for path in cast(ImageFiles, part.images).paths)
+        return Split(
+            ImageFiles(self._parent("train"), tuple(paths)),
+            torch.cat([part.labels for part in parts]),
+            fingerprint(*(part.fingerprint.encode() for part in parts)),
+        )
 
     def sealed_split(self, permit: TestPermit) -> Split:
         """See `Dataset`; reads no training folder."""

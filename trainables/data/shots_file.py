@@ -77,18 +77,26 @@ def listed_shots(
 ) -> dict[SplitName, Tensor]:
     """Positions of the listed images in each of the data set's `pools`: int64 [m] each.
 
-    `shots`: images a class of each pool; a class that has fewer gives all of them. Raises
-    `DataError` where the list is not one of this data set, its split and that many shots.
+    Both may be one pool. `shots`: images a class of each; a class that has fewer gives all of them.
+    Raises `DataError` where the list is not one of this data set, its split and that many shots.
     """
-    names = {
-        split: {pool.images.name(position): position for position in range(len(pool.images))}
-        for split, pool in pools.items()
+    different = {id(pool): pool.images for pool in pools.values()}
+    positions = {
+        key: {images.name(position): position for position in range(len(images))}
+        for key, images in different.items()
     }
+    names = {split: positions[id(pool)] for split, pool in pools.items()}
     found = {}
     for split, rows in _read(path).items():
         index = _match(path, dataset, pools[split].labels, split, rows, names)
         _check_counts(path, dataset, pools[split].labels, split, index, shots[split])
         found[split] = index
+    train, val = ({pools[s].images.name(i) for i in index.tolist()} for s, index in found.items())
+    if twice := train & val:
+        raise DataError(
+            f"An image is drawn once, got '{min(twice)}' among the train and the val rows of "
+            f"'{path}': remove one."
+        )
     return found
 
 

@@ -65,7 +65,7 @@ def _visible(name: str) -> bool:
 
 
 def _as_text(folder: Path, names: list[str]) -> list[str]:
-    """The names, all of them UTF-8, as which they are hashed and written down. Raises `DataError`."""
+    """The names, all UTF-8, as which they are hashed and written down; raises `DataError`."""
     for name in names:
         try:
             name.encode()

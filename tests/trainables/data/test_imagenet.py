@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.trainables.data.trees import (
 from trainables.data import tree as listing
 from trainables.data.base import DataError, Split
 from trainables.data.coop_layouts import IMAGENET_SHIFTS
+from trainables.data.few_shot import FewShot, draw_few_shot
 from trainables.data.imagenet import ImageNet, ImageNetShift
 from trainables.data.lists import Counts
 from trainables.data.registry import open_dataset, open_shift
@@ -128,6 +130,36 @@ def test_class_names_may_lie_in_the_root(place: str, tmp_path: Path) -> None:
     imagenet(tmp_path)
     (tmp_path / "imagenet" / "classnames.txt").rename(tmp_path / place / "classnames.txt")
     assert opened(tmp_path).class_names[0] == "tench"
+
+
+def test_published_draws_have_both_parts_from_the_official_training_set(tmp_path: Path) -> None:
+    """Also images of our val to train on, and the other way round; never a test image."""
+    tree, file = imagenet(tmp_path), tmp_path / "list.json"
+    dataset = opened(tmp_path)
+    images: dict[int, list[str]] = defaultdict(list)
+    for part in ("val", "train"):
+        for path, label in rows(dataset.split(part)):  # type: ignore[arg-type]
+            images[label].append(path)
+
+    def drawn(train: int, val: int) -> FewShot:
+        numbers = {"train": train, "val": val}
+        lists = {
+            part: [[f"/d/imagenet/{p[i]}", c, dataset.class_names[c]] for c, p in images.items()]
+            for part, i in numbers.items()
+        }
+        file.write_text(json.dumps(lists))
+        return draw_few_shot(dataset, 1, 1, f"file:{file}")
+
+    found = drawn(train=0, val=-1)
+    assert rows(found.train) == [(paths[0], label) for label, paths in images.items()]
+    assert rows(found.val) == [(paths[-1], label) for label, paths in images.items()]
+    assert looks_like(0, found.train.images.read(0))
+    with pytest.raises(DataError, match="among the train and the val rows"):
+        drawn(train=0, val=0)
+    for path, label in tree.rows["test"]:
+        images[label].append(path)
+    with pytest.raises(DataError, match="lies in neither split"):
+        drawn(train=0, val=-1)
 
 
 # --- bad trees -----------------------------------------------------------------------------------
