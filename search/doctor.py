@@ -131,7 +131,7 @@ def _look_into(spec: str, dataset: Dataset) -> Finding:
     facts, counts = f"{len(dataset.class_names)} classes", None
     if isinstance(dataset, ListedDataset | ImageNet | ImageNetShift):
         counts = dataset.counts()
-        facts += f", {counts.train:,} train, {counts.val:,} val, {counts.test:,} test"
+        facts = str(counts)
     if isinstance(dataset, ListedDataset) and (missing := dataset.missing()):
         return Finding(
             spec,
@@ -144,16 +144,8 @@ def _look_into(spec: str, dataset: Dataset) -> Finding:
         dataset.split("train").decode_some(decoded)
         dataset.split("val").decode_some(decoded)
     check_test_split(dataset, decoded=decoded)
-    published = LAYOUTS[spec].counts if spec in LAYOUTS else None
-    if counts is not None and published is not None and counts != published:
-        return Finding(
-            spec,
-            "look",
-            facts,
-            f"Published: {published.classes} classes, {published.train:,} train, "
-            f"{published.val:,} val, {published.test:,} test. Figures from other counts cannot be "
-            "compared with published ones.",
-        )
+    if counts and spec in LAYOUTS and (why := counts.beside(LAYOUTS[spec].counts)):
+        return Finding(spec, "look", facts, why)
     return Finding(spec, "fine", facts, " ".join(dataset.notices))
 
 

@@ -97,8 +97,9 @@ def task_fingerprints(task: TaskSpec, source: DataSource) -> dict[str, str]:
 
 
 def task_notices(task: TaskSpec, source: DataSource) -> list[str]:
-    """What the user should know of the data."""
-    return [notice for name in task.sources for notice in source.dataset(name).notices]
+    """What the user should know of the data, of that which only judges too."""
+    names = dict.fromkeys([*task.sources, *(exam.target for exam in exams(task))])
+    return [notice for name in names for notice in source.dataset(name).notices]
 
 
 def val_images(task: TaskSpec, source: DataSource) -> int:

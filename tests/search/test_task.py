@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from search.config import SweepConfig
-from search.task import data_problems
+from search.task import data_problems, task_notices
 from tests.trainables.data.bundles import tensors, write_bundle
-from tests.trainables.data.trees import dtd, paint
+from tests.trainables.data.trees import dtd, imagenet_a, paint
 from trainables.trial import Protocol, TaskSpec
 
 
@@ -46,3 +46,12 @@ def test_test_rows_of_a_bundle_that_are_unfit(tmp_path: Path) -> None:
     task = TaskSpec((spec,), spec, (1,), (1,))
     (problem,) = data_problems(SweepConfig(task=task), task.source(""))
     assert "got -1 in row 0 of test_labels" in problem
+
+
+def test_other_counts_than_the_published_ones_are_told_of_what_judges_too(tmp_path: Path) -> None:
+    dtd(tmp_path)
+    imagenet_a(tmp_path)
+    task = TaskSpec(("dtd", "imagenet_a"), "tiny", (1,), (1,), "cross-dataset")
+    found = task_notices(task, task.source(str(tmp_path)))
+    assert [notice.split(" has ")[0] for notice in found] == ["'dtd'", "'imagenet_a'"]
+    assert "Figures from other counts cannot be compared with published ones" in found[0]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from trainables.data.base import DataError
-from trainables.data.coop_layouts import LAYOUTS, find_folder
+from trainables.data.coop_layouts import LAYOUTS, counts_notice, find_folder
 from trainables.data.coop_made import OFFICIAL
 from trainables.data.coop_splits import read_split_file
 from trainables.data.lists import ListedDataset, checked
@@ -36,4 +37,5 @@ def open_coop(name: str, root: Path, made_split: bool = False) -> ListedDataset:
             f"The split of '{name}' is a published list: '{file}' is missing. Put it there, or "
             "let one be made by the published rule with --make-split."
         )
-    return ListedDataset(name, images, checked(lists, source), lists, notices)
+    dataset = ListedDataset(name, images, checked(lists, source), lists)
+    return replace(dataset, notices=notices + counts_notice(name, dataset.counts()))

@@ -146,3 +146,9 @@ def find_folder(name: str, root: Path) -> Path:
         )
     whole = [folder for folder in found if all((folder / need).is_file() for need in layout.needs)]
     return (whole or found)[0]
+
+
+def counts_notice(name: str, counts: Counts) -> tuple[str, ...]:
+    """That a data set has other counts than the published one of its name, where it has."""
+    why = counts.beside(LAYOUTS[name].counts)
+    return (f"'{name}' has {counts}. {why}",) if why else ()

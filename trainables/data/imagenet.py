@@ -15,7 +15,7 @@ from typing import cast
 import torch
 
 from trainables.data.base import DataError, Split, SplitName, fingerprint
-from trainables.data.coop_layouts import LAYOUTS, find_folder
+from trainables.data.coop_layouts import LAYOUTS, counts_notice, find_folder
 from trainables.data.images import ImageFiles
 from trainables.data.lists import Counts, by_hash, fresh, image_split
 from trainables.data.prompts import PromptSet, PromptVariant, prompt_set
@@ -55,11 +55,12 @@ class ImageNet:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """That the validation images are not the official ones."""
+        """That the validation images are not the official ones, nor perhaps the counts."""
         return (
             f"The validation images of '{self.name}' are carved from its training images (a fifth "
             f"of each class, at most {MOST_VAL}, by the SHA-256 of the path); its test images are "
             "the official validation set.",
+            *counts_notice(self.name, self.counts()),
         )
 
     def prompts(self, variant: PromptVariant) -> PromptSet:
@@ -208,8 +209,8 @@ class ImageNetShift:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """None."""
-        return ()
+        """That its counts are not the published ones, where they are not."""
+        return counts_notice(self.name, self.counts())
 
     def prompts(self, variant: PromptVariant) -> PromptSet:
         """ImageNet's own, for its classes."""

@@ -53,6 +53,20 @@ class Counts:
     test: int
     """Test images."""
 
+    def __str__(self) -> str:
+        return (
+            f"{self.classes:,} classes, {self.train:,} train, {self.val:,} val, {self.test:,} test"
+        )
+
+    def beside(self, published: Counts) -> str:
+        """What to know of figures where these are not the published counts; else empty."""
+        if self == published:
+            return ""
+        return (
+            f"Published: {published}. Figures from other counts cannot be compared with published "
+            "ones."
+        )
+
 
 @dataclass(frozen=True)
 class ListedDataset:
