@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -42,9 +43,11 @@ class Examiner(Protocol):
     def facts(self) -> Facts:
         """Raises `BackboneError`."""
 
-    def try_on(self, paper: TrialConfig, classes: int, images: int, metric: str = "") -> str:
-        """Build the method once on the backbone: why it does not suit, or nothing. Where a trial
-        must report a `metric`, it is looked for too."""
+    def try_on(
+        self, paper: TrialConfig, names: Sequence[Sequence[str]], images: int, metric: str = ""
+    ) -> str:
+        """Build each stage once on the backbone, for the classes of its `names`: why one does not
+        suit, or nothing. Where a trial must report a `metric`, it is looked for too."""
 
 
 class Examination:
@@ -59,15 +62,18 @@ class Examination:
         self._backbone = load_backbone(self._spec)
         return Facts(self._backbone.fingerprint, self._backbone.tower)
 
-    def try_on(self, paper: TrialConfig, classes: int, images: int, metric: str = "") -> str:
+    def try_on(
+        self, paper: TrialConfig, names: Sequence[Sequence[str]], images: int, metric: str = ""
+    ) -> str:
         """See `Examiner`."""
         known = {"val/loss", *(() if METHODS[paper.method].closed_form else ("train/loss",))}
         assert self._backbone is not None, "facts() comes first"
-        features = torch.ones(classes, self._backbone.feature_dim)
-        names = tuple(f"class {label}" for label in range(classes))
-        texts = None if isinstance(self._backbone, FeatureBackbone) else PromptSet(names, ("{}",))
+        wordless = isinstance(self._backbone, FeatureBackbone)
         try:
-            for stage in paper.stages:
+            for stage, own in zip(paper.stages, names, strict=True):
+                features = torch.ones(len(own), self._backbone.feature_dim)
+                # Names alone: a template decides what a text says, never whether there is room.
+                texts = None if wordless else PromptSet(tuple(own), ("{}",))
                 schedule = Schedule(stage.optim.learning_rates(images))
                 material = Material(self._backbone, Classes(features, texts), schedule, images)
                 method = METHODS[stage.method].build(stage.method_config, material)
@@ -110,11 +116,13 @@ class ExaminationApart:
             raise BackboneError(answer["problem"])
         return Facts(**answer)
 
-    def try_on(self, paper: TrialConfig, classes: int, images: int, metric: str = "") -> str:
+    def try_on(
+        self, paper: TrialConfig, names: Sequence[Sequence[str]], images: int, metric: str = ""
+    ) -> str:
         """See `Examiner`."""
         question = {
             "paper": paper.to_dict(),
-            "classes": classes,
+            "names": names,
             "images": images,
             "metric": metric,
         }

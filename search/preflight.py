@@ -21,7 +21,7 @@ from search.ledger.store import ledger_problems
 from search.problems import UsageError
 from search.task import (
     data_problems,
-    most_classes,
+    all_class_names,
     setting,
     task_fingerprints,
     task_notices,
@@ -156,9 +156,12 @@ def _check(config: SweepConfig, examiner: Examiner, trial_write: bool) -> Plan:
                 "with images."
             ]
         )
-    classes = most_classes(config.task, source)
+    names = [
+        all_class_names(config.task, source, stage.method_config.prompts)
+        for stage in plan.space.paper.stages
+    ]
     metric = parse_objective(config.also).metric if config.also else ""
-    if problem := examiner.try_on(plan.space.paper, classes, plan.setting.images, metric):
+    if problem := examiner.try_on(plan.space.paper, names, plan.setting.images, metric):
         raise UsageError([problem])
     notices += tuple(task_notices(config.task, source))
     with _storage_in_words():

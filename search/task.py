@@ -13,6 +13,7 @@ from spaces.base import Setting
 from trainables.data.base import DataError, FeatureRows, PixelRows, fingerprint
 from trainables.data.few_shot import FewShot, draws_problems
 from trainables.data.sealed import check_test_split
+from trainables.data.prompts import PromptVariant
 from trainables.data.source import DataSource
 from trainables.trial import Cell, Protocol, TaskSpec
 
@@ -72,9 +73,12 @@ def setting(task: TaskSpec, source: DataSource, tower: Tower, cell: Cell | None 
     return Setting(name, cell.shots, len(images), tower, not isinstance(images, FeatureRows))
 
 
-def most_classes(task: TaskSpec, source: DataSource) -> int:
-    """Of the data sets that are trained on."""
-    return max(len(source.dataset(name, task.half).class_names) for name in task.sources)
+def all_class_names(task: TaskSpec, source: DataSource, variant: PromptVariant) -> tuple[str, ...]:
+    """Of every data set that is trained or judged on, as they stand in texts, each once; raises
+    `DataError`."""
+    specs = dict.fromkeys([*task.sources, *(exam.target for exam in exams(task))])
+    names = (name for spec in specs for name in source.dataset(spec).prompts(variant).class_names)
+    return tuple(dict.fromkeys(names))
 
 
 def reads_files(task: TaskSpec, source: DataSource) -> bool:

@@ -77,7 +77,9 @@ def test_a_name_that_leaves_no_room_is_refused_with_what_to_do(writer: PromptWri
     assert writer.prompts(classes("zero"), 18).ends.tolist() == [23]
     with pytest.raises(MethodError, match=r"24 places, got 19 .* 4 of «zero\.».*context_tokens=18"):
         writer.prompts(classes("one", "zero"), 19)
-    with pytest.raises(MethodError, match="shorter names"):
+    with pytest.raises(MethodError, match=r"shorter name .*context_tokens=18 .*--space cocoop"):
+        writer.prompts(classes("one", "zero"), 19)
+    with pytest.raises(MethodError, match=r"shorter name .*without a context .*--space taskres"):
         writer.prompts(classes("seven hundred and seventy seven thousand and sixty"), 1)
 
 

@@ -22,6 +22,7 @@ from search.preflight import preflight
 from search.run import build_parser, configure, main
 from spaces.base import Setting
 from spaces.registry import SPACES
+from tests.trainables.data.trees import paint
 from trainables.backbones.base import BackboneError
 from trainables.backbones.registry import BACKBONES
 from trainables.credentials import shown
@@ -109,6 +110,23 @@ def test_one_mistake_one_clear_line(
     (line,) = refused(capsys, *options)
     for part in expected:
         assert part in line
+
+
+def test_class_names_without_room_for_the_papers_context(
+    capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Of any data set that a model is trained or judged on."""
+    short, long = (tmp_path_factory.mktemp(kind) for kind in ("short", "long"))
+    for folder, name in ((short, "cat"), (long, "a_long_name_of_a_bird")):
+        for place in range(6):
+            paint(folder / "plain" / f"{place}.jpg", place)
+            paint(folder / name / f"{place}.jpg", place + 6)
+    options = ("--space", "coop", "--shots", "1", "--dry-run", "--dataset")
+    both = f"folder:{short},folder:{long}", "--protocol", "cross-dataset"
+    for datasets in ((f"folder:{long}",), both):
+        (line,) = refused(capsys, *options, *datasets)
+        for part in ("16 context tokens", "«a long name of a bird.»", "shorter name", "cocoop"):
+            assert part in line
 
 
 def test_all_mistakes_at_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,8 +327,9 @@ def test_the_backbone_looks_the_same_from_another_process() -> None:
     here = Examination("tiny")
     with ExaminationApart("tiny") as apart:
         assert apart.facts() == here.facts()
-        assert apart.try_on(paper, 10, 40) == here.try_on(paper, 10, 40) == ""
+        names = [["zero", "one"]]
+        assert apart.try_on(paper, names, 40) == here.try_on(paper, names, 40) == ""
         wrong = replace(paper, method_config=replace(paper.method_config, leak=3.0))
-        assert apart.try_on(wrong, 10, 40) == here.try_on(wrong, 10, 40) != ""
+        assert apart.try_on(wrong, names, 40) == here.try_on(wrong, names, 40) != ""
     with ExaminationApart("no-such-model") as apart, pytest.raises(BackboneError, match="no-such"):
         apart.facts()

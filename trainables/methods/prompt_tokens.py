@@ -131,10 +131,13 @@ class PromptWriter:
         room = self.tower.places - 2 - longest
         if tokens > room:
             name = names[sizes.index(longest)]
-            remedy = f"use context_tokens={room} or fewer" if room > 0 else "use shorter names"
+            fewer = f"context_tokens={room} or fewer" if room > 0 else "a method without a context"
+            space = "cocoop, which begins with 4" if room >= 4 else "taskres"
             raise MethodError(
                 f"start, context, class name and end must fit the text tower's {self.tower.places} "
-                f"places, got {tokens} context tokens beside {longest} of «{name}.»: {remedy}"
+                f"places, got {tokens} context tokens beside {longest} of «{name}.»: give the "
+                "class a shorter name (in the column label of --dataset folder:TABLE.csv), or use "
+                f"{fewer} (--space {space})"
             )
 
 
