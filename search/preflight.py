@@ -16,12 +16,13 @@ from typing import Any
 from search.config import SweepConfig, differences
 from search.examine import ExaminationApart, Examiner, Facts
 from search.execution.resources import Placement, place, this_machine
+from search.identity import SWEEP_FILE, own_id, write_record
 from search.ledger.objectives import parse_objective
 from search.ledger.store import ledger_problems
 from search.problems import UsageError
 from search.task import (
-    data_problems,
     all_class_names,
+    data_problems,
     setting,
     task_fingerprints,
     task_notices,
@@ -30,7 +31,7 @@ from search.task import (
 from search.tracking.uri import TrackingError, check_tracking_uri
 from spaces.base import Setting, Space
 from trainables.backbones.base import BackboneError
-from trainables.credentials import shown
+from trainables.credentials import shown, without_password
 from trainables.data.source import DataSource
 from trainables.methods.registry import METHODS
 from trainables.storage import (
@@ -42,7 +43,6 @@ from trainables.storage import (
     split,
 )
 
-SWEEP_FILE = "sweep.json"
 FORMAT = 3
 _PROBE_SECONDS = 5.0
 
@@ -76,6 +76,7 @@ class Plan:
         return {
             "format": FORMAT,
             "id": self.id,
+            "location": without_password(self.config.location),
             "config": self.config.public().to_dict(),
             "fingerprints": self.fingerprints,
             "val_images": val_images(self.config.task, self.source),
@@ -174,9 +175,8 @@ def adopt(plan: Plan, sweep: Storage) -> Plan:
     owner of the folder; raises `UsageError`, as `preflight`, and `StorageError`."""
     known = _compare(plan, sweep)
     if known is not None:
-        return replace(plan, id=known)
-    record = json.dumps(plan.record(), indent=1, allow_nan=False) + "\n"
-    sweep.write(SWEEP_FILE, record.encode())
+        return replace(plan, id=own_id(sweep, known))
+    write_record(sweep, plan.record())
     return plan
 
 
@@ -276,9 +276,9 @@ def _unwritable(why: str) -> str:
     return f"The sweep's folder must be writable, and is not: {why}. Use --storage."
 
 
-def _compare(plan: Plan, sweep: Storage) -> str | None:
+def _compare(plan: Plan, sweep: Storage) -> Mapping[str, Any] | None:
     """Refuse to continue a sweep under other settings, with another model, data or ledger; return
-    its id, or None for a new one."""
+    its record, or None for a new one."""
     if not sweep.exists(SWEEP_FILE):
         return None
     stored = load_record(sweep)
@@ -296,7 +296,7 @@ def _compare(plan: Plan, sweep: Storage) -> str | None:
                 for line in found
             ]
         )
-    return str(stored["id"])
+    return stored
 
 
 def load_record(sweep: Storage) -> Mapping[str, Any]:

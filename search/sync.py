@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from rich.console import Console
 
 from search.config import SweepConfig
+from search.identity import own_id
 from search.judging.evaluation import read_evaluation
 from search.ledger.ledger import best_of
 from search.ledger.lock import SweepLock
@@ -86,7 +87,8 @@ def synchronise(
     What its folder holds and its outbox does not is told first: the trials, and the sweep's end.
     Raises `UsageError` where that cannot be.
     """
-    fingerprints = load_record(sweep)["fingerprints"]
+    record = load_record(sweep)
+    own_id(sweep, record)
     path = outbox_path(uri, sweep)
     try:
         if rebuild:
@@ -99,7 +101,7 @@ def synchronise(
     try:
         results = read_results(sweep)
         if tracker.untold(results) or not tracker.is_closed():
-            mirror = Mirror(tracker, config, fingerprints)
+            mirror = Mirror(tracker, config, record["fingerprints"])
             mirror.open_sweep(results, sweep)
             mirror.catch_up()
             evaluation = read_evaluation(sweep)

@@ -10,6 +10,7 @@ import os
 import re
 import tempfile
 import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -153,6 +154,17 @@ def split(location: str) -> tuple[str, str]:
     path, mark, query = location.partition("?")
     parent, _, name = path.rstrip("/").rpartition("/")
     return f"{parent}{mark}{query}", name
+
+
+def is_same_folder(one: Storage, other: Storage) -> bool:
+    """Whether both lead to one folder, which may have several locations (a link, another mount,
+    another address): what is written at one is then there at the other. Raises `StorageError`."""
+    name = f"{TEMPORARY}probe-{uuid.uuid4().hex}"
+    one.write(name, b"")
+    try:
+        return other.exists(name)
+    finally:
+        one.delete(name)
 
 
 class LocalStorage(Storage):

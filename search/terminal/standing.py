@@ -9,12 +9,13 @@ from functools import cached_property
 from typing import Any, Literal
 
 from search.config import SweepConfig
+from search.identity import SWEEP_FILE
 from search.judging.evaluation import Evaluation, read_evaluation
 from search.ledger.journal import JOURNAL
 from search.ledger.ledger import best_of
 from search.ledger.lock import running
 from search.ledger.results import Result, read_results
-from search.preflight import SWEEP_FILE, load_record
+from search.preflight import load_record
 from search.problems import UsageError
 from trainables.credentials import without_password
 from trainables.storage import Storage, StorageError, open_storage

@@ -20,12 +20,12 @@ from pathlib import Path
 
 from search.tracking.mlflow_client import RefusedError, says_nothing_of_the_event
 from search.tracking.mlflow_runs import TAG_LENGTH, MlflowRuns
-from search.tracking.outbox import Event, Outbox
+from search.tracking.outbox import Event, Outbox, put_away
 from search.tracking.tracker import Carrier, NullTracker, Row, Tracker
 from search.tracking.uri import absolute_uri, scheme_of, sqlite_path, without_user
 from trainables.cache import cache_folder
 from trainables.credentials import shown
-from trainables.storage import LocalStorage, Storage
+from trainables.storage import LocalStorage, Storage, StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +65,17 @@ def outbox_path(uri: str, storage: Storage) -> Path:
     """Where the outbox of a sweep for a tracking URI lies: in the sweep's folder, or in this
     machine's cache where that is not on a disk. It shows no password."""
     name = f"{_digest(without_user(absolute_uri(uri)).rstrip('/'))[:8]}.jsonl"
-    if isinstance(storage, LocalStorage):
-        return storage.root / "outbox" / name
-    return cache_folder() / "outbox" / _digest(storage.location)[:16] / name
+    return _outboxes(storage) / name
+
+
+def put_away_outboxes(storage: Storage) -> None:
+    """Let the next tracker of a sweep begin with an empty outbox, whatever its URI: see
+    `put_away`. Raises `StorageError`."""
+    try:
+        for path in _outboxes(storage).glob("*.jsonl"):
+            put_away(path)
+    except OSError as error:
+        raise StorageError(f"'{error.filename}': {error.strerror}") from error
 
 
 class MlflowTracker(Tracker):
@@ -310,6 +318,12 @@ def _identity(storage: Storage, sweep: str) -> str:
         return str(json.loads(storage.read("sweep.json"))["id"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return sweep
+
+
+def _outboxes(storage: Storage) -> Path:
+    if isinstance(storage, LocalStorage):
+        return storage.root / "outbox"
+    return cache_folder() / "outbox" / _digest(storage.location)[:16]
 
 
 def _artifact_root(uri: str, storage: Storage) -> Path | None:
