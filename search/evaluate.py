@@ -26,13 +26,12 @@ from search.judging.evaluation import EVALUATION, READS, Evaluation, Label, Scor
 from search.judging.exam import Exam, exams
 from search.judging.examples import MOST, Example, take_examples, write_examples
 from search.judging.predictions import write_predictions
-from search.judging.seeds import fresh_seeds
 from search.judging.sheets import Sheet, answered, file_names
 from search.judging.winner import share_start
 from search.ledger.ledger import Ledger
 from search.preflight import Plan
 from search.problems import EvaluationError
-from search.task import setting
+from search.task import fresh_draws, setting
 from spaces.base import preset_trial
 from trainables.backbones.shared import share_weights
 from trainables.data.base import Dataset, Shift
@@ -88,12 +87,12 @@ class Bench:
         return Workbench(backbone, self.device, source, self.weights, progress, self.stages)
 
 
-def stored_evaluation(ledger: Ledger, config: SweepConfig) -> Evaluation | None:
+def stored_evaluation(ledger: Ledger, plan: Plan) -> Evaluation | None:
     """The evaluation of the present winner on the same draws, if there is one already."""
     found, best = read_evaluation(ledger.sweep), ledger.best()
     if found is None or best is None:
         return None
-    seeds = fresh_seeds(config.task.seeds, config.eval_seeds)
+    seeds = fresh_draws(plan.config.task, plan.source, plan.config.eval_seeds)
     return found if (found.winner, found.seeds) == (best.number, seeds) else None
 
 
@@ -119,7 +118,7 @@ def evaluate(
     if best is None:
         raise ValueError("there is no complete trial to evaluate")
     winner = ledger.config_of(best)
-    seeds = fresh_seeds(config.task.seeds, config.eval_seeds)
+    seeds = fresh_draws(config.task, plan.source, config.eval_seeds)
     task = replace(config.task, seeds=seeds)
     threads = max(1, int(placement.cpus))
     weights = shared_weights(config, ledger.sweep)

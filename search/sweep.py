@@ -110,8 +110,8 @@ def run_sweep(plan: Plan, console: Console) -> Outcome:
             config.also,
         )
         ledger.tidy()
-        if store.notice:
-            say(store.notice)
+        for notice in filter(None, (store.notice, ledger.notice)):
+            say(notice)
         if config.ledger != JOURNAL_LEDGER:
             _refuse_copy(ledger, sweep)
         tracker = open_tracker(plan.tracking_uri, config.name, sweep)
@@ -141,7 +141,7 @@ def _run(plan: Plan, ledger: Ledger, tracker: Tracker, mirror: Mirror, console: 
     config = plan.config
     stop = StopSwitch(config.time_budget)
     clock = Clock()
-    evaluation = stored_evaluation(ledger, config)
+    evaluation = stored_evaluation(ledger, plan)
     todo = ledger.waiting + max(0, config.trials - ledger.issued)
     if todo or evaluation is None:
         with stop.listening(), ray_session(config, console), carried(config, tracker):
@@ -158,12 +158,11 @@ def _run(plan: Plan, ledger: Ledger, tracker: Tracker, mirror: Mirror, console: 
                         mirror.interrupted(number)
                 if stop.reason:
                     raise StoppedError(stop.reason)
-            if ledger.best() is not None and not stop.interrupted:
-                evaluation = stored_evaluation(ledger, config)
-                if evaluation is None:
-                    stop.at_once = True
-                    with Bars(console) as bars:
-                        evaluation = evaluate(ledger, plan, placement, bars.tell)
+            evaluation = stored_evaluation(ledger, plan)  # there may be another winner by now
+            if evaluation is None and ledger.best() is not None and not stop.interrupted:
+                stop.at_once = True
+                with Bars(console) as bars:
+                    evaluation = evaluate(ledger, plan, placement, bars.tell)
     best = ledger.best()
     # Also where a driver died before it had written one.
     if config.report and evaluation is not None and (todo or not has_report(ledger.sweep)):

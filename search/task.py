@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Literal, get_args
 
@@ -12,8 +13,8 @@ from search.judging.statistics import effective_images
 from spaces.base import Setting
 from trainables.data.base import DataError, FeatureRows, PixelRows, fingerprint
 from trainables.data.few_shot import FewShot, draws_problems
-from trainables.data.sealed import check_test_split
 from trainables.data.prompts import PromptVariant
+from trainables.data.sealed import check_test_split
 from trainables.data.source import DataSource
 from trainables.trial import Cell, Protocol, TaskSpec
 
@@ -98,6 +99,20 @@ def task_fingerprints(task: TaskSpec, source: DataSource) -> dict[str, str]:
     drawn = [_draw(source, cell) for cell in task.cells]
     parts = [(pair.train.fingerprint + pair.val.fingerprint).encode() for pair in drawn]
     return found | {"draws": fingerprint(*parts)}
+
+
+def fresh_draws(task: TaskSpec, source: DataSource, count: int) -> tuple[int, ...]:
+    """Seeds of the draws that judge the winner: the next `count`, or one where a draw takes all
+    images that there are. Said to be several, it would have no deviation, and differences an
+    interval of no width."""
+    seeds = fresh_seeds(task.seeds, count)
+    for cell in replace(task, seeds=seeds[:1]).cells:
+        dataset, drawn = source.dataset(cell.dataset, cell.half), _draw(source, cell)
+        if len(drawn.train.labels) < len(dataset.split("train").labels):
+            return seeds
+        if len(drawn.val.labels) < len(dataset.split("val").labels):
+            return seeds
+    return seeds[:1]
 
 
 def task_notices(task: TaskSpec, source: DataSource) -> list[str]:

@@ -21,12 +21,11 @@ from optuna.samplers import RandomSampler
 from rich.console import Console
 from rich.table import Table
 
-from search.judging.seeds import fresh_seeds
 from search.ledger.ledger import Ledger, Live
 from search.ledger.samplers import STARTUP_TRIALS
 from search.ledger.store import JOURNAL_LEDGER, MemoryStore
 from search.preflight import Plan
-from search.task import described
+from search.task import described, fresh_draws
 from search.terminal.progress import short
 from search.terminal.rehearsal import Cost, RehearsalError, peak_memory, rehearse
 from search.terminal.standing import duration
@@ -132,7 +131,7 @@ def settings(plan: Plan) -> dict[str, str]:
             f"{place.cpus:g} cores and {place.gpus:g} GPUs each"
         )
     )
-    fresh = ", ".join(map(str, fresh_seeds(config.task.seeds, config.eval_seeds)))
+    fresh = ", ".join(map(str, fresh_draws(config.task, plan.source, config.eval_seeds)))
     ledger = "a journal in the folder" if config.ledger == JOURNAL_LEDGER else config.ledger
     return rows | {
         "folder": without_password(config.location),

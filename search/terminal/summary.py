@@ -99,6 +99,8 @@ def _print_evaluation(outcome: Outcome, console: Console) -> None:
     console.print(table)
     if len(found.seeds) > 1:
         console.print("±: 95 % interval of the paired differences.", style="dim")
+    if len(found.seeds) < outcome.config.eval_seeds:
+        console.print("Every seed draws the same images: judged once, no interval.", style="yellow")
     if len(found.of("winner")) > 1:
         _print_parts(found, console)
     assert outcome.best is not None

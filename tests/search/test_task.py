@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from search.config import SweepConfig
-from search.task import data_problems, task_notices
+from search.task import data_problems, fresh_draws, task_notices
 from tests.trainables.data.bundles import tensors, write_bundle
 from tests.trainables.data.trees import dtd, imagenet_a, paint
 from trainables.trial import Protocol, TaskSpec
@@ -46,6 +46,15 @@ def test_test_rows_of_a_bundle_that_are_unfit(tmp_path: Path) -> None:
     task = TaskSpec((spec,), spec, (1,), (1,))
     (problem,) = data_problems(SweepConfig(task=task), task.source(""))
     assert "got -1 in row 0 of test_labels" in problem
+
+
+def test_one_draw_is_not_said_to_be_three(tmp_path: Path) -> None:
+    found = tensors()
+    found |= {f"val_{what}": found[f"val_{what}"][:12] for what in ("features", "labels")}
+    spec = f"bundle:{write_bundle(tmp_path / 'b.safetensors', found)}"
+    some, all_there_are = (TaskSpec((spec,), spec, (shots,), (1, 2)) for shots in (1, 4))
+    assert fresh_draws(some, some.source(""), 3) == (3, 4, 5)
+    assert fresh_draws(all_there_are, some.source(""), 3) == (3,)
 
 
 def test_other_counts_than_the_published_ones_are_told_of_what_judges_too(tmp_path: Path) -> None:
