@@ -109,10 +109,11 @@ class Ledger:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         # Without this, a restarted TPE explains itself on the terminal at every question.
         logging.getLogger("optuna").setLevel(logging.ERROR)
-        self.study = store.patiently(lambda: self._open(pruner))
         self.results = read_results(sweep)
+        self.notice = ""
+        """What a person should know of how it was opened, else empty."""
         with store.together():
-            self._interrupted = store.patiently(self._recover)
+            self._interrupted = store.patiently(lambda: self._recover(pruner))
 
     def tidy(self) -> None:
         """Remove checkpoints of trials that have ended: a worker that outlived its driver may have
@@ -347,20 +348,18 @@ class Ledger:
                 storage.set_trial_param(trial_id, name, internal, distribution)
         self._note(trial_id, result.notes)
         for step, value in enumerate(result.values, start=1):
-            if step not in known.intermediate_values:
+            if known.intermediate_values.get(step) != value:
                 storage.set_trial_intermediate_value(trial_id, step, value)
         # A pruned trial has its last report as its value, as with `Study.tell`.
         found = study_values(result, self._also)
         storage.set_trial_state_values(trial_id, TrialState[result.state], found)
 
-    def _recover(self) -> list[int]:
-        """Tell the study what was committed behind its back; return what was interrupted."""
-        self._restore()
-        for frozen in self.frozen():
-            if not frozen.state.is_finished() and frozen.number in self.results:
-                self._tell(frozen._trial_id, self.results[frozen.number])
-        ended = {f.number for f in self.frozen() if f.state.is_finished()}
-        if missing := sorted(ended - set(self.results)):
+    def _recover(self, pruner: str) -> list[int]:
+        """Open the study and tell it what was committed behind its back; return what was
+        interrupted. Results are the truth: a study that contradicts one is made anew of them."""
+        self.study = self._open(pruner)
+        ended = [frozen for frozen in self.frozen() if frozen.state.is_finished()]
+        if missing := [f.number for f in ended if f.number not in self.results]:
             raise UsageError(
                 [
                     f"A trial that the ledger calls finished must have its result, and "
@@ -369,7 +368,27 @@ class Ledger:
                     "another sweep with --name."
                 ]
             )
+        if doubt := self._doubt():
+            self.notice = (
+                f"The ledger {doubt}: it is made anew from the results of finished trials."
+            )
+            optuna.delete_study(study_name=self._store.name, storage=self._store.storage)
+            self.study = self._open(pruner)
+        self._restore()
+        for frozen in self.frozen():
+            if not frozen.state.is_finished() and frozen.number in self.results:
+                self._tell(frozen._trial_id, self.results[frozen.number])
         return [frozen.number for frozen in self._running()]
+
+    def _doubt(self) -> str:
+        """Why the study cannot be what these results came from; empty where it can."""
+        if [d.name.lower() for d in self.study.directions] != directions(self._also):
+            return "has other objectives than the sweep"
+        for frozen in self.frozen():
+            result = self.results.get(frozen.number)
+            if result is not None and not _agree(frozen, self._as_trial(result)):
+                return f"contradicts the result of trial {frozen.number}"
+        return ""
 
     def _restore(self) -> None:
         """Give the study every trial up to the last that was committed: one whose end of the
@@ -383,7 +402,18 @@ class Ledger:
             if result is None:  # it was issued, and had not ended
                 self.study._storage.create_new_trial(self.study._study_id)
             else:
-                self.study.add_trial(_as_trial(result, study_values(result, self._also)))
+                self.study.add_trial(self._as_trial(result))
+
+    def _as_trial(self, result: Result) -> FrozenTrial:
+        return create_trial(
+            state=TrialState[result.state],
+            values=study_values(result, self._also),
+            params=result.parameters,
+            distributions={n: json_to_distribution(d) for n, d in result.distributions.items()},
+            intermediate_values=dict(enumerate(result.values, start=1)),
+            user_attrs={ISSUED: result.begun},
+            system_attrs=result.notes,
+        )
 
 
 def best_of(results: Iterable[Result]) -> Result | None:
@@ -397,13 +427,14 @@ def _rank(result: Result) -> tuple[float, float, int]:
     return (-result.value, result.metrics.get("val/loss", math.inf), result.number)
 
 
-def _as_trial(result: Result, values: Sequence[float] | None) -> FrozenTrial:
-    return create_trial(
-        state=TrialState[result.state],
-        values=values,
-        params=result.parameters,
-        distributions={n: json_to_distribution(text) for n, text in result.distributions.items()},
-        intermediate_values=dict(enumerate(result.values, start=1)),
-        user_attrs={ISSUED: result.begun},
-        system_attrs=result.notes,
+def _agree(known: FrozenTrial, result: FrozenTrial) -> bool:
+    """Whether no sampler and no pruner could tell them apart; a trial that the study does not know
+    to have ended may lack something."""
+    if known.state.is_finished():
+        names = ("state", "values", "params", "distributions", "intermediate_values")
+        same = all(getattr(known, name) == getattr(result, name) for name in names)
+        return same and known.system_attrs | result.system_attrs == known.system_attrs
+    return (
+        known.params.items() <= result.params.items()
+        and known.distributions.items() <= result.distributions.items()
     )

@@ -14,7 +14,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage, get_storage
 from optuna.trial import FrozenTrial
 
-from search.ledger.journal import Journal, JournalView
+from search.ledger.journal import DAMAGED, Journal, JournalView
 from search.problems import StoppedError
 from trainables.credentials import without_password
 from trainables.storage import Storage
@@ -57,16 +57,14 @@ class JournalStore:
 
     def __init__(self, sweep: Storage, guard: Callable[[], None]) -> None:
         self._journal = Journal(sweep, guard)
+        self.storage: BaseStorage = _replayed(self._journal)
         self.name = "sweep"
         self.notice = ""
         if lost := self._journal.lost:
             self.notice = (
-                f"The ledger's last {lost} lines were damaged and are left out; finished trials "
-                "are restored from their results."
+                f"The ledger's last {lost} lines were damaged and are put away in {DAMAGED}; "
+                "finished trials are restored from their results."
             )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            self.storage: BaseStorage = JournalStorage(self._journal)
 
     def together(self) -> AbstractContextManager[None]:
         """See `StudyStore`."""
@@ -153,14 +151,24 @@ def look_at_study(url: str, sweep: Storage, name: str) -> list[FrozenTrial]:
     A journal is read and never written. Raises `LedgerError` for a database that does not answer,
     after seconds, and `StorageError`.
     """
+    if url == JOURNAL_LEDGER:
+        return _trials(_replayed(JournalView(sweep)), "sweep")
+    if problems := ledger_problems(url):
+        raise LedgerError(problems[0])
+    with closing(DatabaseStore(url, name)) as store:
+        return _trials(store.storage, name)
+
+
+def _replayed(journal: JournalView) -> BaseStorage:
+    """What Optuna makes of the journal, up to the first entry of which it can make nothing: without
+    a checksum, a damaged one may still look like an entry."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        if url == JOURNAL_LEDGER:
-            return _trials(JournalStorage(JournalView(sweep)), "sweep")
-        if problems := ledger_problems(url):
-            raise LedgerError(problems[0])
-        with closing(DatabaseStore(url, name)) as store:
-            return _trials(store.storage, name)
+        try:
+            return JournalStorage(journal)
+        except Exception:  # whatever foreign content makes it raise
+            journal.cut()
+            return JournalStorage(journal)
 
 
 def _trials(storage: BaseStorage, name: str) -> list[FrozenTrial]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from search.ledger.ledger import RETRIES, Ledger, Live
 from search.ledger.pruners import PRUNERS
 from search.ledger.results import FORMAT, Result, State, read_results, read_rows
 from search.ledger.samplers import SAMPLERS
-from search.ledger.store import JournalStore
+from search.ledger.store import JournalStore, look_at_study
 from search.problems import UsageError
 from spaces.base import Setting
 from spaces.registry import SPACES
@@ -355,10 +356,126 @@ def test_a_damaged_line_of_the_journal_is_told_and_mended(tmp_path: Path) -> Non
     journal.write_bytes(b"".join(lines))
     store = JournalStore(LocalStorage(tmp_path), lambda: None)
     assert f"last {len(lines) - 9} lines were damaged" in store.notice
+    assert (tmp_path / "study.journal.damaged").read_bytes() == b"".join(lines[9:])
     ledger = Ledger(LocalStorage(tmp_path), store, SPACE, "random", "asha", 0)
     assert ledger.results == results
     assert [t.state.name for t in ledger.frozen()[:5]] == [results[n].state for n in range(5)]
     assert not JournalStore(LocalStorage(tmp_path), lambda: None).notice
+
+
+def assert_that_results_are_told(ledger: Ledger, results: dict[int, Result]) -> None:
+    assert ledger.results == results
+    ended = [t for t in ledger.frozen() if t.state.is_finished()]
+    assert [t.number for t in ended] == list(results)
+    for trial, result in zip(ended, results.values(), strict=True):
+        assert (trial.state.name, trial.value) == (result.state, result.value)
+        assert trial.params == result.parameters
+        assert tuple(trial.intermediate_values.values()) == result.values
+        assert trial.system_attrs == result.notes
+
+
+FLIPS = st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 7))
+
+
+def flip(data: bytes, place: float, bit: int) -> bytes:
+    position = int(place * len(data))
+    return data[:position] + bytes([data[position] ^ 1 << bit]) + data[position + 1 :]
+
+
+@settings(max_examples=60, deadline=None)
+@given(where=FLIPS, older=st.booleans())
+def test_no_bit_of_a_journal_can_change_what_a_trial_ended_with(
+    where: tuple[float, int], older: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Also of one without checksums, as an older version has written it."""
+    folder = tmp_path_factory.mktemp("flip")
+    results = finish_some(folder, 5)
+    journal = folder / "study.journal"
+    data = journal.read_bytes()
+    journal.write_bytes(flip(without_sums(data) if older else data, *where))
+    looked = look_at_study("journal", LocalStorage(folder), "")
+    assert len(looked) <= 7
+    try:
+        ledger = open_ledger(folder)
+    except UsageError:  # an end may seem to be that of the trial which still runs
+        assert older
+        return
+    assert_that_results_are_told(ledger, results)
+    again = JournalStore(LocalStorage(folder), lambda: None)
+    assert not again.notice
+    assert not Ledger(LocalStorage(folder), again, SPACE, "random", "asha", 0).notice
+
+
+def without_sums(journal: bytes) -> bytes:
+    return re.sub(rb',"crc":"[0-9a-f]{8}"}', b"}", journal)
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines: [*lines, b'{"op_code":99}\n'],
+        lambda lines: [*lines[:9], b'{"op_code":8,"worker_id":"a"}\n', *lines[9:]],
+        lambda lines: [*lines, b'{"op_code":1,"worker_id":"a","study_id":0}\n'],
+        lambda lines: [*lines[:12], *lines[13:]],
+        lambda lines: [*lines[:9], lines[8], *lines[9:]],
+        lambda lines: lines[1:],
+    ],
+    ids=["unknown", "incomplete", "deletion", "lost", "doubled", "headless"],
+)
+def test_lines_that_do_not_belong_there_change_nothing(
+    tmp_path: Path, change: Callable[[list[bytes]], list[bytes]], older: bool
+) -> None:
+    results = finish_some(tmp_path, 5)
+    journal = tmp_path / "study.journal"
+    data = journal.read_bytes()
+    changed = change((without_sums(data) if older else data).splitlines(keepends=True))
+    journal.write_bytes(b"".join(changed))
+    look_at_study("journal", LocalStorage(tmp_path), "")
+    assert journal.read_bytes() == b"".join(changed)
+    assert_that_results_are_told(open_ledger(tmp_path), results)
+    put_away = tmp_path / "study.journal.damaged"
+    if put_away.exists():
+        assert b"".join(changed).endswith(put_away.read_bytes())
+    else:
+        assert older
+
+
+def test_a_journal_without_checksums_is_read_and_continued_with_them(tmp_path: Path) -> None:
+    results = finish_some(tmp_path, 3)
+    journal = tmp_path / "study.journal"
+    journal.write_bytes(without_sums(journal.read_bytes()))
+    ledger = open_ledger(tmp_path)
+    assert not ledger.notice
+    report(ledger, ledger.ask(), 2)
+    ledger.finish(3, "COMPLETE")
+    store = JournalStore(LocalStorage(tmp_path), lambda: None)
+    assert not store.notice
+    again = Ledger(LocalStorage(tmp_path), store, SPACE, "random", "asha", 0)
+    assert_that_results_are_told(again, ledger.results)
+    assert list(again.results) == [*results, 3]
+
+
+def test_a_study_that_contradicts_a_result_is_made_anew(tmp_path: Path) -> None:
+    results = finish_some(tmp_path, 5)
+    path = tmp_path / "trials/000003/result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"value": 0.125}))
+    ledger = open_ledger(tmp_path)
+    assert "contradicts the result of trial 3" in ledger.notice
+    assert_that_results_are_told(ledger, results | {3: replace(results[3], value=0.125)})
+    assert not open_ledger(tmp_path).notice
+
+
+def test_a_trial_reported_otherwise_after_a_crash_ends_as_its_result_says(tmp_path: Path) -> None:
+    """Another machine's arithmetic may differ in the last digit."""
+    ledger = open_ledger(tmp_path)
+    report(ledger, ledger.ask(), 2)
+    ledger = open_ledger(tmp_path)
+    ledger.report(ledger.ask().number, [0.25, 0.5, 0.75], {"val/accuracy": 0.75})
+    ledger.finish(0, "COMPLETE")
+    again = open_ledger(tmp_path)
+    assert not again.notice
+    assert_that_results_are_told(again, ledger.results)
 
 
 def test_a_result_that_has_gone_is_missed(tmp_path: Path) -> None:
