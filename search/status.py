@@ -66,8 +66,9 @@ def next_steps(found: Standing, details: Details, storage: str) -> list[tuple[st
         steps.append((command("sync", name), f"send MLflow the {details.waiting} events it lacks"))
     if found.done and not (details.has_report and found.state == "finished"):
         steps.append((command("report", name), "write its report"))
-    if found.state == "finished" and found.best is not None:
+    if found.judged is not None and found.owner is None:
         steps.append((command("export", name, "--format", "artifact"), "take the winner along"))
+    if found.state == "finished" and found.best is not None:
         more = str(found.asked + max(1, found.asked // 2))
         steps.append((command("run", "--resume", name, "--trials", more), "add trials"))
     if found.states["FAIL"]:

@@ -13,12 +13,12 @@ from rich.console import Console
 from search.config import SweepConfig
 from search.identity import own_id
 from search.judging.evaluation import read_evaluation
-from search.ledger.ledger import best_of
 from search.ledger.lock import SweepLock
 from search.ledger.results import read_results
 from search.options import Parser
 from search.preflight import load_record, uri_afterwards
 from search.problems import StoppedError, UsageError
+from search.terminal.standing import Standing
 from search.tracking.mirror import Mirror, sweep_artifacts
 from search.tracking.outbox import Outbox, put_away
 from search.tracking.uploader import MlflowTracker, outbox_path
@@ -105,11 +105,14 @@ def synchronise(
             mirror.open_sweep(results, sweep)
             mirror.catch_up()
             evaluation = read_evaluation(sweep)
+            standing = Standing(
+                config.name, sweep, config=config, results=results, evaluation=evaluation
+            )
             mirror.close_sweep(
-                "COMPLETE" if evaluation else "INTERRUPTED",
-                best_of(results.values()),
-                evaluation,
-                sweep_artifacts(sweep) if evaluation else [],
+                "COMPLETE" if standing.is_over else "INTERRUPTED",
+                standing.best,
+                standing.judged,
+                sweep_artifacts(sweep) if standing.judged else [],
             )
         left = tracker.flush(math.inf, patience=timeout)
         untold = len(tracker.untold(results)) + (not tracker.is_closed())

@@ -21,8 +21,8 @@ from trainables.credentials import without_password
 from trainables.storage import Storage, StorageError, open_storage
 
 State = Literal["running", "finished", "interrupted", "never begun", "unreadable"]
-"""`finished`: its winner is judged, or all its trials have failed; `interrupted`: nobody runs it
-and something is left to do; `unreadable`: damaged, or of another version."""
+"""`finished`: see `Standing.is_over`; `interrupted`: nobody runs it and something is left to do;
+`unreadable`: damaged, or of another version."""
 
 _PATIENCE = 10.0  # seconds for which a bucket that does not answer is asked again
 
@@ -59,8 +59,16 @@ class Standing:
             return "running"
         if not self.begun:
             return "never begun"
-        all_failed = self.done >= self.asked and self.best is None
-        return "finished" if self.judged is not None or all_failed else "interrupted"
+        return "finished" if self.is_over else "interrupted"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every trial that was asked for has ended, or as many as its time allowed, and the
+        best of them is judged."""
+        in_time = self.config is not None and self.config.time_budget is not None
+        if self.best is None:
+            return self.done >= self.asked
+        return self.judged is not None and (in_time or self.done >= self.asked)
 
     @property
     def done(self) -> int:
@@ -69,7 +77,7 @@ class Standing:
 
     @property
     def asked(self) -> int:
-        """Trials that were asked for when it was first started, or more if there are more."""
+        """Trials that were asked for, or more if there are more."""
         return max(self.config.trials if self.config else 0, self.done)
 
     @cached_property

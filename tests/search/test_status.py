@@ -7,9 +7,9 @@ import os
 import shutil
 import time
 from contextlib import ExitStack, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -17,6 +17,7 @@ from search import list as list_module
 from search import preflight as preflight_module
 from search import status
 from search.examine import Examination
+from search.judging.evaluation import Evaluation, Label, Score
 from search.ledger.journal import JOURNAL, Journal, JournalView
 from search.ledger.ledger import Ledger
 from search.ledger.lock import SweepLock
@@ -126,6 +127,37 @@ def test_a_sweep_from_its_first_trial_to_its_last(
     assert "    last line" in text
     (error,) = as_json(capsys, world, "--errors")["errors"]
     assert (error["number"], error["details"]) == (2, "Traceback\nlast line\n")
+
+
+def judge(folder: Path, winner: int) -> None:
+    """As the end of a sweep does it, without the tests on images."""
+    scores = tuple(
+        Score(label, (0.5,), "digits", 16, "digits", "test", 10) for label in get_args(Label)
+    )
+    found = Evaluation(winner, 0.8, (2,), "few-shot", scores)
+    (folder / "evaluation.json").write_text(json.dumps(asdict(found)))
+
+
+def test_an_interrupted_extension_is_not_finished(plan: Plan, tmp_path: Path) -> None:
+    def state() -> tuple[str, bool]:
+        found = read_standing("mine", str(tmp_path))
+        return found.state, found.judged is not None
+
+    with World(plan, str(tmp_path)) as world:
+        for value in (0.8, 0.7, 0.6, 0.5):
+            world.end(value)
+    judge(tmp_path / "mine", 0)
+    assert state() == ("finished", True)
+    record = json.loads((tmp_path / "mine/sweep.json").read_text())
+    record["config"]["trials"] = 6
+    (tmp_path / "mine/sweep.json").write_text(json.dumps(record))
+    assert state() == ("interrupted", True)
+    limited = record | {"config": record["config"] | {"time_budget": 60.0}}
+    (tmp_path / "mine/sweep.json").write_text(json.dumps(limited))
+    assert state() == ("finished", True)  # as many as its time allowed
+    with World(plan, str(tmp_path)) as world:
+        world.end(0.9)
+    assert state() == ("interrupted", False)  # the figures are those of the former winner
 
 
 def test_what_is_said_is_no_markup(

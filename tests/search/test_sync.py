@@ -16,8 +16,13 @@ from search.ledger.lock import SweepLock
 from search.preflight import FORMAT
 from search.sync import main
 from tests.search.conftest import Sweep, kill_everything
+from tests.search.made import made
 from tests.search.mlflow_server import Server, content, runs_of
+from tests.search.test_status import judge
+from trainables.methods.taskres import TaskResConfig
+from trainables.optim import OptimConfig
 from trainables.storage import LocalStorage
+from trainables.trial import TaskSpec, TrialConfig
 
 pytestmark = pytest.mark.filterwarnings(
     # MLflow 3.17 configures its tables with an option that SQLAlchemy 2.1 has deprecated.
@@ -175,3 +180,21 @@ def test_a_sweep_without_trials_has_nothing_but_itself_to_tell(
     folder(tmp_path / "empty", server.uri)
     assert main(["test", "--storage", str(tmp_path / "empty")]) == 0
     assert f"MLflow holds 0 trials of sweep test: {server.uri}" in capsys.readouterr().out
+
+
+def test_the_figures_of_a_former_winner_are_not_told(
+    tmp_path: Path, servers: dict[str, Server], capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = servers["second"]
+    if server.process is None:
+        server.start()
+    trial = TrialConfig(
+        "taskres", "search", TaskResConfig(), OptimConfig(lr=2e-3, epochs=2, batch_size=8)
+    )
+    made(tmp_path, "former", trial, TaskSpec(("digits",), "tiny", (1,), (1,)))
+    judge(tmp_path / "former", winner=7)
+    where = ("former", "--storage", str(tmp_path), "--tracking-uri", server.uri)
+    assert main(where) == 0
+    parent = runs_of(server.uri, "former")[""]
+    assert parent.data.tags["search.state"] == "INTERRUPTED"
+    assert not [name for name in parent.data.metrics if name.startswith("test/")]
