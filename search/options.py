@@ -408,9 +408,22 @@ def _by_space(value: Callable[[Entry], str]) -> str:
 
 
 def names(text: str) -> list[str]:
-    """Names with commas between them; `all11` stands for eleven."""
-    found = [part for part in text.split(",") if part]
-    return [name for part in found for name in (BASE_TASKS if part == "all11" else (part,))]
+    """Names with commas between them; `all11` stands for eleven. A path that is there may have
+    commas of its own."""
+    parts, found = [part for part in text.split(",") if part], list[str]()
+    while parts:
+        longest = range(len(parts), 1, -1)
+        taken = next((n for n in longest if _is_path(",".join(parts[:n]))), 1)
+        name = ",".join(parts[:taken])
+        found += BASE_TASKS if name == "all11" else (name,)
+        del parts[:taken]
+    return found
+
+
+def _is_path(spec: str) -> bool:
+    """Whether a data set's specification holds the path of something that is there."""
+    path = next((spec.removeprefix(p) for p in PREFIXES if spec.startswith(p)), "")
+    return bool(path) and os.path.exists(os.path.expanduser(path))
 
 
 def _integers(text: str) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from search.config import SweepConfig
-from search.options import configure, per_task
+from search.options import configure, names, per_task
 from search.problems import UsageError
 from trainables.data.registry import BASE_TASKS
 
@@ -20,6 +20,16 @@ def test_sets_of_tasks() -> None:
     assert len(task.cells) == 8
     assert [cell.seed for cell in task.cells] == [1] * 4 + [2] * 4
     assert configure(["--dataset", "all11"]).task.datasets == BASE_TASKS
+
+
+def test_a_path_may_have_commas(tmp_path: Path) -> None:
+    """Where it is there: what is not is told as the names that it reads as."""
+    for name in ("sp", "sp,x", "a,b,c"):
+        (tmp_path / name).mkdir()
+    one, two = f"folder:{tmp_path}/sp,x", f"folder:{tmp_path}/a,b,c"
+    assert names(f"{one},dtd,{two}") == [one, "dtd", two]
+    assert names(f"folder:{tmp_path}/sp,digits") == [f"folder:{tmp_path}/sp", "digits"]
+    assert names("folder:nowhere,x,,all11") == ["folder:nowhere", "x", *BASE_TASKS]
 
 
 def test_one_search_a_task() -> None:

@@ -99,7 +99,7 @@ def draw_few_shot(dataset: Dataset, shots: int, seed: int, draws: str = "own") -
     match draws.partition(":"):
         case ("own", "", ""):
             for split, k in wanted.items():
-                _check_size(dataset, split, pools[split], k)
+                _check_size(dataset, split, pools[split], k, shots)
             chosen = {split: _by_name(pools[split], k, seed) for split, k in wanted.items()}
         case ("coop", "", ""):
             rng = random.Random(seed)  # one stream, of which train takes the first part
@@ -182,15 +182,15 @@ def _check_classes(dataset: Dataset, split: str, pool: Split) -> None:
         )
 
 
-def _check_size(dataset: Dataset, split: str, pool: Split, shots: int) -> None:
+def _check_size(dataset: Dataset, split: str, pool: Split, wanted: int, shots: int) -> None:
     names = dataset.class_names
     count = pool.labels.bincount(minlength=len(names))
     label = int(count.argmin())
-    if (fewest := int(count[label])) < shots:
+    if (fewest := int(count[label])) < wanted:
         raise DataError(
-            f"Every class needs at least as many images as there are shots: in {split} of "
-            f"'{dataset.name}' the smallest is '{names[label]}', class {label} has {fewest}, "
-            f"shots is {shots}. Use at most --shots {fewest}."
+            "Every class needs at least as many images as there are shots, in val as many up to "
+            f"{VAL_SHOTS}: in {split} of '{dataset.name}' the smallest is '{names[label]}', class "
+            f"{label} has {fewest}, shots is {shots}. Use at most --shots {fewest}."
         )
 
 

@@ -175,6 +175,15 @@ def test_too_many_shots_for_a_data_set() -> None:
         draw_few_shot(DIGITS, 61, 1)
 
 
+def test_too_few_validation_images_for_the_shots_that_were_asked_for() -> None:
+    rule = (
+        r"in val as many up to 4: in val of .*, class 0 has 3, shots is 8\. Use at most --shots 3"
+    )
+    with pytest.raises(DataError, match=rule):
+        draw_few_shot(listed(val=3), 8, 1)
+    assert len(draw_few_shot(listed(val=3), 3, 1).val.labels) == 9  # the remedy helps
+
+
 @pytest.mark.parametrize("draws", ["own", "coop"])
 def test_a_class_without_images_is_named(draws: str) -> None:
     data = listed(classes=3)
