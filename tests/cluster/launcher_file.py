@@ -16,24 +16,83 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import botocore.session
 import yaml
+from botocore.validate import ParamValidator
+from moto.ec2.models.instance_types import INSTANCE_TYPES
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-PROVIDER_KEYS = {
-    "aws": {"type", "region", "cache_stopped_nodes", "security_group"},
-    "gcp": {"type", "project_id", "region", "availability_zone", "cache_stopped_nodes"},
-    "local": {"type", "head_ip", "worker_ips"},
+Keys = Mapping[str, Any]
+"""By key, the keys that are known within it, or None where somebody else knows them; "*" is any."""
+
+
+def _keys(*names: str, **inner: Keys) -> Keys:
+    return dict.fromkeys(names) | inner
+
+
+_COMMON = (
+    *("cluster_name", "file_mounts", "rsync_exclude", "rsync_filter", "setup_commands"),
+    *("head_setup_commands", "head_start_ray_commands"),
+    *("worker_setup_commands", "worker_start_ray_commands"),
+)
+
+
+def _cloud_keys(provider: Keys, node_config: Keys) -> Keys:
+    node = _keys("resources", "min_workers", "max_workers", node_config=node_config)
+    return _keys(
+        *(*_COMMON, "max_workers", "idle_timeout_minutes", "head_node_type"),
+        provider=provider,
+        auth=_keys("ssh_user"),
+        available_node_types={"*": node},
+    )
+
+
+KEYS = {
+    "aws": _cloud_keys(
+        _keys("type", "region", "cache_stopped_nodes", security_group=_keys("GroupName")),
+        _keys(  # what is in them, botocore knows
+            *("InstanceType", "ImageId", "IamInstanceProfile"),
+            *("BlockDeviceMappings", "InstanceMarketOptions"),
+        ),
+    ),
+    "gcp": _cloud_keys(
+        _keys("type", "project_id", "region", "availability_zone", "cache_stopped_nodes"),
+        _keys(
+            "machineType",
+            disks=_keys(
+                *("boot", "autoDelete", "type"),
+                initializeParams=_keys("diskSizeGb", "sourceImage"),
+            ),
+            scheduling=_keys(
+                *("provisioningModel", "instanceTerminationAction"),
+                *("onHostMaintenance", "automaticRestart"),
+            ),
+            serviceAccounts=_keys("email", "scopes"),
+        ),
+    ),
+    "local": _keys(
+        *_COMMON,
+        provider=_keys("type", "head_ip", "worker_ips"),
+        auth=_keys("ssh_user", "ssh_private_key"),
+    ),
 }
-NODE_KEYS = {
-    "aws": {
-        "InstanceType",
-        "ImageId",
-        "IamInstanceProfile",
-        "BlockDeviceMappings",
-        "InstanceMarketOptions",
-    },
-    "gcp": {"machineType", "disks", "scheduling", "serviceAccounts"},
+"""All that the files use. Ray drops some of the others without a word, as `min_workers` of a cloud,
+and lets the cloud refuse the rest, when somebody pays for the head already."""
+TOLD = {
+    "aws": ("budget alarm in AWS", "ray down", "ray get-auth-token --generate"),
+    "gcp": ("budget alert\n# in Google Cloud", "ray down", "ray get-auth-token --generate"),
+    "local": ("export RAY_UP_enable_autoscaler_v2=0", "ray get-auth-token --generate"),
 }
+"""What only the comments can see to."""
+STARTS = {
+    "head": (
+        *("--head", "--port=6379", "--num-cpus=0", "--include-dashboard=false"),
+        "--autoscaling-config=~/ray_bootstrap_config.yaml",
+    ),
+    "worker": ("--address=$RAY_HEAD_IP:6379",),
+}
+NOT_SHIPPED = {"rsync_exclude": {"**/.git", "**/.git/**"}, "rsync_filter": {".gitignore"}}
+_GPU_MACHINE = re.compile(r"(a2|a3|a4|a4x|g2|g4)-")  # of Google's, those that bring their GPUs
 _REGION = {"aws": r"[a-z]{2}(-[a-z]+)+-\d", "gcp": r"[a-z]+-[a-z]+\d"}
 _BUCKET = {"aws": "s3://", "gcp": "gs://"}
 _WORLD = re.compile(r"0\.0\.0\.0/0|::/0|--dashboard-host[= ](?!127\.0\.0\.1)|IpPermissions")
@@ -51,10 +110,9 @@ def problems(text: str, root: Path) -> list[str]:
     kind = config["provider"]["type"]
     machines = {"aws": _aws, "gcp": _gcp, "local": _local}[kind]
     return [
-        *(
-            f"unknown provider key: {key}"
-            for key in config["provider"].keys() - PROVIDER_KEYS[kind]
-        ),
+        *_twice(yaml.compose(text)),
+        *_unknown(config, KEYS[kind]),
+        *(f"the comments must say: {words}" for words in TOLD[kind] if words not in text),
         *machines(config),
         *_start_commands(config),
         *_mlflow(config),
@@ -90,9 +148,43 @@ def marked(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if re.search(r"[^ #] +.*  # \(\d\)", line)]
 
 
+def _twice(node: yaml.Node | None) -> Iterator[str]:
+    """Keys that stand twice in one place: YAML takes the last."""
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value]
+        yield from (f"a key stands twice: {key}" for key in set(keys) if keys.count(key) > 1)
+        for _, value in node.value:
+            yield from _twice(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from _twice(value)
+
+
+def _unknown(value: object, known: Keys | None, where: str = "") -> Iterator[str]:
+    if isinstance(value, list):
+        for item in value:
+            yield from _unknown(item, known, where)
+    elif isinstance(value, dict) and known is not None:
+        for key, inner in value.items():
+            if key in known or "*" in known:
+                yield from _unknown(inner, known.get(key, known.get("*")), f"{where}{key}.")
+            else:
+                yield f"unknown key: {where}{key}"
+
+
 def _aws(config: dict[str, Any]) -> Iterator[str]:
+    request = botocore.session.get_session().get_service_model("ec2").operation_model
+    shape = request("RunInstances").input_shape
     for name, node, is_head in _cloud(config):
-        for key in ("InstanceType", "ImageId", "IamInstanceProfile"):
+        asked = ParamValidator().validate({**node, "MinCount": 1, "MaxCount": 1}, shape)
+        if asked.has_errors():
+            yield f"AWS would not start {name}: {asked.generate_report()}"
+        machine = INSTANCE_TYPES.get(node.get("InstanceType"))
+        if machine is None:
+            yield f"AWS has no machine for {name}: {node.get('InstanceType')}"
+        elif not is_head and "GpuInfo" not in machine:
+            yield f"{name} has no GPU"
+        for key in ("ImageId", "IamInstanceProfile"):
             if not node.get(key):
                 yield f"{name} has no {key}"
         market = node.get("InstanceMarketOptions", {})
@@ -114,6 +206,8 @@ def _gcp(config: dict[str, Any]) -> Iterator[str]:
     for name, node, is_head in _cloud(config):
         if not node.get("machineType"):
             yield f"{name} has no machineType"
+        elif not is_head and not _GPU_MACHINE.match(node["machineType"]):
+            yield f"{name} has no GPU"
         for disk in node.get("disks", [{}]):
             image = disk.get("initializeParams", {}).get("sourceImage", "")
             if not re.fullmatch(r"projects/[a-z-]+/global/images/(family/)?[a-z0-9-]+", image):
@@ -143,9 +237,6 @@ def _local(config: dict[str, Any]) -> Iterator[str]:
         yield "the head and the workers must be different machines"
     if not auth.get("ssh_private_key", "").startswith("~/"):
         yield "the key must be named, and be the user's own"
-    for key in ("min_workers", "max_workers"):
-        if key in config:
-            yield f"all machines take part: {key} must be left away"
 
 
 def _cloud(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], bool]]:
@@ -160,16 +251,14 @@ def _scaling(config: dict[str, Any]) -> Iterator[str]:
     region = config["provider"].get("region")
     if not re.fullmatch(_REGION[kind], str(region)):
         yield f"region is missing or malformed: {region}"
-    for name, node, is_head in _cloud(config):
-        for key in node.keys() - NODE_KEYS[kind]:
-            yield f"unknown key in node_config of {name}: {key}"
+    for name, _, is_head in _cloud(config):
         scale = config["available_node_types"][name]
         if is_head and scale.get("resources", {}).get("CPU") != 0:
             yield "the head must offer 0 CPUs"
         if not is_head and scale.get("min_workers") != 0:
             yield f"min_workers of {name} must be 0"
-        if not is_head and not scale.get("max_workers"):
-            yield f"max_workers of {name} must be given"
+        if not is_head and not 0 < scale.get("max_workers", 0) <= config.get("max_workers", 0):
+            yield f"max_workers of {name} must be given, and be at most that of the cluster"
     if not config.get("idle_timeout_minutes", 0) > 0:
         yield "idle_timeout_minutes must be given"
 
@@ -182,16 +271,12 @@ def _start_commands(config: dict[str, Any]) -> Iterator[str]:
     if len(head) != 1 or len(worker) != 1:
         yield "there must be one `ray start` for the head and one for workers"
         return
-    for option in (
-        "--head",
-        "--num-cpus=0",
-        "--include-dashboard=false",
-        "--autoscaling-config=~/ray_bootstrap_config.yaml",
-    ):
-        if option not in head[0].split():
-            yield f"the head's start command lacks {option}"
-    if "--address=$RAY_HEAD_IP:6379" not in worker[0].split():
-        yield "the workers' start command lacks --address"
+    for kind, (command,) in (("head", head), ("worker", worker)):
+        for option in STARTS[kind]:
+            if option not in command.split():
+                yield f"the start command of the {kind} lacks {option}"
+        if config[f"{kind}_start_ray_commands"][0] != "ray stop":
+            yield f"what still runs on the {kind} must be stopped first: ray stop"
 
 
 def _mlflow(config: dict[str, Any]) -> Iterator[str]:
@@ -203,6 +288,7 @@ def _mlflow(config: dict[str, Any]) -> Iterator[str]:
         "MLFLOW_FLASK_SERVER_SECRET_KEY=$(derived flask)",
         "setsid nohup mlflow",
         "--app-name basic-auth ",
+        "--host 0.0.0.0 --port 5000 ",
         "--workers 1 ",
         "--backend-store-uri sqlite:",
         "--artifacts-destination $STORAGE/",
@@ -210,6 +296,9 @@ def _mlflow(config: dict[str, Any]) -> Iterator[str]:
     ):
         if part not in server:
             yield f"MLflow's start command lacks {part}"
+    wait = "timeout 120 sh -c 'until curl -fsS http://127.0.0.1:5000/health; do sleep 2; done'"
+    if config["head_start_ray_commands"][-1] != wait:
+        yield f"`ray up` must fail where MLflow does not start: {wait}"
     if not any("mlflow[auth]" in c for c in _all(config, "setup")):
         yield "MLflow's log-in must be installed: mlflow[auth]"
 
@@ -239,6 +328,12 @@ def _file_mounts(config: dict[str, Any], root: Path) -> Iterator[str]:
         yield "the token must be shipped from ~/.ray/auth_token to the same place"
     if "chmod 600 ~/.ray/auth_token" not in config["setup_commands"]:
         yield "the token must be readable by its owner only"
+    ignored = (root / ".gitignore").read_text(encoding="utf-8").split()
+    if not {".venv/", "sweeps/"} <= set(ignored):
+        yield "the environment and the sweeps must be in .gitignore, or they are shipped"
+    for key, patterns in NOT_SHIPPED.items():
+        if not patterns <= set(config.get(key, [])):
+            yield f"more than the repository would be shipped: {key} lacks {sorted(patterns)}"
     folder = next((t for t, source in mounts.items() if (root / source) == root), "")
     if not folder or not any(
         "pip install" in c and f"-e {folder} " in f"{c} " for c in _all(config, "setup")

@@ -50,11 +50,33 @@ def test_they_say_what_they_do_not_know(name: str) -> None:
 
 
 BROKEN = [
-    ("  region:", "  regoin:", "unknown provider key: regoin"),
+    ("  region:", "  regoin:", "unknown key: provider.regoin"),
     ("  region: us-west-2", "  region: somewhere", "region is missing or malformed"),
     ("  region: us-west-2  # (1)\n", "", "region is missing or malformed: None"),
     ("      IamInstanceProfile: {Name: few-shot-search-worker}\n", "", "worker has no Iam"),
-    ("InstanceMarketOptions:", "InstanceMarketOption:", "unknown key in node_config of worker"),
+    ("InstanceMarketOptions:", "InstanceMarketOption:", "worker.node_config.InstanceMarketOption"),
+    (
+        "      MarketType: spot",
+        "      MarketTyp: spot",
+        'parameter in InstanceMarketOptions: "MarketT',
+    ),
+    ("{VolumeSize: 150", "{VolumeSiz: 150", 'parameter in BlockDeviceMappings[0].Ebs: "VolumeSiz"'),
+    ("InstanceType: g6.xlarge", "InstanceType: m7i.large", "worker has no GPU"),
+    ("InstanceType: g6.xlarge", "InstanceType: g6.xxlarge", "no machine for worker: g6.xxlarge"),
+    ("InstanceType: m7i.large", "InstanceTyp: m7i.large", "no machine for head: None"),
+    ("max_workers: 4\nidle", "min_workers: 2\nmax_workers: 4\nidle", "unknown key: min_workers"),
+    ("max_workers: 4\nidle", "max_workers: 0\nidle", "at most that of the cluster"),
+    ("max_workers: 4\nidle", "max_workers: 4\nmax_workers: 9\nidle", "twice: max_workers"),
+    ("DeviceName: /dev", "DeviceName: /a\n          DeviceName: /dev", "twice: DeviceName"),
+    ("ssh_user: ubuntu", "ssh_user: ubuntu\n  ssh_private_key: ~/no.pem", "auth.ssh_private_key"),
+    ("# budget alarm in AWS", "#", "the comments must say: budget alarm in AWS"),
+    ("--port=6379", "--port=6380", "the start command of the head lacks --port=6379"),
+    ("  - ray stop\n  - >-\n    ulimit", "  - >-\n    ulimit", "on the worker must be stopped"),
+    ("  - ray stop\n  - >-\n    curl", "  - >-\n    curl", "on the head must be stopped"),
+    ("--host 0.0.0.0", "--host 127.0.0.1", "command lacks --host 0.0.0.0 --port 5000"),
+    ("timeout 120 sh -c", "true sh -c", "must fail where MLflow does not start"),
+    ('rsync_filter: [".gitignore"]\n', "", "would be shipped: rsync_filter"),
+    ('rsync_exclude: ["**/.git", "**/.git/**"]\n', "", "would be shipped: rsync_exclude"),
     ("ImageId: *image", 'ImageId: ""', "worker has no ImageId"),
     ('{"CPU": 0}', '{"CPU": 2}', "the head must offer 0 CPUs"),
     (
@@ -116,15 +138,22 @@ BROKEN_GCP = [
     ("  project_id: YOUR-PROJECT  # (1)\n", "", "project_id is missing"),
     ("  region: us-central1\n", "  region: us-west-2\n", "region is missing or malformed"),
     ("zone: us-central1-a", "zone: us-east1-a", "availability_zone must be one of the region's"),
-    ("  availability_zone:", "  zone:", "unknown provider key: zone"),
+    ("  availability_zone:", "  zone:", "unknown key: provider.zone"),
     ("      machineType: g2-standard-4", "      InstanceType: g6", "worker has no machineType"),
-    ("      scheduling:", "      schedule:", "unknown key in node_config of worker: schedule"),
+    (
+        "      scheduling:",
+        "      schedule:",
+        "worker.node_config.schedule",
+    ),
     ("provisioningModel: SPOT", "preemptible: false", "worker must be a spot instance"),
     ("instanceTerminationAction: DELETE", "x: y", "cost money after it was reclaimed"),
     ("onHostMaintenance: TERMINATE", "onHostMaintenance: MIGRATE", "cannot move to another host"),
     ("          autoDelete: true\n", "", "a disk of head would outlive it"),
     ("family/ubuntu-2404", "family/Ubuntu 2404", "head has no sourceImage"),
     ("      serviceAccounts:", "      tags:", "may not use the bucket"),
+    ("automaticRestart", "automaticRestat", "worker.node_config.scheduling.automaticRestat"),
+    ("diskSizeGb", "diskSizeGB", "head.node_config.disks.initializeParams.diskSizeGB"),
+    ("machineType: g2-standard-4", "machineType: n2-standard-4", "worker has no GPU"),
     ('{"CPU": 4, "GPU": 1}', '{"CPU": 4}', "Ray does not know the GPU of worker"),
     ('{"CPU": 0}', '{"CPU": 2}', "the head must offer 0 CPUs"),
     ("STORAGE=gs://", "STORAGE=s3://", "STORAGE must be a bucket: s3://"),
@@ -133,8 +162,10 @@ BROKEN_ON_PREMISE = [
     ("  head_ip: 10.0.0.10", "  head_ip: 10.0.0.11", "must be different machines"),
     ("[10.0.0.11, 10.0.0.12]", "[]", "must be different machines"),
     ("ssh_private_key: ~/.ssh", "ssh_private_key: /tmp", "the key must be named"),
-    ("cluster_name:", "min_workers: 1\ncluster_name:", "min_workers must be left away"),
-    ("  head_ip:", "  external_head_ip: 10.0.0.1\n  head_ip:", "unknown provider key"),
+    ("cluster_name:", "min_workers: 1\ncluster_name:", "unknown key: min_workers"),
+    ("  head_ip:", "  external_head_ip: 10.0.0.1\n  head_ip:", "unknown key: provider"),
+    ("  ssh_private_key: ~/.ssh/id_ed25519\n", "", "the key must be named"),
+    ("export RAY_UP_enable_autoscaler_v2=0", "", "must say: export RAY_UP_enable_autoscaler_v2=0"),
     ("    export RAY_AUTH_MODE=token\n", "", "token authentication is off: worker"),
     ("--app-name basic-auth ", "", "MLflow's start command lacks --app-name basic-auth"),
 ]
@@ -154,6 +185,13 @@ def test_every_check_can_fail(name: str, right: str, wrong: str, complaint: str)
     assert right in TEXTS[name]
     found = problems(TEXTS[name].replace(right, wrong), ROOT)
     assert any(complaint in problem for problem in found), found
+
+
+def test_what_git_does_not_ignore_is_shipped(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
+    (tmp_path / ".gitignore").write_text(".venv/\n", encoding="utf-8")
+    (found,) = problems(TEXT, tmp_path)
+    assert "must be in .gitignore" in found
 
 
 def test_a_second_ray_start_is_noticed() -> None:
