@@ -114,7 +114,7 @@ def _figure(place: Place) -> Figure:
         upper.plot([0, 100], [0, 100], color=BLACK, linestyle="--", linewidth=1)
         upper.set(ylabel="test accuracy (%)", xlim=(0, 100), ylim=(0, 100))
         lower.set(xlabel="confidence of the prediction (%)", ylabel="images (%)", ylim=(0, None))
-        legend(upper, len(LABELS))
+        legend(canvas)
         caption = (
             f"{place.name}; all fresh draws together. Above: accuracy against mean confidence of "
             f"each of {BINS} bins that has images; below the dashed line a model is too sure. "

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from search.judging.evaluation import Label
-from search.reporting.figures import COLOURS, MARKERS, Figure, draw, legend, plain
+from search.reporting.figures import COLOURS, MARKERS, Figure, draw, plain
 from search.reporting.judged import Place, chosen_note, places, shown_place
 from search.reporting.section import Section
 from search.reporting.shots import LABELS
@@ -125,7 +125,6 @@ def _figure(shown: Sequence[_Class], place: Place, which: str) -> Figure:
         axes.set_yticks(rows, [plain(one.name[:30]) for one in shown], fontsize=8)
         axes.invert_yaxis()
         axes.set(xlabel="test accuracy (% of the class's images)")
-        legend(axes, len(LABELS))
 
     caption = f"{place.name}{which}; the largest gain on top. Means over the fresh draws."
     height = 1.2 + 0.24 * len(shown)

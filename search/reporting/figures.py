@@ -23,6 +23,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SEQUENCE = "cividis"
 """Colour map for amounts: even in lightness, the same for the colour-blind."""
 DPI = 150
+_MOST_COLUMNS = 3  # of a legend
 _WIDE = 7.0  # inches, above which a figure does not share its row
 
 STYLE: dict[str, object] = {
@@ -35,6 +36,7 @@ STYLE: dict[str, object] = {
     "grid.color": "#dddddd",
     "grid.linewidth": 0.6,
     "legend.frameon": False,
+    "savefig.bbox": "tight",  # what does not fit makes the picture larger; nothing is cut off
     "savefig.dpi": DPI,
     "svg.hashsalt": "report",  # the same figure gives the same file
 }
@@ -71,10 +73,12 @@ def draw(
     width: float = 5.6,
     height: float = 3.5,
 ) -> Figure:
-    """One pair of axes, `width` by `height` inches, painted by `paint`."""
+    """One pair of axes, `width` by `height` inches, painted by `paint`, and the legend of what it
+    has labelled."""
     with mpl.rc_context(STYLE):
         canvas = Canvas(figsize=(width, height), layout="constrained")
         paint(canvas.subplots())
+        legend(canvas)
         return finish(name, title, caption, canvas)
 
 
@@ -92,6 +96,12 @@ def _saved(canvas: Canvas, kind: str) -> bytes:
     metadata = {"Date": None} if kind == "svg" else {"Software": None}
     canvas.savefig(stream, format=kind, metadata=metadata)
     return stream.getvalue()
+
+
+def look(place: int) -> tuple[str, str]:
+    """Colour and marker of a figure's series number `place`: no pair comes twice in 49."""
+    count = len(COLOURS)
+    return COLOURS[place % count], MARKERS[(place + place // count) % count]
 
 
 def plain(name: str) -> str:
@@ -112,8 +122,20 @@ def logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def legend(axes: Axes, entries: int) -> None:
-    """Above the axes, where it hides nothing."""
-    if entries > 1:
-        columns = min(entries, 3)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=9)
+def legend(canvas: Canvas) -> None:
+    """Above all axes, where it hides nothing, in as many columns as fit; the canvas grows by it."""
+    found = [
+        entry
+        for axes in canvas.axes
+        for entry in zip(*axes.get_legend_handles_labels(), strict=True)
+    ]
+    if len(found) < 2:
+        return
+    handles, labels = zip(*found, strict=True)
+    for columns in range(min(len(found), _MOST_COLUMNS), 0, -1):
+        shown = canvas.legend(handles, labels, loc="outside upper left", ncols=columns, fontsize=9)
+        size = shown.get_window_extent()
+        if columns == 1 or size.width <= canvas.bbox.width:
+            break
+        shown.remove()
+    canvas.set_figheight(canvas.get_figheight() + size.height / canvas.dpi)

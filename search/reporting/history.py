@@ -9,16 +9,7 @@ from collections.abc import Callable, Sequence
 from matplotlib.axes import Axes
 
 from search.ledger.results import Result, State
-from search.reporting.figures import (
-    BLUE,
-    GREEN,
-    MARKERS,
-    ORANGE,
-    VERMILION,
-    Figure,
-    draw,
-    legend,
-)
+from search.reporting.figures import BLUE, GREEN, MARKERS, ORANGE, VERMILION, Figure, draw
 from search.reporting.section import Section
 from search.reporting.source import Source
 from trainables.trial_run import PARTS
@@ -47,7 +38,7 @@ def survivors(trials: Sequence[Result]) -> list[int]:
 
 def _history(source: Source) -> Figure:
     def paint(axes: Axes) -> None:
-        drawn = _dots(axes, source, lambda r: None if r.value is None else 100 * r.value)
+        _dots(axes, source, lambda r: None if r.value is None else 100 * r.value)
         best, numbers, values = -math.inf, [], []
         for result in source.of("COMPLETE"):
             best = max(best, 100 * (result.value or 0.0))
@@ -56,7 +47,6 @@ def _history(source: Source) -> Figure:
         if numbers:
             axes.step(numbers, values, where="post", color=GREEN, label="best so far")
         axes.set(xlabel="trial (number)", ylabel="validation accuracy (%)")
-        legend(axes, drawn + 1)
 
     caption = (
         "A trial's value is its validation accuracy, the mean over data sets, shots and draws; of "
@@ -65,13 +55,11 @@ def _history(source: Source) -> Figure:
     return draw("history", "Optimisation history", caption, paint)
 
 
-def _dots(axes: Axes, source: Source, height: Callable[[Result], float | None]) -> int:
-    """One mark a trial, by its state; returns how many states there are."""
-    drawn = 0
+def _dots(axes: Axes, source: Source, height: Callable[[Result], float | None]) -> None:
+    """One mark a trial, by its state."""
     for state, (label, colour, marker) in _STATES.items():
         found = {r.number: y for r in source.of(state) if (y := height(r)) is not None}
         if found:
-            drawn += 1
             axes.scatter(
                 list(found),
                 list(found.values()),
@@ -82,7 +70,6 @@ def _dots(axes: Axes, source: Source, height: Callable[[Result], float | None]) 
                 alpha=0.8,
                 linewidths=0,
             )
-    return drawn
 
 
 def _survival(source: Source) -> Figure:
@@ -107,9 +94,8 @@ def _survival(source: Source) -> Figure:
 
 def _times(source: Source) -> Figure:
     def paint(axes: Axes) -> None:
-        drawn = _dots(axes, source, lambda r: r.train_seconds)
+        _dots(axes, source, lambda r: r.train_seconds)
         axes.set(xlabel="trial (number)", ylabel="training and validation (s)", ylim=(0, None))
-        legend(axes, drawn)
 
     caption = "Time in training and validation, all draws together; waiting is not counted."
     return draw("times", "Time per trial", caption, paint)

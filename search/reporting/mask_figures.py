@@ -11,16 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from search.reporting.artifacts import Learned, winners
-from search.reporting.figures import (
-    COLOURS,
-    MARKERS,
-    ORANGE,
-    SEQUENCE,
-    Figure,
-    draw,
-    logarithmic,
-    plain,
-)
+from search.reporting.figures import ORANGE, SEQUENCE, Figure, draw, logarithmic, look, plain
+from search.reporting.judged import place_name
 from search.reporting.section import Section
 from search.reporting.source import Source
 from search.reporting.tables import Table
@@ -140,42 +132,40 @@ def _by_tensor(
     """A row a tensor, a mark a data set and number of shots: the mean over draws of what `values`
     gives for each of `found`."""
     names = list(dict.fromkeys(name for own in values for name in own))
-    series: dict[str, dict[str, list[float]]] = {}
+    series: dict[tuple[str, str, int], dict[str, list[float]]] = {}
     for (sweep, learned, _), own in zip(found, values, strict=True):
-        label = plain(f"{learned.cell.dataset}, {learned.cell.shots} shots ({sweep})")
+        key = sweep, learned.cell.dataset, learned.cell.shots
         for tensor, value in own.items():
-            series.setdefault(label, {}).setdefault(tensor, []).append(value)
+            series.setdefault(key, {}).setdefault(tensor, []).append(value)
 
     def paint(axes: Axes) -> None:
-        for i, (label, rows) in enumerate(series.items()):
+        for i, ((sweep, dataset, shots), rows) in enumerate(series.items()):
+            colour, marker = look(i)
             own = [tensor for tensor in names if tensor in rows]
             axes.plot(
                 [statistics.fmean(rows[tensor]) for tensor in own],
                 [names.index(tensor) for tensor in own],
-                color=COLOURS[i % len(COLOURS)],
-                marker=MARKERS[i % len(MARKERS)],
+                color=colour,
+                marker=marker,
                 linestyle="none",
-                label=label,
+                label=plain(f"{place_name(dataset, dataset)}, {shots} shots ({sweep})"),
             )
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.invert_yaxis()
         axes.set_xlim(0, 1.05 * max(max(own.values()) for own in values) or 1)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set(xlabel=unit)
-        if len(series) > 1:
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=8)
 
     caption = "The winner's masks, from the image side down; the mean over draws."
-    height = 1.2 + 0.22 * len(names) + 0.2 * (len(series) > 1) * len(series)
-    return draw(name, title, caption, paint, height=height)
+    return draw(name, title, caption, paint, height=1.2 + 0.22 * len(names))
 
 
 def _overlaps(
     found: _Found,
 ) -> tuple[list[str], list[list[float | None]]]:
     labels = [
-        plain(f"{learned.cell.dataset} {learned.cell.shots}-{learned.cell.seed} ({sweep})")
-        for sweep, learned, _ in found
+        plain(f"{place_name(cell.dataset, cell.dataset)} {cell.shots}-{cell.seed} ({sweep})")
+        for sweep, cell in ((sweep, learned.cell) for sweep, learned, _ in found)
     ]
     if len(labels) > _MOST_NAMES:
         return labels, []

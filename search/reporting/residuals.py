@@ -15,7 +15,8 @@ from torch import Tensor
 
 from search.judging.statistics import summary
 from search.reporting.artifacts import winners
-from search.reporting.figures import COLOURS, MARKERS, Figure, draw, legend, logarithmic, plain
+from search.reporting.figures import Figure, draw, logarithmic, look, plain
+from search.reporting.judged import place_name
 from search.reporting.section import Section
 from search.reporting.source import Source
 from search.reporting.tables import Table
@@ -130,7 +131,7 @@ def _table(found: Sequence[Measured]) -> Table:
         rows.append(
             (
                 sweep,
-                dataset,
+                place_name(dataset, dataset),
                 str(shots),
                 str(group[0].classes),
                 "-" if difficulty is None else f"{difficulty:.4f}",
@@ -180,22 +181,22 @@ def _per_shot(
         groups = _grouped(found)
         lines = list(dict.fromkeys((sweep, dataset) for sweep, dataset, _ in groups))
         for i, (sweep, dataset) in enumerate(lines):
+            colour, marker = look(i)
             shots = sorted(n for s, d, n in groups if (s, d) == (sweep, dataset))
             values = [[value(m) for m in groups[sweep, dataset, n]] for n in shots]
             axes.errorbar(
                 shots,
                 [statistics.fmean(draws) for draws in values],
                 [summary(draws).deviation or 0.0 for draws in values],
-                color=COLOURS[i % len(COLOURS)],
-                marker=MARKERS[i % len(MARKERS)],
+                color=colour,
+                marker=marker,
                 capsize=3,
-                label=plain(f"{dataset} ({sweep})"),
+                label=plain(f"{place_name(dataset, dataset)} ({sweep})"),
             )
         axes.set_xscale("log", base=2)
         ticks = sorted({m.shots for m in found})
         axes.set_xticks(ticks, [str(n) for n in ticks])
         axes.set(xlabel="shots (images a class)", ylabel=unit)
-        legend(axes, len(lines))
 
     return draw(name, title, caption, paint)
 
@@ -205,11 +206,12 @@ def _against_difficulty(found: Sequence[Measured]) -> Figure:
         names = list(found[0].sizes)
         groups = list(_grouped([m for m in found if m.difficulty is not None]).values())
         for i, name in enumerate(names):
+            colour, marker = look(i)
             axes.scatter(
                 [group[0].difficulty or 0.0 for group in groups],
                 [statistics.fmean(one.sizes[name] for one in group) for group in groups],
-                color=COLOURS[i],
-                marker=MARKERS[i],
+                color=colour,
+                marker=marker,
                 s=26,
                 label=name,
             )
@@ -219,7 +221,6 @@ def _against_difficulty(found: Sequence[Measured]) -> Figure:
             xlabel="relative transfer difficulty (ratio)",
             ylabel="residual magnitude (feature units)",
         )
-        legend(axes, len(names))
 
     caption = "A point is a data set at one number of shots, the mean over draws."
     return draw("residual-difficulty", "Difficulty and residual magnitude", caption, paint)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
+import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
 
 from search.judging.evaluation import Evaluation, Label, Part, Score
 from search.judging.statistics import summary
-from search.reporting.figures import BLACK, COLOURS, MARKERS, Figure, draw, legend
+from search.reporting.figures import STYLE, Figure, finish, legend, look, plain
 from search.reporting.judged import place_name
 from search.reporting.published import Published, comparable_rows
 from search.reporting.section import Section
@@ -41,7 +44,8 @@ def shots_section(sources: Sequence[Source]) -> Section | None:
         return None
     rows = _rows([(source.name, found) for source, found in judged], len(sources) > 1)
     scores = [score for row in rows for score in row.scores]
-    rows_of_papers = comparable_rows(judged[0][0].config.task, scores)
+    first, *others = (comparable_rows(source.config.task, scores) for source, _ in judged)
+    rows_of_papers = [row for row in first if all(row in own for own in others)]
     parts = list(dict.fromkeys(score.part for score in scores))
     counts = sorted({score.shots for score in scores})
     tables = []
@@ -55,7 +59,8 @@ def shots_section(sources: Sequence[Source]) -> Section | None:
                 for shots in counts
                 if any(score.shots == shots for score in own)
             ]
-    figures = [_figure(rows, rows_of_papers, part) for part in parts] if len(counts) > 1 else []
+    drawn = (_figure(rows, rows_of_papers, part) for part in parts)
+    figures = [figure for figure in drawn if figure is not None]
     notes = [
         "Test accuracy on fresh draws that the search has not seen; mean and sample standard "
         "deviation over draws."
@@ -68,7 +73,8 @@ def shots_section(sources: Sequence[Source]) -> Section | None:
     else:
         notes.append(
             "No published numbers stand beside these: a paper's are shown where data set, shots, "
-            "backbone with OpenAI's weights, protocol and rule of draws (coop) are the same."
+            "backbone with OpenAI's weights, protocol and rule of draws (coop) are the same, on "
+            "published splits with every image."
         )
     return Section("accuracy", "Accuracy", tuple(notes), tuple(tables), tuple(figures))
 
@@ -102,10 +108,11 @@ def _over_shots(
         known = {
             line.shots: f"{line.values[first.target]:.2f}"
             for line in published
-            if (line.method, line.source) == (method, source) and first.target in line.values
+            if (line.method, line.source, line.part) == (method, source, part)
+            and first.target in line.values
         }
         cells = [known.get(n, known.get(0, "-")) for n in counts]
-        if part == "test" and set(cells) != {"-"}:
+        if set(cells) != {"-"}:
             body.append((method, f"published: {source}", *cells))
     headings = ("method", "numbers", *(f"{n} shot{'s' * (n > 1)}" for n in counts))
     title = f"{_TITLES[part]} on {place_name(first.dataset, first.target)} (%)"
@@ -127,13 +134,12 @@ def _over_sets(
             cells = [mean_of(found[c].values) if c in found else "-" for c in columns]
             body.append((row.name, "measured", *cells, *[_average(found, columns)] * several))
     for line in published:
-        if part == "test" and line.shots in (0, shots):
-            values = [line.values.get(target) for _, target in columns]
+        if line.part == part and line.shots in (0, shots):
+            mean = line.mean([target for _, target in columns])
+            values = [*(line.values.get(target) for _, target in columns), *[mean] * several]
             if any(v is not None for v in values):
                 cells = ["-" if v is None else f"{v:.2f}" for v in values]
-                known = [v for v in values if v is not None]
-                mean = f"{statistics.fmean(known):.2f}" if len(known) == len(columns) else "-"
-                body.append((line.method, f"published: {line.source}", *cells, *[mean] * several))
+                body.append((line.method, f"published: {line.source}", *cells))
     headings = ("method", "numbers", *(place_name(*c) for c in columns), *["average"] * several)
     title = f"{_TITLES[part]} with {shots} shot{'s' * (shots > 1)} (%)"
     return Table(f"accuracy-{part}-{shots}shot", title, headings, tuple(body), labels=2)
@@ -147,61 +153,126 @@ def _average(found: dict[tuple[str, str], Score], columns: Sequence[tuple[str, s
     return mean_of([statistics.fmean(draw) for draw in zip(*values, strict=True)])
 
 
-def _figure(rows: Sequence[_Row], published: Sequence[Published], part: Part) -> Figure:
-    sets = {(s.dataset, s.target) for row in rows for s in row.scores if s.part == part}
+@dataclass(frozen=True)
+class _Panel:
+    """One pair of axes: curves by the names of the rows."""
 
-    def paint(axes: Axes) -> None:
-        ticks: set[int] = set()
-        drawn = 0
-        for i, row in enumerate(rows):
-            averages = _by_shots(row, part, len(sets))
-            if averages:
-                found = [summary(values) for values in averages.values()]
-                axes.errorbar(
-                    list(averages),
-                    [100 * one.mean for one in found],
-                    [100 * (one.deviation or 0.0) for one in found],
-                    color=COLOURS[i % len(COLOURS)],
-                    marker=MARKERS[i % len(MARKERS)],
-                    capsize=3,
-                    label=row.name,
-                )
-                ticks |= set(averages)
-                drawn += 1
-        for line in published:
-            values = [line.values.get(target) for _, target in sets]
-            known = [v for v in values if v is not None]
-            if part == "test" and line.shots in ticks and len(known) == len(sets):
-                axes.plot(
-                    [line.shots],
-                    [statistics.fmean(known)],
-                    color=BLACK,
-                    marker="*",
-                    linestyle="none",
-                    label=f"{line.method} (published)",
-                )
-                drawn += 1
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(sorted(ticks), [str(n) for n in sorted(ticks)])
-        axes.minorticks_off()
-        axes.set(xlabel="shots (training images a class)", ylabel="test accuracy (%)")
-        legend(axes, min(drawn, 3) if drawn else 0)
-
-    caption = (
-        f"{_TITLES[part]}, the mean over {len(sets)} data set{'s' if len(sets) > 1 else ''}. Bars: "
-        "sample standard deviation over fresh draws."
-    )
-    return draw(f"shots-{part}", "Accuracy over shots", caption, paint)
+    title: str
+    """Above it, where there are others."""
+    measured: Mapping[str, Mapping[int, Sequence[float]]]
+    """Draw by draw, by number of shots; fractions."""
+    published: Mapping[str, Mapping[int, float]]
+    """By number of shots; per cent."""
 
 
-def _by_shots(row: _Row, part: Part, sets: int) -> dict[int, list[float]]:
+def _figure(rows: Sequence[_Row], published: Sequence[Published], part: Part) -> Figure | None:
+    """A panel a data set, as in the papers, and before them their mean: over those that every row
+    has, where there are several. None where each data set was judged with one number of shots."""
+    own = {row.name: [s for s in row.scores if s.part == part] for row in rows}
+    own = {name: scores for name, scores in own.items() if scores}
+    places = list(dict.fromkeys((s.dataset, s.target) for found in own.values() for s in found))
+    shared = [p for p in places if all(p in _places(scores) for scores in own.values())]
+    lines = [line for line in published if line.part == part]
+    panels = [_panel(place_name(*place), [place], own, lines) for place in places]
+    if all(len(by_shots) == 1 for panel in panels for by_shots in panel.measured.values()):
+        return None
+    if len(shared) > 1:
+        mean = _panel(f"mean over {len(shared)} data sets", shared, own, lines)
+        panels = [mean, *panels] if mean.measured else panels
+    names = list(dict.fromkeys(name for panel in panels for name in panel.published))
+    looks = {name: look(place) for place, name in enumerate([*own, *names])}
+    columns = min(3, len(panels))
+    height = math.ceil(len(panels) / columns)
+    size = (5.6, 3.5) if len(panels) == 1 else (3.0 * columns + 0.4, 2.5 * height + 0.3)
+    with mpl.rc_context(STYLE):
+        canvas = Canvas(figsize=size, layout="constrained")
+        grid = list(canvas.subplots(height, columns, squeeze=False).flat)
+        known: set[str] = set()  # in the legend
+        for axes, panel in zip(grid, panels, strict=False):
+            _draw_panel(axes, panel, looks, known)
+            if len(panels) > 1:
+                axes.set_title(plain(panel.title), fontsize=10)
+        for axes in grid[len(panels) :]:
+            axes.set_visible(False)
+        canvas.supxlabel("shots (training images a class)", fontsize=10)
+        canvas.supylabel("test accuracy (%)", fontsize=10)
+        legend(canvas)
+        over = "a panel a data set; the mean is over those that all rows have"
+        caption = (
+            f"{_TITLES[part]}, {over if len(panels) > 1 else panels[0].title}. Bars: sample "
+            "standard deviation over fresh draws."
+        )
+        return finish(f"shots-{part}", "Accuracy over shots", caption, canvas)
+
+
+def _places(scores: Sequence[Score]) -> set[tuple[str, str]]:
+    return {(s.dataset, s.target) for s in scores}
+
+
+def _panel(
+    title: str,
+    places: Sequence[tuple[str, str]],
+    own: Mapping[str, Sequence[Score]],
+    published: Sequence[Published],
+) -> _Panel:
+    """The mean over `places`, for every number of shots at which all of them were judged."""
+    measured = {}
+    for name, scores in own.items():
+        by_shots = _by_shots([s for s in scores if (s.dataset, s.target) in places], len(places))
+        if by_shots:
+            measured[name] = by_shots
+    counts = {shots for by_shots in measured.values() for shots in by_shots}
+    papers: dict[str, dict[int, float]] = {}
+    for line in published:
+        mean = line.mean([target for _, target in places])
+        if mean is not None and line.shots in counts:
+            papers.setdefault(f"{line.method} (published)", {})[line.shots] = mean
+    return _Panel(title, measured, papers)
+
+
+def _by_shots(scores: Sequence[Score], places: int) -> dict[int, list[float]]:
     """The mean over data sets of each draw, where all data sets were judged."""
     found: dict[int, list[float]] = {}
-    for shots in sorted({s.shots for s in row.scores if s.part == part}):
-        values = [s.values for s in row.scores if (s.part, s.shots) == (part, shots)]
-        if len(values) == sets and len({len(v) for v in values}) == 1:
+    for shots in sorted({s.shots for s in scores}):
+        values = [s.values for s in scores if s.shots == shots]
+        if len(values) == places and len({len(v) for v in values}) == 1:
             found[shots] = [statistics.fmean(draw) for draw in zip(*values, strict=True)]
     return found
+
+
+def _draw_panel(
+    axes: Axes, panel: _Panel, looks: Mapping[str, tuple[str, str]], known: set[str]
+) -> None:
+    """The curves; `known` are the names that the legend has, and gets those that it lacks."""
+    for name, by_shots in panel.measured.items():
+        found = [summary(values) for values in by_shots.values()]
+        colour, marker = looks[name]
+        axes.errorbar(
+            list(by_shots),
+            [100 * one.mean for one in found],
+            [100 * (one.deviation or 0.0) for one in found],
+            color=colour,
+            marker=marker,
+            markersize=5,
+            capsize=3,
+            label=None if name in known else plain(name),
+        )
+    for name, values in panel.published.items():
+        colour, marker = looks[name]
+        axes.errorbar(  # without bars: the legend has these after those
+            list(values),
+            list(values.values()),
+            color=colour,
+            marker=marker,
+            markerfacecolor="white",
+            linestyle="none",
+            label=None if name in known else name,
+        )
+    known |= {*panel.measured, *panel.published}
+    ticks = sorted({shots for by_shots in panel.measured.values() for shots in by_shots})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(n) for n in ticks])
+    axes.minorticks_off()
 
 
 _TITLES: dict[Part, str] = {

@@ -16,7 +16,6 @@ from search.reporting.figures import (
     VERMILION,
     Figure,
     draw,
-    legend,
     logarithmic,
 )
 from search.reporting.mask_figures import SPARSITY
@@ -110,7 +109,6 @@ def _figure(
         if min(x for x, _ in points.values()) > 0:
             logarithmic(axes, "x")
         axes.set(xlabel=cost, ylabel="validation accuracy (%)")
-        legend(axes, 3)
 
     caption = "Complete trials; the front joins those that no other beats in both."
     return draw("tradeoff", f"Accuracy against {short}", caption, paint)
