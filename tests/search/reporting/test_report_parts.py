@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import itertools
 import statistics
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution, distribution_to_json
+from PIL import Image
 
-from search.judging.evaluation import Score
+from search.config import SweepConfig
+from search.judging.evaluation import Evaluation, Label, Score
+from search.judging.statistics import harmonic
 from search.ledger.results import Result, State
 from search.options import configure
+from search.reporting import mask_figures, residuals
 from search.reporting.artifacts import Learned
 from search.reporting.dependence import importances, varied
-from search.reporting.figures import COLOURS, MARKERS, draw, logarithmic, plain
+from search.reporting.figures import COLOURS, MARKERS, draw, logarithmic, look, plain
 from search.reporting.history import survivors
 from search.reporting.mask_figures import dropped_iou, layer_sparsity
 from search.reporting.provenance import command
 from search.reporting.published import PUBLISHED, Published, comparable_rows
-from search.reporting.residuals import MAGNITUDES
+from search.reporting.residuals import MAGNITUDES, Measured
+from search.reporting.shots import shots_section
+from search.reporting.source import Source
 from search.reporting.tables import Table, mean_of, percent
+from trainables.data.coop_layouts import IMAGENET_SHIFTS
+from trainables.storage import LocalStorage
 from trainables.trial import Cell, TaskSpec
 
 
@@ -180,13 +191,51 @@ def test_published_numbers_stand_beside_the_same_setting_only() -> None:
     assert [r.method for r in rows_for("ViT-B-16:openai", 16)] == methods
     assert [r.method for r in rows_for("ViT-B-16", 4)] == ["zero-shot CLIP"]
     assert rows_for("RN50", 4) == []
-    assert [r.shots for r in rows_for("RN50", 4, name="imagenet")] == [4]
+    assert [r.shots for r in rows_for("RN50", 4, name="imagenet")] == [4, 4, 4]
     assert rows_for("RN50", 16, draws="own") == []
     assert rows_for("RN50", 16, name="digits") == []
     for other in ("RN50:laion", "RN50:/weights/openai.pt", "ViT-B-32", "tiny"):
         assert rows_for(other, 16) == []
-    base_to_new = TaskSpec(("dtd",), "RN50", (16,), (1,), "base-to-new", "coop")
-    assert comparable_rows(base_to_new, [score("dtd", 16)]) == []
+    for made, skip in ((True, False), (False, True)):
+        task = TaskSpec(("dtd",), "RN50", (16,), (1,), "few-shot", "coop", made, skip)
+        assert comparable_rows(task, [score("dtd", 16)]) == []
+    base = [dataclasses.replace(score("dtd", 16), part="base")]
+    assert (
+        comparable_rows(TaskSpec(("dtd",), "RN50", (16,), (1,), "base-to-new", "coop"), base) == []
+    )
+
+
+def test_published_shifts_have_the_averages_that_the_paper_prints() -> None:
+    averages = {
+        **{("TaskRes", "RN50"): 43.95, ("TaskRes", "RN101"): 49.79},
+        **{("TaskRes", "ViT-B-32"): 50.62, ("TaskRes", "ViT-B-16"): 60.63},
+        ("TaskRes, enhanced base", "RN50"): 42.77,
+        ("TaskRes, enhanced base", "ViT-B-16"): 59.49,
+    }
+    rows = {
+        (r.method, r.backbone): r for r in PUBLISHED if r.part == "shift" and len(r.values) == 4
+    }
+    assert set(rows) == set(averages)
+    for key, average in averages.items():
+        assert rows[key].mean(IMAGENET_SHIFTS) == pytest.approx(average, abs=0.006)
+
+
+def test_published_averages_from_base_to_new_stand_beside_the_same_eleven_sets() -> None:
+    eleven = next(tuple(row.values) for row in PUBLISHED if len(row.values) == 11)
+    halves = {(row.method, row.part): row.average for row in PUBLISHED if row.average}
+    for method, printed in {"zero-shot CLIP": 71.70, "AMT": 76.70, "R-AMT": 78.35}.items():
+        found = harmonic(halves[method, "base"], halves[method, "new"])
+        assert found == pytest.approx(printed, abs=0.006)
+    source = sweep_of("x", *((name, 16) for name in eleven), backbone="ViT-B-16", draws="coop")
+    assert source.evaluation is not None
+    scores = [dataclasses.replace(s, part="new") for s in source.evaluation.scores]
+    evaluation = dataclasses.replace(source.evaluation, scores=tuple(scores))
+    section = shots_section([dataclasses.replace(source, evaluation=evaluation)])
+    assert section is not None
+    published = {row[0]: row[-1] for row in section.tables[0].rows if row[1] != "measured"}
+    assert published == {"zero-shot CLIP": "74.22", "AMT": "69.11", "R-AMT": "72.15"}
+    ten = [s for s in scores if s.dataset != "dtd"]
+    assert comparable_rows(source.config.task, ten) == []
 
 
 @pytest.mark.parametrize(
@@ -231,3 +280,67 @@ def test_a_name_with_dollars_is_no_formula() -> None:
 
 def test_colours_are_told_apart_without_colour() -> None:
     assert len(set(COLOURS)) == len(set(MARKERS)) == len(COLOURS) == len(MARKERS)
+    assert len({look(place) for place in range(49)}) == 49
+
+
+def sweep_of(
+    name: str, *judged: tuple[str, int], backbone: str = "tiny", draws: str = "own"
+) -> Source:
+    """A sweep that was judged on these data sets, with so many shots each."""
+    labels: tuple[Label, ...] = get_args(Label)
+    scores = [Score(x, (0.5, 0.6), d, n, d, "test", 9) for x in labels for d, n in judged]
+    datasets, shots = (tuple(dict.fromkeys(column)) for column in zip(*judged, strict=True))
+    config = SweepConfig(name=name, task=TaskSpec(datasets, backbone, shots, (1,), draws=draws))
+    found = Evaluation(0, 0.5, (2, 3), "few-shot", tuple(scores))
+    trials = {0: result(0, (0.5,))}
+    return Source(LocalStorage(Path(name)), {}, config, trials, found, (), None)
+
+
+def over_shots(*sources: Source) -> str:
+    """The figure over shots, in which SVG keeps every text as a comment; empty without one."""
+    section = shots_section(sources)
+    assert section is not None
+    return b"".join(figure.svg for figure in section.figures).decode()
+
+
+def test_accuracy_over_shots_has_a_panel_a_data_set_and_the_mean_of_shared_ones() -> None:
+    both = sweep_of("both", ("a", 1), ("a", 4), ("b", 1), ("b", 4), ("c", 4))
+    other = sweep_of("other", ("a", 1), ("a", 4), ("b", 1), ("b", 4))
+    shown = over_shots(both, other)
+    for title in ("mean over 2 data sets", "a", "b", "c", "winner (both)", "winner (other)"):
+        assert shown.count(f"<!-- {title} -->") == 1
+    assert "mean over" not in over_shots(both, sweep_of("third", ("a", 1), ("a", 4)))
+    # Nothing is joined where each data set has one number of shots.
+    assert over_shots(sweep_of("turned", ("b", 16)), sweep_of("first", ("a", 4))) == ""
+
+
+@pytest.mark.parametrize("entries", [2, 3, 9])
+@pytest.mark.parametrize("length", [3, 40, 90])
+def test_a_legend_is_never_cut_off(entries: int, length: int) -> None:
+    def paint(axes: Any) -> None:
+        for place in range(entries):
+            axes.plot([0, 1], [place, place], label=f"{place} {'x' * length}")
+
+    picture = Image.open(io.BytesIO(draw("f", "F", "c", paint).png)).convert("L")
+    pixels = np.asarray(picture)
+    for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+        assert (edge == 255).all()
+
+
+def test_data_sets_have_short_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Masked(Learned):
+        def masks(self) -> dict[str, torch.Tensor]:
+            return {"w": torch.tensor([True, False])}
+
+    cells = [Cell("folder:/data/x/birds", shots, 1) for shots in (1, 4)]
+    sizes = {"mean |x_k|_2": 1.0}
+    measured = [Measured("s", c.dataset, c.shots, 1, 9, 0.5, sizes, 0.1) for c in cells]
+    monkeypatch.setattr(residuals, "measure", lambda _: measured)
+    monkeypatch.setattr(mask_figures, "winners", lambda _: [Masked(c, {}, {}, True) for c in cells])
+    source = dataclasses.replace(sweep_of("s", ("a", 1)), results={})
+    for section in (residuals.residual_section([source]), mask_figures.mask_section([source])):
+        assert section is not None
+        texts = [figure.svg.decode() for figure in section.figures]
+        texts += [table.csv() for table in section.tables]
+        assert any("birds" in text for text in texts)
+        assert not any("/data" in text for text in texts)
