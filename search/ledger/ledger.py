@@ -25,7 +25,16 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from search.ledger.notes import Notes
 from search.ledger.objectives import directions, parse_objective, study_values
 from search.ledger.pruners import PRUNERS
-from search.ledger.results import Result, Row, State, commit, read_results, trial_folder
+from search.ledger.results import (
+    RESULT,
+    Result,
+    Row,
+    State,
+    commit,
+    read_results,
+    trial_folder,
+    unreadable,
+)
 from search.ledger.samplers import make_sampler
 from search.ledger.store import StudyStore
 from search.problems import UsageError
@@ -405,15 +414,20 @@ class Ledger:
                 self.study.add_trial(self._as_trial(result))
 
     def _as_trial(self, result: Result) -> FrozenTrial:
-        return create_trial(
-            state=TrialState[result.state],
-            values=study_values(result, self._also),
-            params=result.parameters,
-            distributions={n: json_to_distribution(d) for n, d in result.distributions.items()},
-            intermediate_values=dict(enumerate(result.values, start=1)),
-            user_attrs={ISSUED: result.begun},
-            system_attrs=result.notes,
-        )
+        try:
+            drawn = {n: json_to_distribution(text) for n, text in result.distributions.items()}
+            return create_trial(
+                state=TrialState[result.state],
+                values=study_values(result, self._also),
+                params=result.parameters,
+                distributions=drawn,
+                intermediate_values=dict(enumerate(result.values, start=1)),
+                user_attrs={ISSUED: result.begun},
+                system_attrs=result.notes,
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            name = f"{result.number:06d}/{RESULT}"
+            raise unreadable(name, f"Optuna refuses it ({error})") from error
 
 
 def best_of(results: Iterable[Result]) -> Result | None:

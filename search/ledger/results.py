@@ -7,12 +7,14 @@ written before it. `result.json` is whole or not there; nothing changes it after
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from search.problems import UsageError
 from trainables.storage import Storage
+from trainables.trial import TrialConfig
 
 FORMAT = 2
 """Version of `result.json`."""
@@ -89,6 +91,16 @@ def read_results(sweep: Storage) -> dict[int, Result]:
     return {result.number: result for result in results}
 
 
+def unreadable(name: str, why: str) -> UsageError:
+    """What is told of a result that cannot be used; `name` is the file's in `trials`."""
+    return UsageError(
+        [
+            f"A committed result must be readable, and 'trials/{name}' is not: {why}. "
+            "Restore the file from a copy, or start another sweep with --name."
+        ]
+    )
+
+
 def read_rows(sweep: Storage, number: int) -> list[Row]:
     """A committed trial's metrics, a row an epoch; none where the file was lost."""
     try:
@@ -106,12 +118,23 @@ def _parse(name: str, text: bytes) -> Result:
         result = Result(**(plain | {key: tuple(plain[key]) for key in ("values", "warnings")}))
         if name != f"{result.number:06d}/{RESULT}":
             raise ValueError(f"it is of trial {result.number}")
+        _check(result)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise UsageError(
-            [
-                f"A committed result must be readable, and 'trials/{name}' is not: {why}. "
-                "Restore the file from a copy, or start another sweep with --name."
-            ]
-        ) from error
+        raise unreadable(name, why) from error
     return result
+
+
+def _check(result: Result) -> None:
+    """Raises `ValueError` where no ledger of this version can have committed it."""
+    if result.state not in get_args(State):
+        raise ValueError(f"it has the state {json.dumps(result.state)}")
+    if (result.state == "FAIL") != (result.value is None):
+        raise ValueError(f"it is {result.state} with the value {json.dumps(result.value)}")
+    for value in result.values if result.value is None else (*result.values, result.value):
+        if not isinstance(value, float | int) or not math.isfinite(value):
+            raise ValueError(f"it has the value {json.dumps(value)}")
+    try:
+        TrialConfig.from_dict(result.config)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"this version does not know its configuration ({error})") from error

@@ -245,7 +245,7 @@ def test_a_journal_is_looked_at_while_it_is_written(tmp_path: Path) -> None:
         file.write(b'{"op_code": 2')  # the owner is in the middle of a line
     before = (tmp_path / JOURNAL).read_bytes()
     view = JournalView(sweep)
-    assert view.read_logs(0) == journal.read_logs(0)
+    assert list(view.read_logs(0)) == list(journal.read_logs(0)) != []
     with pytest.raises(PermissionError):
         view.append_logs([])
     assert (tmp_path / JOURNAL).read_bytes() == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -640,6 +641,48 @@ def test_any_history_keeps_every_finished_trial(
     assert final.waiting == len(unfinished)
     assert unfinished.isdisjoint(ended)
     assert not list(folder.rglob("*/.*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"state": "DONE"}, 'the state "DONE"'),
+        ({"state": ["COMPLETE"]}, "the state"),
+        ({"value": None}, "it is COMPLETE with the value null"),
+        ({"state": "FAIL"}, "it is FAIL with the value 0"),
+        ({"value": "0.7"}, 'the value "0.7"'),
+        ({"value": math.nan}, "the value NaN"),
+        ({"values": [0.5, math.inf]}, "the value Infinity"),
+        ({"values": 0.5}, "not iterable"),
+        ({"number": 1}, "it is of trial 1"),
+        ({"config": {"method": "gone", "method_config": {}}}, "its configuration ('gone')"),
+        ({"config": None}, "its configuration"),
+        ({"distributions": {"lr": "{}"}}, "Optuna refuses it"),
+        ({"distributions": 5}, "Optuna refuses it"),
+        ({"parameters": {"lr": 0.1}}, "Optuna refuses it"),
+    ],
+)
+def test_a_result_of_foreign_content_is_refused(
+    tmp_path: Path, change: dict[str, object], why: str
+) -> None:
+    ledger = open_ledger(tmp_path)
+    report(ledger, ledger.ask(), 1)
+    ledger.finish(0, "COMPLETE")
+    path = tmp_path / "trials/000000/result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UsageError, match=re.escape(why)) as found:
+        open_ledger(tmp_path)
+    assert "'trials/000000/result.json' is not: " in str(found.value)
+
+
+def test_a_result_whose_method_has_other_options_is_refused(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    ledger.ask()
+    ledger.finish(0, "FAIL")
+    path = tmp_path / "trials/000000/result.json"
+    path.write_text(path.read_text().replace('"learn_alpha": f', '"newer": 1, "learn_alpha": f'))
+    with pytest.raises(UsageError, match=r"its configuration .*'newer'"):
+        open_ledger(tmp_path)
 
 
 def test_another_formats_result_is_refused(tmp_path: Path) -> None:
