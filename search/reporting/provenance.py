@@ -85,7 +85,7 @@ def _task_words(task: TaskSpec) -> list[str]:
         words += ["--protocol", task.protocol]
     if task.draws != "own":
         rule = "--draws" if task.draws == "coop" else "--shots-file"
-        words += [rule, task.draws]
+        words += [rule, task.draws.removeprefix("file:")]
     words += ["--make-split"] * task.made_split + ["--skip-unreadable"] * task.skip_unreadable
     return words
 

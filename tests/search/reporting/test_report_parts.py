@@ -252,6 +252,7 @@ def test_published_averages_from_base_to_new_stand_beside_the_same_eleven_sets()
             "coop",
             "--make-split",
         ],
+        ["--shots-file", "/the lists/shot_{shots}-seed_{seed}.json"],
         ["--also", "mask/sparsity:max"],
         ["--sampler", "random", "--pruner", "none", "--seed", "3", "--eval-seeds", "2"],
         ["--storage", "/some where", "--trials", "5", "--skip-unreadable"],
