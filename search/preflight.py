@@ -173,11 +173,14 @@ def _check(config: SweepConfig, examiner: Examiner, trial_write: bool) -> Plan:
 def adopt(plan: Plan, sweep: Storage) -> Plan:
     """The plan for the sweep in this folder, which begins with it if there is none yet. For the
     owner of the folder; raises `UsageError`, as `preflight`, and `StorageError`."""
-    known = _compare(plan, sweep)
-    if known is not None:
-        return replace(plan, id=own_id(sweep, known))
-    write_record(sweep, plan.record())
-    return plan
+    known, config = _compare(plan, sweep), plan.config.public().to_dict()
+    if known is None:
+        write_record(sweep, plan.record())
+        return plan
+    if known["config"] != config:  # what is not its identity may change, e.g. how many trials
+        known = {**known, "config": config}
+        write_record(sweep, known)
+    return replace(plan, id=own_id(sweep, known))
 
 
 def tracking_uri(config: SweepConfig) -> str:
