@@ -69,7 +69,8 @@ class SweepLock:
         self._claims = sweep.child(_CLAIMS)
         self._name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
         self._stop = threading.Event()
-        self._verified = time.monotonic()
+        self._writing = threading.Lock()
+        self._verified = _uptime()
         self._taken = False
 
     def __enter__(self) -> Self:
@@ -86,8 +87,7 @@ class SweepLock:
         self._thread.start()
         try:
             self._outwait_others()
-            self._claim = replace(self._claim, holds=True)
-            self._write()
+            self._write(holds=True)
         except BaseException:
             self.__exit__()
             raise
@@ -103,7 +103,7 @@ class SweepLock:
 
     def check(self) -> None:
         """Raises `LostOwnershipError` where the sweep is no longer this driver's."""
-        if not self._taken and time.monotonic() - self._verified > DEAD / 2:
+        if not self._taken and _uptime() - self._verified > DEAD / 2:
             self._verify()
         if self._taken:
             raise LostOwnershipError(
@@ -146,18 +146,22 @@ class SweepLock:
 
     def _verify(self) -> None:
         """Renew the claim, if it is still there."""
+        asked = _uptime()
         try:
             if not self._claims.exists(self._name):
                 self._taken = True
                 return
-            self._claim = replace(self._claim, beat=self._claim.beat + 1)
             self._write()
         except StorageError:
             return  # not known now: `check` asks again before anything is committed
-        self._verified = time.monotonic()
+        self._verified = asked
 
-    def _write(self) -> None:
-        self._claims.write(self._name, json.dumps(asdict(self._claim)).encode())
+    def _write(self, holds: bool = False) -> None:
+        """Renew the claim; once it holds the sweep, it does so to its end."""
+        with self._writing:  # the driver and the thread that renews, each with what it has read
+            claim = self._claim
+            self._claim = replace(claim, holds=claim.holds or holds, beat=claim.beat + 1)
+            self._claims.write(self._name, json.dumps(asdict(self._claim)).encode())
 
     def _read(self, name: str) -> Claim | None:
         try:
@@ -196,6 +200,11 @@ def running(sweep: Storage) -> str | None:
 
 def _who(claim: Claim) -> str:
     return f"process {claim.process} on {claim.host}"
+
+
+def _uptime() -> float:
+    """Seconds, those included for which the machine slept: others were awake meanwhile."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _machine() -> str:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -169,14 +170,63 @@ def test_after_a_pause_ownership_is_asked_before_a_commit(
     monkeypatch.setattr(lock, "BEAT", 3600.0)
     monkeypatch.setattr(lock, "DEAD", 0.4)
     with SweepLock(LocalStorage(tmp_path)) as mine:
+        (claim,) = (tmp_path / "owner").glob("*.json")
+        beat = json.loads(claim.read_text())["beat"]
         time.sleep(0.5)
         mine.check()
-        (claim,) = (tmp_path / "owner").glob("*.json")
-        assert json.loads(claim.read_text())["beat"] == 1  # renewed by the check
+        assert json.loads(claim.read_text())["beat"] == beat + 1  # renewed by the check
         claim.unlink()
         time.sleep(0.5)
         with pytest.raises(LostOwnershipError):
             mine.check()
+
+
+def test_after_the_machine_has_slept_ownership_is_asked_before_a_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock of its processes stood still meanwhile."""
+    with SweepLock(LocalStorage(tmp_path)) as mine:
+        (claim,) = (tmp_path / "owner").glob("*.json")
+        claim.unlink()
+        awake = time.clock_gettime
+        monkeypatch.setattr(
+            time,
+            "clock_gettime",
+            lambda clock: awake(clock) + 3600 * (clock == time.CLOCK_BOOTTIME),
+        )
+        with pytest.raises(LostOwnershipError):
+            mine.check()
+
+
+def test_a_renewal_meanwhile_does_not_take_back_that_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that renews has the claim before the driver changes it, and writes it after."""
+    mine = SweepLock(LocalStorage(tmp_path))
+    write, renewing, changing = LocalStorage.write, threading.Event(), threading.Event()
+
+    def slow(storage: LocalStorage, name: str, data: bytes) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            renewing.set()
+            changing.wait(0.3)
+        write(storage, name, data)
+
+    monkeypatch.setattr(lock, "BEAT", 3600.0)
+    monkeypatch.setattr(LocalStorage, "write", slow)
+
+    def meanwhile() -> None:
+        thread = threading.Thread(target=mine._verify)
+        thread.start()
+        renewing.wait()
+        threads.append(thread)
+
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(mine, "_outwait_others", meanwhile)
+    with mine:
+        changing.set()
+        threads[0].join()
+        (claim,) = (tmp_path / "owner").glob("*.json")
+        assert json.loads(claim.read_text())["holds"]
 
 
 def test_a_claim_of_an_earlier_boot_is_another_machines(tmp_path: Path) -> None:
