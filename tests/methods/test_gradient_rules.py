@@ -13,6 +13,7 @@ from trainables.methods.gradient_rules import (
     Dropping,
     RuleName,
     keep,
+    opposed,
     purity,
     sign_purity,
 )
@@ -89,6 +90,16 @@ def test_prograd(table: Rows) -> None:
     # What is left of a does not work against b.
     scale = math.sqrt(square) * math.sqrt(math.fsum(f * f for f in found))
     assert math.fsum(f * b for f, (_, b, _) in zip(found, table, strict=True)) >= -1e-9 * scale
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-20, 1e-25, 1e-30])
+def test_the_part_that_is_opposed_does_not_depend_on_how_small_gradients_are(size: float) -> None:
+    rng = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 1000, generator=rng)
+    a = a - b
+    found = opposed(size * a, size * b)
+    torch.testing.assert_close(found / size, opposed(a, b), rtol=1e-4, atol=1e-5)
+    assert found.any()
 
 
 @given(rows)

@@ -122,11 +122,20 @@ def prograd(a: Tensor, b: Tensor, draw: Draw, dropping: Dropping) -> Tensor:
     """a - (<a, b> / ||b||^2) b where <a, b> < 0, else a, for the tensor as a whole: ProGrad,
     Zhu et al. 2023, equation 5 with lambda = 1."""
     del draw, dropping
-    product = (a * b).sum()
-    square = b.square().sum()
-    # Without a branch, which would wait for the device; b = 0 has no direction to keep clear of.
-    conflict = (product < 0) & (square > 0)
-    return a.sub_(b * torch.where(conflict, product / square, 0.0))
+    return a.sub_(opposed(a, b))
+
+
+def opposed(a: Tensor, b: Tensor) -> Tensor:
+    """(<a, b> / ||b||^2) b where <a, b> < 0, else 0: the part of a that points against b.
+
+    By b / max |b|: squares of small gradients underflow. Without a branch, which would wait for
+    the device; b = 0 has no direction to point against.
+    """
+    size = b.abs().amax()
+    direction = b / torch.where(size > 0, size, 1.0)
+    against = (a * direction).sum().clamp_max(0.0)
+    # Not less than 1, but for b = 0, whose part is 0.
+    return direction * (against / direction.square().sum().clamp_min(1.0))
 
 
 def _share(kept: Tensor, leak: float, like: Tensor) -> Tensor:

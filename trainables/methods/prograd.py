@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from trainables.methods.base import Batch, MethodConfig, Preset, Recipe, Tower
 from trainables.methods.context import ContextConfig, ContextMethod
+from trainables.methods.gradient_rules import opposed
 from trainables.optim import OptimConfig
 
 WORDS: dict[str, str] = {
@@ -140,7 +141,4 @@ def aligned(own: Tensor, general: Tensor, projection: float) -> Tensor:
 
     Where k vanishes there is nothing to conflict with; the code divides by zero.
     """
-    against = (own * general).sum().clamp_max(0.0)
-    square = general.square().sum()
-    share = torch.where(square > 0, against / square, 0.0)
-    return own - projection * share * general
+    return own - projection * opposed(own, general)
