@@ -24,6 +24,7 @@ from search.reporting.trials import trials_parquet
 from search.reporting.winner_section import winner_section
 
 PAGE = "report.html"
+_OWN = ("tables/", "figures/")  # folders in which all files are a report's; a person may add others
 
 
 def sections_of(source: Source, others: Sequence[Source] = ()) -> list[Section]:
@@ -65,9 +66,9 @@ def write_report(source: Source, others: Sequence[Source] = ()) -> list[str]:
             files[f"figures/{figure.name}.png"] = figure.png
             files[f"figures/{figure.name}.svg"] = figure.svg
     files[PAGE] = render(source, others, sections).encode()
-    stale = set(folder.files()) - set(files)
+    earlier = {name for name in folder.files() if name.startswith(_OWN)}
     for name, content in files.items():
         folder.write(name, content)
-    for name in stale:  # of an earlier report, which showed other things
+    for name in earlier - set(files):  # of a report that showed other things
         folder.delete(name)
     return list(files)
