@@ -8,7 +8,6 @@ all of them, and the read is written down before it happens.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -22,7 +21,14 @@ from torch import Tensor
 
 from search.config import SweepConfig
 from search.execution.resources import Placement
-from search.judging.evaluation import EVALUATION, READS, Evaluation, Label, Score, read_evaluation
+from search.judging.evaluation import (
+    EVALUATION,
+    Evaluation,
+    Label,
+    Score,
+    read_evaluation,
+    record_read,
+)
 from search.judging.exam import Exam, exams
 from search.judging.examples import MOST, Example, take_examples, write_examples
 from search.judging.predictions import write_predictions
@@ -224,7 +230,7 @@ def _judge(
 
     def record() -> None:
         cells = [(c.label, c.cell.dataset, c.cell.shots, c.cell.seed) for c in judged]
-        _record(open_storage(folder), exam.target, cells)
+        record_read(open_storage(folder), exam.target, cells)
 
     test = bench.source.readable(read_test_split(dataset, record))
     sheets, examples = [], []
@@ -264,12 +270,6 @@ def _logits(
     if exam.shift and exam.target != cell.dataset:
         logits = logits[:, list(cast(Shift, dataset).source_classes)]
     return logits
-
-
-def _record(sweep: Storage, dataset: str, judged: Sequence[tuple[object, ...]]) -> None:
-    """Append the read to the sweep's list of reads, for good before any image is given."""
-    entry = {"time": time.time(), "dataset": dataset, "judged": judged}
-    sweep.append(READS, json.dumps(entry).encode() + b"\n")
 
 
 def _json(plain: dict[str, Any]) -> bytes:

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StorageError as error:
         complain.print(f"error: The report cannot be written: {error}.", markup=False)
         return 1
-    for notice in notices(source):
+    for notice in notices((source, *others)):
         console.print(notice, style="yellow", markup=False, highlight=False)
     place = join(without_password(source.sweep.location), REPORT)
     console.print(f"Report: {join(place, PAGE)}", markup=False, highlight=False)

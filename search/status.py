@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from search.config import SweepConfig
-from search.judging.evaluation import Label
+from search.judging.evaluation import EVALUATION, Label
 from search.judging.statistics import summary
 from search.ledger.store import JOURNAL_LEDGER
 from search.list import STYLES
@@ -112,6 +112,8 @@ def _print(found: Standing, details: Details, storage: str, console: Console) ->
 
 
 def _judged(found: Standing) -> str:
+    if found.damaged:
+        return f"judged, but {EVALUATION} cannot be read: it is damaged, or of another version"
     if found.judged is None:
         return "not judged yet"
     judged = found.judged

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable
+import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -156,8 +158,41 @@ def read_evaluation(sweep: Storage) -> Evaluation | None:
         return None
 
 
+@dataclass(frozen=True)
+class Read:
+    """One read of a test split."""
+
+    time: float
+    """Unix time."""
+    dataset: str
+    """Whose split it was."""
+    judged: int
+    """How many models it was for."""
+
+
+def record_read(sweep: Storage, dataset: str, judged: Sequence[tuple[object, ...]]) -> None:
+    """Append a read to the sweep's list, for good, before any image is given."""
+    entry = {"time": time.time(), "dataset": dataset, "judged": judged}
+    before = sweep.read_log(READS, owner=False)
+    # What a power cut has left of a line must not swallow this one.
+    start = b"\n" if before and not before.endswith(b"\n") else b""
+    sweep.append(READS, start + json.dumps(entry).encode() + b"\n")
+
+
+def list_reads(sweep: Storage, owner: bool = True) -> list[Read | None]:
+    """Every read of a test split, in order; None for a line that cannot be read: a power cut leaves
+    such a line, before the images were given. `owner` as for `Storage.read_log`."""
+    return [_read(line) for line in sweep.read_log(READS, owner).splitlines()]
+
+
+def _read(line: bytes) -> Read | None:
+    try:
+        plain = json.loads(line)
+        return Read(float(plain["time"]), str(plain["dataset"]), len(plain["judged"]))
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
 def reads_of_test(sweep: Storage) -> dict[str, int]:
     """How often the sweep has read each data set's test split."""
-    lines: Iterable[bytes] = sweep.read_log(READS).splitlines()
-    names = [json.loads(line)["dataset"] for line in lines if line.endswith(b"}")]
-    return {name: names.count(name) for name in names}
+    return dict(Counter(read.dataset for read in list_reads(sweep) if read is not None))

@@ -23,22 +23,24 @@ def render(source: Source, others: Sequence[Source], sections: Sequence[Section]
         title=f"Sweep {source.name}",
         subtitle=f"{source.config.space} on {described(source.config.task)}{against}. "
         f"Report of {made}.",
-        notices=notices(source),
+        notices=notices((source, *others)),
         sections=sections,
     )
 
 
-def notices(source: Source) -> list[str]:
-    """What makes the report provisional."""
+def notices(sources: Sequence[Source]) -> list[str]:
+    """What makes the report provisional, sweep by sweep."""
     found = []
-    if source.running is not None:
-        found.append(
-            f"The sweep is running ({source.running}): this is how it stands with "
-            f"{len(source.results)} of {source.config.trials} trials ended."
-        )
-    elif len(source.results) < source.config.trials:
-        found.append(
-            f"The sweep is not at its end: {len(source.results)} of {source.config.trials} trials "
-            "have ended."
-        )
+    for source in sources:
+        name = "The sweep" if len(sources) == 1 else f"The sweep '{source.name}'"
+        if source.running is not None:
+            found.append(
+                f"{name} is running ({source.running}): this is how it stands with "
+                f"{len(source.results)} of {source.config.trials} trials ended."
+            )
+        elif len(source.results) < source.config.trials:
+            found.append(
+                f"{name} is not at its end: {len(source.results)} of {source.config.trials} trials "
+                "have ended."
+            )
     return found

@@ -92,10 +92,12 @@ def _task_words(task: TaskSpec) -> list[str]:
 
 def _reads(source: Source) -> Table:
     rows = tuple(
-        (
-            time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(float(read["time"]))),
-            str(read["dataset"]),
-            str(len(read.get("judged", ()))),
+        ("-", "this line of the list cannot be read", "-")
+        if read is None
+        else (
+            time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(read.time)),
+            read.dataset,
+            str(read.judged),
         )
         for read in source.reads
     )

@@ -38,11 +38,14 @@ class _Row:
 
 
 def shots_section(sources: Sequence[Source]) -> Section | None:
-    """Tables and figures of all sweeps that were judged; None where none was."""
+    """Tables and figures of all sweeps that were judged, and the names of those that were not; None
+    where it would say nothing that the winner's section does not."""
     judged = [(s, s.judged) for s in sources if s.judged is not None]
+    several = len(sources) > 1
+    missing = [f"'{s.name}' is not shown here. {s.unjudged}" for s in sources if s.unjudged]
     if not judged:
-        return None
-    rows = _rows([(source.name, found) for source, found in judged], len(sources) > 1)
+        return Section("accuracy", "Accuracy", tuple(missing)) if several else None
+    rows = _rows([(source.name, found) for source, found in judged], several)
     scores = [score for row in rows for score in row.scores]
     first, *others = (comparable_rows(source.config.task, scores) for source, _ in judged)
     rows_of_papers = [row for row in first if all(row in own for own in others)]
@@ -62,8 +65,9 @@ def shots_section(sources: Sequence[Source]) -> Section | None:
     drawn = (_figure(rows, rows_of_papers, part) for part in parts)
     figures = [figure for figure in drawn if figure is not None]
     notes = [
+        *missing,
         "Test accuracy on fresh draws that the search has not seen; mean and sample standard "
-        "deviation over draws."
+        "deviation over draws.",
     ]
     if rows_of_papers:
         notes.append(

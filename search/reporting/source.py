@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from search.config import SweepConfig
-from search.judging.evaluation import READS, Evaluation, read_evaluation
+from search.judging.evaluation import (
+    EVALUATION,
+    Evaluation,
+    Read,
+    list_reads,
+    read_evaluation,
+)
 from search.judging.examples import Example, read_examples
 from search.judging.predictions import read_predictions
 from search.judging.sheets import Sheet
@@ -34,11 +39,13 @@ class Source:
     results: Mapping[int, Result]
     """Every finished trial, by number; at least one."""
     evaluation: Evaluation | None
-    """None while it has not been judged."""
-    reads: Sequence[Mapping[str, Any]]
-    """Every read of a test split: `time`, `dataset`, `judged`."""
+    """None while it has not been judged, or where that cannot be read."""
+    reads: Sequence[Read | None]
+    """Every read of a test split; None for one whose line cannot be read."""
     running: str | None
     """Who runs it, if anybody does."""
+    damaged: bool = False
+    """Whether there is an evaluation that cannot be read."""
 
     @property
     def name(self) -> str:
@@ -56,6 +63,25 @@ class Source:
         another trial the best."""
         found, best = self.evaluation, self.best
         return found if found is not None and best and found.winner == best.number else None
+
+    @property
+    def unjudged(self) -> str:
+        """Why there are no test figures, in a sentence; empty where there are."""
+        if self.judged is not None:
+            return ""
+        if self.best is None:
+            return "It has no complete trial yet."
+        if self.evaluation is not None:
+            return (
+                f"Its evaluation is of trial {self.evaluation.winner}, which is no longer the "
+                "winner. To judge the present one, run the sweep again."
+            )
+        if self.damaged:
+            return (
+                f"It has been judged, but {EVALUATION} in its folder cannot be read: it is "
+                "damaged, or of another version. To judge it anew, run the sweep again."
+            )
+        return "It has not been judged on test data yet."
 
     @cached_property
     def sheets(self) -> list[Sheet]:
@@ -95,9 +121,9 @@ def source_of(sweep: Storage, driver: str | None = None) -> Source:
                 f"first, or go on with it: python -m search.run --resume {config.name}."
             ]
         )
-    lines = sweep.read_log(READS, owner=False).splitlines()
-    reads = tuple(json.loads(line) for line in lines if line.endswith(b"}"))
-    return Source(sweep, record, config, results, read_evaluation(sweep), reads, driver)
+    evaluation, reads = read_evaluation(sweep), list_reads(sweep, owner=False)
+    damaged = evaluation is None and sweep.exists(EVALUATION)
+    return Source(sweep, record, config, results, evaluation, reads, driver, damaged)
 
 
 def comparable(source: Source, others: Sequence[Source]) -> None:

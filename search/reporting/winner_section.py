@@ -35,13 +35,8 @@ def winner_section(source: Source) -> Section:
     tables = []
     if source.judged is not None:
         tables.append(test_table(source.judged))
-    elif source.evaluation is not None:
-        notes.append(
-            f"The evaluation in the sweep's folder is of trial {source.evaluation.winner}, which "
-            "is no longer the winner. To judge the present one, run the sweep again."
-        )
     else:
-        notes.append("It has not been judged on test data yet.")
+        notes.append(source.unjudged)
     return Section("winner", "The winner", tuple(notes), (*tables, _configuration(source)))
 
 

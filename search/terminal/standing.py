@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from search.config import SweepConfig
 from search.identity import SWEEP_FILE
-from search.judging.evaluation import Evaluation, read_evaluation
+from search.judging.evaluation import EVALUATION, Evaluation, read_evaluation
 from search.ledger.journal import JOURNAL
 from search.ledger.ledger import best_of
 from search.ledger.lock import running
@@ -44,7 +44,9 @@ class Standing:
     results: Mapping[int, Result] | None = None
     """Every finished trial, by number; None where that cannot be read."""
     evaluation: Evaluation | None = None
-    """None while it has not been judged."""
+    """None while it has not been judged, or where that cannot be read."""
+    damaged: bool = False
+    """Whether there is an evaluation that cannot be read: it was judged, and must be again."""
     owner: str | None = None
     """Who runs it, if anybody does."""
     begun: bool = False
@@ -173,7 +175,9 @@ def _read(sweep: Storage, name: str, storage: str) -> Standing:
     except UsageError as error:
         return replace(standing, trouble=error.problems[0])
     begun = bool(results) or _looks_like_one(sweep)
-    return replace(standing, results=results, evaluation=read_evaluation(sweep), begun=begun)
+    found = read_evaluation(sweep)
+    damaged = found is None and sweep.exists(EVALUATION)
+    return replace(standing, results=results, evaluation=found, damaged=damaged, begun=begun)
 
 
 def failures(results: Mapping[int, Result]) -> list[dict[str, Any]]:

@@ -31,9 +31,10 @@ from search.ledger.lock import SweepLock
 from search.problems import UsageError
 from search.report import main
 from search.reporting.at_end import report_at_end
+from search.reporting.provenance import provenance_section
 from search.reporting.source import Source, comparable, read_source, source_of
 from search.reporting.winner_section import test_table as table_of_test
-from search.reporting.winner_section import tie_note, tied
+from search.reporting.winner_section import tie_note, tied, winner_section
 from search.reporting.write import sections_of, write_report
 from tests.search.conftest import Sweep, environment
 from trainables.storage import LocalStorage, open_storage
@@ -486,11 +487,31 @@ def test_an_evaluation_of_another_trial_is_not_the_winner_s(copy: Sweep) -> None
     assert "Test accuracy (%)" not in shown.tables
 
 
+def test_an_evaluation_of_another_version_is_not_none(copy: Sweep) -> None:
+    record = copy.evaluation()
+    del record["protocol"]
+    (copy.folder / "evaluation.json").write_text(json.dumps(record))
+    notes = winner_section(source(copy)).notes
+    assert "evaluation.json in its folder cannot be read" in notes[-1]
+    assert not any("not been judged" in note for note in notes)
+
+
+def test_a_read_whose_line_is_torn_is_listed(copy: Sweep) -> None:
+    with open(copy.folder / "test_reads.jsonl", "ab") as file:
+        file.write(b'{"time": 1.0, "data{"time": 2.0, "dataset": "digits", "judged": []}\n')
+    table = next(t for t in provenance_section(source(copy)).tables if t.name == "reads")
+    assert len(table.rows) == 2
+    assert "cannot be read" in table.rows[1][1]
+
+
 def test_what_an_earlier_report_showed_goes(copy: Sweep) -> None:
     old = copy.folder / "report/figures/old.png"
     old.write_bytes(b"")
+    own = copy.folder / "report/my notes.txt"  # a person's
+    own.write_bytes(b"")
     write_report(source(copy))
     assert not old.exists()
+    assert own.exists()
 
 
 def test_compared_sweeps_stand_side_by_side(copy: Sweep) -> None:

@@ -17,7 +17,7 @@ from search import list as list_module
 from search import preflight as preflight_module
 from search import status
 from search.examine import Examination
-from search.judging.evaluation import Evaluation, Label, Score
+from search.judging.evaluation import EVALUATION, Evaluation, Label, Score
 from search.ledger.journal import JOURNAL, Journal, JournalView
 from search.ledger.ledger import Ledger
 from search.ledger.lock import SweepLock
@@ -158,6 +158,16 @@ def test_an_interrupted_extension_is_not_finished(plan: Plan, tmp_path: Path) ->
     with World(plan, str(tmp_path)) as world:
         world.end(0.9)
     assert state() == ("interrupted", False)  # the figures are those of the former winner
+
+
+def test_an_evaluation_that_cannot_be_read_is_not_none(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with World(plan, str(tmp_path)) as world:
+        world.end(0.8)
+    assert "not judged yet" in told(capsys, world)
+    world.sweep.write(EVALUATION, b'{"winner": 0}')
+    assert "judged, but evaluation.json cannot be read" in told(capsys, world)
 
 
 def test_what_is_said_is_no_markup(

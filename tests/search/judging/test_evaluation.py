@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from search.judging.evaluation import EVALUATION, Evaluation, Score, read_evaluation, reads_of_test
+from search.judging.evaluation import (
+    EVALUATION,
+    READS,
+    Evaluation,
+    Score,
+    list_reads,
+    read_evaluation,
+    reads_of_test,
+    record_read,
+)
 from trainables.storage import LocalStorage
 from trainables.trial import Protocol
 
@@ -83,5 +92,22 @@ def test_reads_are_counted_by_data_set(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     assert reads_of_test(storage) == {}
     for name in ("a", "b", "a"):
-        storage.append("test_reads.jsonl", json.dumps({"dataset": name}).encode() + b"\n")
+        record_read(storage, name, [("winner", name, 16, 1)])
     assert reads_of_test(storage) == {"a": 2, "b": 1}
+    assert [read and (read.dataset, read.judged) for read in list_reads(storage)] == [
+        *(("a", 1), ("b", 1), ("a", 1))
+    ]
+
+
+@pytest.mark.parametrize(
+    "torn", [b'{"time": 1.0, "data', b"{}\n", b'{"time": 1.0, "data{"x": 1}\n']
+)
+def test_a_torn_line_is_a_read_of_its_own(torn: bytes, tmp_path: Path) -> None:
+    """A power cut may leave a part of a line, which must not swallow the next."""
+    storage = LocalStorage(tmp_path)
+    record_read(storage, "a", [])
+    storage.append(READS, torn)
+    record_read(storage, "b", [])
+    found = list_reads(storage)
+    assert [read and read.dataset for read in found] == ["a", None, "b"]
+    assert reads_of_test(storage) == {"a": 1, "b": 1}

@@ -29,6 +29,7 @@ from search.reporting.dependence import importances, varied
 from search.reporting.figures import COLOURS, MARKERS, draw, logarithmic, look, plain
 from search.reporting.history import survivors
 from search.reporting.mask_figures import dropped_iou, layer_sparsity
+from search.reporting.page import notices
 from search.reporting.provenance import command
 from search.reporting.published import PUBLISHED, Published, comparable_rows
 from search.reporting.residuals import MAGNITUDES, Measured
@@ -295,6 +296,33 @@ def sweep_of(
     found = Evaluation(0, 0.5, (2, 3), "few-shot", tuple(scores))
     trials = {0: result(0, (0.5,))}
     return Source(LocalStorage(Path(name)), {}, config, trials, found, (), None)
+
+
+def test_sweeps_that_are_not_judged_are_named_and_that_all_are_provisional_is_said() -> None:
+    judged = sweep_of("judged", ("a", 1))
+    former = dataclasses.replace(
+        sweep_of("former", ("a", 1)), results={7: result(7, (0.9,)), 0: result(0, (0.5,))}
+    )
+    torn = dataclasses.replace(sweep_of("torn", ("a", 1)), evaluation=None, damaged=True)
+    runs = dataclasses.replace(sweep_of("runs", ("a", 1)), evaluation=None, running="process 9")
+    section = shots_section([judged, former, torn, runs])
+    assert section is not None
+    assert [note.partition(".")[0] for note in section.notes[:3]] == [
+        f"'{name}' is not shown here" for name in ("former", "torn", "runs")
+    ]
+    for note, words in zip(
+        section.notes,
+        ("of trial 0, which is no longer", "cannot be read", "not been judged"),
+        strict=False,
+    ):
+        assert words in note
+    alone = shots_section([runs, torn])
+    assert alone is not None
+    assert len(alone.notes) == 2
+    assert shots_section([runs]) is None
+    told = notices([judged, runs])
+    assert "The sweep 'judged' is not at its end" in told[0]
+    assert "The sweep 'runs' is running (process 9)" in told[1]
 
 
 def over_shots(*sources: Source) -> str:
