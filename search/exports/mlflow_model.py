@@ -24,15 +24,14 @@ def write_mlflow(network: Path, card: dict[str, Any], folder: Path, beside: Path
     import mlflow
     import pandas as pd
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema
+    from mlflow.types.schema import Array, ColSpec, DataType, Schema
 
     written = beside / "card.json"
     written.write_text(json.dumps(card), encoding="utf-8")
     side = card["backbone"]["preprocess"]["image_size"]
     example = pd.DataFrame({"image": [np.full((side, side, 3), 128, np.uint8).tolist()]})
-    # Paths, bytes or pixels: what MLflow can check of them is only that it is one column.
+    # None of the inputs: to check any, MLflow makes a table of them, which pixels do not fit into.
     signature = ModelSignature(
-        inputs=Schema([ColSpec(AnyType())]),
         outputs=Schema(
             [
                 ColSpec(DataType.string, "class"),

@@ -38,11 +38,10 @@ class Classifier(PythonModel):
 
     # MLflow would take an annotation of `model_input` for a schema.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """One column, or a list, of paths, of encoded files (bytes), or of uint8 pixels [h, w, 3]
+        """One column, a list or one alone: paths, encoded files (bytes), or pixels [h, w, 3]
         -> `class`, `probability`, and `probabilities` in the order of the card's `classes`."""
         del context, params
-        images = model_input.iloc[:, 0] if isinstance(model_input, pd.DataFrame) else model_input
-        rows = [self.logits(part) for part in _batches(list(images))]
+        rows = [self.logits(part) for part in _batches(_listed(model_input))]
         logits = torch.cat(rows) if rows else torch.zeros(0, len(self.classes))
         found = logits.double().softmax(dim=1).numpy()
         return pd.DataFrame(
@@ -69,19 +68,37 @@ def _batches(images: list[object]) -> list[list[object]]:
     return [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
 
 
+def _listed(given: Any) -> list[object]:
+    """Images as a list, which one alone becomes too."""
+    if isinstance(given, pd.DataFrame):
+        given = given.iloc[:, 0]
+    file = isinstance(given, str | os.PathLike | bytes | bytearray | memoryview)
+    alone = file or (isinstance(given, np.ndarray) and given.ndim == 3)
+    return [given] if alone else list(given)
+
+
 def _opened(image: object) -> Image.Image:
     """A path, an encoded file or pixels, as an RGB image."""
     if isinstance(image, str | os.PathLike):
         return Image.open(image).convert("RGB")
     if isinstance(image, bytes | bytearray | memoryview):
         return Image.open(io.BytesIO(image)).convert("RGB")
-    pixels = np.asarray(image, dtype=np.uint8)
-    if pixels.ndim != 3 or pixels.shape[2] != 3:
+    pixels = np.asarray(image)
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise ValueError(
             f"pixels must be uint8 [height, width, 3], got the shape {list(pixels.shape)}: give "
             "RGB images, or paths or bytes of image files"
         )
-    return Image.fromarray(pixels)
+    whole = pixels.dtype.kind in "iuf" and bool((pixels == np.floor(pixels)).all())
+    # Where the brightest float is 1, nobody can tell whether it is white or almost black.
+    doubtful = pixels.dtype.kind == "f" and pixels.max() <= 1
+    if not whole or doubtful or pixels.min() < 0 or pixels.max() > 255:
+        raise ValueError(
+            f"pixels must be whole numbers from 0 to 255, got {pixels.dtype} from {pixels.min()} "
+            f"to {pixels.max()}: scale and convert them, e.g. 0 to 1 by "
+            "(255 * pixels).round().astype(np.uint8)"
+        )
+    return Image.fromarray(pixels.astype(np.uint8))
 
 
 def square(image: Image.Image, side: int, mode: str, interpolation: Any) -> np.ndarray:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -239,16 +240,22 @@ def test_an_mlflow_model_reads_images_and_names_classes(
         pixels = model.val_images.read(row).permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(tmp_path / f"{row}.png")
     code = (
-        "import mlflow, numpy as np, pandas as pd\nfrom PIL import Image\n"
+        "import mlflow, numpy as np, pandas as pd\nfrom pathlib import Path\n"
+        "from PIL import Image\n"
         "model = mlflow.pyfunc.load_model(folder)\n"
         "paths = [f'{given}/{row}.png' for row in range(3)]\n"
         "content = [open(path, 'rb').read() for path in paths]\n"
         "pixels = [np.asarray(Image.open(path)) for path in paths]\n"
         "answers = [model.predict(images) for images in (\n"
         "    pd.DataFrame({'image': paths}), paths, pd.DataFrame({'x': content}), content,\n"
-        "    pd.DataFrame({'image': pixels}), pd.DataFrame({'image': []}))]\n"
-        "assert list(answers[-1].columns) == ['class', 'probability', 'probabilities']\n"
-        "assert len(answers.pop()) == 0\n"
+        "    pd.DataFrame({'image': pixels}), pixels, np.stack(pixels),\n"
+        "    pd.DataFrame({'image': [p.tolist() for p in pixels]}))]\n"
+        "for alone in (paths[0], Path(paths[0]), content[0], pixels[0]):\n"
+        "    assert model.predict(alone)['class'].to_list() == [answers[0]['class'][0]]\n"
+        "for nothing in ([], pd.DataFrame({'image': []})):\n"
+        "    nothing = model.predict(nothing)\n"
+        "    assert list(nothing.columns) == ['class', 'probability', 'probabilities']\n"
+        "    assert len(nothing) == 0\n"
         "for answer in answers:\n"
         "    assert answer['class'].to_list() == answers[0]['class'].to_list()\n"
         "    assert answer['probability'].to_list() == [max(p) for p in answer['probabilities']]\n"
@@ -273,6 +280,29 @@ def test_an_mlflow_model_reads_images_and_names_classes(
 
 
 # MLflow's own, about itself, when it is imported.
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
+def test_pixels_that_are_no_bytes_are_refused_by_the_travelling_code() -> None:
+    from search.exports.served import _opened
+
+    pixels = np.arange(2 * 2 * 3).reshape(2, 2, 3)
+    kinds = (np.uint8, np.int16, np.float32)
+    for fits in (*(pixels.astype(kind) for kind in kinds), pixels.tolist()):
+        assert np.array_equal(np.asarray(_opened(fits)), pixels)
+    for wrong, found in (
+        (pixels / 255, "float64 from 0.0 to 0.04"),
+        (1.0 * (pixels > 5), "float64 from 0.0 to 1.0"),
+        (pixels * np.nan, "float64 from nan"),
+        ((pixels + 300).astype(np.int16), "int16 from 300 to 311"),
+        (pixels - 1, "int64 from -1 to 10"),
+        ((pixels > 5).tolist(), "bool"),
+    ):
+        with pytest.raises(ValueError, match=rf"whole numbers from 0 to 255, got {found}.*uint8"):
+            _opened(wrong)
+    for shape in ((2, 2), (3, 2, 2), (0, 2, 3)):
+        with pytest.raises(ValueError, match=r"\[height, width, 3\]"):
+            _opened(np.zeros(shape, np.uint8))
+
+
 @pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
