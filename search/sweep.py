@@ -27,7 +27,7 @@ from search.ledger.lock import SweepLock
 from search.ledger.objectives import front_of, parse_objective
 from search.ledger.pruners import IN_SEQUENCE
 from search.ledger.results import Result, trial_folder
-from search.ledger.store import JOURNAL_LEDGER, open_store
+from search.ledger.store import open_store
 from search.preflight import Plan, adopt
 from search.problems import StoppedError, UsageError
 from search.reporting.at_end import has_report, report_at_end
@@ -37,7 +37,7 @@ from search.terminal.progress import Progress
 from search.tracking.mirror import Mirror, sweep_artifacts
 from search.tracking.tracker import Tracker
 from search.tracking.uploader import open_tracker
-from trainables.credentials import shown, without_password
+from trainables.credentials import shown
 from trainables.storage import Storage, StorageError, open_storage
 from trainables.trainable import Assignment, FewShotTrainable
 
@@ -97,7 +97,7 @@ def run_sweep(plan: Plan, console: Console) -> Outcome:
         config = plan.config
         study_name = f"{config.name}-{plan.id[:8]}"
         store = stack.enter_context(
-            closing(open_store(config.ledger, sweep, study_name, lock.check))
+            closing(open_store(config.ledger, sweep, study_name, lock.check, say))
         )
         ledger = Ledger(
             sweep,
@@ -112,8 +112,6 @@ def run_sweep(plan: Plan, console: Console) -> Outcome:
         ledger.tidy()
         for notice in filter(None, (store.notice, ledger.notice)):
             say(notice)
-        if config.ledger != JOURNAL_LEDGER:
-            _refuse_copy(ledger, sweep)
         tracker = open_tracker(plan.tracking_uri, config.name, sweep)
         mirror = Mirror(tracker, config, plan.fingerprints)
         mirror.open_sweep(ledger.results, sweep)
@@ -121,20 +119,6 @@ def run_sweep(plan: Plan, console: Console) -> Outcome:
             return _run(plan, ledger, tracker, mirror, console)
         finally:
             tracker.close(0.0)
-
-
-def _refuse_copy(ledger: Ledger, sweep: Storage) -> None:
-    """Two copies of a folder must not share one study in a database."""
-    here = without_password(sweep.location)
-    home = without_password(ledger.study.user_attrs.get("location", here))
-    if home != here and open_storage(home).exists("sweep.json"):
-        raise UsageError(
-            [
-                f"A ledger in a database belongs to one folder, and this one belongs to '{home}': "
-                f"'{here}' is a copy. Go on there, or start another sweep with --name."
-            ]
-        )
-    ledger.study.set_user_attr("location", here)
 
 
 def _run(plan: Plan, ledger: Ledger, tracker: Tracker, mirror: Mirror, console: Console) -> Outcome:

@@ -373,8 +373,8 @@ class Ledger:
                 [
                     f"A trial that the ledger calls finished must have its result, and "
                     f"'{trial_folder(missing[0])}/result.json' is not there "
-                    f"({len(missing)} in all). Restore the sweep's folder from a copy, or start "
-                    "another sweep with --name."
+                    f"({len(missing)} in all). Go on in the folder that has it, restore this one "
+                    "from a copy, or start another sweep with --name."
                 ]
             )
         if doubt := self._doubt():

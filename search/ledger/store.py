@@ -6,7 +6,7 @@ import time
 import urllib.parse
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from typing import Any, Protocol, TypeVar
 
 import optuna
@@ -15,7 +15,8 @@ from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBSto
 from optuna.trial import FrozenTrial
 
 from search.ledger.journal import DAMAGED, Journal, JournalView
-from search.problems import StoppedError
+from search.ledger.study_lock import CONNECT_SECONDS, NOTICED_SECONDS, StudyLock
+from search.problems import StoppedError, UsageError
 from trainables.credentials import without_password
 from trainables.storage import Storage
 
@@ -25,7 +26,6 @@ JOURNAL_LEDGER = "journal"
 """The ledger's address where it is the journal in the sweep's folder."""
 PATIENCE = 60.0
 """Seconds for which a database that fails is asked again."""
-_CONNECT_SECONDS = 5
 
 
 class LedgerError(StoppedError):
@@ -98,19 +98,58 @@ class MemoryStore:
         """See `StudyStore`."""
 
 
+class _TakenError(Exception):
+    """The study's lock is another driver's."""
+
+
 class DatabaseStore:
     """A study in PostgreSQL. A server that is away is waited for."""
 
     def __init__(self, url: str, name: str) -> None:
         """Raises `LedgerError` where the database cannot be used."""
+        import psycopg
         from sqlalchemy.exc import SQLAlchemyError
 
         self._url = url
-        self._failures = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
+        known = (SQLAlchemyError, psycopg.Error, optuna.exceptions.StorageInternalError)
+        self._failures = (*known, _TakenError)
+        self._lock: StudyLock | None = None
         self.name = name
         self.notice = ""
         self._database = self.patiently(lambda: _connect(url))
         self.storage: BaseStorage = get_storage(self._database)  # remembers what has ended
+
+    def take(self, say: Callable[[str], None]) -> None:
+        """Keep all other drivers from the study until this store is closed.
+
+        `say` is told, in one line, when one has to be waited for: the server need not know yet that
+        it is dead. Raises `UsageError` while it lives, and `LedgerError`.
+        """
+        lock = StudyLock(_libpq(self._url), self.name)
+        deadline = time.monotonic() + NOTICED_SECONDS
+        told = False
+        try:
+            while not self.patiently(lock.take):
+                if time.monotonic() > deadline:
+                    raise UsageError(
+                        [
+                            f"One driver at a time may write a study, and '{self.name}' in "
+                            f"{without_password(self._url)} is another's, which runs a copy of "
+                            "this sweep's folder. Wait for it, stop it, or start another sweep "
+                            "with --name."
+                        ]
+                    )
+                if not told:
+                    say(
+                        f"Waiting up to {NOTICED_SECONDS:.0f} s to see whether another driver "
+                        "still writes this sweep's study."
+                    )
+                told = True
+                time.sleep(0.2)
+        except BaseException:
+            lock.release()
+            raise
+        self._lock = lock
 
     def together(self) -> AbstractContextManager[None]:
         """See `StudyStore`. Each call of the database is a transaction of its own."""
@@ -121,6 +160,8 @@ class DatabaseStore:
         deadline, wait = time.monotonic() + PATIENCE, 0.1
         while True:
             try:
+                if self._lock is not None and not self._lock.take():
+                    raise _TakenError("another driver writes the study")
                 return act()
             except self._failures as error:
                 if time.monotonic() + wait > deadline:
@@ -133,16 +174,28 @@ class DatabaseStore:
 
     def close(self) -> None:
         """See `StudyStore`."""
+        if self._lock is not None:
+            self._lock.release()
         self._database.remove_session()
         self._database.engine.dispose()
 
 
-def open_store(url: str, sweep: Storage, name: str, guard: Callable[[], None]) -> StudyStore:
-    """The store that a ledger's address means; `name` is the study's in a database.
+def open_store(
+    url: str, sweep: Storage, name: str, guard: Callable[[], None], say: Callable[[str], None]
+) -> StudyStore:
+    """The store that a ledger's address means, for the owner of the sweep; `name` is the study's in
+    a database.
 
-    `guard` raises where the sweep has another owner. Raises `LedgerError`.
+    `guard` raises where the sweep has another owner. `say` is told when another driver has to be
+    waited for. Raises `UsageError` where one has the study, and `LedgerError`.
     """
-    return JournalStore(sweep, guard) if url == JOURNAL_LEDGER else DatabaseStore(url, name)
+    if url == JOURNAL_LEDGER:
+        return JournalStore(sweep, guard)
+    with ExitStack() as stack:
+        store = stack.enter_context(closing(DatabaseStore(url, name)))
+        store.take(say)
+        stack.pop_all()
+    return store
 
 
 def look_at_study(url: str, sweep: Storage, name: str) -> list[FrozenTrial]:
@@ -195,7 +248,7 @@ def ledger_problems(url: str) -> list[str]:
             "pip install 'fewshot-clip-search[postgresql]'."
         ]
     try:
-        psycopg.connect(_libpq(url), connect_timeout=_CONNECT_SECONDS).close()
+        psycopg.connect(_libpq(url), connect_timeout=CONNECT_SECONDS).close()
     except (psycopg.Error, ValueError) as error:
         return [
             f"--ledger must be a PostgreSQL database that lets us in, and '{shown}' does not "
@@ -220,7 +273,7 @@ def _libpq(url: str) -> str:
 def _connect(url: str) -> RDBStorage:
     options: dict[str, Any] = {
         "pool_pre_ping": True,  # a connection that the server's restart has cut is not used
-        "connect_args": {"connect_timeout": _CONNECT_SECONDS},
+        "connect_args": {"connect_timeout": CONNECT_SECONDS},
     }
     address = urllib.parse.urlsplit(url)._replace(scheme="postgresql+psycopg").geturl()
     return RDBStorage(address, engine_kwargs=options)

@@ -26,6 +26,10 @@ ONE_BY_ONE = ("--max-concurrent", "1")
 SMALL = ("--space", "taskres", "--shots", "4", "--seeds", "1", "--eval-seeds", "1")
 
 
+def record(sweep: Sweep) -> dict[str, object]:
+    return json.loads((sweep.folder / "sweep.json").read_text())  # type: ignore[no-any-return]
+
+
 def values(sweep: Sweep) -> dict[int, object]:
     return {n: (r["state"], r["values"], r["config"]) for n, r in sweep.results().items()}
 
@@ -170,7 +174,8 @@ def database(tmp_path: Path) -> Iterator[Postgresql]:
 
 
 def test_a_ledger_in_postgresql(database: Postgresql, tmp_path: Path, calm: Sweep) -> None:
-    """The same trials as with a journal; refusals before, a copy, and another ledger are told."""
+    """The same trials as with a journal; refusals before, and another ledger, are told. A copy
+    of the folder is restored from its results."""
     sweep = Sweep(tmp_path, "test")
     options = (*SMALL, *ONE_BY_ONE, *QUIET, "--trials", "5")
     ledger = ("--ledger", database.uri)
@@ -193,9 +198,11 @@ def test_a_ledger_in_postgresql(database: Postgresql, tmp_path: Path, calm: Swee
     assert f'ledger: the sweep has "{database.uri}", asked for "journal"' in done.stderr
 
     shutil.copytree(sweep.folder, tmp_path / "copies" / "test")
-    done = Sweep(tmp_path / "copies", "test").run(*options, *ledger)
-    assert done.returncode == 2
-    assert f"belongs to '{sweep.folder}'" in done.stderr
+    copy = Sweep(tmp_path / "copies", "test")
+    done = copy.run(*options, *ledger)
+    assert done.returncode == 0, done.stderr
+    assert values(copy) == values(sweep)
+    assert len({row["id"] for row in map(record, (sweep, copy))}) == 2  # each with its own study
 
 
 def test_a_budget_is_extended(sweep: Sweep) -> None:

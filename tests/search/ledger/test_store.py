@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,13 @@ from search.ledger.store import (
     DatabaseStore,
     JournalStore,
     LedgerError,
+    StudyStore,
     ledger_problems,
     look_at_study,
+    open_store,
 )
+from search.ledger.study_lock import StudyLock
+from search.problems import UsageError
 from spaces.base import Setting
 from spaces.registry import SPACES
 from tests.servers import Postgresql, postgresql_programs
@@ -51,8 +56,10 @@ def open_ledger(database: Postgresql) -> Iterator[Open]:
     """Opens a folder's ledger; several may be open, as after a death that nobody has noticed."""
     stores = []
 
-    def ledger(folder: Path) -> Ledger:
+    def ledger(folder: Path, alone: bool = False) -> Ledger:
         stores.append(DatabaseStore(database.uri, str(folder)))
+        if alone:
+            stores[-1].take(lambda _: None)
         return Ledger(LocalStorage(folder), stores[-1], SPACE, "tpe", "asha", 0)
 
     yield ledger
@@ -110,8 +117,9 @@ def test_a_study_is_looked_at_while_it_is_written(
 def test_a_server_that_dies_is_waited_for(
     database: Postgresql, open_ledger: Open, tmp_path: Path
 ) -> None:
-    """SIGKILL while trials are asked, reported and committed; the same driver goes on."""
-    ledger = open_ledger(tmp_path)
+    """SIGKILL while trials are asked, reported and committed; the same driver goes on, and the
+    study is still its own."""
+    ledger = open_ledger(tmp_path, alone=True)
     done = threading.Event()
 
     def disturb() -> None:
@@ -135,6 +143,7 @@ def test_a_server_that_dies_is_waited_for(
     results = read_results(LocalStorage(tmp_path))
     assert len(results) >= 2
     assert list(results) == list(range(len(results)))
+    assert not free(database, tmp_path)
     again = open_ledger(tmp_path)
     assert again.waiting == 0
     assert [t.number for t in again.frozen()] == list(results)
@@ -162,6 +171,56 @@ def test_a_server_that_stays_away_loses_nothing(
     again = open_ledger(tmp_path)
     assert again.waiting == 0
     assert again.frozen()[2].state == TrialState.COMPLETE
+
+
+def free(database: Postgresql, folder: Path) -> bool:
+    """Whether a driver would get the study now."""
+    lock = StudyLock(database.uri, str(folder))
+    try:
+        return lock.take()
+    finally:
+        lock.release()
+
+
+@needs_postgresql
+def test_a_study_is_one_drivers(
+    database: Postgresql, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of the folder, on a host from which the original cannot be seen, is refused."""
+    monkeypatch.setattr(study, "NOTICED_SECONDS", 0.5)
+    said: list[str] = []
+
+    def opened() -> StudyStore:
+        sweep = LocalStorage(tmp_path)
+        return open_store(database.uri, sweep, str(tmp_path), lambda: None, said.append)
+
+    with closing(opened()):
+        assert said == []
+        with pytest.raises(UsageError, match="another's, which runs a copy of this sweep's folder"):
+            opened()
+        assert len(said) == 1
+        with closing(DatabaseStore(database.uri, "another")) as other:
+            other.take(said.append)
+    with closing(opened()):
+        assert len(said) == 1
+
+
+@needs_postgresql
+def test_a_driver_whose_study_was_taken_writes_no_more(
+    database: Postgresql, open_ledger: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server was away, and somebody else was there first when it came back."""
+    ledger = open_ledger(tmp_path, alone=True)
+    ledger.ask()
+    database.kill()
+    database.wait()
+    monkeypatch.setattr(study, "PATIENCE", 1.0)
+    other = StudyLock(database.uri, str(tmp_path))
+    assert other.take()
+    with pytest.raises(LedgerError, match="another driver writes the study"):
+        ledger.ask()
+    other.release()
+    assert ledger.ask().number == 1
 
 
 @needs_postgresql
