@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -174,6 +175,11 @@ class SweepConfig:
             )
         if self.time_budget is not None and self.time_budget <= 0:
             found.append(f"--time-budget must be positive, got {self.time_budget:g} s.")
+        if not 0 <= self.checkpoint_seconds < math.inf:
+            found.append(
+                "--checkpoint-seconds must be a finite number of at least 0, got "
+                f"{self.checkpoint_seconds:g}."
+            )
         if self.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
             found.append(
                 "--name must be letters, digits, '.', '_' and '-' (at most 100, the first a "

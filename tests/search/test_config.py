@@ -28,3 +28,10 @@ def test_unreadable_images_may_be_left_out_of_a_sweep_that_has_begun(tmp_path: P
     assert configure([*resume, "--skip-unreadable"]).task.skip_unreadable
     with pytest.raises(UsageError, match="made_split"):
         configure([*resume, "--make-split"])
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-5"])
+def test_the_time_between_checkpoints_is_a_time(seconds: str) -> None:
+    (problem,) = configure(["--checkpoint-seconds", seconds]).problems()
+    assert f"--checkpoint-seconds must be a finite number of at least 0, got {seconds}." in problem
+    assert configure(["--checkpoint-seconds", "0"]).problems() == []
