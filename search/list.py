@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
+from rich.cells import cell_len
 from rich.table import Table
 
 from search.config import SweepConfig
@@ -27,11 +29,13 @@ STYLES = {
     "unreadable": "red",
 }
 """How a state is shown."""
+_SPARE = ("data", "owner", "space", "begun", "best")  # what a narrow terminal lacks, in this order
 
 _INTRODUCTION = """\
 List the sweeps of a storage: what each searches, how it stands, who runs it, its best value.
 
-It only looks, whether a sweep is running or not. `python -m search.status NAME` says more."""
+It only looks, whether a sweep is running or not. `python -m search.status NAME` says more. A narrow
+terminal shows fewer columns."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,27 +51,47 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _table(standings: Sequence[Standing]) -> Table:
+def _row(found: Standing) -> dict[str, str]:
+    """A sweep's cells, by heading."""
+    config, best = found.config, found.best
+    known = found.results is not None
+    return {
+        "name": found.name,
+        "space": config.space if config else "",
+        "data": described(config.task) if config else "",
+        "state": found.state,
+        "owner": found.owner or "",
+        "trials": f"{found.done} of {found.asked}" if known else "",
+        "best": percent(best.value if best else None).strip() if known else "",
+        "begun": f"{ago(found.since)} ago" if found.since else "",
+    }
+
+
+def sweeps_table(standings: Sequence[Standing], width: int) -> Table:
+    """A row a sweep, with the columns that fit without breaking a word."""
+    rows = [_row(found) for found in standings]
+    needed = {
+        heading: max(cell_len(part) for row in rows for part in (heading, *_parts(row, heading)))
+        for heading in rows[0]
+    }
+    for spare in _SPARE:
+        if sum(needed.values()) + 2 * (len(needed) - 1) > width:
+            del needed[spare]
     table = Table(box=None, pad_edge=False)
-    for heading in ("name", "space", "data", "state", "owner"):
-        table.add_column(heading, overflow="fold", no_wrap=heading == "state")
-    for heading in ("trials", "best", "begun"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for found in standings:
-        config, best = found.config, found.best
-        known = found.results is not None
-        table.add_row(
-            found.name,
-            config.space if config else "",
-            described(config.task) if config else "",
-            found.state,
-            found.owner or "",
-            f"{found.done} of {found.asked}" if known else "",
-            percent(best.value if best else None).strip() if known else "",
-            f"{ago(found.since)} ago" if found.since else "",
-            style=STYLES[found.state],
-        )
+    for heading in needed:
+        numbers = heading in ("trials", "best", "begun")
+        # A name that is wider than all that is left folds.
+        wraps = heading == "data" or (heading == "name" and "best" not in needed)
+        justify: Literal["left", "right"] = "right" if numbers else "left"
+        table.add_column(heading, justify=justify, overflow="fold", no_wrap=not wraps)
+    for found, row in zip(standings, rows, strict=True):
+        table.add_row(*(row[heading] for heading in needed), style=STYLES[found.state])
     return table
+
+
+def _parts(row: Mapping[str, str], heading: str) -> Sequence[str]:
+    """What of a cell stays on one line: of data each word."""
+    return row[heading].split() if heading == "data" else [row[heading]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not standings:
         console.print(f"There is no sweep in '{place}' yet.")
         return 0
-    console.print(_table(standings))
+    console.print(sweeps_table(standings, console.width))
     for found in standings:
         if found.trouble:
             console.print(f"{found.name}: {found.trouble}", style="red")

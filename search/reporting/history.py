@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from search.ledger.results import Result, State
 from search.reporting.figures import BLUE, GREEN, MARKERS, ORANGE, VERMILION, Figure, draw
@@ -46,7 +47,7 @@ def _history(source: Source) -> Figure:
             values.append(best)
         if numbers:
             axes.step(numbers, values, where="post", color=GREEN, label="best so far")
-        axes.set(xlabel="trial (number)", ylabel="validation accuracy (%)")
+        axes.set_ylabel("validation accuracy (%)")
 
     caption = (
         "A trial's value is its validation accuracy, the mean over data sets, shots and draws; of "
@@ -56,7 +57,9 @@ def _history(source: Source) -> Figure:
 
 
 def _dots(axes: Axes, source: Source, height: Callable[[Result], float | None]) -> None:
-    """One mark a trial, by its state."""
+    """One mark a trial, by its state, over the trials' numbers."""
+    axes.set_xlabel("trial (number)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for state, (label, colour, marker) in _STATES.items():
         found = {r.number: y for r in source.of(state) if (y := height(r)) is not None}
         if found:
@@ -95,7 +98,7 @@ def _survival(source: Source) -> Figure:
 def _times(source: Source) -> Figure:
     def paint(axes: Axes) -> None:
         _dots(axes, source, lambda r: r.train_seconds)
-        axes.set(xlabel="trial (number)", ylabel="training and validation (s)", ylim=(0, None))
+        axes.set(ylabel="training and validation (s)", ylim=(0, None))
 
     caption = "Time in training and validation, all draws together; waiting is not counted."
     return draw("times", "Time per trial", caption, paint)

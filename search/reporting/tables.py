@@ -76,10 +76,11 @@ def mean_of(values: Sequence[float]) -> str:
 
 
 def _in_markdown(text: str) -> str:
-    for character in "\\`*_[]<>|":
+    for character in "\\`*_[]<>|$~&":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split()) if set(text) - set("-:") else text
 
 
 def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(cell.translate(_LATEX) for cell in cells) + r" \\"
+    # LaTeX reads a star or a bracket that follows the end of a row as the end's own argument.
+    return "{}" + " & ".join(cell.translate(_LATEX) for cell in cells) + r" \\"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from rich.console import Console
 
 from search import list as list_module
 from search import preflight as preflight_module
@@ -177,6 +178,23 @@ def test_what_is_said_is_no_markup(
         world.end(0.5, "FAIL", reason=f"DataError: {MARKUP}", details=f"in {MARKUP}")
     text = told(capsys, world, "--errors")
     assert text.count(MARKUP) == 2
+
+
+@pytest.mark.parametrize("width", [30, 60, 80, 160])
+def test_a_narrow_terminal_breaks_no_name(plan: Plan, tmp_path: Path, width: int) -> None:
+    with World(plan, str(tmp_path)) as world:
+        world.end(0.8)
+    name = "taskres-digits-tiny-2shot-14669b"
+    found = replace(read_standing("mine", world.storage), name=name)
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(list_module.sweeps_table([found, replace(found, name="b")], width))
+    lines = capture.get().splitlines()
+    assert all(len(line) <= width for line in lines)
+    assert (name in lines[1]) == (width >= 60)  # where there is room for it
+    assert ("digits," in capture.get()) == (width == 160)
+    assert "interrupted" in lines[1]
+    assert ("80.0 %" in lines[1]) == (width >= 80)
 
 
 def test_every_sweep_is_a_row(

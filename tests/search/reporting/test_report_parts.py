@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import itertools
+import re
 import statistics
 from pathlib import Path
 from typing import Any, get_args
@@ -27,7 +28,7 @@ from search.reporting import mask_figures, residuals
 from search.reporting.artifacts import Learned
 from search.reporting.dependence import importances, varied
 from search.reporting.figures import COLOURS, MARKERS, draw, logarithmic, look, plain
-from search.reporting.history import survivors
+from search.reporting.history import history_section, survivors
 from search.reporting.mask_figures import dropped_iou, layer_sparsity
 from search.reporting.page import notices
 from search.reporting.provenance import command
@@ -149,6 +150,26 @@ def test_latex_escapes_what_it_would_read() -> None:
     assert r"x \& y & 1 $\pm$ 2 \\" in text
     assert r"\$ & \textbackslash{} \\" in text
     assert text.count(r"\begin{tabular}{lr}") == 1
+
+
+def test_names_are_no_arguments_of_latex_and_no_markup_of_markdown() -> None:
+    table = Table("t", "T", ("*h", "n"), (("[a]star", "1"), ("*b", "2"), ("$x$ ~y~ &lt;", "3")))
+    rows = [line for line in table.latex().splitlines() if line.endswith(r" \\")]
+    assert len(rows) == 4
+    assert not any(row.startswith(("*", "[")) for row in rows)
+    assert rows[1].removeprefix("{}").startswith("[a]star & ")
+    assert r"\$x\$ \~y\~ \&lt;" in table.markdown()
+
+
+def test_trials_have_whole_numbers() -> None:
+    trials = {n: result(n, (0.1 * n,)) for n in range(3)}
+    section = history_section(dataclasses.replace(sweep_of("s", ("a", 1)), results=trials))
+    svgs = [f.svg.decode() for f in section.figures if f.name in ("history", "times")]
+    assert len(svgs) == 2
+    for svg in svgs:
+        ticks = re.findall(r'<g id="xtick_\d+">.*?<!-- (.*?) -->', svg, re.DOTALL)
+        assert {"0", "1", "2"} <= set(ticks)
+        assert all(re.fullmatch(r"\d+", tick) for tick in ticks)
 
 
 def test_means_are_written_in_per_cent() -> None:
