@@ -1,6 +1,7 @@
 """What can be masked, counted on the published architectures without their weights."""
 
 import math
+import re
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -12,7 +13,7 @@ from torch import nn
 from trainables.backbones.open_clip import open_clip
 from trainables.backbones.registry import load_backbone
 from trainables.methods.base import MethodError
-from trainables.methods.layers import maskable, text_names
+from trainables.methods.layers import image_names, maskable, text_names, unclassified
 
 
 @cache
@@ -114,11 +115,45 @@ def test_a_text_tower_of_unknown_layers_is_refused() -> None:
     other = nn.Module()
     other.text = nn.Sequential(nn.Linear(3, 3), nn.Embedding(4, 3))
     backbone = replace(load_backbone("tiny"), model=other)
-    with pytest.raises(MethodError, match=r"none that can be masked .* 1 Embedding, 1 Linear"):
+    with pytest.raises(
+        MethodError, match=r"0\.weight \(Linear\) \(its layers are 1 Embedding, 1 Linear"
+    ):
         text_names(backbone, "all")
     with pytest.raises(MethodError, match="has none"):
         text_names(replace(backbone, model=nn.Module()), "all")
 
 
-def test_unknown_layers_are_left_alone() -> None:
-    assert maskable(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))) == {}
+def test_heads_and_position_biases_are_no_mlp() -> None:
+    """Of a trunk that ends with an attention pool, and of attention with a network for the bias."""
+    for arch, mlps in (("PE-Core-T-16-384", 12 + 1), ("vit_relpos_medium_patch16_cls_224", 12)):
+        visual = tower(arch)
+        found = [name for name, group in maskable(visual).items() if group == "mlp"]
+        assert len(found) == 2 * mlps
+        assert all(name.split(".")[-3] == "mlp" for name in found)
+        assert not any("head" in name or "rel_pos" in name for name in maskable(visual))
+        assert not unclassified(visual)
+
+
+def test_patch_merging_is_neither_attention_nor_mlp() -> None:
+    visual = tower("swin_base_patch4_window7_224")
+    assert Counter(maskable(visual).values()) == {"patch": 1, "mhsa": 48, "mlp": 48}
+    assert not unclassified(visual)
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("levit_128", "trunk.stages.0.blocks.0.attn.qkv.linear.weight (Linear)"),
+        ("convit_tiny", "trunk.blocks.0.attn.qk.weight (Linear)"),
+        ("sequencer2d_s", "trunk.stages.0.blocks.0.rnn_tokens.rnn_v.weight_ih_l0 (LSTM)"),
+    ],
+)
+def test_a_tower_with_layers_of_an_unknown_kind_is_refused(name: str, first: str) -> None:
+    """Although some of its layers are known."""
+    other = nn.Module()
+    with torch.device("meta"):
+        other.visual = open_clip.timm_model.TimmModel(name, 64, pool="avg", pretrained=False)
+    backbone = replace(load_backbone("tiny"), model=other)
+    for masked in ("mhsa", "mlp", "all"):
+        with pytest.raises(MethodError, match=rf"{re.escape(first)}.* more \(its layers are"):
+            image_names(backbone, masked, False)  # type: ignore[arg-type]

@@ -35,12 +35,17 @@ _PROJECTIONS: tuple[frozenset[str], ...] = (
     frozenset({"q", "kv"}),  # timm's attention pool
 )
 
+_HEADS = ("proj", "text_projection", "fc", "classifier")
+"""Names of a tower's last layers, besides `head` and what begins with it."""
+_POSITIONS = ("rel_pos", "cpb_mlp", "meta_mlp")
+"""Names of timm's networks for position biases."""
+
 
 def maskable(tower: nn.Module) -> dict[str, Group]:
     """Parameter name -> group, in module order.
 
     Weight matrices and kernels only: never biases, norms, class token, embeddings or the final
-    projection (as in R-AMT's code).
+    projection (as in R-AMT's code); see `unclassified` for what remains.
     """
     found: dict[str, Group] = {}
     attention, mlp = _linear_layers(tower)
@@ -56,6 +61,21 @@ def maskable(tower: nn.Module) -> dict[str, Group]:
             for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
                 if isinstance(getattr(module, name, None), nn.Parameter):
                     found[f"{prefix}{name}"] = "mhsa"
+    return found
+
+
+def unclassified(tower: nn.Module) -> dict[str, str]:
+    """Parameter name -> kind of layer, of weights that are in no group and not known to be apart.
+
+    A tower that has such weights is one of which nobody has looked whether they should be masked.
+    """
+    known, apart = maskable(tower), _apart(tower)
+    found: dict[str, str] = {}
+    for name, parameter in tower.named_parameters():
+        path, _, last = name.rpartition(".")
+        module = tower.get_submodule(path)
+        if parameter.ndim > 1 and "weight" in last and name not in known and module not in apart:
+            found[name] = type(module).__name__
     return found
 
 
@@ -83,12 +103,20 @@ def text_names(backbone: Backbone, masked: Masked) -> list[str]:
     )
 
 
-def _wanted(tower: nn.Module, masked: Masked, more: set[Group], place: str) -> list[str]:
+def _wanted(tower: nn.Module, masked: Masked, besides: set[Group], place: str) -> list[str]:
     """In order. Neither the first convolution nor the one group that a narrow `masked` names may
-    be missing."""
+    be missing, and no layer may be of an unknown kind."""
     groups = maskable(tower)
-    wanted, there = GROUPS[masked] | more, set(groups.values())
-    needed = more if masked in ("all", "dynamic") else wanted
+    if unknown := [f"{name} ({kind})" for name, kind in unclassified(tower).items()]:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        raise MethodError(
+            f"masks need towers whose layers are all of a known kind, but {place} has weights "
+            f"that are neither attention, MLP nor convolution: {', '.join(unknown[:3])}"
+            f"{more} (its layers are {inventory(tower)}): use another backbone, or a "
+            "method that masks nothing (--space taskres)"
+        )
+    wanted, there = GROUPS[masked] | besides, set(groups.values())
+    needed = besides if masked in ("all", "dynamic") else wanted
     if needed - there or not wanted & there:
         raise MethodError(
             f"masked={masked!r} needs {' and '.join(sorted(wanted))} weights, but {place} has "
@@ -118,6 +146,16 @@ def _is_attention(module: nn.Module) -> bool:
     return any(names <= linear for names in _PROJECTIONS)
 
 
+def _is_block(module: nn.Module) -> bool:
+    """Attention beside layers that hold none: not a whole tower that ends with an attention pool,
+    whose other children are its blocks."""
+    children = list(module.children())
+    others = [child for child in children if not _is_attention(child)]
+    return len(others) < len(children) and not any(
+        _is_attention(inner) for child in others for inner in child.modules()
+    )
+
+
 def _linear_layers(tower: nn.Module) -> tuple[set[nn.Module], set[nn.Module]]:
     """Linear layers that belong to attention, and those that belong to an MLP."""
     attention: set[nn.Module] = set()
@@ -126,7 +164,26 @@ def _linear_layers(tower: nn.Module) -> tuple[set[nn.Module], set[nn.Module]]:
         children = dict(module.named_children())
         if _is_attention(module):
             attention.update(m for m in children.values() if isinstance(m, nn.Linear))
-        elif any(map(_is_attention, children.values())) or {"fc1", "fc2"} <= children.keys():
-            mlp.update(m for m in module.modules() if isinstance(m, nn.Linear))
-    final = getattr(getattr(tower, "head", None), "mlp", None)  # timm's projection, if it is one
-    return attention, mlp - attention - set(final.modules() if final else ())
+        elif _is_block(module) or {"fc1", "fc2"} <= children.keys():
+            others = (child for child in children.values() if not _is_attention(child))
+            mlp.update(m for child in others for m in child.modules() if isinstance(m, nn.Linear))
+    apart = _apart(tower)
+    return attention - apart, mlp - attention - apart
+
+
+def _apart(tower: nn.Module) -> set[nn.Module]:
+    """What is never masked although it has weights like what is: heads and projections, embeddings,
+    the small networks that make attention's position bias out of coordinates, and Swin's patch
+    merging, which stands between the blocks and, like the first layer, makes tokens: it belongs to
+    no attention and to no MLP."""
+    found: set[nn.Module] = set()
+    for base in (tower, getattr(tower, "trunk", None)):  # timm's
+        for name, child in base.named_children() if base is not None else ():
+            if name.startswith("head") or name in _HEADS:
+                found.update(child.modules())
+    for path, module in tower.named_modules():
+        name = path.rpartition(".")[2]
+        embedding = "embed" in name or isinstance(module, nn.Embedding)
+        if embedding or name in _POSITIONS or path.endswith("downsample.reduction"):
+            found.update(module.modules())
+    return found
