@@ -201,10 +201,10 @@ def _figure(rows: Sequence[_Row], published: Sequence[Published], part: Part) ->
         canvas.supxlabel("shots (training images a class)", fontsize=10)
         canvas.supylabel("test accuracy (%)", fontsize=10)
         legend(canvas)
-        over = "a panel a data set; the mean is over those that all rows have"
+        over = panels[0].title if len(panels) == 1 else "a panel a data set"
+        shares = "; the mean is over those that all rows have" * (len(panels) > len(places))
         caption = (
-            f"{_TITLES[part]}, {over if len(panels) > 1 else panels[0].title}. Bars: sample "
-            "standard deviation over fresh draws."
+            f"{_TITLES[part]}, {over}{shares}. Bars: sample standard deviation over fresh draws."
         )
         return finish(f"shots-{part}", "Accuracy over shots", caption, canvas)
 
