@@ -105,7 +105,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SPEC",
         help="tiny; an open_clip architecture with its tag or a local file (ViT-B-16, "
         "ViT-B-32:laion2b_s34b_b79k, RN50:weights.pt); openai:FILE for a state dict in OpenAI's "
-        "layout; MASKS.safetensors@SPEC for one of these with the masks of an artifact folded in "
+        "layout; MASKS.safetensors@SPEC for one of these with the masks of an artifact folded in, "
+        "MASKS.pth.tar@SPEC with those of a checkpoint of R-AMT's code "
         f"(default: {default.task.backbone})",
     )
     what.add_argument(

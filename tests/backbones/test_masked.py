@@ -16,6 +16,7 @@ from trainables.backbones.masked import split_masked
 from trainables.backbones.registry import BACKBONES, absolute_spec, load_backbone
 from trainables.backbones.shared import fetch_weights, share_weights
 from trainables.methods.base import MethodError
+from trainables.methods.masks import pack_bits, unpack_masks
 from trainables.methods.registry import METHODS
 from trainables.storage import LocalStorage
 from trainables.tensor_file import write_tensors
@@ -93,6 +94,24 @@ def test_masks_on_masks(artifact: Path, tmp_path: Path) -> None:
         load_backbone(f"{tmp_path}/more.safetensors@tiny")
 
 
+def test_masks_of_the_released_code(masks: Trainer, bench: Workbench, tmp_path: Path) -> None:
+    """The same bits as in an artifact make the same backbone, whatever stands before names."""
+    bits = unpack_masks(*masks.artifact(), bench.backbone.fingerprint)
+    state = {
+        f"module.{name.rpartition('.')[0]}.mask_real": bytes(pack_bits(mask).tolist())
+        for name, mask in bits.items()
+    }
+    for name in ("model.pth.tar-30", "masks.pt"):
+        torch.save({"state_dict": state, "epoch": 30}, tmp_path / name)
+        found = load_backbone(f"{tmp_path}/{name}@tiny")
+        assert found.fingerprint == masks.method.tuned().fingerprint
+    first = next(iter(state))
+    torch.save({k: v for k, v in state.items() if k != first}, tmp_path / "masks.pt")
+    message = refused(f"{tmp_path}/masks.pt@tiny")
+    assert f"there is none of {next(iter(bits))}: load the backbone" in message
+    assert "does not exist" in refused(f"{tmp_path}/none.pth.tar@tiny")
+
+
 def test_a_method_is_trained_on_it(artifact: Path, masks: Trainer, bench: Workbench) -> None:
     """As behind a stage."""
     on_file = trained(residual_trial(1), Workbench(f"{artifact}@tiny", "cpu", TASK.source("")))
@@ -107,6 +126,8 @@ def test_a_method_is_trained_on_it(artifact: Path, masks: Trainer, bench: Workbe
         ("a.safetensors@tiny", ("a.safetensors", "tiny")),
         ("/x/a.safetensors@RN50:/y/b.safetensors", ("/x/a.safetensors", "RN50:/y/b.safetensors")),
         ("a.safetensors@b.safetensors@tiny", ("a.safetensors", "b.safetensors@tiny")),
+        ("/x/model.pth.tar-30@RN50:/y/b.pt", ("/x/model.pth.tar-30", "RN50:/y/b.pt")),
+        ("a.pth@tiny", ("a.pth", "tiny")),
         ("RN50:/x@y/w.safetensors", None),
         ("tiny", None),
     ],

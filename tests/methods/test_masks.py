@@ -167,6 +167,17 @@ def test_released_masks_are_read(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], masks[name]) for name in masks)
 
 
+@pytest.mark.parametrize("before", ["", "visual.", "module.image_encoder."])
+def test_released_masks_of_a_state_dict_alone_below_any_name(tmp_path: Path, before: str) -> None:
+    """And which of the layers have masks is known from the names."""
+    content, masks = released()
+    state = {f"{before}{key}": value for key, value in content["state_dict"].items()}
+    torch.save(state | {f"{before}ln.weight": torch.ones(2)}, tmp_path / "model.pth")
+    found = read_released_masks(tmp_path / "model.pth", SHAPES | {"b.mlp.c_fc.weight": (5, 3)})
+    assert found.keys() == masks.keys()
+    assert all(torch.equal(found[name], masks[name]) for name in masks)
+
+
 class Gadget:
     """Something that only code can make again."""
 
@@ -176,8 +187,9 @@ class Gadget:
     [
         (released(scheduler=Gadget())[0], SHAPES, "without running code"),
         (b"no checkpoint", SHAPES, "without running code"),
-        ({"weights": 1}, SHAPES, "state_dict"),
-        (released()[0], {"conv1.weight": (4, 3, 2, 2)}, "differ in b.attn.mask_real"),
+        ([1], SHAPES, "state_dict"),
+        ({"weights": 1}, SHAPES, "got none: load the backbone"),
+        (released()[0], {"conv1.weight": (4, 3, 2, 2)}, r"got those of b\.attn\.mask_real"),
         (released()[0], SHAPES | {"b.out.weight": (3, 6)}, "another size"),
     ],
 )

@@ -39,7 +39,8 @@ def load_backbone(spec: str, device: torch.device | str = "cpu") -> Backbone:
     `openai:FILE` (a state dict in OpenAI's layout, .npz too; dimensions inferred),
     `DIR` or `local-dir:DIR` (`open_clip_config.json` and `open_clip_model.safetensors`),
     `bundle:FILE` (features without a model, see `trainables/data/bundle.py`),
-    `FILE.safetensors@SPEC` (any of these with the masks of an artifact that was trained on it).
+    `FILE.safetensors@SPEC` (any of these with the masks of an artifact that was trained on it),
+    `FILE.pth.tar@SPEC` (.pth, .pt; the masks of a checkpoint of R-AMT's released code).
 
     Raises `BackboneError`.
     """

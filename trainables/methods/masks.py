@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,42 +110,57 @@ def unpack_masks(
 
 
 def read_released_masks(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Masks from a checkpoint of R-AMT's released code, by the names of the weights in `shapes`.
+    """Masks from a checkpoint of R-AMT's released code, by the names of those weights in `shapes`,
+    all that could have one, of which it has one.
 
     There a mask is a Python byte string, packed like ours, under `<module path>.mask_real` in the
-    entry `state_dict` of what `torch.save` wrote; the weight `x.weight` or `x.in_proj_weight`
-    belongs to `x`. Nothing is unpickled freely: torch's weights-only reader knows byte strings in
-    its default pickle protocol, 2, which is what that code writes; other protocols, and other
-    objects in the file, are refused. Raises `MethodError`.
+    entry `state_dict` of what `torch.save` wrote, or in a state dict alone; the weight `x.weight`
+    or `x.in_proj_weight` belongs to `x`. What stands before all module paths (`visual.`) is no
+    matter. Nothing is unpickled freely: torch's weights-only reader knows byte strings in its
+    default pickle protocol, 2, which is what that code writes; other protocols, and other objects
+    in the file, are refused. Raises `MethodError`.
     """
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-        state = content["state_dict"]
+        state = content.get("state_dict", content)
         stored = {key: value for key, value in state.items() if isinstance(value, bytes)}
     except Exception as error:  # the reader fails in many ways, at anything that might run code
         raise MethodError(
-            f"{str(path)!r} must be a checkpoint of R-AMT's code with a state_dict, readable "
-            f"without running code, and is not ({type(error).__name__}: {str(error)[:120]}): "
-            "save its state_dict alone, by torch.save and in its default protocol"
+            f"{str(path)!r} must be a checkpoint of R-AMT's code, readable without running code, "
+            f"and is not ({type(error).__name__}: {str(error)[:120]}): save its state_dict alone, "
+            "by torch.save and in its default protocol"
         ) from None
     keys = {name: f"{name.rpartition('.')[0]}.mask_real" for name in shapes}
-    if set(keys.values()) != stored.keys():
-        different = sorted(set(keys.values()) ^ stored.keys())
+    before = _before_all(stored, set(keys.values()))
+    masked = {name: f"{before}{key}" for name, key in keys.items() if f"{before}{key}" in stored}
+    if not stored or (unknown := sorted(stored.keys() - masked.values())):
+        found = f"those of {', '.join(unknown[:3])}" if stored else "none"
         raise MethodError(
-            f"the masks in {str(path)!r} must be those of the masked layers, but differ in "
-            f"{', '.join(different[:3])}: mask the layers that they were trained on "
-            "(patch_embedding always, masked='all' for MASK_MLP and ResNets)"
+            f"the masks in {str(path)!r} must be of layers that this backbone has, got {found}: "
+            "load the backbone that they were trained on"
         )
     try:
         return {
-            name: unpack_bits(torch.from_numpy(np.frombuffer(stored[key], np.uint8).copy()), shape)
-            for (name, key), shape in zip(keys.items(), shapes.values(), strict=True)
+            name: unpack_bits(
+                torch.from_numpy(np.frombuffer(stored[key], np.uint8).copy()), shapes[name]
+            )
+            for name, key in masked.items()
         }
     except ValueError as error:
         raise MethodError(
             f"a mask in {str(path)!r} is of another size ({error}): load the backbone that it was "
             "trained on"
         ) from None
+
+
+def _before_all(stored: Collection[str], known: Collection[str]) -> str:
+    """What stands before every stored name and leaves a known one, e.g. `visual.`, or nothing."""
+    parts = min(stored, default="").split(".")
+    for count in range(len(parts)):
+        before = "".join(f"{part}." for part in parts[:count])
+        if all(key.startswith(before) and key.removeprefix(before) in known for key in stored):
+            return before
+    return ""
 
 
 def _smallest(packed: Tensor) -> Tensor:
