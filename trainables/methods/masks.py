@@ -125,10 +125,11 @@ def read_released_masks(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> di
         state = content.get("state_dict", content)
         stored = {key: value for key, value in state.items() if isinstance(value, bytes)}
     except Exception as error:  # the reader fails in many ways, at anything that might run code
+        why = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0]  # no advice
         raise MethodError(
             f"{str(path)!r} must be a checkpoint of R-AMT's code, readable without running code, "
-            f"and is not ({type(error).__name__}: {str(error)[:120]}): save its state_dict alone, "
-            "by torch.save and in its default protocol"
+            f"and is not ({why[:120]}): save its state_dict alone, by torch.save and in its "
+            "default protocol"
         ) from None
     keys = {name: f"{name.rpartition('.')[0]}.mask_real" for name in shapes}
     before = _before_all(stored, set(keys.values()))
