@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,16 @@ def session_members(leader: int) -> dict[int, str]:
     ).stdout
     rows = (line.split(None, 2) for line in listing.splitlines())
     return {int(pid): args for pid, sid, args in rows if int(sid) == leader}
+
+
+@contextlib.contextmanager
+def held(process: int) -> Iterator[None]:
+    """A process that does nothing meanwhile, however long it takes: a sweep is not over by then."""
+    os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process, signal.SIGCONT)
 
 
 def kill_everything(process: subprocess.Popen[str]) -> None:

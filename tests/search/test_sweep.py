@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from tests.search.conftest import Sweep, kill_everything, session_members
+from tests.search.conftest import Sweep, held, kill_everything, session_members
 
 pytestmark = [
     pytest.mark.filterwarnings(
@@ -187,7 +187,8 @@ def test_ctrl_c_stops_cleanly_and_another_driver_is_refused(sweep: Sweep) -> Non
     journal = sweep.folder / "study.journal"
     # A part has been trained, which no checkpoint shows yet.
     sweep.wait_until(lambda: journal.exists() and b'"intermediate_value":' in journal.read_bytes())
-    second = sweep.run(*options)
+    with held(process.pid):
+        second = sweep.run(*options)
     assert second.returncode == 2
     assert f"being run already by process {process.pid}" in second.stderr
     os.kill(process.pid, signal.SIGINT)

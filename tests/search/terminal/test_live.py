@@ -22,7 +22,7 @@ from typing import Any
 import pyte
 import pytest
 
-from tests.search.conftest import Sweep, environment
+from tests.search.conftest import Sweep, environment, held
 
 OPTIONS = (
     *("--space", "rmt", "--shots", "2", "--trials", "8"),
@@ -129,7 +129,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
         terminal.resize(60, 20)
         time.sleep(1.0)  # four frames
         narrow = terminal.text()
-        told = beside(sweep, "search.status", "live", "--json")
+        with held(terminal.process.pid):
+            told = beside(sweep, "search.status", "live", "--json")
         assert told.returncode == 0, told.stderr
         code = terminal.process.wait(400)
         time.sleep(0.5)
