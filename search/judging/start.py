@@ -17,7 +17,7 @@ class Start:
     location: str
     """Folder of that sweep."""
     sweep: str
-    """Its id, which a copy of the folder keeps."""
+    """Its id, which a folder that is moved keeps."""
     trial: int
     """Number of the winner."""
     stage: TrialConfig
