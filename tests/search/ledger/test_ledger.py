@@ -407,6 +407,20 @@ def test_no_bit_of_a_journal_can_change_what_a_trial_ended_with(
     assert not Ledger(LocalStorage(folder), again, SPACE, "random", "asha", 0).notice
 
 
+def test_what_a_running_trial_reported_cannot_be_changed(tmp_path: Path) -> None:
+    """No result stands against it yet: the checksum alone knows."""
+    ledger = open_ledger(tmp_path)
+    ledger.report(ledger.ask().number, [0.25], {"val/accuracy": 0.25})
+    journal = tmp_path / "study.journal"
+    data = journal.read_bytes()
+    assert data.count(b'"intermediate_value":0.25') == 1
+    journal.write_bytes(data.replace(b'_value":0.25', b'_value":0.75'))
+    store = JournalStore(LocalStorage(tmp_path), lambda: None)
+    assert "damaged" in store.notice
+    (trial,) = Ledger(LocalStorage(tmp_path), store, SPACE, "random", "asha", 0).frozen()
+    assert trial.intermediate_values == {}
+
+
 def without_sums(journal: bytes) -> bytes:
     return re.sub(rb',"crc":"[0-9a-f]{8}"}', b"}", journal)
 
