@@ -27,8 +27,8 @@ from trainables.backbones.base import Backbone
 from trainables.backbones.folder import write_folder
 from trainables.backbones.open_clip import open_clip
 from trainables.backbones.registry import load_backbone
-from trainables.methods.base import Classes, Material, Schedule
-from trainables.methods.rmt import MaskTuning, MaskTuningConfig
+from trainables.methods.base import BuildContext, ClassTexts, Schedule
+from trainables.methods.masking.rmt import MaskTuning, MaskTuningConfig
 
 CLASSES = 100
 
@@ -88,7 +88,7 @@ def _written(backbone: Backbone) -> Backbone:
 
 def _masked(backbone: Backbone, classes: Tensor, rng: torch.Generator) -> tuple[Backbone, float]:
     """As after a training that has flipped a third of the bits."""
-    material = Material(backbone, Classes(classes), Schedule((1e-3,)))
+    material = BuildContext(backbone, ClassTexts(classes), Schedule((1e-3,)))
     method = MaskTuning.build(MaskTuningConfig(), material)
     masked = kept = 0
     with torch.no_grad():
@@ -96,7 +96,7 @@ def _masked(backbone: Backbone, classes: Tensor, rng: torch.Generator) -> tuple[
             score[torch.rand(score.shape, generator=rng) < 1 / 3] = 0.0
     for mask in method.masks().values():
         masked, kept = masked + mask.numel(), kept + int(mask.sum())
-    return method.tuned(), 1 - kept / masked
+    return method.merged_backbone(), 1 - kept / masked
 
 
 def _logits(backbone: Backbone, weight: Tensor, images: Tensor) -> Tensor:

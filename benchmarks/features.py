@@ -37,14 +37,14 @@ from trainables.backbones.registry import load_backbone
 from trainables.data.base import FeatureRows, Split
 from trainables.data.images import ImageFiles
 from trainables.data.source import DataSource
-from trainables.methods.base import Classes
+from trainables.encoded_task import EncodedTask
+from trainables.methods.base import ClassTexts
 from trainables.methods.taskres import TaskResConfig
 from trainables.optim import OptimConfig
 from trainables.store import Store
 from trainables.trainer import Trainer
-from trainables.trial import Cell, TrialConfig
+from trainables.trial import Episode, TrialConfig
 from trainables.view import ENCODE_BATCH, View
-from trainables.workbench import Workbench
 
 PHOTOGRAPH = (375, 500)
 DIMENSION = 512
@@ -127,14 +127,14 @@ def second_use(classes: int, shots: int, turns: int, folder: Path) -> SecondUse:
             home = folder / "data" / split / f"class {label:04d}"
             home.mkdir(parents=True)
             photographs(home, count, (8, 8))
-    cell = Cell(f"folder:{folder / 'data'}", shots, 1)
+    episode = Episode(f"folder:{folder / 'data'}", shots, 1)
     backbone, store = load_backbone("tiny"), Store(folder / "store")
     times: list[tuple[float, float]] = []
     for turn in range(turns + 1):  # the first one fills the store
-        bench = Workbench("tiny", "cpu", DataSource())
+        bench = EncodedTask("tiny", "cpu", DataSource())
         bench._store, bench.__dict__["backbone"] = store, backbone
         begin = time.perf_counter()
-        train, _ = bench.views(cell)
+        train, _ = bench.views(episode)
         drawn = time.perf_counter()
         index = torch.randperm(len(train))[:256]
         batch = train.features()[index]
@@ -145,7 +145,7 @@ def second_use(classes: int, shots: int, turns: int, folder: Path) -> SecondUse:
     return SecondUse(classes * shots, draw, first)
 
 
-class Synthetic(Workbench):
+class Synthetic(EncodedTask):
     """A workbench whose features are noise around the classes'."""
 
     def __init__(self, classes: int, shots: int, val_shots: int) -> None:
@@ -160,14 +160,14 @@ class Synthetic(Workbench):
         rows = FeatureRows(self._texts[labels] + 3 * noise, "noise")
         return self.view(Split(rows, labels, "noise"), flip=False)
 
-    def views(self, cell: Cell) -> tuple[View, View]:
+    def views(self, episode: Episode) -> tuple[View, View]:
         """The same for every cell."""
         train, val = self._pair
         return train, val
 
-    def classes(self, *where: object) -> Classes:
+    def classes(self, *where: object) -> ClassTexts:
         """Features without texts."""
-        return Classes(self._texts)
+        return ClassTexts(self._texts)
 
     def class_features(self, *where: object) -> Tensor:
         """[c, d]."""
@@ -176,7 +176,7 @@ class Synthetic(Workbench):
 
 def training(classes: int, shots: int, val_shots: int, epochs: int) -> tuple[float, float]:
     """Wall and processor seconds of `epochs` epochs, after one that does not count."""
-    trainer = Trainer(CONFIG, Synthetic(classes, shots, val_shots), Cell("noise", shots, 1))
+    trainer = Trainer(CONFIG, Synthetic(classes, shots, val_shots), Episode("noise", shots, 1))
     trainer.run_epoch()
     begin = time.perf_counter(), time.process_time()
     for _ in range(epochs):

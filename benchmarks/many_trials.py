@@ -26,14 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.environment import quiet_environment
+from search.core.environment import quiet_environment
 
 quiet_environment()  # Ray reads its settings when it is imported
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
-    from spaces.base import Setting
+    from spaces.base import TaskFacts
     from trainables.trial import TrialConfig
 
 _NOBODY = "http://127.0.0.1:9"  # the port of the discard service: nothing listens there
@@ -43,7 +43,7 @@ _NOBODY = "http://127.0.0.1:9"  # the port of the discard service: nothing liste
 class NoOpSpace:
     """One number that changes nothing, and a method that learns nothing."""
 
-    setting: Setting
+    setting: TaskFacts
     name = "no-op"
 
     @property
@@ -81,9 +81,9 @@ def run(storage: str, name: str, trials: int, slots: int, tracking_uri: str) -> 
     """A sweep in this process; marks are (trials done, unix seconds, MB of this process)."""
     from rich.console import Console
 
-    from search.config import SweepConfig
-    from search.preflight import preflight
-    from search.sweep import run_sweep
+    from search.core.config import SweepConfig
+    from search.driver.preflight import preflight
+    from search.driver.sweep import run_sweep
     from spaces.registry import SPACES, Entry
     from trainables.trial import TaskSpec
 

@@ -42,10 +42,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainables.backbones.base import Backbone, Preprocess
 from trainables.backbones.open_clip import open_clip
 from trainables.backbones.registry import load_backbone
-from trainables.methods.base import Batch, Classes, Material, Schedule
-from trainables.methods.rmt import MaskTuning, MaskTuningConfig
+from trainables.encoded_task import zero_shot_logits
+from trainables.methods.base import Batch, BuildContext, ClassTexts, Schedule
+from trainables.methods.masking.rmt import MaskTuning, MaskTuningConfig
 from trainables.optim import OptimConfig, make_optimiser
-from trainables.workbench import zero_shot_logits
 
 Shape = Literal["tiny", "ViT-B-16", "ViT-B-32"]
 Step = Literal["published", "ours", "cached", "bfloat16"]
@@ -185,7 +185,9 @@ class OurStep:
         """`classes` [c, d]: class features, not normalised."""
         self._backbone, self._classes = backbone, classes
         schedule = Schedule(OPTIM.learning_rates(1600))
-        self.method = MaskTuning.build(config, Material(backbone, Classes(classes), schedule))
+        self.method = MaskTuning.build(
+            config, BuildContext(backbone, ClassTexts(classes), schedule)
+        )
         self._optimiser = make_optimiser(self.method.trainable().values(), OPTIM)
 
     def teacher(self, images: Tensor) -> Tensor:

@@ -24,14 +24,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.mask_step import open_shape
-from spaces.base import Setting, preset_trial
+from spaces.base import TaskFacts, preset_trial
 from trainables.data.prompts import class_features, prompt_set
 from trainables.data.source import DataSource
-from trainables.methods.base import Classes, Material, Preset, Schedule
+from trainables.encoded_task import EncodedTask
+from trainables.methods.base import BuildContext, ClassTexts, Preset, Schedule
 from trainables.methods.registry import METHODS
 from trainables.trainer import Trainer, accuracy
-from trainables.trial import Cell, TrialConfig
-from trainables.workbench import Workbench
+from trainables.trial import Episode, TrialConfig
 
 FILE = Path(__file__).with_name("methods.jsonl")
 SHOTS = (1, 4, 16)
@@ -81,22 +81,22 @@ class Figure:
     """From the draw to the last epoch."""
 
 
-def train(method: str, preset: Preset, shots: int, seed: int, bench: Workbench) -> Figure:
+def train(method: str, preset: Preset, shots: int, seed: int, bench: EncodedTask) -> Figure:
     """One training by the preset, judged on the whole validation pool."""
     start = time.perf_counter()
-    cell = Cell("digits", shots, seed)
-    images = len(bench.views(cell)[0])
-    setting = Setting("digits", shots, images, bench.backbone.tower)
-    found = judge(preset_trial(method, preset, setting), cell, bench)
+    episode = Episode("digits", shots, seed)
+    images = len(bench.views(episode)[0])
+    setting = TaskFacts("digits", shots, images, bench.backbone.tower)
+    found = judge(preset_trial(method, preset, setting), episode, bench)
     return Figure(method, preset, shots, seed, found, round(time.perf_counter() - start, 1))
 
 
-def judge(trial: TrialConfig, cell: Cell, bench: Workbench) -> float:
+def judge(trial: TrialConfig, episode: Episode, bench: EncodedTask) -> float:
     """Accuracy on the whole validation pool, a fraction, after this training."""
-    trainer = Trainer(trial, bench, cell)
+    trainer = Trainer(trial, bench, episode)
     for _ in range(trainer.epochs):
         trainer.run_epoch()
-    dataset = bench.source.dataset(cell.dataset)
+    dataset = bench.source.dataset(episode.dataset)
     pool = bench.view(dataset.split("val"), dataset.flip)
     return accuracy(trainer.logits(pool), pool.labels)
 
@@ -124,13 +124,13 @@ def sizes() -> dict[str, tuple[int, int]]:
     the bytes that they, their gradients and the optimiser's moments take."""
     backbone = open_shape("ViT-B-16")
     prompts = prompt_set("caltech101", [f"thing {i}" for i in range(CLASSES)], "single")
-    classes = Classes(class_features(backbone, prompts), prompts)
+    classes = ClassTexts(class_features(backbone, prompts), prompts)
     images = 16 * CLASSES
     found = {}
     for name, method in METHODS.items():
         recipe = method.preset("paper", dataset="caltech101", shots=16, images=images, tower="vit")
         schedule = Schedule(recipe.optim.learning_rates(images))
-        built = method.build(recipe.config, Material(backbone, classes, schedule, images))
+        built = method.build(recipe.config, BuildContext(backbone, classes, schedule, images))
         count = sum(tensor.numel() for tensor in built.trainable().values())
         copies = 3 if recipe.optim.optimiser == "sgd" else 4
         found[name] = count, 4 * copies * count
@@ -148,10 +148,10 @@ def table(figures: list[Figure], counted: dict[str, tuple[int, int]]) -> str:
     ]
     for method in METHODS:
         count, size = counted[method]
-        cells = [_cell(figures, method, shots) for shots in SHOTS]
+        episodes = [_cell(figures, method, shots) for shots in SHOTS]
         lines.append(
             f"| `{method}` | {PUBLISHED[method]} | {count:,} | {_size(size)} | "
-            + " | ".join(cells)
+            + " | ".join(episodes)
             + " |"
         )
     return "\n".join(lines)
@@ -187,7 +187,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)  # at these sizes more only wait for each other
     if not given.print:
-        bench = Workbench("tiny", "cpu", DataSource())
+        bench = EncodedTask("tiny", "cpu", DataSource())
         for job in missing(given.methods.split(","), given.presets.split(",")):
             figure = train(*job, bench)
             print(figure, flush=True)

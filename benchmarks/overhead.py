@@ -23,7 +23,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from search.environment import quiet_environment
+from search.core.environment import quiet_environment
 
 quiet_environment()  # Ray reads its settings when it is imported
 
@@ -33,17 +33,17 @@ from optuna.storages import JournalStorage  # noqa: E402
 from optuna.storages.journal import JournalFileBackend  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from search.config import SweepConfig  # noqa: E402
-from search.ledger.pruners import PRUNERS  # noqa: E402
+from search.core.config import SweepConfig  # noqa: E402
+from search.core.pruners import PRUNERS  # noqa: E402
+from search.core.samplers import make_sampler  # noqa: E402
+from search.core.task import setting  # noqa: E402
+from search.driver.preflight import preflight  # noqa: E402
+from search.driver.sweep import Outcome, run_sweep  # noqa: E402
 from search.ledger.results import read_results  # noqa: E402
-from search.ledger.samplers import make_sampler  # noqa: E402
-from search.preflight import preflight  # noqa: E402
-from search.sweep import Outcome, run_sweep  # noqa: E402
-from search.task import setting  # noqa: E402
 from spaces.registry import SPACES  # noqa: E402
+from trainables.encoded_task import EncodedTask  # noqa: E402
 from trainables.trial import TaskSpec  # noqa: E402
 from trainables.trial_run import TrialRun  # noqa: E402
-from trainables.workbench import Workbench  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def run_peer(config: SweepConfig, folder: Path) -> Side:
     """Ask, train, tell, in one process."""
     task = config.task
     source = task.source("")
-    bench = Workbench(task.backbone, "cpu", source)
+    bench = EncodedTask(task.backbone, "cpu", source)
     space = SPACES[config.space].build(setting(task, source, bench.backbone.tower))
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():

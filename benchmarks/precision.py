@@ -17,18 +17,20 @@ from typing import get_args
 import torch
 
 from benchmarks.methods import SEEDS, judge
-from spaces.base import Setting, preset_trial
+from spaces.base import TaskFacts, preset_trial
 from trainables.data.source import DataSource
+from trainables.encoded_task import EncodedTask
 from trainables.methods.base import Preset
-from trainables.methods.mask_method import Precision
-from trainables.trial import Cell, TrialConfig
-from trainables.workbench import Workbench
+from trainables.methods.masking.mask_method import Precision
+from trainables.trial import Episode, TrialConfig
 
 
-def trial(preset: Preset, cell: Cell, precision: Precision, bench: Workbench) -> TrialConfig:
+def trial(
+    preset: Preset, episode: Episode, precision: Precision, bench: EncodedTask
+) -> TrialConfig:
     """R-AMT by its preset, in this precision."""
-    images = len(bench.views(cell)[0])
-    setting = Setting(cell.dataset, cell.shots, images, bench.backbone.tower)
+    images = len(bench.views(episode)[0])
+    setting = TaskFacts(episode.dataset, episode.shots, images, bench.backbone.tower)
     found = preset_trial("rmt", preset, setting)
     return replace(found, method_config=replace(found.method_config, precision=precision))
 
@@ -40,11 +42,11 @@ def main() -> None:
     parser.add_argument("--preset", choices=get_args(Preset), default="clean")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    bench = Workbench("tiny", "cpu", DataSource())
+    bench = EncodedTask("tiny", "cpu", DataSource())
     for shots in map(int, given.shots.split(",")):
-        cells = [Cell("digits", shots, seed) for seed in SEEDS]
+        episodes = [Episode("digits", shots, seed) for seed in SEEDS]
         found = {
-            precision: [judge(trial(given.preset, c, precision, bench), c, bench) for c in cells]
+            precision: [judge(trial(given.preset, c, precision, bench), c, bench) for c in episodes]
             for precision in get_args(Precision)
         }
         costs = [low - full for full, low in zip(*found.values(), strict=True)]

@@ -11,11 +11,11 @@ import shtab
 
 from search import doctor, export, report, run, status, sync
 from search import list as listing
-from search.exports.formats import FORMATS
-from search.ledger.pruners import PRUNERS
-from search.ledger.samplers import SAMPLERS
+from search.core.problems import UsageError
+from search.core.pruners import PRUNERS
+from search.core.samplers import SAMPLERS
+from search.exporting.formats import FORMATS
 from search.options import Parser
-from search.problems import UsageError
 from search.terminal.console import end_with_the_reader
 from spaces.registry import SPACES
 from trainables.data.registry import DATASETS

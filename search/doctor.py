@@ -16,23 +16,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from search.environment import quiet_environment
+from search.core.environment import quiet_environment
 
 quiet_environment()  # Ray reads its settings when it is imported
 
-from search.config import SweepConfig, is_bundle  # noqa: E402
-from search.examine import ExaminationApart  # noqa: E402
+from search.core.config import SweepConfig, is_bundle  # noqa: E402
+from search.core.problems import UsageError  # noqa: E402
+from search.driver.backbone_probe import BackboneProbeProcess  # noqa: E402
+from search.driver.preflight import address_problems, tracking_uri  # noqa: E402
 from search.options import Parser, absolute_dataset, names  # noqa: E402
-from search.preflight import address_problems, tracking_uri  # noqa: E402
-from search.problems import UsageError  # noqa: E402
 from search.tracking.uri import TrackingError, check_tracking_uri  # noqa: E402
 from trainables.backbones.base import BackboneError  # noqa: E402
 from trainables.backbones.registry import absolute_spec  # noqa: E402
 from trainables.cache import cache_folder  # noqa: E402
 from trainables.credentials import shown  # noqa: E402
 from trainables.data.base import DataError, Dataset  # noqa: E402
-from trainables.data.coop_layouts import LAYOUTS  # noqa: E402
-from trainables.data.imagenet import ImageNet, ImageNetShift  # noqa: E402
+from trainables.data.benchmarks.coop_layouts import LAYOUTS  # noqa: E402
+from trainables.data.benchmarks.imagenet import ImageNet, ImageNetShift  # noqa: E402
 from trainables.data.lists import ListedDataset  # noqa: E402
 from trainables.data.registry import open_dataset  # noqa: E402
 from trainables.data.sealed import check_test_split  # noqa: E402
@@ -172,7 +172,7 @@ def check_data(root: str, asked: Sequence[str]) -> Iterator[Finding]:
 def check_backbone(spec: str) -> Finding:
     """The weights, loaded once."""
     try:
-        with ExaminationApart(spec) as examiner:
+        with BackboneProbeProcess(spec) as examiner:
             facts = examiner.facts()
     except BackboneError as error:
         return Finding("backbone", "wrong", spec, str(error))

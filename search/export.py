@@ -14,16 +14,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from search.config import SweepConfig
-from search.exports.card import CARD, card
-from search.exports.chosen import BEST, Chosen, choose
-from search.exports.formats import FORMATS, unfit
-from search.exports.model import Model, open_model
-from search.exports.registry import ALIAS, Registry, RegistryError, Version
-from search.exports.verify import VerificationError, Verified, verify
+from search.core.config import SweepConfig
+from search.core.problems import UsageError
+from search.driver.preflight import load_record, uri_afterwards
+from search.exporting.card import CARD, card
+from search.exporting.chosen import BEST, Chosen, choose
+from search.exporting.formats import FORMATS, unfit
+from search.exporting.model import Model, open_model
+from search.exporting.registry import ALIAS, Registry, RegistryError, Version
+from search.exporting.verify import VerificationError, Verified, verify
 from search.options import Parser
-from search.preflight import load_record, uri_afterwards
-from search.problems import UsageError
 from search.tracking.uploader import open_runs
 from search.tracking.uri import TrackingError, check_tracking_uri, model_name_problem
 from trainables.storage import StorageError, open_storage
@@ -116,7 +116,7 @@ class Exported:
     @property
     def source(self) -> str:
         """Where it comes from, in a few words."""
-        chosen, cell = self.chosen, self.chosen.cell
+        chosen, cell = self.chosen, self.chosen.episode
         return (
             f"Trial {chosen.result.number} of {chosen.config.name} ({chosen.trial.methods}, "
             f"{cell.dataset}, {cell.shots} shots, seed {cell.seed})"
@@ -148,7 +148,7 @@ def export(options: argparse.Namespace) -> Exported:
     if options.register is not None:
         runs = open_runs(_answering(options.tracking_uri, config), options.name, sweep)
         registry = Registry(options.register, runs)
-    chosen = choose(sweep, record, config, options.trial, options.cell)
+    chosen = choose(sweep, record, config, options.trial, options.episode)
     if registry is not None:
         source = (config.name, record["id"], chosen.result.number, chosen.file)
         if (version := registry.find(*source)) and not is_kept:
@@ -187,7 +187,7 @@ def _answering(given: str, config: SweepConfig) -> str:
 
 def _title(options: argparse.Namespace) -> str:
     trial = options.trial if options.trial == BEST else f"trial{options.trial}"
-    return f"{trial}-{options.cell}" if options.cell else str(trial)
+    return f"{trial}-{options.episode}" if options.episode else str(trial)
 
 
 def _write(model: Model, kind: str, output: Path) -> Verified:

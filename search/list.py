@@ -11,13 +11,13 @@ from typing import Literal
 from rich.cells import cell_len
 from rich.table import Table
 
-from search.config import SweepConfig
+from search.core.config import SweepConfig
+from search.core.problems import UsageError
+from search.core.task import described
 from search.options import Parser
-from search.problems import UsageError
-from search.task import described
 from search.terminal.console import end_with_the_reader, open_console
 from search.terminal.progress import percent
-from search.terminal.standing import Standing, ago, read_standings
+from search.terminal.sweep_status import SweepStatus, ago, read_standings
 from trainables.credentials import without_password
 from trainables.storage import open_storage
 
@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _row(found: Standing) -> dict[str, str]:
+def _row(found: SweepStatus) -> dict[str, str]:
     """A sweep's cells, by heading."""
     config, best = found.config, found.best
     known = found.results is not None
@@ -67,7 +67,7 @@ def _row(found: Standing) -> dict[str, str]:
     }
 
 
-def sweeps_table(standings: Sequence[Standing], width: int) -> Table:
+def sweeps_table(standings: Sequence[SweepStatus], width: int) -> Table:
     """A row a sweep, with the columns that fit without breaking a word."""
     rows = [_row(found) for found in standings]
     needed = {

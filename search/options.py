@@ -12,13 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from search.config import SweepConfig, differences, is_bundle
-from search.judging.winner import read_start
-from search.ledger.pruners import PRUNERS
-from search.ledger.samplers import SAMPLERS
-from search.preflight import load_record
-from search.problems import UsageError
-from spaces.registry import SPACES, Entry, SpaceError, find_space
+from search.core.config import SweepConfig, differences, is_bundle
+from search.core.problems import UsageError
+from search.core.pruners import PRUNERS
+from search.core.samplers import SAMPLERS
+from search.driver.preflight import load_record
+from search.evaluation.winner import read_start
+from spaces.registry import SPACES, SpaceEntry, SpaceError, find_space
 from trainables.backbones.registry import absolute_spec
 from trainables.data.base import DataError
 from trainables.data.bundle import open_bundle
@@ -400,7 +400,7 @@ def per_task(config: SweepConfig) -> list[SweepConfig]:
     return found
 
 
-def _by_space(value: Callable[[Entry], str]) -> str:
+def _by_space(value: Callable[[SpaceEntry], str]) -> str:
     """A default that depends on the space, e.g. `1 for rmt, 3 for taskres`."""
     names: dict[str, list[str]] = {}
     for name, entry in SPACES.items():

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from search.config import SweepConfig
+from search.core.config import SweepConfig
+from search.core.problems import UsageError
 from search.options import Parser
-from search.problems import UsageError
-from search.reporting.at_end import REPORT
+from search.reporting.build import REPORT
 from search.reporting.source import comparable, read_source
 from trainables.credentials import without_password
 from trainables.storage import StorageError, join

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from search.environment import quiet_environment
+from search.core.environment import quiet_environment
 
 quiet_environment()  # Ray reads its settings when it is imported
 
-from search.config import SweepConfig  # noqa: E402
+from search.core.config import SweepConfig  # noqa: E402
+from search.core.problems import EvaluationError, StoppedError, UsageError  # noqa: E402
+from search.driver.preflight import preflight_each  # noqa: E402
 from search.options import build_parser, configure, is_dry_run, per_task  # noqa: E402
-from search.preflight import preflight_each  # noqa: E402
-from search.problems import EvaluationError, StoppedError, UsageError  # noqa: E402
 from search.terminal.console import open_console  # noqa: E402
 from trainables.storage import StorageError  # noqa: E402
 
 if TYPE_CHECKING:
-    from search.sweep import Outcome
+    from search.driver.sweep import Outcome
 
 __all__ = ["build_parser", "configure", "main"]
 
@@ -71,7 +71,7 @@ def _run(config: SweepConfig, console: Console) -> list[Outcome]:
     for plan in plans:
         outcome = _load_the_rest().run_sweep(plan, console)
         outcomes.append(outcome)
-        from search.exports.register import register_winner
+        from search.exporting.register import register_winner
         from search.terminal.summary import print_summary, print_tasks
 
         print_summary(outcome, console)
@@ -98,7 +98,7 @@ def _complain(problem: str) -> None:
 
 def _load_the_rest() -> ModuleType:
     """Ray and all that uses it: seconds, in which the backbone is looked at."""
-    return importlib.import_module("search.sweep")
+    return importlib.import_module("search.driver.sweep")
 
 
 if __name__ == "__main__":

@@ -10,19 +10,19 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from search.config import SweepConfig
-from search.judging.evaluation import EVALUATION, Label
-from search.judging.statistics import summary
+from search.core.config import SweepConfig
+from search.core.problems import UsageError
+from search.core.task import described
+from search.evaluation.record import EVALUATION, Label
+from search.evaluation.statistics import summary
 from search.ledger.store import JOURNAL_LEDGER
 from search.list import STYLES
 from search.options import Parser
-from search.problems import UsageError
-from search.task import described
 from search.terminal.commands import module_command
 from search.terminal.console import end_with_the_reader, open_console
-from search.terminal.details import Details, look_into
+from search.terminal.details import Details, load_details
 from search.terminal.progress import percent, short
-from search.terminal.standing import Standing, ago, failures, read_standing
+from search.terminal.sweep_status import SweepStatus, ago, failures, read_standing
 from trainables.credentials import shown, without_password
 
 _INTRODUCTION = """\
@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def next_steps(found: Standing, details: Details, storage: str) -> list[tuple[str, str]]:
+def next_steps(found: SweepStatus, details: Details, storage: str) -> list[tuple[str, str]]:
     """What to do now, the most useful first: a command and what it does."""
     name = found.name
 
@@ -76,7 +76,7 @@ def next_steps(found: Standing, details: Details, storage: str) -> list[tuple[st
     return steps
 
 
-def _print(found: Standing, details: Details, storage: str, console: Console) -> None:
+def _print(found: SweepStatus, details: Details, storage: str, console: Console) -> None:
     config, best = found.config, found.best
     assert config is not None
     console.print(f"Sweep {found.name}: {config.space} on {described(config.task)}", style="bold")
@@ -111,7 +111,7 @@ def _print(found: Standing, details: Details, storage: str, console: Console) ->
         console.print(f"      {what}", style="dim")
 
 
-def _judged(found: Standing) -> str:
+def _judged(found: SweepStatus) -> str:
     if found.damaged:
         return f"judged, but {EVALUATION} cannot be read: it is damaged, or of another version"
     if found.judged is None:
@@ -133,7 +133,7 @@ def _delivery(details: Details) -> str:
     return f"{where}; {details.waiting or 'no'} events waiting{refused}"
 
 
-def _unfinished(details: Details, found: Standing) -> Table:
+def _unfinished(details: Details, found: SweepStatus) -> Table:
     table = Table(box=None, pad_edge=False)
     heading = "running" if found.owner else "unfinished"
     for text in (heading, "part", "last value", "for", "deaths"):
@@ -155,7 +155,7 @@ def _draws(count: int) -> str:
     return "1 fresh draw" if count == 1 else f"{count} fresh draws"
 
 
-def _print_errors(found: Standing, console: Console) -> None:
+def _print_errors(found: SweepStatus, console: Console) -> None:
     failed = failures(found.results or {})
     if not failed:
         console.print(f"No trial of {found.name} has failed.")
@@ -179,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.errors and not options.json:
             _print_errors(found, console)
             return 0
-        details = look_into(found)
+        details = load_details(found)
     except UsageError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)

@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 
 from rich.console import Console
 
-from search.config import SweepConfig
-from search.identity import own_id
-from search.judging.evaluation import read_evaluation
+from search.core.config import SweepConfig
+from search.core.problems import StoppedError, UsageError
+from search.core.sweep_identity import own_id
+from search.driver.preflight import load_record, uri_afterwards
+from search.evaluation.record import read_evaluation
 from search.ledger.lock import SweepLock
 from search.ledger.results import read_results
 from search.options import Parser
-from search.preflight import load_record, uri_afterwards
-from search.problems import StoppedError, UsageError
-from search.terminal.standing import Standing
-from search.tracking.mirror import Mirror, sweep_artifacts
+from search.terminal.sweep_status import SweepStatus
+from search.tracking.mlflow_reporter import MlflowReporter, sweep_artifacts
 from search.tracking.outbox import Outbox, put_away
 from search.tracking.uploader import MlflowTracker, outbox_path
 from search.tracking.uri import TrackingError, check_tracking_uri, ui_command
@@ -100,12 +100,12 @@ def synchronise(
         )
     try:
         results = read_results(sweep)
-        if tracker.untold(results) or not tracker.is_closed():
-            mirror = Mirror(tracker, config, record["fingerprints"])
+        if tracker.unreported_trials(results) or not tracker.is_closed():
+            mirror = MlflowReporter(tracker, config, record["fingerprints"])
             mirror.open_sweep(results, sweep)
             mirror.catch_up()
             evaluation = read_evaluation(sweep)
-            standing = Standing(
+            standing = SweepStatus(
                 config.name, sweep, config=config, results=results, evaluation=evaluation
             )
             mirror.close_sweep(
@@ -115,10 +115,10 @@ def synchronise(
                 sweep_artifacts(sweep) if standing.judged else [],
             )
         left = tracker.flush(math.inf, patience=timeout)
-        untold = len(tracker.untold(results)) + (not tracker.is_closed())
-        if untold:  # the reason has been logged
+        unreported_trials = len(tracker.unreported_trials(results)) + (not tracker.is_closed())
+        if unreported_trials:  # the reason has been logged
             trouble = "not everything could be read or kept"
-            return Delivery(tracker.delivered, left + untold, trouble, None)
+            return Delivery(tracker.delivered, left + unreported_trials, trouble, None)
         return Delivery(
             tracker.delivered, left, tracker.trouble, None if left else tracker.trials()
         )

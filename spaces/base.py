@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Setting:
+class TaskFacts:
     """The facts about a task that decide what is worth varying, and what the papers' setting is."""
 
     dataset: str
@@ -35,7 +35,7 @@ class Setting:
 
 
 class Space(Protocol):
-    """Implementations hold no state but their `Setting`."""
+    """Implementations hold no state but their `TaskFacts`."""
 
     @property
     def name(self) -> str:
@@ -53,7 +53,7 @@ class Space(Protocol):
         """One point of the space."""
 
 
-def preset_trial(method: str, preset: Preset, setting: Setting) -> TrialConfig:
+def preset_trial(method: str, preset: Preset, setting: TaskFacts) -> TrialConfig:
     """A method's preset for this task."""
     config, optim, crop_scale = METHODS[method].preset(
         preset,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from spaces.base import Setting, preset_trial
+from spaces.base import TaskFacts, preset_trial
 from trainables.trial import TrialConfig
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Reals:
+class Float:
     """Any number of an interval, which is widened where the paper's lies outside."""
 
     low: float
@@ -34,7 +34,7 @@ class Reals:
 
 
 @dataclass(frozen=True)
-class Whole:
+class Int:
     """A whole number of an interval, which is widened where the paper's lies outside."""
 
     low: int
@@ -51,7 +51,7 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class Among:
+class Categorical:
     """One of some values, to which the paper's is added where it is missing."""
 
     values: tuple[float | int | str | bool, ...]
@@ -62,9 +62,9 @@ class Among:
         return trial.suggest_categorical(name, list(dict.fromkeys((*self.values, paper))))
 
 
-Range = Reals | Whole | Among
+Range = Float | Int | Categorical
 
-CROPS: Mapping[str, Range] = {"crop_scale": Among((1.0, 0.5, 0.08))}
+CROPS: Mapping[str, Range] = {"crop_scale": Categorical((1.0, 0.5, 0.08))}
 """No augmentation, R-AMT's and Tip-Adapter's, CoOp's."""
 
 
@@ -73,7 +73,7 @@ class DeclaredSpace:
     """The fields of a method's `Config` and of its `OptimConfig` that `ranges` names, and
     `crop_scale` where there are pixels; all others are as in the paper's preset."""
 
-    setting: Setting
+    setting: TaskFacts
     """The task."""
     name: str
     """Registry name."""

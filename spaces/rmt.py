@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, cast
 
-from spaces.base import Setting, preset_trial
-from trainables.methods.layers import Masked
-from trainables.methods.rmt import MaskTuningConfig
+from spaces.base import TaskFacts, preset_trial
+from trainables.methods.masking.layers import Masked
+from trainables.methods.masking.rmt import MaskTuningConfig
 from trainables.optim import OptimConfig
 from trainables.trial import TrialConfig
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class MaskSpace:
     """Threshold, initial score, leak, step size, masked layers, norm loss, batch and epochs."""
 
-    setting: Setting
+    setting: TaskFacts
     """The task."""
     vary: Literal["lr", "flip_budget"] = "lr"
     """What sets the size of a step."""

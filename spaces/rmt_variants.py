@@ -6,11 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from spaces.base import Setting, preset_trial
-from trainables.methods.gradient_rules import GRADIENT_RULES
-from trainables.methods.mask_method import MaskConfig
-from trainables.methods.mask_scores import Granularity
-from trainables.methods.rmt_both import MaskedTextLayers
+from spaces.base import TaskFacts, preset_trial
+from trainables.methods.masking.gradient_rules import GRADIENT_RULES
+from trainables.methods.masking.mask_method import MaskConfig
+from trainables.methods.masking.mask_scores import Granularity
+from trainables.methods.masking.rmt_both import MaskedTextLayers
 from trainables.trial import TrialConfig
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _DROPPING = ("gradient-dropout", "sign")
 class MaskVariantSpace:
     """Masked layers, rule, leaks, granularity, temperature, teacher, step size, epochs, crops."""
 
-    setting: Setting
+    setting: TaskFacts
     """The task."""
     method: Literal["rmt", "rmt-text", "rmt-both"] = "rmt"
     """Registry name of the method: which tower is masked."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
-from spaces.base import Setting, preset_trial
+from spaces.base import TaskFacts, preset_trial
 from trainables.methods.taskres import Residual, TaskResConfig
 from trainables.trial import TrialConfig
 
@@ -18,7 +18,7 @@ class TaskResSpace:
     """Where the residual is, the base's length, alpha (fixed or learned), learning rate, weight
     decay, epochs, warm-up and crops."""
 
-    setting: Setting
+    setting: TaskFacts
     """The task."""
     name: str = "taskres"
     """Registry name."""

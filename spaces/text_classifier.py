@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from spaces.base import Setting
-from spaces.declared import CROPS, Among, DeclaredSpace, Range, Reals, Whole
+from spaces.base import TaskFacts
+from spaces.declared import CROPS, Categorical, DeclaredSpace, Float, Int, Range
 from trainables.methods.text_adapter import TextAdapterConfig
 from trainables.trial import TrialConfig
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
 ENHANCED_BASE: Mapping[str, Range] = {
-    "lr": Reals(1e-5, 1e-2, log=True),
-    "epochs": Whole(10, 100),
-    "weight_decay": Among((0.0, 5e-4)),
-    "warmup_epochs": Whole(0, 5),
+    "lr": Float(1e-5, 1e-2, log=True),
+    "epochs": Int(10, 100),
+    "weight_decay": Categorical((0.0, 5e-4)),
+    "warmup_epochs": Int(0, 5),
     **CROPS,
 }
 """How far the text projection may move, how fast and from what views."""
 
 _ADAPTER: Mapping[str, Range] = {
-    "reduction": Among((1, 2, 4, 8, 16)),
-    "lr": Reals(1e-4, 1e-2, log=True),
-    "epochs": Whole(25, 200),
-    "weight_decay": Among((0.0, 5e-4)),
-    "warmup_epochs": Whole(0, 5),
+    "reduction": Categorical((1, 2, 4, 8, 16)),
+    "lr": Float(1e-4, 1e-2, log=True),
+    "epochs": Int(25, 200),
+    "weight_decay": Categorical((0.0, 5e-4)),
+    "warmup_epochs": Int(0, 5),
     **CROPS,
 }
-_BESIDE: Mapping[str, Range] = {"alpha": Reals(0.05, 3.0, log=True)}
+_BESIDE: Mapping[str, Range] = {"alpha": Float(0.05, 3.0, log=True)}
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class TextAdapterSpace:
     """Whether the base is kept, the adapter's weight and width, learning rate, weight decay,
     epochs, warm-up and crops."""
 
-    setting: Setting
+    setting: TaskFacts
     """The task."""
     name: str = "text-adapter"
     """Registry name."""

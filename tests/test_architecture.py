@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from search.config import SweepConfig
+from search.core.config import SweepConfig
 from trainables.methods.registry import METHODS
 from trainables.optim import OptimConfig
 from trainables.trainable import Assignment, Message
@@ -115,7 +115,7 @@ def one_way(module: Module) -> list[str]:
     return [f"{i.line} imports {i.target}" for i in module.imports if i.of(*forbidden)]
 
 
-PARTS = {
+REPORTS_PER_TRIAL = {
     "ledger": (),
     "judging": ("ledger",),
     "reporting": ("ledger", "judging"),
@@ -130,15 +130,17 @@ PARTS = {
 def parts_apart(module: Module) -> list[str]:
     """The parts of `search` build on each other in one direction."""
     part = module.name.removeprefix("search.").split(".")[0]
-    if module.package != "search" or part not in PARTS:
+    if module.package != "search" or part not in REPORTS_PER_TRIAL:
         return []
-    others = [f"search.{other}" for other in PARTS.keys() - {part, *PARTS[part]}]
+    others = [
+        f"search.{other}" for other in REPORTS_PER_TRIAL.keys() - {part, *REPORTS_PER_TRIAL[part]}
+    ]
     return [f"{i.line} imports {i.target}" for i in module.imports if i.of(*others)]
 
 
 def test_every_part_of_search_has_its_place() -> None:
     folders = {path.name for path in (ROOT / "search").iterdir() if path.is_dir()}
-    assert folders - {"__pycache__"} == set(PARTS)
+    assert folders - {"__pycache__"} == set(REPORTS_PER_TRIAL)
 
 
 METHOD_MODULES = {method.__module__ for method in METHODS.values()}
@@ -152,7 +154,7 @@ def methods_apart(module: Module) -> list[str]:
     return [f"{i.line} imports {i.target}" for i in module.imports if i.of(*others)]
 
 
-SERVED = "search/exports/served.py"
+SERVED = "search/exporting/served.py"
 """The code of an exported MLflow model."""
 HOMES: dict[str, tuple[str, ...]] = {
     "ray": ("search/", "trainables/trainable.py"),
@@ -160,15 +162,15 @@ HOMES: dict[str, tuple[str, ...]] = {
     "mlflow": (
         "search/tracking/mlflow_client.py",
         "search/tracking/mlflow_runs.py",
-        "search/exports/mlflow_model.py",
-        "search/exports/registry.py",
+        "search/exporting/mlflow_model.py",
+        "search/exporting/registry.py",
         SERVED,
     ),
     "optuna": ("search/",),
-    "matplotlib": ("search/reporting/", "trainables/backbones/tiny/glyphs.py"),
+    "matplotlib": ("search/reporting/", "tools/tiny/glyphs.py"),
     "jinja2": ("search/reporting/",),
     "open_clip": ("trainables/backbones/open_clip.py",),
-    "sklearn": ("trainables/data/", "trainables/backbones/tiny/pretrain.py"),
+    "sklearn": ("trainables/data/", "tools/tiny/pretrain.py"),
 }
 """Which files may import a dependency."""
 TYPES_ONLY: dict[str, tuple[str, ...]] = {"optuna": ("spaces/",), "mlflow": ("search/",)}
@@ -191,7 +193,7 @@ def travels_alone(module: Module) -> list[str]:
     does what loads exports in a fresh process, before it knows that it must."""
     if module.path == SERVED:
         return [f"{i.line} imports {i.target}" for i in module.imports if i.of(*PACKAGES)]
-    if module.path != "search/exports/check.py":
+    if module.path != "search/exporting/check.py":
         return []
     own = [node for node in module.tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     at_top = Module(module.path, ast.Module(list(own), [])).imports
@@ -387,28 +389,28 @@ TYPED = (
         (one_way, DATA, "from spaces.base import Space"),
         (one_way, DATA, "import search"),
         (one_way, DATA, "def f():\n    from search.files import read_json"),
-        (one_way, SPACE, "from search.config import SweepConfig"),
-        (one_way, SPACE, "import importlib\nimportlib.import_module('search.config')"),
+        (one_way, SPACE, "from search.core.config import SweepConfig"),
+        (one_way, SPACE, "import importlib\nimportlib.import_module('search.core.config')"),
         (one_way, SPACE, "import importlib\nimportlib.import_module(name)"),
         (one_way, SPACE, "__import__('search')"),
         (one_way, SPACE, "from ..search import config"),
         (one_way, SEARCH, "from tests.search.conftest import Sweep"),
-        (parts_apart, "search/ledger/new.py", "from search.judging.evaluation import Score"),
+        (parts_apart, "search/ledger/new.py", "from search.evaluation.record import Score"),
         (parts_apart, "search/tracking/new.py", "def f():\n    import search.execution.searcher"),
         (methods_apart, METHOD, "from trainables.methods.taskres import TaskRes"),
-        (methods_apart, METHOD, "import trainables.methods.rmt"),
-        (methods_apart, METHOD, "from trainables.methods import rmt"),
+        (methods_apart, METHOD, "import trainables.methods.masking.rmt"),
+        (methods_apart, METHOD, "from trainables.methods.masking import rmt"),
         (methods_apart, METHOD, "from trainables.methods.registry import METHODS"),
         (at_home, DATA, "import ray"),
         (at_home, "trainables/trainer.py", "from ray import tune"),
         (at_home, SEARCH, "import mlflow.pyfunc"),
-        (at_home, "search/exports/formats.py", "import mlflow"),
+        (at_home, "search/exporting/formats.py", "import mlflow"),
         (at_home, SPACE, "import optuna"),
         (at_home, SPACE, "def f():\n    from optuna.trial import FixedTrial"),
         (at_home, METHOD, TYPED),
         (at_home, "trainables/backbones/new.py", "import open_clip"),
         (travels_alone, SERVED, "def f():\n    from trainables.storage import Storage"),
-        (travels_alone, "search/exports/check.py", "from trainables.storage import Storage"),
+        (travels_alone, "search/exporting/check.py", "from trainables.storage import Storage"),
         (no_pickle, SEARCH, "import pickle"),
         (no_pickle, SEARCH, "from cloudpickle import dumps"),
         (no_pickle, DATA, "torch.load(path)"),
@@ -449,13 +451,17 @@ def test_a_breach_is_seen(rule: Rule, path: str, source: str) -> None:
         (one_way, SEARCH, "from trainables.trial import TrialConfig\nimport spaces.base"),
         (one_way, SPACE, "from trainables.trial import TrialConfig\nimport searchlight"),
         (parts_apart, "search/judging/new.py", "from search.ledger.results import Result"),
-        (parts_apart, "search/ledger/new.py", "import search.ledger.lock, search.config"),
+        (parts_apart, "search/ledger/new.py", "import search.ledger.lock, search.core.config"),
         (parts_apart, SEARCH, "from search.execution.searcher import StudySearcher"),
-        (methods_apart, METHOD, "from trainables.methods.masks import purity"),
-        (methods_apart, "trainables/methods/rmt.py", "from trainables.methods.layers import x"),
+        (methods_apart, METHOD, "from trainables.methods.masking.masks import purity"),
+        (
+            methods_apart,
+            "trainables/methods/masking/rmt.py",
+            "from trainables.methods.masking.layers import x",
+        ),
         (at_home, SPACE, TYPED),
         (at_home, DATA, "from trainables.backbones.open_clip import open_clip\nimport rayleigh"),
-        (travels_alone, "search/exports/check.py", "def f():\n    import trainables.storage"),
+        (travels_alone, "search/exporting/check.py", "def f():\n    import trainables.storage"),
         (no_pickle, DATA, "torch.load(path, weights_only=True)"),
         (no_global_state, DATA, "TABLE = {'a': 1}\ndef f():\n    found = {}\n    found['b'] = 2"),
         (no_global_state, DATA, "NAMES = frozenset({'a'})\n__all__ = ['NAMES']"),

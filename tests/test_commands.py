@@ -25,12 +25,12 @@ import pytest
 
 from search.completion import COMMANDS
 from search.completion import build_parser as completion_parser
-from search.problems import UsageError
+from search.core.problems import UsageError
 from tests.servers import Postgresql, Program, postgresql_programs, s3_server
 from tests.trainables.data.trees import dtd, eurosat, paint
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / ".github/docs").rglob("*.md"))
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"))
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 PARSERS = {**COMMANDS, "search.completion": completion_parser}
 

@@ -8,13 +8,13 @@ from typing import get_args
 
 import pytest
 
-from search.exports.formats import FORMATS
-from search.ledger.pruners import PRUNERS
-from search.ledger.samplers import SAMPLERS
+from search.core.pruners import PRUNERS
+from search.core.samplers import SAMPLERS
+from search.exporting.formats import FORMATS
 from spaces.registry import SPACES
 from trainables.backbones.registry import BACKBONES
 from trainables.data.registry import DATASETS
-from trainables.methods.mask_recipe import CLEAN_FLIP_BUDGET
+from trainables.methods.masking.mask_recipe import CLEAN_FLIP_BUDGET
 from trainables.methods.registry import METHODS
 from trainables.trial import Protocol
 from trainables.view import AUGMENTED_VIEWS

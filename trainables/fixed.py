@@ -19,44 +19,46 @@ from pathlib import Path
 
 from trainables.cache import cache_folder
 from trainables.data.source import DataSource
+from trainables.encoded_task import EncodedTask, Learned
 from trainables.storage import LocalStorage, Storage, StorageError, open_storage
 from trainables.tensor_file import read_checked, write_checked
 from trainables.trainer import Trainer
-from trainables.trial import Cell, TrialConfig
-from trainables.workbench import Learned, Workbench
+from trainables.trial import Episode, TrialConfig
 
 STAGES = "stages"
 """Where they lie in a sweep's folder."""
 _VERSION = 1  # of what a training is: another number, and all are trained again
 
 
-def learned(config: TrialConfig, bench: Workbench, cell: Cell) -> tuple[Learned, Workbench]:
+def learned(
+    config: TrialConfig, bench: EncodedTask, episode: Episode
+) -> tuple[Learned, EncodedTask]:
     """What the stage `config` learns before `bench`, which is that of the stage before it, and the
     workbench of the next stage. Raises what a `Trainer` raises, and `StorageError`."""
-    key = (config.fingerprint(), cell)
+    key = (config.fingerprint(), episode)
     if key not in bench.learned:
-        name = stage_name(config, cell, bench.source, bench.backbone.fingerprint)
+        name = stage_name(config, episode, bench.source, bench.backbone.fingerprint)
         with _owned(name) as cache:
             shared = open_storage(bench.stages) if bench.stages else None
-            artifact = _find(name, cache, shared) or _train(config, bench, cell, name, shared)
+            artifact = _find(name, cache, shared) or _train(config, bench, episode, name, shared)
             if not cache.exists(name):
                 write_checked(cache, name, *artifact)
-        trainer = Trainer(config, bench, cell)
+        trainer = Trainer(config, bench, episode)
         trainer.load_artifact(*artifact)
-        bench.learned[key] = artifact, trainer.tuned()
+        bench.learned[key] = artifact, trainer.merged_backbone()
     return bench.learned[key]
 
 
-def stage_name(config: TrialConfig, cell: Cell, source: DataSource, backbone: str) -> str:
+def stage_name(config: TrialConfig, episode: Episode, source: DataSource, backbone: str) -> str:
     """The file's name. `backbone` is the fingerprint of the one that the stage is trained on, the
     stages before it included. Raises `DataError`."""
-    drawn = source.draw(cell.dataset, cell.shots, cell.seed, cell.half)
+    drawn = source.draw(episode.dataset, episode.shots, episode.seed, episode.half)
     facts = {
         "config": config.to_dict() | {"before": None, "fixed": True, "preset": ""},
-        "cell": asdict(cell),
+        "episode": asdict(episode),
         "split": drawn.train.fingerprint,
         "content": drawn.train.images.content(),
-        "classes": source.dataset(cell.dataset, cell.half).class_names,
+        "classes": source.dataset(episode.dataset, episode.half).class_names,
         "backbone": backbone,
         "version": _VERSION,
     }
@@ -73,9 +75,9 @@ def _find(name: str, cache: Storage, shared: Storage | None) -> Learned | None:
 
 
 def _train(
-    config: TrialConfig, bench: Workbench, cell: Cell, name: str, shared: Storage | None
+    config: TrialConfig, bench: EncodedTask, episode: Episode, name: str, shared: Storage | None
 ) -> Learned:
-    trainer = Trainer(config, bench, cell)
+    trainer = Trainer(config, bench, episode)
     for _ in range(trainer.epochs):
         trainer.run_epoch()
     artifact = trainer.artifact()

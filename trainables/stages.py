@@ -12,13 +12,13 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from trainables.backbones.base import Backbone
-from trainables.data.halves import Half
+from trainables.data.class_subsets import Half
+from trainables.encoded_task import EncodedTask, Learned
 from trainables.fixed import learned
 from trainables.methods.base import Method, MethodError
 from trainables.trainer import Trainer
-from trainables.trial import Cell, TrialConfig
+from trainables.trial import Episode, TrialConfig
 from trainables.view import View
-from trainables.workbench import Learned, Workbench
 
 _FORMAT = {"format": "pipeline", "format_version": "1"}
 
@@ -27,7 +27,7 @@ class Training(Protocol):
     """One trial on one cell, from its first epoch to its artifact; see `Trainer`."""
 
     config: TrialConfig
-    cell: Cell
+    episode: Episode
     val: View
 
     @property
@@ -67,7 +67,7 @@ class Training(Protocol):
     def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """See `Method`."""
 
-    def transfer(self, dataset: str, half: Half) -> None:
+    def set_classes(self, dataset: str, half: Half) -> None:
         """See `Trainer`."""
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -77,9 +77,9 @@ class Training(Protocol):
         """See `Trainer`."""
 
 
-def open_training(config: TrialConfig, bench: Workbench, cell: Cell) -> Training:
+def open_training(config: TrialConfig, bench: EncodedTask, episode: Episode) -> Training:
     """A trial's training on one cell; raises `MethodError`, `DataError`, `BackboneError`."""
-    return Pipeline(config, bench, cell) if config.before else Trainer(config, bench, cell)
+    return Pipeline(config, bench, episode) if config.before else Trainer(config, bench, episode)
 
 
 class Pipeline:
@@ -88,10 +88,10 @@ class Pipeline:
     Of those that are over there is what they have learned, and the backbone that it has changed.
     """
 
-    def __init__(self, config: TrialConfig, bench: Workbench, cell: Cell) -> None:
+    def __init__(self, config: TrialConfig, bench: EncodedTask, episode: Episode) -> None:
         """Raises `MethodError`, `DataError`, `BackboneError`."""
-        self.config, self.cell = config, cell
-        self.val = bench.views(cell)[1]
+        self.config, self.episode = config, episode
+        self.val = bench.views(episode)[1]
         self._origin = self._bench = bench
         self._over: list[Learned] = []
         self._now: Trainer | None = None
@@ -176,9 +176,9 @@ class Pipeline:
         last.load_artifact(_under(tensors, f"{len(records) - 1}/"), records[-1])
         last.epoch = last.epochs
 
-    def transfer(self, dataset: str, half: Half) -> None:
-        """See `Trainer.transfer`, of the last stage."""
-        self._present().transfer(dataset, half)
+    def set_classes(self, dataset: str, half: Half) -> None:
+        """See `Trainer.set_classes`, of the last stage."""
+        self._present().set_classes(dataset, half)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What the stages that are over have learned, and the present one's state."""
@@ -208,7 +208,7 @@ class Pipeline:
         while True:
             config = self.config.stages[len(self._over)]
             if config.fixed and self._now is None:
-                found, self._bench = learned(config, self._bench, self.cell)
+                found, self._bench = learned(config, self._bench, self.episode)
                 self._over.append(found)
                 continue
             stage = self._now or self._open()
@@ -219,7 +219,7 @@ class Pipeline:
     def _open(self) -> Trainer:
         """Begin the stage that comes next."""
         config = self.config.stages[len(self._over)]
-        self._now = Trainer(config, self._bench, self.cell)
+        self._now = Trainer(config, self._bench, self.episode)
         if self._said is None and not config.fixed:
             self._said = self._now.forecast(), self._now.warnings()
         return self._now
@@ -227,7 +227,7 @@ class Pipeline:
     def _hand_over(self, stage: Trainer) -> None:
         """The end of a stage."""
         self._over.append(stage.artifact())
-        self._bench, self._now = stage.tuned(), None
+        self._bench, self._now = stage.merged_backbone(), None
 
 
 def _epochs(stages: Iterable[TrialConfig]) -> int:

@@ -55,12 +55,12 @@ class Storage(ABC):
         """A file's content; raises `FileNotFoundError`."""
 
     @abstractmethod
-    def write_by(self, name: str, writer: Callable[[Path], None]) -> None:
+    def write_with(self, name: str, writer: Callable[[Path], None]) -> None:
         """Make or replace a file by what `writer` writes to the local path it is given."""
 
     @abstractmethod
     @contextmanager
-    def local_copy(self, name: str) -> Iterator[Path]:
+    def as_local_file(self, name: str) -> Iterator[Path]:
         """While open, a local path with the file's content; raises `FileNotFoundError`."""
         yield Path()
 
@@ -90,7 +90,7 @@ class Storage(ABC):
         meanwhile: who is not, and only looks, says so."""
 
     @abstractmethod
-    def replace_log(self, name: str, data: bytes) -> None:
+    def rewrite_log(self, name: str, data: bytes) -> None:
         """Make `data` all that was appended."""
 
     @abstractmethod
@@ -99,7 +99,7 @@ class Storage(ABC):
 
     def write(self, name: str, data: bytes) -> None:
         """Make or replace a file. After it returns, a power cut does not take it back."""
-        self.write_by(name, lambda path: _write_bytes(path, data))
+        self.write_with(name, lambda path: _write_bytes(path, data))
 
     @abstractmethod
     def tidy(self) -> None:
@@ -183,7 +183,7 @@ class LocalStorage(Storage):
         with _explained(self.root / name):
             return (self.root / name).read_bytes()
 
-    def write_by(self, name: str, writer: Callable[[Path], None]) -> None:
+    def write_with(self, name: str, writer: Callable[[Path], None]) -> None:
         """Under a temporary name, flushed to the disk, renamed."""
         path = self.root / name
         with _explained(path, writing=True):
@@ -203,7 +203,7 @@ class LocalStorage(Storage):
             _flush_folder(path.parent)
 
     @contextmanager
-    def local_copy(self, name: str) -> Iterator[Path]:
+    def as_local_file(self, name: str) -> Iterator[Path]:
         """See `Storage`."""
         path = self.root / name
         if not path.is_file():
@@ -259,7 +259,7 @@ class LocalStorage(Storage):
         except FileNotFoundError:
             return b""
 
-    def replace_log(self, name: str, data: bytes) -> None:
+    def rewrite_log(self, name: str, data: bytes) -> None:
         """See `Storage`."""
         self.write(name, data)
 
@@ -299,7 +299,7 @@ class ObjectStorage(Storage):
 
         return self._patiently(fetch)
 
-    def write_by(self, name: str, writer: Callable[[Path], None]) -> None:
+    def write_with(self, name: str, writer: Callable[[Path], None]) -> None:
         """Through a local file, so that nothing large is held in memory."""
         with tempfile.TemporaryDirectory(prefix="upload-") as folder:
             path = Path(folder) / "file"
@@ -308,7 +308,7 @@ class ObjectStorage(Storage):
             self._patiently(partial(self._upload, path, name))
 
     @contextmanager
-    def local_copy(self, name: str) -> Iterator[Path]:
+    def as_local_file(self, name: str) -> Iterator[Path]:
         """See `Storage`."""
         with tempfile.TemporaryDirectory(prefix="download-") as folder:
             path = Path(folder) / Path(name).name
@@ -360,10 +360,10 @@ class ObjectStorage(Storage):
         late = [p for p in parts if p.endswith(".part") and _part_number(p) > start]
         data = b"".join(log.read_many([*whole, *late]))
         if owner and len(late) >= _MERGE:
-            self.replace_log(name, data)
+            self.rewrite_log(name, data)
         return data
 
-    def replace_log(self, name: str, data: bytes) -> None:
+    def rewrite_log(self, name: str, data: bytes) -> None:
         """A whole replaces all parts up to its number: a crash in between loses nothing."""
         log = self.child(name)
         parts = log.files()

@@ -26,7 +26,7 @@ def write_tensors(
 ) -> None:
     """Write a file, whole or not at all; raises `StorageError`."""
     whole = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
-    folder.write_by(name, partial(_write, whole, dict(metadata)))
+    folder.write_with(name, partial(_write, whole, dict(metadata)))
 
 
 def write_checked(
@@ -40,7 +40,7 @@ def write_checked(
 def read_tensors(folder: Storage, name: str) -> Content | None:
     """What is in a file; none where there is no readable one. Raises `StorageError`."""
     try:
-        with folder.local_copy(name) as path, safe_open(path, framework="pt") as file:
+        with folder.as_local_file(name) as path, safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             return tensors, dict(file.metadata() or {})
     except (FileNotFoundError, SafetensorError):

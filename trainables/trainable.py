@@ -1,6 +1,6 @@
 """Ray's verbs on a trial: the one file of this package that knows Ray.
 
-A worker keeps its `Workbench` (backbone, images, features) for all the trials that it is given.
+A worker keeps its `EncodedTask` (backbone, images, features) for all the trials that it is given.
 What travels is JSON: the trial's configuration in, one report a step out.
 """
 
@@ -19,10 +19,10 @@ import torch
 from ray import tune
 
 from trainables.data.sealed import seal_process
+from trainables.encoded_task import EncodedTask
 from trainables.storage import Storage, StorageError, open_storage
 from trainables.trial import TaskSpec, TrialConfig
 from trainables.trial_run import Report, TrialRun
-from trainables.workbench import Workbench
 
 # Allocators that fail, and what libraries say of a GPU whose context is broken, come as plain
 # `RuntimeError`s.
@@ -108,7 +108,7 @@ class FewShotTrainable(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """First trial of this process."""
         seal_process()
-        self._bench: Workbench | None = None
+        self._bench: EncodedTask | None = None
         self._run: TrialRun | None = None
         self._folder: Storage
         self._take(config)
@@ -169,7 +169,7 @@ class FewShotTrainable(tune.Trainable):
         bench, source = self._bench, task.source(job.data)
         wanted = task.backbone, job.device, source, job.stages
         if bench is None or (bench.spec, bench.device, bench.source, bench.stages) != wanted:
-            bench = Workbench(task.backbone, job.device, source, job.weights, stages=job.stages)
+            bench = EncodedTask(task.backbone, job.device, source, job.weights, stages=job.stages)
             self._bench = bench
         trial = TrialConfig.from_dict(job.trial)
         return TrialRun(trial, task, bench, job.in_sequence)

@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainables.backbones.base import Backbone
-from trainables.data.halves import Half
-from trainables.methods.base import Batch, Material, Schedule, Support
+from trainables.data.class_subsets import Half
+from trainables.encoded_task import EncodedTask, zero_shot_logits
+from trainables.methods.base import Batch, BuildContext, Schedule, Support
 from trainables.methods.registry import METHODS
 from trainables.optim import make_optimiser
-from trainables.trial import Cell, TrialConfig
+from trainables.trial import Episode, TrialConfig
 from trainables.view import AUGMENTED_VIEWS, View
-from trainables.workbench import Workbench, zero_shot_logits
 
 _IMAGES = 128  # that are judged at a time
 _FEATURES = 8192
@@ -36,29 +36,29 @@ class NonFiniteError(FloatingPointError):
 class Trainer:
     """One method, its optimiser and its private generators; `config.before` is not its affair."""
 
-    def __init__(self, config: TrialConfig, bench: Workbench, cell: Cell) -> None:
+    def __init__(self, config: TrialConfig, bench: EncodedTask, episode: Episode) -> None:
         """Raises `MethodError`, `DataError`, `BackboneError`."""
-        self.config, self.bench, self.cell = config, bench, cell
-        self.train, self.val = bench.views(cell)
-        where = cell.dataset, cell.half, config.method_config.prompts
+        self.config, self.bench, self.episode = config, bench, episode
+        self.train, self.val = bench.views(episode)
+        where = episode.dataset, episode.half, config.method_config.prompts
         classes = bench.classes(*where)
         self._classes = classes.features
         self._zero_shot = bench.zero_shot(*where)
         self._rates = config.optim.learning_rates(len(self.train))
         self.method = METHODS[config.method].build(
             config.method_config,
-            Material(
+            BuildContext(
                 bench.backbone,
                 classes,
                 Schedule(self._rates),
                 len(self.train),
-                _generator(config.seed, cell.seed, "first values"),
+                _generator(config.seed, episode.seed, "first values"),
             ),
         )
         # One generator a purpose, so that one method's appetite for random numbers cannot
         # change the order of images or the crops.
         self._rng = {
-            purpose: _generator(config.seed, cell.seed, purpose)
+            purpose: _generator(config.seed, episode.seed, purpose)
             for purpose in ("order", "crop", "method")
         }
         self.epoch = 0
@@ -111,7 +111,7 @@ class Trainer:
     def logits(self, view: View) -> Tensor:
         """Logits [n, c] of the tuned model on `view`."""
         self._prepare()
-        if self.method.reads == "features":
+        if self.method.input_kind == "features":
             return torch.cat([self.method(part) for part in view.features().split(_FEATURES)])
         normalise = self.bench.backbone.preprocess.normalise
         return torch.cat([self.method(normalise(batch)) for batch in view.batches(_IMAGES)])
@@ -134,15 +134,17 @@ class Trainer:
         self.method.load_artifact(tensors, metadata)
         self._prepared = True
 
-    def transfer(self, dataset: str, half: Half) -> None:
-        """Tell the classes of another data set, or another half, apart; see `Method.transfer`."""
-        self.method.transfer(self.bench.classes(dataset, half, self.config.method_config.prompts))
+    def set_classes(self, dataset: str, half: Half) -> None:
+        """Classify another data set or another half of the classes; see `Method.set_classes`."""
+        self.method.set_classes(
+            self.bench.classes(dataset, half, self.config.method_config.prompts)
+        )
 
-    def tuned(self) -> Workbench:
+    def merged_backbone(self) -> EncodedTask:
         """The same data before the backbone that the method has changed. That of a fixed stage
         comes again, in every trial."""
         self._prepare()
-        return self.bench.before(self.method.tuned(), passing=not self.config.fixed)
+        return self.bench.before(self.method.merged_backbone(), passing=not self.config.fixed)
 
     def _prepare(self) -> None:
         """What comes before the first step; once, and not for what has been loaded."""
@@ -160,7 +162,7 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         """One epoch in random order; see `OptimConfig.batch_size` for the last batch."""
         images, size = len(self.train), self.config.optim.batch_size
-        read = self._features() if self.method.reads == "features" else self._images
+        read = self._features() if self.method.input_kind == "features" else self._images
         order = torch.randperm(images, generator=self._rng["order"])
         for step in range(self.config.optim.steps_per_epoch(images)):
             index = order[step * size : (step + 1) * size]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Literal
 
-from trainables.data.halves import Half
+from trainables.data.class_subsets import Half
 from trainables.data.source import DataSource
 from trainables.methods.base import MethodConfig
 from trainables.methods.registry import METHODS
@@ -27,7 +27,7 @@ then its shifts, which nothing is trained on. `cross-dataset`: the first data se
 
 
 @dataclass(frozen=True)
-class Cell:
+class Episode:
     """One training of a trial: a data set, a number of shots, a draw."""
 
     dataset: str
@@ -73,11 +73,11 @@ class TaskSpec:
         return "base" if self.protocol == "base-to-new" else "all"
 
     @property
-    def cells(self) -> tuple[Cell, ...]:
+    def episodes(self) -> tuple[Episode, ...]:
         """The trainings of a trial; its objective is the mean over them. Seed by seed, so that the
         first cells of a trial are already a fair sample of the set."""
         return tuple(
-            Cell(dataset, shots, seed, self.half)
+            Episode(dataset, shots, seed, self.half)
             for seed in self.seeds
             for dataset in self.sources
             for shots in self.shots
@@ -100,12 +100,12 @@ class TaskSpec:
             found.append(one)
         return tuple(found)
 
-    def label(self, cell: Cell) -> str:
+    def label(self, episode: Episode) -> str:
         """A cell's name among the others, for files: what they have in common is left out."""
         parts = [
-            self.names[self.sources.index(cell.dataset)] * (len(self.sources) > 1),
-            f"{cell.shots}shot" * (len(self.shots) > 1),
-            f"seed{cell.seed}",
+            self.names[self.sources.index(episode.dataset)] * (len(self.sources) > 1),
+            f"{episode.shots}shot" * (len(self.shots) > 1),
+            f"seed{episode.seed}",
         ]
         return "-".join(part for part in parts if part)
 
@@ -168,7 +168,7 @@ class TrialConfig:
     @property
     def epochs(self) -> int:
         """Of this stage: 0 for a method with nothing to train."""
-        return 0 if METHODS[self.method].closed_form else self.optim.epochs
+        return 0 if METHODS[self.method].training_free else self.optim.epochs
 
     @property
     def stages(self) -> tuple[TrialConfig, ...]:

@@ -18,13 +18,13 @@ from typing import Any
 
 from torch import Tensor
 
+from trainables.encoded_task import EncodedTask
 from trainables.stages import open_training
 from trainables.storage import Storage
 from trainables.tensor_file import read_checked, write_checked, write_tensors
 from trainables.trial import TaskSpec, TrialConfig
-from trainables.workbench import Workbench
 
-PARTS = 8
+REPORTS_PER_TRIAL = 8
 """Reports a trial makes at most, when all its seeds train side by side."""
 CHECKPOINT = "checkpoint.safetensors"
 _FORMAT = {"format": "few-shot-checkpoint", "format_version": "1"}
@@ -56,10 +56,10 @@ class TrialRun:
     """
 
     def __init__(
-        self, config: TrialConfig, task: TaskSpec, bench: Workbench, in_sequence: bool = False
+        self, config: TrialConfig, task: TaskSpec, bench: EncodedTask, in_sequence: bool = False
     ) -> None:
         self.config, self.task, self.in_sequence = config, task, in_sequence
-        self.cells = [open_training(config, bench, cell) for cell in task.cells]
+        self.episodes = [open_training(config, bench, episode) for episode in task.episodes]
         self.step = 0
         self._values: list[float] = []
         self._rows: list[dict[str, float]] = []
@@ -68,7 +68,7 @@ class TrialRun:
     @property
     def steps(self) -> int:
         """How many reports there will be."""
-        return len(self.cells) if self.in_sequence else len(self._ends)
+        return len(self.episodes) if self.in_sequence else len(self._ends)
 
     @property
     def finished(self) -> bool:
@@ -77,11 +77,11 @@ class TrialRun:
 
     def forecast(self) -> dict[str, float]:
         """What can be said before training, e.g. the flip budget: means over cells."""
-        return _mean([cell.forecast() for cell in self.cells])
+        return _mean([episode.forecast() for episode in self.episodes])
 
     def warnings(self) -> list[str]:
         """What the user should know before it trains."""
-        return self.cells[0].warnings()
+        return self.episodes[0].warnings()
 
     def advance(self) -> Report:
         """Train the next part, if one is left, and report; raises `NonFiniteError`."""
@@ -101,18 +101,18 @@ class TrialRun:
         return Report(self.step, tuple(self._values), tuple(news), self.finished, latest)
 
     def _train_cell(self) -> list[dict[str, float]]:
-        cell = self.cells[self.step]
-        first = self.step * max(1, cell.epochs)
-        return [_stamped(cell.run_epoch(), first + cell.epoch) for _ in range(cell.epochs)] or [
-            _stamped(cell.validate(), first)
-        ]
+        episode = self.episodes[self.step]
+        first = self.step * max(1, episode.epochs)
+        return [
+            _stamped(episode.run_epoch(), first + episode.epoch) for _ in range(episode.epochs)
+        ] or [_stamped(episode.validate(), first)]
 
     def _train_side_by_side(self) -> list[dict[str, float]]:
-        lead = self.cells[0]
+        lead = self.episodes[0]
         return [
-            _stamped(_mean([cell.run_epoch() for cell in self.cells]), lead.epoch)
+            _stamped(_mean([episode.run_epoch() for episode in self.episodes]), lead.epoch)
             for _ in range(self._ends[self.step] - lead.epoch)
-        ] or [_stamped(_mean([cell.validate() for cell in self.cells]), 0)]
+        ] or [_stamped(_mean([episode.validate() for episode in self.episodes]), 0)]
 
     @cached_property
     def _ends(self) -> list[int]:
@@ -122,7 +122,7 @@ class TrialRun:
         ends: list[int] = []
         for number, epochs in enumerate(trained):
             begun = sum(trained[:number])
-            stride = math.ceil(epochs / max(1, PARTS // len(trained)))
+            stride = math.ceil(epochs / max(1, REPORTS_PER_TRIAL // len(trained)))
             ends += [begun + min(end, epochs) for end in range(stride, epochs + stride, stride)]
         return ends or [0]
 
@@ -133,16 +133,16 @@ class TrialRun:
         fingerprint and a checksum.
         """
         tensors: dict[str, Tensor] = {}
-        cells = []
-        for index, cell in enumerate(self.cells):
-            cell_tensors, cell_plain = cell.state()
+        episodes = []
+        for index, episode in enumerate(self.episodes):
+            cell_tensors, cell_plain = episode.state()
             tensors |= {f"{index}/{key}": tensor for key, tensor in cell_tensors.items()}
-            cells.append(cell_plain)
+            episodes.append(cell_plain)
         plain = {
             "step": self.step,
             "values": self._values,
             "rows": self._rows,
-            "cells": cells,
+            "episodes": episodes,
         }
         metadata = _FORMAT | {"run": json.dumps(plain), "config": self._identity()}
         write_checked(folder, name, tensors, metadata)
@@ -155,10 +155,10 @@ class TrialRun:
             return False
         tensors, metadata = found
         plain: dict[str, Any] = json.loads(metadata["run"])
-        for index, cell in enumerate(self.cells):
+        for index, episode in enumerate(self.episodes):
             prefix = f"{index}/"
             own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-            cell.load_state(own, plain["cells"][index])
+            episode.load_state(own, plain["episodes"][index])
         self.step, self._values, self._rows = plain["step"], plain["values"], plain["rows"]
         self._told = 0
         return True
@@ -167,9 +167,9 @@ class TrialRun:
         """What was learned: `artifact.safetensors`, or one file a cell where there are several.
         Returns their names."""
         names = []
-        for cell in self.cells:
-            tensors, metadata = cell.artifact()
-            suffix = f"-{self.task.label(cell.cell)}" if len(self.cells) > 1 else ""
+        for episode in self.episodes:
+            tensors, metadata = episode.artifact()
+            suffix = f"-{self.task.label(episode.episode)}" if len(self.episodes) > 1 else ""
             names.append(f"artifact{suffix}.safetensors")
             write_tensors(folder, names[-1], tensors, metadata)
         return names

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from trainables.backbones.base import Backbone
-from trainables.data.augment import random_cut
 from trainables.data.base import FeatureRows, PixelRows, Split
-from trainables.data.decode import decoded, reduced
-from trainables.data.resample import resample, sizes_of
+from trainables.images.augment import random_cut
+from trainables.images.decode import decoded, shrink
+from trainables.images.resample import resample, sizes_of
 from trainables.progress import Listener, counted
 from trainables.store import Store, Stored
 
@@ -116,10 +116,10 @@ class View:
         cut = random_cut(sizes_of(originals), side, crop_scale, self._flip, rng)
         return resample(originals, cut, side, device=self.backbone.device)
 
-    def make(self, reads: Literal["features", "images"]) -> None:
-        """Compute now what a training that `reads` these will ask for first: test features, or
+    def make(self, input_kind: Literal["features", "images"]) -> None:
+        """Compute now what a training that `input_kind` these will ask for first: test features, or
         decoded images."""
-        if reads == "features":
+        if input_kind == "features":
             self.features()
         elif self._keep and not isinstance(self._split.images, PixelRows):
             _ = self._decoded
@@ -193,7 +193,7 @@ class View:
             batches = decoded(self._split.images, ENCODE_BATCH, threads)
             name = f"{len(self)} images decoded"
             for images in counted(batches, len, name, len(self), self._tell):
-                small = [reduced(image, _LARGEST * side) for image in images]
+                small = [shrink(image, _LARGEST * side) for image in images]
                 sizes = sizes_of(small).int().numpy()
                 views = self._resized(images).cpu().numpy()
                 yield {

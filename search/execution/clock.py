@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 
-from search.ledger.ledger import Ledger, Live
+from search.ledger.ledger import Ledger, RunningTrial
 from search.ledger.results import Result
 from trainables.trainable import Message
 
@@ -19,7 +19,7 @@ class Clock:
         self._freed: list[float] = []
         self._costs: list[float] = []
 
-    def started(self, live: Live) -> None:
+    def started(self, live: RunningTrial) -> None:
         """See `Observer`. A trial takes the slot that has been free the longest."""
         if self._freed:
             self._begun[live.number] = self._freed.pop(0)

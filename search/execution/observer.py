@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from search.ledger.ledger import Ledger, Live
+from search.ledger.ledger import Ledger, RunningTrial
 from search.ledger.results import Result
 from trainables.trainable import Message
 
@@ -13,7 +13,7 @@ from trainables.trainable import Message
 class Observer(Protocol):
     """Hears everything, decides nothing, and must not raise for reasons of its own."""
 
-    def started(self, live: Live) -> None:
+    def started(self, live: RunningTrial) -> None:
         """A trial has been issued."""
 
     def heard(self, message: Message) -> None:
@@ -29,7 +29,7 @@ class Observers:
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = tuple(observers)
 
-    def started(self, live: Live) -> None:
+    def started(self, live: RunningTrial) -> None:
         """See `Observer`."""
         for observer in self._observers:
             observer.started(live)

@@ -17,11 +17,11 @@ from typing import Any
 import ray
 from rich.console import Console
 
-from search.config import SweepConfig
+from search.core.config import SweepConfig
+from search.core.problems import StoppedError, UsageError
 from search.execution.resources import Machine
-from search.problems import StoppedError, UsageError
-from search.tracking.carrier import WorkerCarrier
 from search.tracking.tracker import Tracker
+from search.tracking.worker_uploader import WorkerUploader
 
 
 @contextlib.contextmanager
@@ -122,10 +122,10 @@ def carried(config: SweepConfig, tracker: Tracker) -> Iterator[None]:
     if not config.address:
         yield
         return
-    carrier = WorkerCarrier()
-    tracker.carry_by(carrier)
+    carrier = WorkerUploader()
+    tracker.set_uploader(carrier)
     try:
         yield
     finally:
-        tracker.carry_by(None)
+        tracker.set_uploader(None)
         carrier.close()

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from search.config import SweepConfig
+from search.core.config import SweepConfig
 
 
 @dataclass(frozen=True)

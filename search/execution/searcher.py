@@ -18,11 +18,11 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from search.execution.observer import Observer
-from search.ledger.ledger import Ledger, Live
+from search.ledger.ledger import Ledger, RunningTrial
 from search.ledger.results import Result
 from trainables.trainable import Assignment, Message
 
-Assign = Callable[[Live], Assignment]
+Assign = Callable[[RunningTrial], Assignment]
 """How an issued trial becomes a worker's job."""
 
 
@@ -86,7 +86,7 @@ class StudyScheduler(FIFOScheduler):
         number = trial.config["assignment"]["number"]
         worker = _dead_worker(trial)
         if number in self._ledger.live and worker not in self._dead:
-            self._ledger.strike(number)
+            self._ledger.record_crash(number)
         if worker:
             self._dead.add(worker)
 
@@ -174,7 +174,7 @@ class CrashCallback(tune.Callback):
             return
         if live.retries >= 0:
             # Tune gives a trial up at once when a worker dies that was being reused for it.
-            self._ledger.take_back(number)
+            self._ledger.requeue(number)
             return
         details = ""
         if trial.error_file:

@@ -101,7 +101,7 @@ class Journal(JournalView):
         if lost := data.count(b"\n", good):
             self._sweep.append(DAMAGED, data[good:])
         if good < len(data):
-            self._sweep.replace_log(JOURNAL, data[:good])
+            self._sweep.rewrite_log(JOURNAL, data[:good])
         self.lost += lost
 
     def _write(self, logs: list[dict[str, Any]]) -> None:

@@ -22,9 +22,11 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from search.core.objectives import directions, parse_objective, study_values
+from search.core.problems import UsageError
+from search.core.pruners import PRUNERS
+from search.core.samplers import make_sampler
 from search.ledger.notes import Notes
-from search.ledger.objectives import directions, parse_objective, study_values
-from search.ledger.pruners import PRUNERS
 from search.ledger.results import (
     RESULT,
     Result,
@@ -35,9 +37,7 @@ from search.ledger.results import (
     trial_folder,
     unreadable,
 )
-from search.ledger.samplers import make_sampler
 from search.ledger.store import StudyStore
-from search.problems import UsageError
 from spaces.base import Space
 from trainables.storage import Storage
 from trainables.trial import TrialConfig
@@ -50,7 +50,7 @@ ISSUED, FAILURES = "begun", "failures"
 
 
 @dataclass
-class Live:
+class RunningTrial:
     """A trial that has been issued and has not ended."""
 
     number: int
@@ -114,7 +114,7 @@ class Ledger:
         self.sweep, self.space = sweep, space
         self._store, self._sampler, self._seed, self._guard = store, sampler, seed, guard
         self._also = parse_objective(also) if also else None
-        self.live: dict[int, Live] = {}
+        self.live: dict[int, RunningTrial] = {}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         # Without this, a restarted TPE explains itself on the terminal at every question.
         logging.getLogger("optuna").setLevel(logging.ERROR)
@@ -122,7 +122,7 @@ class Ledger:
         self.notice = ""
         """What a person should know of how it was opened, else empty."""
         with store.together():
-            self._interrupted = store.patiently(lambda: self._recover(pruner))
+            self._interrupted = store.with_retries(lambda: self._recover(pruner))
 
     def tidy(self) -> None:
         """Remove checkpoints of trials that have ended: a worker that outlived its driver may have
@@ -147,10 +147,10 @@ class Ledger:
         """The study's trials, as Optuna sees them."""
         return self.study.get_trials(deepcopy=False)
 
-    def ask(self) -> Live:
+    def ask(self) -> RunningTrial:
         """The next trial: an interrupted one if there is any, else a new one."""
         with self._store.together():
-            live = self._store.patiently(self._issue)
+            live = self._store.with_retries(self._issue)
         self._interrupted = [number for number in self._interrupted if number != live.number]
         self.live[live.number] = live
         return live
@@ -170,7 +170,7 @@ class Ledger:
 
         live.metrics = metrics
         with self._store.together():
-            self._store.patiently(tell)
+            self._store.with_retries(tell)
         if len(values) > len(live.values):
             live.values, live.strikes = tuple(values), 0
 
@@ -185,14 +185,14 @@ class Ledger:
             return None
         live, notes = self.live[number], Notes(self.study)
         with self._store.together():
-            gives_up = self._store.patiently(lambda: self._verdict(live, notes))
+            gives_up = self._store.with_retries(lambda: self._verdict(live, notes))
             live.notes = live.notes | notes.taken
             if gives_up:
                 return self.finish(number, "PRUNED")
-            self._store.patiently(lambda: self._note(live.trial._trial_id, live.notes))
+            self._store.with_retries(lambda: self._note(live.trial._trial_id, live.notes))
         return None
 
-    def strike(self, number: int) -> None:
+    def record_crash(self, number: int) -> None:
         """A trial's worker has died or has run out of memory."""
         live = self.live[number]
         live.failures += 1
@@ -200,9 +200,9 @@ class Ledger:
         live.struck = len(live.values)
         count = [live.failures, live.strikes, live.struck]
         with self._store.together():
-            self._store.patiently(lambda: live.trial.set_user_attr(FAILURES, count))
+            self._store.with_retries(lambda: live.trial.set_user_attr(FAILURES, count))
 
-    def take_back(self, number: int) -> None:
+    def requeue(self, number: int) -> None:
         """A trial that Tune has given up, and the ledger has not: it is issued again."""
         del self.live[number]
         self._interrupted = sorted([*self._interrupted, number])
@@ -246,7 +246,7 @@ class Ledger:
         self.results[number] = result
         del self.live[number]
         with self._store.together():
-            self._store.patiently(lambda: self._tell(live.trial._trial_id, result))
+            self._store.with_retries(lambda: self._tell(live.trial._trial_id, result))
         folder = self.sweep.child(trial_folder(number))
         folder.delete(CHECKPOINT)  # scores and moments are large
         folder.tidy()  # what a worker that was killed had begun to write
@@ -273,7 +273,7 @@ class Ledger:
                 pruner=PRUNERS[pruner](),
             )
 
-    def _issue(self) -> Live:
+    def _issue(self) -> RunningTrial:
         """Issue an interrupted trial, or one that a failed attempt has left behind, or a new one:
         however often it is repeated, it leaves no trial behind."""
         begun = (f for f in self._running() if f.number not in self.live)
@@ -292,7 +292,7 @@ class Ledger:
         failures, strikes, struck = trial.user_attrs.get(FAILURES, (0, 0, -1))
         known = self.frozen()[trial.number]
         values = tuple(v for _, v in sorted(known.intermediate_values.items()))
-        return Live(
+        return RunningTrial(
             trial.number,
             config,
             trial,
@@ -331,7 +331,7 @@ class Ledger:
     def _running(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
-    def _verdict(self, live: Live, notes: Notes) -> bool:
+    def _verdict(self, live: RunningTrial, notes: Notes) -> bool:
         trial = self.study._storage.get_trial(live.trial._trial_id)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)

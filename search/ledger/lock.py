@@ -20,12 +20,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from search.problems import StoppedError, UsageError
+from search.core.problems import StoppedError, UsageError
 from trainables.storage import Storage, StorageError, split
 
-BEAT = 4.0
+HEARTBEAT_SECONDS = 4.0
 """Seconds between two renewals of a claim."""
-DEAD = 20.0
+LEASE_SECONDS = 20.0
 """Seconds without a renewal after which a driver on another machine counts as dead."""
 _CLAIMS = "owner"
 
@@ -86,7 +86,7 @@ class SweepLock:
         self._thread = threading.Thread(target=self._renew, name="sweep-lock", daemon=True)
         self._thread.start()
         try:
-            self._outwait_others()
+            self._wait_for_other_owners()
             self._write(holds=True)
         except BaseException:
             self.__exit__()
@@ -103,14 +103,14 @@ class SweepLock:
 
     def check(self) -> None:
         """Raises `LostOwnershipError` where the sweep is no longer this driver's."""
-        if not self._taken and _uptime() - self._verified > DEAD / 2:
+        if not self._taken and _uptime() - self._verified > LEASE_SECONDS / 2:
             self._verify()
         if self._taken:
             raise LostOwnershipError(
                 "this driver was away for so long that another one has taken the sweep over"
             )
 
-    def _outwait_others(self) -> None:
+    def _wait_for_other_owners(self) -> None:
         """Return when no other claim is left whose driver may live; raises `UsageError` for one
         that holds the sweep or came first. One that came later withdraws, or has looked before
         we were there and will hold."""
@@ -122,13 +122,13 @@ class SweepLock:
                     if name not in watched:
                         watched[name] = other, time.monotonic()
                         self._say(
-                            f"Waiting up to {DEAD:.0f} s to see whether {_who(other)} still runs "
-                            "this sweep."
+                            f"Waiting up to {LEASE_SECONDS:.0f} s to see whether {_who(other)} "
+                            "still runs this sweep."
                         )
                     known, since = watched[name]
                     if known != other:
                         dead = False
-                    elif time.monotonic() - since > DEAD:
+                    elif time.monotonic() - since > LEASE_SECONDS:
                         dead = True
                 if dead:
                     self._claims.delete(name)
@@ -141,7 +141,7 @@ class SweepLock:
         return {name: claim for name, claim in claims if claim is not None}
 
     def _renew(self) -> None:
-        while not self._stop.wait(BEAT):
+        while not self._stop.wait(HEARTBEAT_SECONDS):
             self._verify()
 
     def _verify(self) -> None:

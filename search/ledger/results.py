@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from search.problems import UsageError
+from search.core.problems import UsageError
 from trainables.storage import Storage
 from trainables.trial import TrialConfig
 

@@ -14,9 +14,9 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage, get_storage
 from optuna.trial import FrozenTrial
 
+from search.core.problems import StoppedError, UsageError
 from search.ledger.journal import DAMAGED, Journal, JournalView
 from search.ledger.study_lock import CONNECT_SECONDS, NOTICED_SECONDS, StudyLock
-from search.problems import StoppedError, UsageError
 from trainables.credentials import without_password
 from trainables.storage import Storage
 
@@ -45,7 +45,7 @@ class StudyStore(Protocol):
     def together(self) -> AbstractContextManager[None]:
         """What is written in here may be written at once at the end."""
 
-    def patiently(self, act: Callable[[], T]) -> T:
+    def with_retries(self, act: Callable[[], T]) -> T:
         """Do it, again if need be: `act` must stand being repeated. Raises `LedgerError`."""
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ class JournalStore:
         """See `StudyStore`."""
         return self._journal.together()
 
-    def patiently(self, act: Callable[[], T]) -> T:
+    def with_retries(self, act: Callable[[], T]) -> T:
         """See `StudyStore`."""
         return act()
 
@@ -90,7 +90,7 @@ class MemoryStore:
         """See `StudyStore`."""
         return nullcontext()
 
-    def patiently(self, act: Callable[[], T]) -> T:
+    def with_retries(self, act: Callable[[], T]) -> T:
         """See `StudyStore`."""
         return act()
 
@@ -116,7 +116,7 @@ class DatabaseStore:
         self._lock: StudyLock | None = None
         self.name = name
         self.notice = ""
-        self._database = self.patiently(lambda: _connect(url))
+        self._database = self.with_retries(lambda: _connect(url))
         self.storage: BaseStorage = get_storage(self._database)  # remembers what has ended
 
     def take(self, say: Callable[[str], None]) -> None:
@@ -129,7 +129,7 @@ class DatabaseStore:
         deadline = time.monotonic() + NOTICED_SECONDS
         told = False
         try:
-            while not self.patiently(lock.take):
+            while not self.with_retries(lock.take):
                 if time.monotonic() > deadline:
                     raise UsageError(
                         [
@@ -155,7 +155,7 @@ class DatabaseStore:
         """See `StudyStore`. Each call of the database is a transaction of its own."""
         return nullcontext()
 
-    def patiently(self, act: Callable[[], T]) -> T:
+    def with_retries(self, act: Callable[[], T]) -> T:
         """See `StudyStore`."""
         deadline, wait = time.monotonic() + PATIENCE, 0.1
         while True:

@@ -12,26 +12,26 @@ from torch import Tensor
 from search.ledger.results import Result, trial_folder
 from search.reporting.source import Source
 from trainables.methods.base import MethodError
-from trainables.methods.masks import FORMAT as MASKS
-from trainables.methods.masks import unpack_masks
+from trainables.methods.masking.masks import FORMAT as MASKS
+from trainables.methods.masking.masks import unpack_masks
 from trainables.tensor_file import read_tensors
-from trainables.trial import Cell, TaskSpec
+from trainables.trial import Episode, TaskSpec
 
 _PIPELINE = "pipeline"
 
 
 @dataclass(frozen=True)
 class Learned:
-    """One stage's artifact on one cell."""
+    """One stage's artifact on one episode."""
 
-    cell: Cell
+    episode: Episode
     """What it was trained on."""
     tensors: Mapping[str, Tensor]
     """By name."""
     metadata: Mapping[str, str]
     """With `format`."""
     fresh: bool
-    """Whether the cell is a fresh draw of the evaluation, not one of the search."""
+    """Whether the episode is a fresh draw of the evaluation, not one of the search."""
 
     def masks(self) -> dict[str, Tensor] | None:
         """Bool tensors by the names of the weights that they mask, True where a weight is kept;
@@ -69,16 +69,16 @@ def winners(source: Source) -> list[Learned]:
         task = replace(source.config.task, seeds=judged.seeds)
         return list(_read(source, task, "winner", True, True))
     task = source.config.task
-    return list(_read(source, task, trial_folder(best.number), len(task.cells) > 1, False))
+    return list(_read(source, task, trial_folder(best.number), len(task.episodes) > 1, False))
 
 
 def numbers_learned(source: Source, trials: list[Result]) -> dict[int, int]:
-    """How many numbers each trial's artifact of its first cell holds, bits of masks counted as
+    """How many numbers each trial's artifact of its first episode holds, bits of masks counted as
     numbers; by trial, where the file is there."""
     task = source.config.task
     found = {}
     for trial in trials:
-        label = f"-{task.label(task.cells[0])}" if len(task.cells) > 1 else ""
+        label = f"-{task.label(task.episodes[0])}" if len(task.episodes) > 1 else ""
         content = read_tensors(
             source.sweep, f"{trial_folder(trial.number)}/artifact{label}.safetensors"
         )
@@ -90,12 +90,12 @@ def numbers_learned(source: Source, trials: list[Result]) -> dict[int, int]:
 def _read(
     source: Source, task: TaskSpec, folder: str, labelled: bool, fresh: bool
 ) -> Iterator[Learned]:
-    for cell in task.cells:
-        label = f"-{task.label(cell)}" if labelled else ""
+    for episode in task.episodes:
+        label = f"-{task.label(episode)}" if labelled else ""
         content = read_tensors(source.sweep, f"{folder}/artifact{label}.safetensors")
         if content is not None:
             for tensors, metadata in _stages(*content):
-                yield Learned(cell, tensors, metadata, fresh)
+                yield Learned(episode, tensors, metadata, fresh)
 
 
 def _stages(

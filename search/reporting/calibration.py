@@ -17,9 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
-from search.judging.evaluation import Label
+from search.evaluation.record import Label
+from search.reporting.evaluated import EvaluatedEpisode, chosen_note, places, shown_episode
 from search.reporting.figures import BLACK, COLOURS, MARKERS, STYLE, Figure, finish, legend
-from search.reporting.judged import Place, chosen_note, places, shown_place
 from search.reporting.section import Section
 from search.reporting.shots import LABELS
 from search.reporting.source import Source
@@ -76,11 +76,11 @@ def calibration_section(source: Source) -> Section | None:
         "Calibration",
         tuple(notes),
         (calibration_table(found),),
-        (_figure(shown_place(found)),),
+        (_figure(shown_episode(found)),),
     )
 
 
-def calibration_table(found: Sequence[Place]) -> Table:
+def calibration_table(found: Sequence[EvaluatedEpisode]) -> Table:
     """A row a place and model."""
     rows = []
     for place in found:
@@ -97,7 +97,7 @@ def calibration_table(found: Sequence[Place]) -> Table:
     return Table("calibration", "Calibration (%)", headings, tuple(rows), note, labels=2)
 
 
-def _figure(place: Place) -> Figure:
+def _figure(place: EvaluatedEpisode) -> Figure:
     with mpl.rc_context(STYLE):
         canvas = Canvas(figsize=(6.4, 5.0), layout="constrained")
         upper, lower = canvas.subplots(2, 1, sharex=True, height_ratios=(3, 1))

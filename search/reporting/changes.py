@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from search.judging.evaluation import Label
-from search.judging.examples import SIDE, Example
-from search.judging.sheets import Answers
-from search.reporting.judged import Place, places
+from search.evaluation.examples import SIDE, Example
+from search.evaluation.prediction_table import ModelPredictions
+from search.evaluation.record import Label
+from search.reporting.evaluated import EvaluatedEpisode, places
 from search.reporting.section import Gallery, Picture, Section
 from search.reporting.shots import LABELS
 from search.reporting.source import Source
@@ -44,7 +44,7 @@ def changes_section(source: Source) -> Section | None:
     return Section("changes", "Right and wrong", tuple(notes), tables, galleries=shown)
 
 
-def changes_table(found: Sequence[Place]) -> Table:
+def changes_table(found: Sequence[EvaluatedEpisode]) -> Table:
     """A row a place and baseline: images of each kind, means over the draws."""
     rows = []
     for place in found:
@@ -79,7 +79,7 @@ def _caption(example: Example) -> str:
     return f"{example.truth}; {who}: {said}"
 
 
-def _four(place: Place, was: Answers, now: Answers) -> tuple[int, ...]:
+def _four(place: EvaluatedEpisode, was: ModelPredictions, now: ModelPredictions) -> tuple[int, ...]:
     before, after = place.sheet.right(was), place.sheet.right(now)
     kinds = (~before & after, before & ~after, before & after, ~before & ~after)
     return tuple(int(kind.sum()) for kind in kinds)

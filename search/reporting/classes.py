@@ -9,9 +9,9 @@ from typing import get_args
 import numpy as np
 from matplotlib.axes import Axes
 
-from search.judging.evaluation import Label
+from search.evaluation.record import Label
+from search.reporting.evaluated import EvaluatedEpisode, chosen_note, places, shown_episode
 from search.reporting.figures import COLOURS, MARKERS, Figure, draw, plain
-from search.reporting.judged import Place, chosen_note, places, shown_place
 from search.reporting.section import Section
 from search.reporting.shots import LABELS
 from search.reporting.source import Source
@@ -36,7 +36,7 @@ class _Class:
         first, last = self.accuracy["zero-shot"], self.accuracy["winner"]
         return None if first is None or last is None else last - first
 
-    def cells(self) -> tuple[str, ...]:
+    def episodes(self) -> tuple[str, ...]:
         """Of a table: `_HEADINGS`."""
         gain = "-" if self.gain is None else f"{100 * self.gain:+z.2f}"
         return (
@@ -55,7 +55,7 @@ def classes_section(source: Source) -> Section | None:
     found = places(source.sheets)
     if not found:
         return None
-    place = shown_place(found)
+    place = shown_episode(found)
     ranked = _ranked(place)
     few = len(ranked) <= MOST_CLASSES
     seen = [one for one in ranked if one.gain is not None]
@@ -65,7 +65,7 @@ def classes_section(source: Source) -> Section | None:
         "classes",
         f"Test accuracy of each class: {place.name}{which} (%)",
         _HEADINGS,
-        tuple(one.cells() for one in shown),
+        tuple(one.episodes() for one in shown),
         "Means over the fresh draws; the gain in points.",
     )
     note = chosen_note(found)
@@ -84,7 +84,7 @@ def classes_section(source: Source) -> Section | None:
     )
 
 
-def _ranked(place: Place) -> list[_Class]:
+def _ranked(place: EvaluatedEpisode) -> list[_Class]:
     """By falling gain; those without test images last, though none gains less."""
     truth, count = place.sheet.truth, len(place.sheet.classes)
     images = np.bincount(truth, minlength=count)
@@ -103,13 +103,13 @@ def _ranked(place: Place) -> list[_Class]:
     return sorted(seen, key=lambda one: -(one.gain or 0.0)) + [c for c in found if c.gain is None]
 
 
-def _all(found: Sequence[Place]) -> Table:
-    rows = tuple((place.name, *one.cells()) for place in found for one in _ranked(place))
+def _all(found: Sequence[EvaluatedEpisode]) -> Table:
+    rows = tuple((place.name, *one.episodes()) for place in found for one in _ranked(place))
     title = "Test accuracy of each class (%)"
     return Table("classes-all", title, ("judged on", *_HEADINGS), rows, labels=2)
 
 
-def _figure(shown: Sequence[_Class], place: Place, which: str) -> Figure:
+def _figure(shown: Sequence[_Class], place: EvaluatedEpisode, which: str) -> Figure:
     def paint(axes: Axes) -> None:
         rows = range(len(shown))
         for i, (label, name) in enumerate(LABELS.items()):

@@ -8,10 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from search.judging.evaluation import Label
+from search.evaluation.record import Label
 from search.reporting.classes import MOST_CLASSES
+from search.reporting.evaluated import EvaluatedEpisode, chosen_note, places, shown_episode
 from search.reporting.figures import SEQUENCE, Figure, draw, plain
-from search.reporting.judged import Place, chosen_note, places, shown_place
 from search.reporting.section import Section
 from search.reporting.shots import LABELS
 from search.reporting.source import Source
@@ -26,7 +26,7 @@ def confusion_section(source: Source) -> Section | None:
     found = places(source.sheets)
     if not found:
         return None
-    place = shown_place(found)
+    place = shown_episode(found)
     note = chosen_note(found)
     few = len(place.sheet.classes) <= MOST_CLASSES
     figures = (_figure(place),) if few else ()
@@ -35,7 +35,7 @@ def confusion_section(source: Source) -> Section | None:
     )
 
 
-def counts(place: Place, label: Label) -> NDArray[np.int64]:
+def counts(place: EvaluatedEpisode, label: Label) -> NDArray[np.int64]:
     """[c, c]: images of class i that were taken for class j, all draws together."""
     side = len(place.sheet.classes)
     total = np.zeros(side * side, np.int64)
@@ -45,7 +45,7 @@ def counts(place: Place, label: Label) -> NDArray[np.int64]:
     return total.reshape(side, side)
 
 
-def pairs_table(place: Place) -> Table:
+def pairs_table(place: EvaluatedEpisode) -> Table:
     """The winner's most frequent confusions, with what the others make of them."""
     names, draws = place.sheet.classes, len(place.draws["winner"])
     matrices = {label: counts(place, label) for label in get_args(Label)}
@@ -64,7 +64,7 @@ def pairs_table(place: Place) -> Table:
     return Table("confusion", title, headings, tuple(rows), note, labels=2)
 
 
-def _figure(place: Place) -> Figure:
+def _figure(place: EvaluatedEpisode) -> Figure:
     names = [plain(name[:24]) for name in place.sheet.classes]
     matrix = counts(place, "winner")
     with np.errstate(invalid="ignore"):  # a class without test images has no row

@@ -13,7 +13,7 @@ from search.ledger.results import Result, State
 from search.reporting.figures import BLUE, GREEN, MARKERS, ORANGE, VERMILION, Figure, draw
 from search.reporting.section import Section
 from search.reporting.source import Source
-from trainables.trial_run import PARTS
+from trainables.trial_run import REPORTS_PER_TRIAL
 
 _STATES: dict[State, tuple[str, str, str]] = {
     "COMPLETE": ("complete", BLUE, MARKERS[0]),
@@ -90,7 +90,7 @@ def _survival(source: Source) -> Figure:
     caption = (
         f"Of {len(trials)} ended trials. After every part the pruner "
         f"({source.config.pruner}) may stop a trial; one that failed stops there too. A training "
-        f"whose epochs do not divide into {PARTS} has fewer parts."
+        f"whose epochs do not divide into {REPORTS_PER_TRIAL} has fewer parts."
     )
     return draw("survival", "Rung survival", caption, paint)
 

@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from search.reporting.artifacts import Learned, winners
+from search.reporting.evaluated import place_name
 from search.reporting.figures import ORANGE, SEQUENCE, Figure, draw, logarithmic, look, plain
-from search.reporting.judged import place_name
 from search.reporting.section import Section
 from search.reporting.source import Source
 from search.reporting.tables import Table
@@ -134,7 +134,7 @@ def _by_tensor(
     names = list(dict.fromkeys(name for own in values for name in own))
     series: dict[tuple[str, str, int], dict[str, list[float]]] = {}
     for (sweep, learned, _), own in zip(found, values, strict=True):
-        key = sweep, learned.cell.dataset, learned.cell.shots
+        key = sweep, learned.episode.dataset, learned.episode.shots
         for tensor, value in own.items():
             series.setdefault(key, {}).setdefault(tensor, []).append(value)
 
@@ -164,8 +164,11 @@ def _overlaps(
     found: _Found,
 ) -> tuple[list[str], list[list[float | None]]]:
     labels = [
-        plain(f"{place_name(cell.dataset, cell.dataset)} {cell.shots}-{cell.seed} ({sweep})")
-        for sweep, cell in ((sweep, learned.cell) for sweep, learned, _ in found)
+        plain(
+            f"{place_name(episode.dataset, episode.dataset)} "
+            f"{episode.shots}-{episode.seed} ({sweep})"
+        )
+        for sweep, episode in ((sweep, learned.episode) for sweep, learned, _ in found)
     ]
     if len(labels) > _MOST_NAMES:
         return labels, []
@@ -199,11 +202,11 @@ def _overlap_table(found: _Found) -> Table:
     sets: list[float] = []
     for (one, first, a), (other, second, b) in combinations(found, 2):
         value = dropped_iou(a, b)
-        if value is None or first.cell.shots != second.cell.shots:
+        if value is None or first.episode.shots != second.episode.shots:
             continue
-        if first.cell.dataset != second.cell.dataset:
+        if first.episode.dataset != second.episode.dataset:
             sets.append(value)
-        elif one == other and first.cell.seed != second.cell.seed:
+        elif one == other and first.episode.seed != second.episode.seed:
             seeds.append(value)
     rows = tuple(
         (name, str(len(values)), f"{statistics.fmean(values):.3f}" if values else "-")

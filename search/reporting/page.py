@@ -8,9 +8,9 @@ from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
 
+from search.core.task import described
 from search.reporting.section import Section
 from search.reporting.source import Source
-from search.task import described
 
 
 def render(source: Source, others: Sequence[Source], sections: Sequence[Section]) -> str:

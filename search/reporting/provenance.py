@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import version
 
-from search.config import SweepConfig
+from search.core.config import SweepConfig
 from search.reporting.section import Section
 from search.reporting.source import Source
 from search.reporting.tables import Table

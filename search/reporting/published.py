@@ -11,8 +11,8 @@ import statistics
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from search.judging.evaluation import Part, Score
-from trainables.data.coop_layouts import IMAGENET_SHIFTS
+from search.evaluation.record import Part, Score
+from trainables.data.benchmarks.coop_layouts import IMAGENET_SHIFTS
 from trainables.trial import TaskSpec
 
 _SETS = {

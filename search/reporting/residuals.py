@@ -13,10 +13,10 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from search.judging.statistics import summary
+from search.evaluation.statistics import summary
 from search.reporting.artifacts import winners
+from search.reporting.evaluated import place_name
 from search.reporting.figures import Figure, draw, logarithmic, look, plain
-from search.reporting.judged import place_name
 from search.reporting.section import Section
 from search.reporting.source import Source
 from search.reporting.tables import Table
@@ -63,17 +63,17 @@ def measure(source: Source) -> list[Measured]:
         x, alpha = residual
         sizes = {name: size(x) for name, size in MAGNITUDES.items()}
         weighted = {f"alpha {name}": alpha * size for name, size in sizes.items()}
-        cell = learned.cell
+        episode = learned.episode
         found.append(
             Measured(
                 source.name,
-                cell.dataset,
-                cell.shots,
-                cell.seed,
+                episode.dataset,
+                episode.shots,
+                episode.seed,
                 len(x),
                 alpha,
                 sizes | weighted,
-                _difficulty(source, cell.dataset, cell.shots, len(x)),
+                _difficulty(source, episode.dataset, episode.shots, len(x)),
             )
         )
     return found

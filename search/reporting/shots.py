@@ -12,10 +12,10 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from search.judging.evaluation import Evaluation, Label, Part, Score
-from search.judging.statistics import summary
+from search.evaluation.record import Evaluation, Label, Part, Score
+from search.evaluation.statistics import summary
+from search.reporting.evaluated import place_name
 from search.reporting.figures import STYLE, Figure, finish, legend, look, plain
-from search.reporting.judged import place_name
 from search.reporting.published import Published, comparable_rows
 from search.reporting.section import Section
 from search.reporting.source import Source

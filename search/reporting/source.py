@@ -7,22 +7,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from search.config import SweepConfig
-from search.judging.evaluation import (
+from search.core.config import SweepConfig
+from search.core.problems import UsageError
+from search.driver.preflight import load_record
+from search.evaluation.examples import Example, read_examples
+from search.evaluation.prediction_table import PredictionTable
+from search.evaluation.predictions import read_predictions
+from search.evaluation.record import (
     EVALUATION,
     Evaluation,
     Read,
     list_reads,
     read_evaluation,
 )
-from search.judging.examples import Example, read_examples
-from search.judging.predictions import read_predictions
-from search.judging.sheets import Sheet
 from search.ledger.ledger import best_of
 from search.ledger.lock import running
 from search.ledger.results import Result, read_results
-from search.preflight import load_record
-from search.problems import UsageError
 from trainables.storage import Storage, StorageError, open_storage
 
 
@@ -84,7 +84,7 @@ class Source:
         return "It has not been judged on test data yet."
 
     @cached_property
-    def sheets(self) -> list[Sheet]:
+    def sheets(self) -> list[PredictionTable]:
         """What the judged models said of every test image; empty where that was not kept."""
         found = self.judged
         return (read_predictions(self.sweep, found) or []) if found is not None else []

@@ -68,7 +68,7 @@ def percent(fraction: float | None, digits: int = 2) -> str:
 
 def mean_of(values: Sequence[float]) -> str:
     """Mean and sample standard deviation of fractions, in per cent: `84.13 ± 0.52`."""
-    from search.judging.statistics import summary
+    from search.evaluation.statistics import summary
 
     found = summary(values)
     spread = "" if found.deviation is None else f" ± {percent(found.deviation)}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import get_args
 
-from search.judging.evaluation import Evaluation, Label
-from search.judging.statistics import indistinguishable, paired, separation_note, summary
+from search.evaluation.record import Evaluation, Label
+from search.evaluation.statistics import indistinguishable, paired, separation_note, summary
 from search.reporting.section import Section
 from search.reporting.shots import LABELS
 from search.reporting.source import Source

@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from search.config import SweepConfig
+from search.core.config import SweepConfig
 from trainables.credentials import without_password
 
 

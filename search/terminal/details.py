@@ -8,12 +8,12 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
+from search.core.problems import StoppedError, UsageError
+from search.driver.preflight import tracking_uri
 from search.ledger.ledger import FAILURES, ISSUED
 from search.ledger.store import look_at_study
-from search.preflight import tracking_uri
-from search.problems import StoppedError, UsageError
-from search.reporting.at_end import has_report
-from search.terminal.standing import Standing
+from search.reporting.build import has_report
+from search.terminal.sweep_status import SweepStatus
 from search.tracking.outbox import refused, waiting
 from search.tracking.uploader import outbox_path
 from trainables.credentials import shown
@@ -69,7 +69,7 @@ class Details:
         }
 
 
-def look_into(found: Standing) -> Details:
+def load_details(found: SweepStatus) -> Details:
     """Changes nothing. Raises `UsageError` where the folder cannot be read."""
     config = found.config
     assert config is not None

@@ -21,14 +21,14 @@ from optuna.samplers import RandomSampler
 from rich.console import Console
 from rich.table import Table
 
-from search.ledger.ledger import Ledger, Live
-from search.ledger.samplers import STARTUP_TRIALS
+from search.core.samplers import STARTUP_TRIALS
+from search.core.task import described, fresh_draws
+from search.driver.preflight import Plan
+from search.ledger.ledger import Ledger, RunningTrial
 from search.ledger.store import JOURNAL_LEDGER, MemoryStore
-from search.preflight import Plan
-from search.task import described, fresh_draws
+from search.terminal.cost_estimate import Cost, RehearsalError, peak_memory, rehearse
 from search.terminal.progress import short
-from search.terminal.rehearsal import Cost, RehearsalError, peak_memory, rehearse
-from search.terminal.standing import duration
+from search.terminal.sweep_status import duration
 from spaces.base import Space
 from trainables.credentials import shown, without_password
 from trainables.methods.registry import METHODS
@@ -38,7 +38,7 @@ from trainables.view import AUGMENTED_VIEWS
 _REHEARSALS = 200  # random points from which a space's parameters are read
 
 
-def first_trials(plan: Plan) -> tuple[list[Live], int]:
+def first_trials(plan: Plan) -> tuple[list[RunningTrial], int]:
     """The next trials that the sweep would issue, and how many have ended.
 
     Those are told whose parameters depend on nothing that is still to be found: a sampler's random
@@ -160,7 +160,9 @@ def _grid(title: str, rows: Mapping[str, str]) -> Table:
     return table
 
 
-def _print_estimate(plan: Plan, trials: Sequence[Live], more: int, console: Console) -> None:
+def _print_estimate(
+    plan: Plan, trials: Sequence[RunningTrial], more: int, console: Console
+) -> None:
     config, place = plan.config, plan.placement
     device = place.device if place else "cpu"
     if not trials:
@@ -189,8 +191,8 @@ def estimate(plan: Plan, configs: Sequence[Any], more: int, cost: Cost) -> list[
     config, place = plan.config, plan.placement
     slots = place.slots if place else config.max_concurrent or 1
     drawn = [
-        plan.source.draw(cell.dataset, cell.shots, cell.seed, cell.half)
-        for cell in config.task.cells
+        plan.source.draw(episode.dataset, episode.shots, episode.seed, episode.half)
+        for episode in config.task.episodes
     ]
     sizes = [(len(pair.train.labels), len(pair.val.labels)) for pair in drawn]
     each = [cost.seconds(c, sizes) for c in configs]
@@ -200,14 +202,14 @@ def estimate(plan: Plan, configs: Sequence[Any], more: int, cost: Cost) -> list[
         stage.crop_scale
         for c in configs
         for stage in c.stages[:1]
-        if METHODS[stage.method].reads == "features" and stage.crop_scale < 1
+        if METHODS[stage.method].input_kind == "features" and stage.crop_scale < 1
     }
     images = sum(train for train, _ in sizes)
     views = cost.encode * images * AUGMENTED_VIEWS * len(scales)
     search = cost.opened + views + (sum(each) + more * mean) / slots
-    cells = len(config.task.sources) * len(config.task.shots) * config.eval_seeds
+    episodes = len(config.task.sources) * len(config.task.shots) * config.eval_seeds
     per_cell = cost.seconds(plan.space.paper, sizes[:1])
-    judging = 2 * cells * per_cell / slots
+    judging = 2 * episodes * per_cell / slots
     steps = sum(stage.steps for stage in cost.stages)
     timed = f"{steps} steps of" if steps else "the fit of"
     worker = cost.memory / 2**30

@@ -15,9 +15,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from search.ledger.ledger import Ledger, Live
+from search.ledger.ledger import Ledger, RunningTrial
 from search.ledger.results import Result
-from search.terminal.standing import duration
+from search.terminal.sweep_status import duration
 from trainables.trainable import Message
 
 _RECENT = 5  # trials that have ended
@@ -75,7 +75,7 @@ class Progress:
             for notice in self._said[: self._wiped]:  # a person may not have read them
                 self._console.print(notice)
 
-    def started(self, live: Live) -> None:
+    def started(self, live: RunningTrial) -> None:
         """See `Observer`."""
         epochs = sum(stage.epochs for stage in live.config.stages if not stage.fixed)
         self._running[live.number] = _Running(epochs * self._rounds)

@@ -8,11 +8,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from search.judging.evaluation import Evaluation, Label, reads_of_test
-from search.judging.statistics import paired, summary
-from search.ledger.objectives import parse_objective
-from search.reporting.at_end import REPORT, has_report
-from search.sweep import Outcome
+from search.core.objectives import parse_objective
+from search.driver.sweep import Outcome
+from search.evaluation.record import Evaluation, Label, reads_of_test
+from search.evaluation.statistics import paired, summary
+from search.reporting.build import REPORT, has_report
 from search.terminal.commands import module_command, relative, tool
 from search.terminal.progress import short
 from search.tracking.uri import page_of, ui_command

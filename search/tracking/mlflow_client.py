@@ -81,7 +81,7 @@ class RefusedError(Exception):
     """MLflow has answered, and the answer is no."""
 
 
-def is_definite(error: Exception) -> bool:
+def is_permanent(error: Exception) -> bool:
     """Whether repeating the call cannot help. In doubt it can: the events are safe on disk."""
     code = getattr(error, "error_code", None)
     if code is not None:  # MlflowException, whose class is not worth importing MLflow for
@@ -97,7 +97,7 @@ def is_definite(error: Exception) -> bool:
     return not isinstance(error, OSError)
 
 
-def says_nothing_of_the_event(error: Exception) -> bool:
+def is_outage(error: Exception) -> bool:
     """Whether a delivery failed for a reason that another event would have met as well: nobody
     answers, we are not let in, we are too many; or the sweep's storage is away."""
     if isinstance(error, StorageError | ConnectionError):

@@ -13,11 +13,11 @@ import shlex
 import zlib
 from collections.abc import Mapping, Sequence
 
-from search.config import SweepConfig
-from search.judging.evaluation import Evaluation, Label
-from search.judging.statistics import paired, summary
+from search.core.config import SweepConfig
+from search.core.task import described
+from search.evaluation.record import Evaluation, Label
+from search.evaluation.statistics import paired, summary
 from search.ledger.results import Result
-from search.task import described
 from search.tracking.markdown import plain, table
 
 DESCRIPTION = "mlflow.note.content"

@@ -21,17 +21,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from search.reporting.at_end import REPORT
+from search.reporting.build import REPORT
 from search.tracking.mlflow_client import (
     RefusedError,
     close_connections,
-    is_definite,
+    is_permanent,
     open_client,
     set_environment,
 )
 from search.tracking.mlflow_page import COLUMNS, page, saved_view
 from search.tracking.outbox import Event
-from search.tracking.tracker import Carrier
+from search.tracking.tracker import ArtifactUploader
 from search.tracking.uri import SERVERS, absolute_uri, scheme_of, server_answers
 from trainables.storage import Storage, StorageError, open_storage
 
@@ -94,7 +94,7 @@ class MlflowRuns:
         self._client: MlflowClient | None = None
         self._runs: dict[int | None, str] | None = None  # None: not looked up; key None: the parent
         self._held: dict[str, _Held] = {}
-        self.carrier: Carrier | None = None
+        self.carrier: ArtifactUploader | None = None
         """Asked before a file is uploaded from here."""
 
     def connect(self) -> None:
@@ -158,7 +158,7 @@ class MlflowRuns:
                 case kind:
                     raise ValueError(f"an event is a start, a log or a finish, not {kind!r}")
         except Exception as error:
-            if is_definite(error):
+            if is_permanent(error):
                 raise RefusedError(f"{type(error).__name__}: {error}") from error
             raise
 
@@ -365,7 +365,7 @@ class MlflowRuns:
         if carrier is not None and carrier(self._uri, run_id, self._storage.location, name):
             return True
         try:
-            with self._storage.local_copy(name) as path:
+            with self._storage.as_local_file(name) as path:
                 self._open().log_artifact(run_id, str(path), _place(name))
         except FileNotFoundError as error:
             logger.warning("An artifact is missing in MLflow: %s", error)
@@ -373,7 +373,7 @@ class MlflowRuns:
         except StorageError:
             raise
         except Exception as error:
-            if self._is_server and not is_definite(error):
+            if self._is_server and not is_permanent(error):
                 raise
             logger.warning("An artifact is missing in MLflow: %s", error)
             return False
@@ -388,7 +388,7 @@ def upload_artifact(uri: str, run_id: str, location: str, name: str) -> None:
     from mlflow import MlflowClient
 
     set_environment()
-    with open_storage(location).local_copy(name) as path:
+    with open_storage(location).as_local_file(name) as path:
         server = os.environ.get("MLFLOW_TRACKING_URI", uri)
         MlflowClient(tracking_uri=server).log_artifact(run_id, str(path), _place(name))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-Carrier = Callable[[str, str, str, str], bool]
+ArtifactUploader = Callable[[str, str, str, str], bool]
 """Somebody else who uploads: tracking URI, run, location of the storage, name of the file in it ->
 whether it has arrived."""
 
@@ -37,7 +37,7 @@ class Tracker(Protocol):
     delivered: int
     """Events delivered by this tracker."""
 
-    def untold(self, numbers: Iterable[int]) -> set[int]:
+    def unreported_trials(self, numbers: Iterable[int]) -> set[int]:
         """The trials whose end nobody has told, neither in this run of the driver nor earlier."""
         ...
 
@@ -78,7 +78,7 @@ class Tracker(Protocol):
         known."""
         ...
 
-    def carry_by(self, carrier: Carrier | None) -> None:
+    def set_uploader(self, carrier: ArtifactUploader | None) -> None:
         """Let artifacts be uploaded by somebody else, from now on or no longer."""
         ...
 
@@ -93,7 +93,7 @@ class NullTracker(Tracker):
     trouble = ""
     delivered = 0
 
-    def untold(self, numbers: Iterable[int]) -> set[int]:
+    def unreported_trials(self, numbers: Iterable[int]) -> set[int]:
         return set()
 
     def settle(self, *_: object) -> None:
@@ -114,7 +114,7 @@ class NullTracker(Tracker):
     def page(self) -> str:
         return ""
 
-    def carry_by(self, carrier: Carrier | None) -> None:
+    def set_uploader(self, carrier: ArtifactUploader | None) -> None:
         pass
 
     def close(self, timeout: float, patience: float = math.inf) -> int:

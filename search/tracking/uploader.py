@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from search.tracking.mlflow_client import RefusedError, says_nothing_of_the_event
+from search.tracking.mlflow_client import RefusedError, is_outage
 from search.tracking.mlflow_runs import TAG_LENGTH, MlflowRuns
 from search.tracking.outbox import Event, Outbox, put_away
-from search.tracking.tracker import Carrier, NullTracker, Row, Tracker
+from search.tracking.tracker import ArtifactUploader, NullTracker, Row, Tracker
 from search.tracking.uri import absolute_uri, scheme_of, sqlite_path, without_user
 from trainables.cache import cache_folder
 from trainables.credentials import shown
@@ -113,7 +113,7 @@ class MlflowTracker(Tracker):
         self._thread = threading.Thread(target=self._upload, name="mlflow-uploader", daemon=True)
         self._thread.start()
 
-    def untold(self, numbers: Iterable[int]) -> set[int]:
+    def unreported_trials(self, numbers: Iterable[int]) -> set[int]:
         return set(numbers) - self._told()
 
     def is_closed(self) -> bool:
@@ -198,7 +198,7 @@ class MlflowTracker(Tracker):
     def page(self) -> str:
         return self._runs.page
 
-    def carry_by(self, carrier: Carrier | None) -> None:
+    def set_uploader(self, carrier: ArtifactUploader | None) -> None:
         self._runs.carrier = carrier
 
     def close(self, timeout: float, patience: float = math.inf) -> int:
@@ -255,7 +255,7 @@ class MlflowTracker(Tracker):
                 self._runs.forget()  # a call that failed may have been carried out
                 is_refusal = isinstance(error, RefusedError)
                 now = time.monotonic()
-                if not connected or says_nothing_of_the_event(error):
+                if not connected or is_outage(error):
                     suspect = -1
                 elif suspect != group[0][0]:
                     # One by one, to find the event that is meant; and each a second time with runs

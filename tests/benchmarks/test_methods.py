@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.methods import PUBLISHED, SEEDS, SHOTS, known, sizes, table, train
 from trainables.data.source import DataSource
+from trainables.encoded_task import EncodedTask
 from trainables.methods.registry import METHODS
-from trainables.workbench import Workbench
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 TABLE = README.split("<!-- methods -->\n")[1].split("\n<!-- -->")[0]
@@ -37,7 +37,7 @@ def test_the_table_shows_every_method_as_measured() -> None:
 def test_a_figure_comes_out_again(method: str) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    bench = Workbench("tiny", "cpu", DataSource())
+    bench = EncodedTask("tiny", "cpu", DataSource())
     found = train(method, "paper", 4, 2, bench)
     torch.set_num_threads(threads)
     (kept,) = (

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from tests.chaos.world import AGENTS, OPTIONS, TARGETS, TRIALS, Target, World
 from tests.search.conftest import Sweep
-from tests.search.test_sweep import comparable
+from tests.search.driver.test_sweep import comparable
 from tests.servers import Process, Program
 
 HANG = 180.0

@@ -10,7 +10,7 @@ from tests.cluster.kuberay_file import problems
 from tests.cluster.launcher_file import edited, marked
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "cluster-kuberay.yaml").read_text(encoding="utf-8")
+TEXT = (ROOT / "cluster/kuberay.yaml").read_text(encoding="utf-8")
 
 
 def test_nothing_is_wrong() -> None:

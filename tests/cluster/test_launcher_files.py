@@ -12,7 +12,7 @@ from tests.cluster.launcher_file import edited, marked, problems
 ROOT = Path(__file__).parents[2]
 TEXTS = {
     name: (ROOT / f"{name}.yaml").read_text(encoding="utf-8")
-    for name in ("cluster", "cluster-gcp", "cluster-on-premise")
+    for name in ("cluster", "cluster/gcp", "cluster/on-premise")
 }
 TEXT = TEXTS["cluster"]
 
@@ -26,8 +26,8 @@ def test_nothing_is_wrong_with_the_launcher_files(name: str) -> None:
     ("name", "subjects"),
     [
         ("cluster", ["region:", "export STORAGE="]),
-        ("cluster-gcp", ["project_id:", "export STORAGE="]),
-        ("cluster-on-premise", ["head_ip:", "worker_ips:", "ssh_user:", "export STORAGE="]),
+        ("cluster/gcp", ["project_id:", "export STORAGE="]),
+        ("cluster/on-premise", ["head_ip:", "worker_ips:", "ssh_user:", "export STORAGE="]),
     ],
 )
 def test_what_a_user_edits(name: str, subjects: list[str]) -> None:
@@ -44,7 +44,7 @@ def test_editing_needs_the_mark() -> None:
         edited(TEXT, {7: "x"})
 
 
-@pytest.mark.parametrize("name", ["cluster", "cluster-gcp"])
+@pytest.mark.parametrize("name", ["cluster", "cluster/gcp"])
 def test_they_say_what_they_do_not_know(name: str) -> None:
     assert "NEVER been run on a real cloud account" in " ".join(TEXTS[name].split("\n# "))
 
@@ -171,8 +171,8 @@ BROKEN_ON_PREMISE = [
 ]
 ALL_BROKEN = [
     *(("cluster", *case) for case in BROKEN),
-    *(("cluster-gcp", *case) for case in BROKEN_GCP),
-    *(("cluster-on-premise", *case) for case in BROKEN_ON_PREMISE),
+    *(("cluster/gcp", *case) for case in BROKEN_GCP),
+    *(("cluster/on-premise", *case) for case in BROKEN_ON_PREMISE),
 ]
 
 

@@ -23,7 +23,7 @@ import pytest
 from tests.cluster.hosts import ROOT, Hosts, why_not
 from tests.cluster.launcher_file import edited
 
-FILE = "cluster-on-premise.yaml"
+FILE = "cluster/on-premise.yaml"
 LAUNCHER = (ROOT / FILE).read_text(encoding="utf-8")
 SWEEP = """python -m search.run --space rmt --shots 4 --name test --eval-seeds 1 --device cpu
  --address auto --storage $STORAGE/sweeps --trials"""

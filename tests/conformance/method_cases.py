@@ -11,10 +11,10 @@ from trainables.methods.enhanced_base import EnhancedBaseConfig
 from trainables.methods.gda import GdaConfig
 from trainables.methods.linear_probe import LinearProbeConfig
 from trainables.methods.lp_plus_plus import LpPlusPlusConfig
-from trainables.methods.mask_method import MaskConfig
+from trainables.methods.masking.mask_method import MaskConfig
+from trainables.methods.masking.rmt import MaskTuningConfig
+from trainables.methods.masking.rmt_both import MaskedTowersConfig
 from trainables.methods.prograd import ProGradConfig
-from trainables.methods.rmt import MaskTuningConfig
-from trainables.methods.rmt_both import MaskedTowersConfig
 from trainables.methods.taskres import TaskResConfig
 from trainables.methods.text_adapter import TextAdapterConfig
 from trainables.methods.tip_adapter import TipAdapterConfig

@@ -12,7 +12,7 @@ from trainables.backbones.base import Backbone, Preprocess
 from trainables.backbones.open_clip import open_clip
 from trainables.backbones.registry import load_backbone
 from trainables.data.prompts import PromptVariant, class_features, prompt_set
-from trainables.methods.base import Classes
+from trainables.methods.base import ClassTexts
 
 TRANSFORM = Preprocess(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), resize_mode="squash")
 CLASSES = ("red_square", "blue_cross", "green_star", "black_cross")
@@ -26,12 +26,12 @@ class World:
     images: Tensor
     labels: Tensor
     image_features: Tensor
-    _known: dict[PromptVariant, Classes] = field(default_factory=dict, init=False)
+    _known: dict[PromptVariant, ClassTexts] = field(default_factory=dict, init=False)
 
-    def classes(self, variant: PromptVariant = "paper") -> Classes:
+    def classes(self, variant: PromptVariant = "paper") -> ClassTexts:
         if variant not in self._known:
             prompts = prompt_set("imagenet", CLASSES, variant)
-            self._known[variant] = Classes(class_features(self.backbone, prompts), prompts)
+            self._known[variant] = ClassTexts(class_features(self.backbone, prompts), prompts)
         return self._known[variant]
 
     def zero_shot(self, variant: PromptVariant = "paper") -> Tensor:
@@ -40,8 +40,8 @@ class World:
             self.backbone.logit_scale * functional.normalize(self.image_features, dim=-1) @ text.T
         )
 
-    def inputs(self, reads: str) -> Tensor:
-        return self.image_features if reads == "features" else self.images
+    def inputs(self, input_kind: str) -> Tensor:
+        return self.image_features if input_kind == "features" else self.images
 
 
 @cache

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from trainables.methods.base import (
     Batch,
-    Material,
+    BuildContext,
     Method,
     MethodConfig,
     MethodError,
@@ -36,10 +36,10 @@ from trainables.optim import OptimConfig, make_optimiser
 KINDS = ("vit", "resnet")
 
 
-def material(world: World, config: MethodConfig, optim: OptimConfig = ADAM) -> Material:
+def material(world: World, config: MethodConfig, optim: OptimConfig = ADAM) -> BuildContext:
     images = len(world.labels)
     schedule = Schedule(optim.learning_rates(images))
-    return Material(world.backbone, world.classes(config.prompts), schedule, images)
+    return BuildContext(world.backbone, world.classes(config.prompts), schedule, images)
 
 
 def cases() -> Iterator[Any]:
@@ -77,7 +77,7 @@ class Run:
             self.config, material(world, self.config, self.optim)
         )
         self.rng = torch.Generator().manual_seed(0)
-        self.inputs = world.inputs(self.method.reads)
+        self.inputs = world.inputs(self.method.input_kind)
         self.optimiser: torch.optim.Optimizer | None = None
 
     def batch(self, step: int) -> Batch:
@@ -125,8 +125,8 @@ def test_starts_as_the_zero_shot_model(case: tuple[str, MethodConfig], world: Wo
     wanted = world.zero_shot(run.config.prompts)
     alike = torch.allclose(run.logits(), wanted, atol=2e-4, rtol=1e-5)
     # A method that does not claim it differs at least as it is by default.
-    assert alike or not run.method.starts_as_zero_shot
-    assert not alike or run.method.starts_as_zero_shot or run.config != type(run.config)()
+    assert alike or not run.method.is_zero_shot_at_init
+    assert not alike or run.method.is_zero_shot_at_init or run.config != type(run.config)()
 
 
 def test_training_changes_what_is_trainable_and_nothing_else(
@@ -191,13 +191,13 @@ def test_a_linear_head_says_what_the_method_says(
     run = Run(case, world)
     run.train(0, 3)
     method, features = run.method, world.image_features
-    head = method.head()
-    if head is None:
+    linear_head = method.linear_head()
+    if linear_head is None:
         return
     if method.changes_backbone:
-        features = method.tuned().encode_image(world.images)
+        features = method.merged_backbone().encode_image(world.images)
     unit = torch.nn.functional.normalize(features, dim=-1)
-    found = torch.nn.functional.linear(unit, head.weight, head.bias)
+    found = torch.nn.functional.linear(unit, linear_head.weight, linear_head.bias)
     torch.testing.assert_close(found, run.logits(), atol=1e-3, rtol=0)
 
 
@@ -243,15 +243,17 @@ def test_tuned_backbone_gives_the_same_logits(name: str) -> None:
         run.train(0, 8)
         if not run.method.changes_backbone:
             with pytest.raises(MethodError, match="last"):
-                run.method.tuned()
+                run.method.merged_backbone()
             continue
-        tuned = run.method.tuned()
-        assert tuned.fingerprint not in (world.backbone.fingerprint, "")
+        merged_backbone = run.method.merged_backbone()
+        assert merged_backbone.fingerprint not in (world.backbone.fingerprint, "")
         again = Run((name, config), world)  # as a pipeline that goes on from its artifact
         again.method.load_artifact(*run.method.artifact())
-        assert again.method.tuned().fingerprint == tuned.fingerprint
+        assert again.method.merged_backbone().fingerprint == merged_backbone.fingerprint
         other = dataclasses.replace(
-            world, backbone=tuned, image_features=tuned.encode_image(world.images)
+            world,
+            backbone=merged_backbone,
+            image_features=merged_backbone.encode_image(world.images),
         )
         torch.testing.assert_close(
             run.logits(), other.zero_shot(config.prompts), atol=2e-3, rtol=1e-4
@@ -288,7 +290,7 @@ def test_every_field_matters(name: str, field: str, world: World) -> None:
         learned = run.state() | run.method.artifact()[0]
         before = run.logits()
         # What falls back to the texts may depend on them only then: a probe without texts.
-        run.method.transfer(world.classes(run.config.prompts))
+        run.method.set_classes(world.classes(run.config.prompts))
         outcomes.append((learned, torch.cat([before, run.logits()])))
     (one, logits), (two, other_logits) = outcomes
     assert (

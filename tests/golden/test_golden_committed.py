@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from trainables.backbones.base import Backbone, Preprocess
-from trainables.methods.base import Batch, Classes, Material, Schedule
-from trainables.methods.gradient_rules import keep
+from trainables.methods.base import Batch, BuildContext, ClassTexts, Schedule
+from trainables.methods.masking.gradient_rules import keep
 from trainables.methods.taskres import TaskRes, TaskResConfig
 from trainables.optim import OptimConfig, make_optimiser
 
@@ -34,9 +34,9 @@ def test_taskres_run(traces: dict[str, Tensor]) -> None:
     np.testing.assert_allclose([optim.lr_at(e) for e in range(8)], recorded["lrs"], rtol=1e-12)
     method = TaskRes.build(
         TaskResConfig(prompts="reference", alpha=1.0),
-        Material(
+        BuildContext(
             scaled(float(recorded["logit_scale"])),
-            Classes(recorded["base"]),
+            ClassTexts(recorded["base"]),
             Schedule(optim.learning_rates(40)),
         ),
     )

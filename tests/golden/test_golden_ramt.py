@@ -26,8 +26,8 @@ from torch import Tensor
 
 from trainables.backbones.base import Backbone
 from trainables.data.prompts import class_features
-from trainables.methods.base import Batch, Classes, Material, Schedule
-from trainables.methods.rmt import MaskTuning, MaskTuningConfig
+from trainables.methods.base import Batch, BuildContext, ClassTexts, Schedule
+from trainables.methods.masking.rmt import MaskTuning, MaskTuningConfig
 from trainables.optim import OptimConfig, make_optimiser
 
 EARLY = 4
@@ -61,7 +61,9 @@ class Replay:
             purity_eps=1e-8,
         )
         schedule = Schedule(self.optim.learning_rates(len(self.images["x_train"])))
-        return MaskTuning.build(config, Material(self.backbone, Classes(self.features), schedule))
+        return MaskTuning.build(
+            config, BuildContext(self.backbone, ClassTexts(self.features), schedule)
+        )
 
     def batches(self) -> Iterator[tuple[float, Batch]]:
         """Learning rate and batch of every step, in the recorded order."""

@@ -6,7 +6,7 @@ import torch
 from golden_traces import DEVICES, backbone, images, index, runs, taskres_prompts, trace
 
 from trainables.data.prompts import class_features
-from trainables.methods.base import Batch, Classes, Material, Schedule
+from trainables.methods.base import Batch, BuildContext, ClassTexts, Schedule
 from trainables.methods.taskres import TaskRes, TaskResConfig
 from trainables.optim import OptimConfig, make_optimiser
 
@@ -35,7 +35,7 @@ def test_training(name: str, device: str) -> None:
 
     config = TaskResConfig(prompts="reference", alpha=run["alpha"])
     schedule = Schedule(optim.learning_rates(len(data["x_train"])))
-    method = TaskRes.build(config, Material(model, Classes(base), schedule))
+    method = TaskRes.build(config, BuildContext(model, ClassTexts(base), schedule))
     features = model.encode_image(data["x_train"])
     optimiser = make_optimiser(method.trainable().values(), optim)
     losses = []

@@ -6,19 +6,19 @@ import json
 import time
 from pathlib import Path
 
-from search.config import SweepConfig
+from search.core.config import SweepConfig
+from search.core.task import task_fingerprints
+from search.driver.preflight import FORMAT
 from search.ledger.results import Result, commit, trial_folder
-from search.preflight import FORMAT
-from search.task import task_fingerprints
+from trainables.encoded_task import EncodedTask
 from trainables.storage import LocalStorage
 from trainables.trial import TaskSpec, TrialConfig
 from trainables.trial_run import TrialRun
-from trainables.workbench import Workbench
 
 
 def made(storage: Path, name: str, config: TrialConfig, task: TaskSpec) -> None:
     """One trial, number 0, in a sweep without tracking."""
-    bench = Workbench(task.backbone, "cpu", task.source(""))
+    bench = EncodedTask(task.backbone, "cpu", task.source(""))
     run = TrialRun(config, task, bench)
     report = run.advance()
     while not report.finished:

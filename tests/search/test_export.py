@@ -19,19 +19,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from search.config import SweepConfig
+from search.core.config import SweepConfig
+from search.driver.preflight import load_record
 from search.export import main
-from search.exports.chosen import choose
-from search.exports.formats import FORMATS, Format
-from search.exports.model import Model, open_model
-from search.exports.verify import VerificationError, compare
-from search.preflight import load_record
+from search.exporting.chosen import choose
+from search.exporting.formats import FORMATS, Format
+from search.exporting.model import Model, open_model
+from search.exporting.verify import VerificationError, compare
 from tests.search.conftest import Sweep
 from tests.search.made import made
 from tests.trainables.data.bundles import tensors, write_bundle
 from trainables.backbones.base import Preprocess
 from trainables.backbones.registry import load_backbone
-from trainables.data.resample import Interpolation, ResizeMode
+from trainables.images.resample import Interpolation, ResizeMode
 from trainables.methods.taskres import TaskResConfig
 from trainables.optim import OptimConfig
 from trainables.storage import LocalStorage
@@ -282,7 +282,7 @@ def test_an_mlflow_model_reads_images_and_names_classes(
 # MLflow's own, about itself, when it is imported.
 @pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
 def test_pixels_that_are_no_bytes_are_refused_by_the_travelling_code() -> None:
-    from search.exports.served import _opened
+    from search.exporting.served import _opened
 
     pixels = np.arange(2 * 2 * 3).reshape(2, 2, 3)
     kinds = (np.uint8, np.int16, np.float32)
@@ -309,7 +309,7 @@ def test_pixels_that_are_no_bytes_are_refused_by_the_travelling_code() -> None:
 def test_the_travelling_code_resizes_as_we_do(
     mode: ResizeMode, interpolation: Interpolation
 ) -> None:
-    from search.exports.served import square
+    from search.exporting.served import square
 
     rng = torch.Generator().manual_seed(0)
     ours = Preprocess(24, (0.5,) * 3, (0.5,) * 3, interpolation, mode)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from search.config import SweepConfig
+from search.core.config import SweepConfig
+from search.core.problems import UsageError
 from search.options import configure, names, per_task
-from search.problems import UsageError
 from trainables.data.registry import BASE_TASKS
 
 
@@ -17,8 +17,8 @@ def test_sets_of_tasks() -> None:
         ["--dataset", "digits,digits-rotated", "--shots", "1,4", "--seeds", "1,2"]
     ).task
     assert task.datasets == ("digits", "digits-rotated")
-    assert len(task.cells) == 8
-    assert [cell.seed for cell in task.cells] == [1] * 4 + [2] * 4
+    assert len(task.episodes) == 8
+    assert [cell.seed for cell in task.episodes] == [1] * 4 + [2] * 4
     assert configure(["--dataset", "all11"]).task.datasets == BASE_TASKS
 
 

@@ -25,12 +25,12 @@ from mlflow import MlflowClient
 from pyarrow import parquet
 from safetensors import safe_open
 
-from search.judging.evaluation import Evaluation
-from search.judging.predictions import write_predictions
+from search.core.problems import UsageError
+from search.evaluation.predictions import write_predictions
+from search.evaluation.record import Evaluation
 from search.ledger.lock import SweepLock
-from search.problems import UsageError
 from search.report import main
-from search.reporting.at_end import report_at_end
+from search.reporting.build import report_at_end
 from search.reporting.provenance import provenance_section
 from search.reporting.source import Source, comparable, read_source, source_of
 from search.reporting.winner_section import test_table as table_of_test

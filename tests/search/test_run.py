@@ -14,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from search import preflight as preflight_module
-from search.config import IDENTITY, SweepConfig
-from search.examine import Examination, ExaminationApart
+from search.core.config import IDENTITY, SweepConfig
+from search.driver import preflight as preflight_module
+from search.driver.backbone_probe import BackboneProbe, BackboneProbeProcess
+from search.driver.preflight import preflight
 from search.ledger.lock import SweepLock
-from search.preflight import preflight
 from search.run import build_parser, configure, main
-from spaces.base import Setting
+from spaces.base import TaskFacts
 from spaces.registry import SPACES
 from tests.trainables.data.trees import paint
 from trainables.backbones.base import BackboneError
@@ -38,7 +38,9 @@ NO_STORE = "s3://KEY:hush@bucket/x?endpoint_override=127.0.0.1:9&scheme=http&reg
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And with the look at the backbone in this process: another costs four seconds a test."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(preflight_module, "ExaminationApart", lambda s: nullcontext(Examination(s)))
+    monkeypatch.setattr(
+        preflight_module, "ExaminationApart", lambda s: nullcontext(BackboneProbe(s))
+    )
 
 
 def refused(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
@@ -323,13 +325,16 @@ def test_relative_model_paths_become_absolute(tmp_path: Path) -> None:
 
 
 def test_the_backbone_looks_the_same_from_another_process() -> None:
-    paper = SPACES["rmt"].build(Setting("digits", 4, 40, "vit")).paper
-    here = Examination("tiny")
-    with ExaminationApart("tiny") as apart:
+    paper = SPACES["rmt"].build(TaskFacts("digits", 4, 40, "vit")).paper
+    here = BackboneProbe("tiny")
+    with BackboneProbeProcess("tiny") as apart:
         assert apart.facts() == here.facts()
         names = [["zero", "one"]]
-        assert apart.try_on(paper, names, 40) == here.try_on(paper, names, 40) == ""
+        assert apart.check_methods(paper, names, 40) == here.check_methods(paper, names, 40) == ""
         wrong = replace(paper, method_config=replace(paper.method_config, leak=3.0))
-        assert apart.try_on(wrong, names, 40) == here.try_on(wrong, names, 40) != ""
-    with ExaminationApart("no-such-model") as apart, pytest.raises(BackboneError, match="no-such"):
+        assert apart.check_methods(wrong, names, 40) == here.check_methods(wrong, names, 40) != ""
+    with (
+        BackboneProbeProcess("no-such-model") as apart,
+        pytest.raises(BackboneError, match="no-such"),
+    ):
         apart.facts()

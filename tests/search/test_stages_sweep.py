@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.search.conftest import Sweep, environment, kill_everything
-from tests.search.test_sweep import ONE_BY_ONE, QUIET, comparable
-from trainables.methods.masks import pack_masks, unpack_masks
+from tests.search.driver.test_sweep import ONE_BY_ONE, QUIET, comparable
+from trainables.methods.masking.masks import pack_masks, unpack_masks
 
 pytestmark = pytest.mark.slow
 
@@ -88,10 +88,10 @@ def export(sweep: Sweep, *options: str) -> subprocess.CompletedProcess[str]:
 
 def in_the_second_stage(checkpoint: Path) -> bool:
     try:
-        (cell,) = json.loads(metadata(checkpoint)["run"])["cells"]
+        (episode,) = json.loads(metadata(checkpoint)["run"])["episodes"]
     except (FileNotFoundError, SafetensorError, KeyError):
         return False
-    return bool(cell["before"]) and cell["now"]["epoch"] > 0
+    return bool(episode["before"]) and episode["now"]["epoch"] > 0
 
 
 def test_killed_in_the_second_stage_and_continued(sweep: Sweep, undisturbed: Sweep) -> None:

@@ -15,18 +15,18 @@ import pytest
 from rich.console import Console
 
 from search import list as list_module
-from search import preflight as preflight_module
 from search import status
-from search.examine import Examination
-from search.judging.evaluation import EVALUATION, Evaluation, Label, Score
+from search.driver import preflight as preflight_module
+from search.driver.backbone_probe import BackboneProbe
+from search.driver.preflight import Plan, adopt, preflight
+from search.evaluation.record import EVALUATION, Evaluation, Label, Score
 from search.ledger.journal import JOURNAL, Journal, JournalView
 from search.ledger.ledger import Ledger
 from search.ledger.lock import SweepLock
 from search.ledger.store import JournalStore
 from search.options import configure
-from search.preflight import Plan, adopt, preflight
-from search.terminal.details import look_into
-from search.terminal.standing import ago, duration, read_standing
+from search.terminal.details import load_details
+from search.terminal.sweep_status import ago, duration, read_standing
 from search.tracking.outbox import Outbox, refused, waiting
 from search.tracking.uploader import outbox_path
 from tests.servers import s3_server
@@ -41,7 +41,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     storage = tmp_path_factory.mktemp("plans")
     options = ("--space", "taskres", "--shots", "2", "--trials", "4", "--storage", str(storage))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preflight_module, "ExaminationApart", lambda s: nullcontext(Examination(s)))
+        patch.setattr(preflight_module, "ExaminationApart", lambda s: nullcontext(BackboneProbe(s)))
         return preflight(configure([*options, "--name", "mine"]))
 
 
@@ -94,7 +94,7 @@ def test_a_sweep_from_its_first_trial_to_its_last(
         world.end(0.8)
         running = world.ledger.ask()
         world.ledger.report(running.number, [0.25, 0.5, 0.625], {"val/accuracy": 0.625})
-        world.ledger.strike(running.number)
+        world.ledger.record_crash(running.number)
         before = snapshot(tmp_path)
         text = told(capsys, world)
         assert f"running, by process {os.getpid()}" in text
@@ -250,7 +250,7 @@ def test_events_that_wait(plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixt
     with World(plan, str(tmp_path)) as world:
         world.end(0.8)
         found = read_standing("mine", world.storage)
-        uri = look_into(found).tracking_uri
+        uri = load_details(found).tracking_uri
         outbox = Outbox(outbox_path(uri, world.sweep))
         for number in range(3):
             outbox.append({"kind": "log", "trial": number})

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from search.driver.preflight import FORMAT
 from search.ledger.lock import SweepLock
-from search.preflight import FORMAT
 from search.sync import main
 from tests.search.conftest import Sweep, kill_everything
 from tests.search.made import made
@@ -136,7 +136,8 @@ def folder(tmp_path: Path, tracking_uri: str) -> LocalStorage:
     """A sweep that has just been made."""
     sweep = Sweep(tmp_path, "test")
     code = (
-        "import sys, json; from search.config import SweepConfig; from search.preflight import *\n"
+        "import sys, json; from search.core.config import SweepConfig; "
+        "from search.driver.preflight import *\n"
         "print(json.dumps(SweepConfig(name='test', tracking_uri=sys.argv[1]).to_dict()))"
     )
     config = subprocess.run(

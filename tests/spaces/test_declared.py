@@ -11,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import FixedTrial
 
-from spaces.base import Setting
-from spaces.declared import CROPS, Among, DeclaredSpace, Range, Reals, Whole
+from spaces.base import TaskFacts
+from spaces.declared import CROPS, Categorical, DeclaredSpace, Float, Int, Range
 from trainables.trial import TrialConfig
 
-SETTING = Setting("digits", 16, 160, "vit")
+SETTING = TaskFacts("digits", 16, 160, "vit")
 RANGES: dict[str, Range] = {
-    "alpha": Reals(0.1, 1.0, log=True),
-    "lr": Reals(1e-4, 1e-3, log=True),
-    "weight_decay": Reals(1e-4, 1e-2),
-    "epochs": Whole(10, 100),
-    "learn_alpha": Among((True,)),
+    "alpha": Float(0.1, 1.0, log=True),
+    "lr": Float(1e-4, 1e-3, log=True),
+    "weight_decay": Float(1e-4, 1e-2),
+    "epochs": Int(10, 100),
+    "learn_alpha": Categorical((True,)),
     **CROPS,
 }
 SPACE = DeclaredSpace(SETTING, "table", "taskres", RANGES)
@@ -88,7 +88,7 @@ def test_features_are_not_cropped() -> None:
 def test_reals_hold_the_paper(first: float, second: float, paper: float, log: bool) -> None:
     low, high = sorted((first, second))
     trial = FixedTrial({"x": paper})
-    assert Reals(low, high, log).suggest(trial, "x", paper) == paper
+    assert Float(low, high, log).suggest(trial, "x", paper) == paper
     assert (trial.distributions["x"].low, trial.distributions["x"].high) == (
         min(low, paper),
         max(high, paper),
@@ -99,7 +99,7 @@ def test_reals_hold_the_paper(first: float, second: float, paper: float, log: bo
 def test_whole_numbers_hold_the_paper(first: int, second: int, paper: int) -> None:
     low, high = sorted((first, second))
     trial = FixedTrial({"x": paper})
-    assert Whole(low, high).suggest(trial, "x", paper) == paper
+    assert Int(low, high).suggest(trial, "x", paper) == paper
     assert trial.distributions["x"].low <= low
     assert trial.distributions["x"].high >= high
 
@@ -107,12 +107,12 @@ def test_whole_numbers_hold_the_paper(first: int, second: int, paper: int) -> No
 @given(st.lists(st.integers(0, 5), min_size=1, unique=True), st.integers(0, 9))
 def test_choices_hold_the_paper_once(values: list[int], paper: int) -> None:
     trial = FixedTrial({"x": paper})
-    assert Among(tuple(values)).suggest(trial, "x", paper) == paper
+    assert Categorical(tuple(values)).suggest(trial, "x", paper) == paper
     choices = trial.distributions["x"].choices
     assert sorted(choices) == sorted({*values, paper})
 
 
 def test_a_row_that_is_no_field() -> None:
-    space = DeclaredSpace(SETTING, "table", "taskres", {"alfa": Reals(0, 1)})
+    space = DeclaredSpace(SETTING, "table", "taskres", {"alfa": Float(0, 1)})
     with pytest.raises(KeyError, match="alfa"):
         chosen(space, seed=0, count=1)

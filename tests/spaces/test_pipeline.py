@@ -9,14 +9,14 @@ import optuna
 import pytest
 from optuna.trial import FixedTrial
 
-from spaces.base import Setting
+from spaces.base import TaskFacts
 from spaces.pipeline import PipelineSpace, StartedSpace
 from spaces.registry import SPACES, SpaceError, find_space
 from spaces.rmt import MaskSpace
 from spaces.taskres import TaskResSpace
 from trainables.trial import TrialConfig
 
-SETTING = Setting("digits", 4, 40, "vit")
+SETTING = TaskFacts("digits", 4, 40, "vit")
 SPACE = PipelineSpace((MaskSpace(SETTING), TaskResSpace(SETTING)))
 
 

@@ -12,15 +12,15 @@ import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial
 
-from spaces.base import Setting
+from spaces.base import TaskFacts
 from spaces.registry import SPACES
 from trainables.data.source import DataSource
+from trainables.encoded_task import EncodedTask
 from trainables.trainer import Trainer
-from trainables.trial import Cell, TrialConfig
-from trainables.workbench import Workbench
+from trainables.trial import Episode, TrialConfig
 
 SHOTS = 4
-SETTING = Setting("digits", SHOTS, 10 * SHOTS, "vit")
+SETTING = TaskFacts("digits", SHOTS, 10 * SHOTS, "vit")
 
 # A base from which every parameter has an effect: bits flip, decay and norm loss are on.
 ACTIVE: dict[str, dict[str, Any]] = {
@@ -56,8 +56,8 @@ EXTRA = {
 
 
 @pytest.fixture(scope="module")
-def bench() -> Workbench:
-    return Workbench("tiny", "cpu", DataSource())
+def bench() -> EncodedTask:
+    return EncodedTask("tiny", "cpu", DataSource())
 
 
 def parameters(name: str) -> dict[str, Any]:
@@ -101,8 +101,8 @@ def other(distribution: Any, value: Any) -> Any:
     return middle if middle != value else far
 
 
-def learned(config: TrialConfig, bench: Workbench) -> dict[str, torch.Tensor]:
-    trainer = Trainer(config, bench, Cell("digits", SHOTS, 1))
+def learned(config: TrialConfig, bench: EncodedTask) -> dict[str, torch.Tensor]:
+    trainer = Trainer(config, bench, Episode("digits", SHOTS, 1))
     for _ in range(trainer.epochs):
         trainer.run_epoch()
     # A weight that only mixes what was learned shows in the logits alone.
@@ -137,7 +137,7 @@ def test_every_point_is_valid(name: str, tower: Any) -> None:
 
 
 @pytest.mark.parametrize(("name", "parameter"), list(cases()))
-def test_parameter_reaches_training(name: str, parameter: str, bench: Workbench) -> None:
+def test_parameter_reaches_training(name: str, parameter: str, bench: EncodedTask) -> None:
     base = parameters(name)
     if parameter == "alpha_start":
         base["learn_alpha"] = True

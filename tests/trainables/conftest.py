@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from trainables.data.source import DataSource
-from trainables.workbench import Workbench
+from trainables.encoded_task import EncodedTask
 
 
 @pytest.fixture(scope="session")
-def bench() -> Workbench:
+def bench() -> EncodedTask:
     """The embedded backbone on the CPU. Tests must not change what it holds."""
-    return Workbench("tiny", "cpu", DataSource())
+    return EncodedTask("tiny", "cpu", DataSource())
 
 
 @pytest.fixture(scope="session")

@@ -16,9 +16,9 @@ from tests.trainables.trials import mask_trial, residual_trial
 from trainables.data.few_shot import sample_shots
 from trainables.data.registry import open_dataset
 from trainables.data.source import DataSource
+from trainables.encoded_task import EncodedTask
 from trainables.trainer import Trainer
-from trainables.trial import Cell
-from trainables.workbench import Workbench
+from trainables.trial import Episode
 
 
 def facts() -> dict[str, Any]:
@@ -29,8 +29,8 @@ def facts() -> dict[str, Any]:
         for name in ("digits", "digits-rotated")
         for split in ("train", "val")
     ]
-    bench = Workbench("tiny", "cpu", DataSource())
-    trainer = Trainer(mask_trial(), bench, Cell("digits", 1, 1))
+    bench = EncodedTask("tiny", "cpu", DataSource())
+    trainer = Trainer(mask_trial(), bench, Episode("digits", 1, 1))
     metrics = trainer.run_epoch()
     digest = hashlib.sha256()
     for tensor in trainer.state()[0].values():

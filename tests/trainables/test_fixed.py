@@ -12,16 +12,16 @@ import torch
 
 from tests.trainables.trials import TASK, mask_trial, residual_trial
 from trainables import fixed
+from trainables.encoded_task import EncodedTask
 from trainables.fixed import stage_name
 from trainables.stages import Pipeline
 from trainables.storage import LocalStorage
 from trainables.tensor_file import read_checked
 from trainables.trainer import Trainer
-from trainables.trial import Cell
+from trainables.trial import Episode
 from trainables.trial_run import TrialRun
-from trainables.workbench import Workbench
 
-CELL = Cell("digits", 2, 1)
+CELL = Episode("digits", 2, 1)
 MASKS = replace(mask_trial(2), fixed=True)
 CHAIN = residual_trial(3, batch_size=20).after(MASKS)
 FREE = replace(CHAIN, before=replace(MASKS, fixed=False))
@@ -48,9 +48,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def fresh(stages: str = "") -> Workbench:
+def fresh(stages: str = "") -> EncodedTask:
     """Another worker's."""
-    return Workbench("tiny", "cpu", TASK.source(""), stages=stages)
+    return EncodedTask("tiny", "cpu", TASK.source(""), stages=stages)
 
 
 def run(training: Pipeline) -> list[dict[str, float]]:
@@ -88,7 +88,7 @@ def test_the_features_behind_it_are_kept(cache: Path, monkeypatch: pytest.Monkey
         raise AssertionError("features are computed again")
 
     monkeypatch.setattr("trainables.backbones.base.Backbone.encode_image", refuse)
-    monkeypatch.setattr("trainables.workbench.class_features", refuse)
+    monkeypatch.setattr("trainables.encoded_task.class_features", refuse)
     run(Pipeline(CHAIN, fresh(), CELL))
     assert sorted(cache.rglob("*.arrow")) == before
 
@@ -170,10 +170,10 @@ def test_names_differ_with_all_that_matters() -> None:
     others = [stage_name(MASKS.seeded(1), CELL, source, backbone) for MASKS in [mask_trial(2)]]
     others += [stage_name(mask_trial(3), CELL, source, backbone)]
     others += [stage_name(mask_trial(2, leak=0.0), CELL, source, backbone)]
-    others += [stage_name(MASKS, Cell("digits", 2, 2), source, backbone)]
-    others += [stage_name(MASKS, Cell("digits", 4, 1), source, backbone)]
-    others += [stage_name(MASKS, Cell("digits", 2, 1, "base"), source, backbone)]
-    others += [stage_name(MASKS, Cell("digits-rotated", 2, 1), source, backbone)]
+    others += [stage_name(MASKS, Episode("digits", 2, 2), source, backbone)]
+    others += [stage_name(MASKS, Episode("digits", 4, 1), source, backbone)]
+    others += [stage_name(MASKS, Episode("digits", 2, 1, "base"), source, backbone)]
+    others += [stage_name(MASKS, Episode("digits-rotated", 2, 1), source, backbone)]
     others += [stage_name(MASKS, CELL, source, "0" * 64)]
     assert len({name, *others}) == 1 + len(others)
     # Not with what says only where the configuration is from.

@@ -12,22 +12,22 @@ import torch
 from torch import Tensor
 
 from tests.trainables.trials import TASK, TWO_SEEDS, mask_trial, residual_trial
+from trainables.encoded_task import EncodedTask
 from trainables.methods.base import MethodError
 from trainables.methods.registry import METHODS
 from trainables.stages import Pipeline, open_training
 from trainables.storage import LocalStorage
 from trainables.trainer import Trainer
-from trainables.trial import Cell, TrialConfig
-from trainables.trial_run import PARTS, TrialRun
-from trainables.workbench import Workbench
+from trainables.trial import Episode, TrialConfig
+from trainables.trial_run import REPORTS_PER_TRIAL, TrialRun
 
-CELL = Cell("digits", 2, 1)
+CELL = Episode("digits", 2, 1)
 MASKS = mask_trial(2)
 CHAIN = residual_trial(3, batch_size=20).after(MASKS)
 
 
-def trained(config: TrialConfig, bench: Workbench, cell: Cell = CELL) -> Pipeline:
-    training = Pipeline(config, bench, cell)
+def trained(config: TrialConfig, bench: EncodedTask, episode: Episode = CELL) -> Pipeline:
+    training = Pipeline(config, bench, episode)
     for _ in range(training.epochs):
         training.run_epoch()
     return training
@@ -37,19 +37,19 @@ def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
-def test_only_a_pipeline_is_one(bench: Workbench) -> None:
+def test_only_a_pipeline_is_one(bench: EncodedTask) -> None:
     assert isinstance(open_training(MASKS, bench, CELL), Trainer)
     assert isinstance(open_training(CHAIN, bench, CELL), Pipeline)
 
 
-def test_it_is_the_stages_one_after_another(bench: Workbench) -> None:
+def test_it_is_the_stages_one_after_another(bench: EncodedTask) -> None:
     """The second sees the masked backbone: its features, its zero-shot classifier."""
     pipeline = Pipeline(CHAIN, bench, CELL)
     assert (pipeline.epoch, pipeline.epochs) == (0, 5)
     masks = Trainer(MASKS, bench, CELL)
     for _ in range(2):
         assert pipeline.run_epoch() == masks.run_epoch()
-    masked = masks.method.tuned()
+    masked = masks.method.merged_backbone()
     assert masked.fingerprint != bench.backbone.fingerprint
     residual = Trainer(CHAIN, bench.before(masked), CELL)
     assert pipeline.epoch == 2
@@ -66,7 +66,7 @@ def test_it_is_the_stages_one_after_another(bench: Workbench) -> None:
 
 
 @pytest.mark.parametrize("done", range(6))
-def test_any_state_continues_bit_for_bit(done: int, bench: Workbench) -> None:
+def test_any_state_continues_bit_for_bit(done: int, bench: EncodedTask) -> None:
     """In the middle of either stage, between them, before and after all."""
     first = Pipeline(CHAIN, bench, CELL)
     for _ in range(done):
@@ -84,7 +84,7 @@ def test_any_state_continues_bit_for_bit(done: int, bench: Workbench) -> None:
     assert torch.equal(first.logits(first.val), second.logits(second.val))
 
 
-def test_what_is_said_before_training_is_said_again_at_any_time(bench: Workbench) -> None:
+def test_what_is_said_before_training_is_said_again_at_any_time(bench: EncodedTask) -> None:
     """A trial that is continued in its second stage has the forecast of its first."""
     slow = replace(mask_trial(1), optim=replace(mask_trial(1).optim, lr=1e-6))
     alone, config = Trainer(slow, bench, CELL), residual_trial(1).after(slow)
@@ -100,7 +100,7 @@ def test_what_is_said_before_training_is_said_again_at_any_time(bench: Workbench
     assert continued.warnings() == alone.warnings()
 
 
-def test_a_state_is_loaded_over_a_later_one(bench: Workbench) -> None:
+def test_a_state_is_loaded_over_a_later_one(bench: EncodedTask) -> None:
     start = Pipeline(CHAIN, bench, CELL).state()
     used = trained(CHAIN, bench)
     used.load_state(*start)
@@ -108,7 +108,7 @@ def test_a_state_is_loaded_over_a_later_one(bench: Workbench) -> None:
     assert used.run_epoch() == Pipeline(CHAIN, bench, CELL).run_epoch()
 
 
-def test_artifact_there_and_back(bench: Workbench) -> None:
+def test_artifact_there_and_back(bench: EncodedTask) -> None:
     first = trained(CHAIN, bench)
     tensors, metadata = first.artifact()
     assert {name.partition("/")[0] for name in tensors} == {"0", "1"}
@@ -119,7 +119,7 @@ def test_artifact_there_and_back(bench: Workbench) -> None:
     assert torch.equal(first.logits(first.val), second.logits(second.val))
     assert same(second.artifact()[0], tensors)
     # Other images than its own: those of another workbench's view.
-    other = bench.views(Cell("digits", 2, 9))[1]
+    other = bench.views(Episode("digits", 2, 9))[1]
     assert torch.equal(first.logits(other), second.logits(other))
 
 
@@ -132,24 +132,26 @@ def test_artifact_there_and_back(bench: Workbench) -> None:
         ({"stages": '[{"format": "taskres"}, {}]'}, "format"),
     ],
 )
-def test_another_artifact_is_refused(change: dict[str, str], words: str, bench: Workbench) -> None:
+def test_another_artifact_is_refused(
+    change: dict[str, str], words: str, bench: EncodedTask
+) -> None:
     tensors, metadata = trained(CHAIN, bench).artifact()
     with pytest.raises(MethodError, match=words):
         Pipeline(CHAIN, bench, CELL).load_artifact(tensors, metadata | change)
 
 
-def test_other_classes_keep_the_masks(bench: Workbench) -> None:
+def test_other_classes_keep_the_masks(bench: EncodedTask) -> None:
     """The masked tower stays; the residual, which belongs to the classes, goes."""
-    cell = Cell("digits", 2, 1, "base")
-    pipeline = trained(CHAIN, bench, cell)
+    episode = Episode("digits", 2, 1, "base")
+    pipeline = trained(CHAIN, bench, episode)
     residual = pipeline.method.artifact()[0]["residual"]
     assert residual.abs().max() > 0
-    pipeline.transfer("digits", "new")
-    masks = Trainer(MASKS, bench, cell)
+    pipeline.set_classes("digits", "new")
+    masks = Trainer(MASKS, bench, episode)
     for _ in range(2):
         masks.run_epoch()
-    view = bench.views(Cell("digits", 2, 1, "new"))[1]
-    masked = bench.before(masks.method.tuned())
+    view = bench.views(Episode("digits", 2, 1, "new"))[1]
+    masked = bench.before(masks.method.merged_backbone())
     zero_shot = masked.zero_shot("digits", "new", CHAIN.method_config.prompts)
     images = bench.backbone.preprocess.normalise(view.images(torch.arange(len(view))))
     found = pipeline.logits(view)
@@ -157,7 +159,7 @@ def test_other_classes_keep_the_masks(bench: Workbench) -> None:
     torch.testing.assert_close(found, zero_shot(images), atol=1e-3, rtol=1e-5)
 
 
-def test_nothing_to_train_at_the_end(bench: Workbench) -> None:
+def test_nothing_to_train_at_the_end(bench: EncodedTask) -> None:
     """The last row is that of the last stage: a cache of the masked backbone's features."""
     recipe = METHODS["tip-adapter"].preset("paper", dataset="digits", shots=2, images=20)
     last = TrialConfig("tip-adapter", "paper", recipe.config, recipe.optim)
@@ -170,7 +172,7 @@ def test_nothing_to_train_at_the_end(bench: Workbench) -> None:
     alone = [masks.run_epoch() for _ in range(2)]
     assert rows[0] == alone[0]
     assert rows[1]["val/loss"] != alone[1]["val/loss"]
-    assert pipeline.method.closed_form
+    assert pipeline.method.training_free
     again = Pipeline(last.after(MASKS), bench, CELL)
     again.load_state(*pipeline.state())
     assert again.validate() == pipeline.validate()
@@ -180,7 +182,7 @@ def test_a_passing_backbone_leaves_nothing_in_the_store(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    bench = Workbench("tiny", "cpu", TASK.source(""))
+    bench = EncodedTask("tiny", "cpu", TASK.source(""))
     first = Trainer(replace(CHAIN, before=None), bench, CELL)
     first.run_epoch()  # features of the backbone as it is are kept
     trained(MASKS.after(MASKS), bench)  # what training on images needs of it too
@@ -190,7 +192,7 @@ def test_a_passing_backbone_leaves_nothing_in_the_store(
     assert sorted(tmp_path.rglob("*.arrow")) == kept
 
 
-def test_a_stage_that_none_can_follow(bench: Workbench) -> None:
+def test_a_stage_that_none_can_follow(bench: EncodedTask) -> None:
     wrong = MASKS.after(residual_trial(1))
     (problem,) = wrong.problems()
     assert "'taskres' does not: use one of" in problem
@@ -199,7 +201,7 @@ def test_a_stage_that_none_can_follow(bench: Workbench) -> None:
         trained(wrong, bench)
 
 
-def test_three_stages(bench: Workbench) -> None:
+def test_three_stages(bench: EncodedTask) -> None:
     """Masks on masked masks: each stage's fingerprint builds on the last one's."""
     config = residual_trial(1).after(mask_trial(1, masked="mlp")).after(MASKS)
     assert [stage.epochs for stage in config.stages] == [2, 1, 1]
@@ -224,15 +226,15 @@ def test_three_stages(bench: Workbench) -> None:
     ],
 )
 def test_each_stage_has_as_many_parts(
-    masks: int, residual: int, ends: list[int], bench: Workbench
+    masks: int, residual: int, ends: list[int], bench: EncodedTask
 ) -> None:
     config = residual_trial(residual).after(mask_trial(masks))
     run = TrialRun(config, TASK, bench)
     assert run._ends == ends
-    assert run.steps == len(ends) <= PARTS
+    assert run.steps == len(ends) <= REPORTS_PER_TRIAL
 
 
-def test_a_trial_of_two_stages(bench: Workbench, tmp_path: Path) -> None:
+def test_a_trial_of_two_stages(bench: EncodedTask, tmp_path: Path) -> None:
     """Every report, and a continuation after each of them."""
     run = TrialRun(CHAIN, TWO_SEEDS, bench)
     folder, reports = LocalStorage(tmp_path), []
@@ -244,7 +246,7 @@ def test_a_trial_of_two_stages(bench: Workbench, tmp_path: Path) -> None:
         run = other
     assert [len(report.values) for report in reports] == [1, 2, 3, 4, 5]
     rows = reports[-1].values
-    alone = [trained(CHAIN, bench, Cell("digits", 1, seed)) for seed in TWO_SEEDS.seeds]
+    alone = [trained(CHAIN, bench, Episode("digits", 1, seed)) for seed in TWO_SEEDS.seeds]
     mean = sum(training.validate()["val/accuracy"] for training in alone) / 2
     assert rows[-1] == mean
     assert run.save_artifacts(folder) == [
@@ -253,7 +255,7 @@ def test_a_trial_of_two_stages(bench: Workbench, tmp_path: Path) -> None:
     ]
 
 
-def test_a_trial_of_two_stages_in_sequence(bench: Workbench) -> None:
+def test_a_trial_of_two_stages_in_sequence(bench: EncodedTask) -> None:
     run = TrialRun(CHAIN, TWO_SEEDS, bench, in_sequence=True)
     assert run.steps == 2
     first, second = run.advance(), run.advance()

@@ -57,7 +57,7 @@ def test_a_place_that_does_not_exist_is_empty(storage: Storage) -> None:
     storage.delete("a")
     with pytest.raises(FileNotFoundError):
         storage.read("a")
-    with pytest.raises(FileNotFoundError), storage.local_copy("a"):
+    with pytest.raises(FileNotFoundError), storage.as_local_file("a"):
         pass
 
 
@@ -76,7 +76,7 @@ def test_what_is_written_is_there_for_everybody(storage: Storage, location: str)
     assert not other.exists("trials/7")
     names = ["trials/7/result.json", "trials/12/result.json"]
     assert list(other.read_many(names)) == [b"two", b""]
-    with other.local_copy("top") as path:
+    with other.as_local_file("top") as path:
         assert path.read_bytes() == bytes(3 << 20)
     other.delete("top")
     assert not storage.exists("top")
@@ -91,7 +91,7 @@ def test_a_writer_that_fails_changes_nothing(storage: Storage) -> None:
 
     for name in ("a", "b"):
         with pytest.raises(RuntimeError):
-            storage.write_by(name, fail)
+            storage.write_with(name, fail)
     assert storage.files() == ["a"]
     assert storage.read("a") == b"old"
 
@@ -113,7 +113,7 @@ def test_a_log_is_all_that_was_appended(steps: list[bytes | str], location: str)
             assert storage.read_log(name) == whole
         elif step == "replace":
             whole = whole[: len(whole) // 2]
-            storage.replace_log(name, whole)
+            storage.rewrite_log(name, whole)
         elif isinstance(step, bytes):
             storage.append(name, step)
             whole += step

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from tests.trainables.trials import TASK, TWO_SEEDS, mask_trial, residual_trial, zero_shot_trial
+from trainables.encoded_task import EncodedTask
 from trainables.methods.taskres import TaskRes
 from trainables.trainable import Assignment, FewShotTrainable, Message
 from trainables.trainer import Trainer
 from trainables.trial import TaskSpec, TrialConfig
 from trainables.trial_run import CHECKPOINT, Report, TrialRun
-from trainables.workbench import Workbench
 
 Job = Callable[..., dict[str, Any]]
 
@@ -128,7 +128,7 @@ def test_a_trial_without_forecast_trains_at_once(job: Job) -> None:
     assert all(m.seconds > 0 for m in messages)
 
 
-def test_what_is_reported_is_the_run(job: Job, bench: Workbench, tmp_path: Path) -> None:
+def test_what_is_reported_is_the_run(job: Job, bench: EncodedTask, tmp_path: Path) -> None:
     for in_sequence in (False, True):
         number = int(in_sequence)
         task = TWO_SEEDS

@@ -14,16 +14,16 @@ from torch.nn import functional
 
 from tests.trainables.trials import mask_trial, residual_trial, zero_shot_trial
 from trainables.backbones.base import BackboneError
-from trainables.data.augment import random_cut
 from trainables.data.base import DataError
-from trainables.data.resample import Cut
 from trainables.data.source import DataSource
+from trainables.encoded_task import EncodedTask, zero_shot_logits
+from trainables.images.augment import random_cut
+from trainables.images.resample import Crop
 from trainables.methods.base import Batch
 from trainables.methods.taskres import TaskRes, TaskResConfig
 from trainables.trainer import NonFiniteError, Trainer, accuracy
-from trainables.trial import Cell, TrialConfig
+from trainables.trial import Episode, TrialConfig
 from trainables.view import AUGMENTED_VIEWS, View
-from trainables.workbench import Workbench, zero_shot_logits
 
 TRIALS = {
     "taskres": residual_trial(),
@@ -36,8 +36,8 @@ TRIALS = {
 }
 
 
-def open_trainer(trial: TrialConfig, bench: Workbench, seed: int = 1) -> Trainer:
-    return Trainer(trial, bench, Cell("digits", 2, seed))
+def open_trainer(trial: TrialConfig, bench: EncodedTask, seed: int = 1) -> Trainer:
+    return Trainer(trial, bench, Episode("digits", 2, seed))
 
 
 def pictures(view: View) -> Tensor:
@@ -76,7 +76,7 @@ class Blind:
 
 
 @pytest.mark.parametrize("trial", TRIALS.values(), ids=TRIALS)
-def test_the_same_seed_gives_the_same_training(trial: TrialConfig, bench: Workbench) -> None:
+def test_the_same_seed_gives_the_same_training(trial: TrialConfig, bench: EncodedTask) -> None:
     first, second = open_trainer(trial, bench), open_trainer(trial, bench)
     for _ in range(2):
         metrics = first.run_epoch()
@@ -86,7 +86,7 @@ def test_the_same_seed_gives_the_same_training(trial: TrialConfig, bench: Workbe
 
 
 @pytest.mark.parametrize("trial", TRIALS.values(), ids=TRIALS)
-def test_another_seed_gives_another_training(trial: TrialConfig, bench: Workbench) -> None:
+def test_another_seed_gives_another_training(trial: TrialConfig, bench: EncodedTask) -> None:
     first, second = open_trainer(trial, bench), open_trainer(replace(trial, seed=1), bench)
     assert torch.equal(pictures(first.train), pictures(second.train))  # the draw is the task's
     first.run_epoch()
@@ -97,9 +97,9 @@ def test_another_seed_gives_another_training(trial: TrialConfig, bench: Workbenc
 
 
 @pytest.mark.parametrize("trial", TRIALS.values(), ids=TRIALS)
-def test_training_leaves_the_workbench_as_it_was(trial: TrialConfig, bench: Workbench) -> None:
+def test_training_leaves_the_workbench_as_it_was(trial: TrialConfig, bench: EncodedTask) -> None:
     """A warm worker's second trial gives what a fresh worker's first one gives."""
-    fresh = open_trainer(trial, Workbench("tiny", "cpu", DataSource()))
+    fresh = open_trainer(trial, EncodedTask("tiny", "cpu", DataSource()))
     cold = fresh.run_epoch()
     open_trainer(mask_trial(1, masked="all"), bench).run_epoch()
     warm = open_trainer(trial, bench)
@@ -109,7 +109,7 @@ def test_training_leaves_the_workbench_as_it_was(trial: TrialConfig, bench: Work
 
 @pytest.mark.parametrize("trial", TRIALS.values(), ids=TRIALS)
 def test_a_continued_training_is_the_uninterrupted_one(
-    trial: TrialConfig, bench: Workbench
+    trial: TrialConfig, bench: EncodedTask
 ) -> None:
     """From the state after every epoch, the one before the first included."""
     whole = open_trainer(trial, bench)
@@ -128,7 +128,7 @@ def test_a_continued_training_is_the_uninterrupted_one(
         assert same(continued.method.artifact()[0], whole.method.artifact()[0])
 
 
-def test_dynamic_masks_are_chosen_once_and_kept(bench: Workbench) -> None:
+def test_dynamic_masks_are_chosen_once_and_kept(bench: EncodedTask) -> None:
     trainer = open_trainer(mask_trial(masked="dynamic"), bench)
     candidates = set(trainer.method.trainable())
     trainer.run_epoch()
@@ -140,7 +140,7 @@ def test_dynamic_masks_are_chosen_once_and_kept(bench: Workbench) -> None:
 
 @pytest.mark.parametrize("name", ["rmt", "rmt-whole", "taskres"])
 def test_a_methods_appetite_for_random_numbers_changes_no_batch(
-    name: str, bench: Workbench
+    name: str, bench: EncodedTask
 ) -> None:
     frugal, hungry = open_trainer(TRIALS[name], bench), open_trainer(TRIALS[name], bench)
     spies = Spy(frugal), Spy(hungry, draws=1000)
@@ -153,7 +153,7 @@ def test_a_methods_appetite_for_random_numbers_changes_no_batch(
         assert torch.equal(first.inputs, second.inputs)
 
 
-def test_crops_do_not_change_the_order_of_images(bench: Workbench) -> None:
+def test_crops_do_not_change_the_order_of_images(bench: EncodedTask) -> None:
     cropped, whole = open_trainer(TRIALS["rmt"], bench), open_trainer(TRIALS["rmt-whole"], bench)
     spies = Spy(cropped), Spy(whole)
     for _ in range(2):
@@ -169,7 +169,7 @@ def test_crops_do_not_change_the_order_of_images(bench: Workbench) -> None:
     ("batch_size", "sizes"), [(8, [8, 8]), (20, [20]), (64, [20]), (11, [11]), (1, [1] * 20)]
 )
 def test_the_last_incomplete_batch_is_dropped_where_a_complete_one_exists(
-    batch_size: int, sizes: list[int], bench: Workbench
+    batch_size: int, sizes: list[int], bench: EncodedTask
 ) -> None:
     trainer = open_trainer(residual_trial(batch_size=batch_size), bench)
     spy = Spy(trainer)
@@ -184,7 +184,7 @@ def test_the_last_incomplete_batch_is_dropped_where_a_complete_one_exists(
 
 
 @pytest.mark.parametrize("name", ["rmt", "rmt-whole"])
-def test_teacher_logits_are_those_of_the_very_view(name: str, bench: Workbench) -> None:
+def test_teacher_logits_are_those_of_the_very_view(name: str, bench: EncodedTask) -> None:
     trainer = open_trainer(TRIALS[name], bench)
     spy = Spy(trainer)
     for _ in range(2):
@@ -197,7 +197,7 @@ def test_teacher_logits_are_those_of_the_very_view(name: str, bench: Workbench) 
 
 
 def test_teacher_logits_for_a_method_that_reads_features(
-    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+    bench: EncodedTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No method needs both yet; the interface allows it."""
     monkeypatch.setattr(TaskRes, "uses_zero_shot", True)
@@ -211,7 +211,7 @@ def test_teacher_logits_for_a_method_that_reads_features(
         torch.testing.assert_close(batch.zero_shot_logits, expected, atol=1e-3, rtol=1e-5)
 
 
-def test_no_teacher_where_none_is_used(bench: Workbench) -> None:
+def test_no_teacher_where_none_is_used(bench: EncodedTask) -> None:
     for name in ("taskres", "rmt-plain"):
         trainer = open_trainer(TRIALS[name], bench)
         spy = Spy(trainer)
@@ -220,11 +220,11 @@ def test_no_teacher_where_none_is_used(bench: Workbench) -> None:
 
 
 def test_digits_are_cropped_but_never_mirrored(
-    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+    bench: EncodedTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
 
-    def cut(sizes: Tensor, side: int, scale: float, flip: bool, rng: torch.Generator) -> Cut:
+    def cut(sizes: Tensor, side: int, scale: float, flip: bool, rng: torch.Generator) -> Crop:
         calls.append((scale, flip))
         return random_cut(sizes, side, scale, flip, rng)
 
@@ -236,7 +236,7 @@ def test_digits_are_cropped_but_never_mirrored(
     assert calls == []
 
 
-def test_features_of_crops_take_turns(bench: Workbench) -> None:
+def test_features_of_crops_take_turns(bench: EncodedTask) -> None:
     """One augmented view an epoch; after the last one, the first again; never the test view."""
     epochs = AUGMENTED_VIEWS + 2
     trial = replace(residual_trial(epochs, batch_size=20), crop_scale=0.5)
@@ -253,16 +253,16 @@ def test_features_of_crops_take_turns(bench: Workbench) -> None:
     assert not torch.equal(views[0], trainer.train.features())
 
 
-def test_features_are_enough(bench: Workbench) -> None:
+def test_features_are_enough(bench: EncodedTask) -> None:
     """Where they are in the store, a method on features opens no image."""
     open_trainer(residual_trial(), bench).run_epoch()
-    fresh = open_trainer(residual_trial(), Workbench("tiny", "cpu", DataSource()))
+    fresh = open_trainer(residual_trial(), EncodedTask("tiny", "cpu", DataSource()))
     for view in (fresh.train, fresh.val):
         view._split = replace(view._split, images=Blind(view._split.images.content()))
     fresh.run_epoch()
 
 
-def test_the_learning_rate_follows_the_schedule(bench: Workbench) -> None:
+def test_the_learning_rate_follows_the_schedule(bench: EncodedTask) -> None:
     """Adam's first step moves every element with a gradient by the learning rate, no further."""
     trial = residual_trial(epochs=6, batch_size=20, warmup_epochs=1, warmup_lr=1e-4, lr=1e-2)
     trainer = open_trainer(trial, bench)
@@ -279,7 +279,7 @@ def test_the_learning_rate_follows_the_schedule(bench: Workbench) -> None:
     assert 5e-3 < second < 1.1e-2
 
 
-def test_the_method_is_told_the_schedule_it_gets(bench: Workbench) -> None:
+def test_the_method_is_told_the_schedule_it_gets(bench: EncodedTask) -> None:
     trial = mask_trial(epochs=4)
     trainer = open_trainer(trial, bench)
     spy, rates = Spy(trainer), []
@@ -291,7 +291,7 @@ def test_the_method_is_told_the_schedule_it_gets(bench: Workbench) -> None:
     assert trainer.method.forecast()["flip/budget"] == pytest.approx(sum(rates) / gap)
 
 
-def test_validation_figures_recomputed(bench: Workbench) -> None:
+def test_validation_figures_recomputed(bench: EncodedTask) -> None:
     trainer = open_trainer(residual_trial(lr=5e-2), bench)
     for _ in range(3):
         metrics = trainer.run_epoch()
@@ -317,7 +317,7 @@ def test_validation_figures_recomputed(bench: Workbench) -> None:
     assert trainer.validate()["val/loss"] == metrics["val/loss"]
 
 
-def test_scalars_are_means_over_the_steps(bench: Workbench) -> None:
+def test_scalars_are_means_over_the_steps(bench: EncodedTask) -> None:
     trainer = open_trainer(residual_trial(), bench)
     losses = []
     original = trainer.method.backward
@@ -331,7 +331,7 @@ def test_scalars_are_means_over_the_steps(bench: Workbench) -> None:
     assert len(losses) == 2
 
 
-def test_training_helps(bench: Workbench) -> None:
+def test_training_helps(bench: EncodedTask) -> None:
     """The training loss halves, and validation beats the zero-shot model."""
     floor = open_trainer(zero_shot_trial(), bench, 3).validate()
     trainer = open_trainer(residual_trial(epochs=30, lr=1e-2, batch_size=20), bench, 3)
@@ -340,7 +340,7 @@ def test_training_helps(bench: Workbench) -> None:
     assert rows[-1]["val/loss"] < floor["val/loss"]
 
 
-def test_leaving_the_real_numbers_is_an_error(bench: Workbench) -> None:
+def test_leaving_the_real_numbers_is_an_error(bench: EncodedTask) -> None:
     """A step of 1e30 is a number; the length of a residual of such numbers is none."""
     trainer = open_trainer(residual_trial(lr=1e30), bench)
     with pytest.raises(NonFiniteError, match="residual/norm became inf in epoch 1"):
@@ -348,7 +348,7 @@ def test_leaving_the_real_numbers_is_an_error(bench: Workbench) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_no_number_is_an_error(value: float, bench: Workbench) -> None:
+def test_a_loss_that_is_no_number_is_an_error(value: float, bench: EncodedTask) -> None:
     trainer = open_trainer(residual_trial(), bench)
     trainer.run_epoch()
     original = trainer.method.backward
@@ -359,7 +359,7 @@ def test_a_loss_that_is_no_number_is_an_error(value: float, bench: Workbench) ->
         trainer.run_epoch()
 
 
-def test_nothing_to_train(bench: Workbench) -> None:
+def test_nothing_to_train(bench: EncodedTask) -> None:
     trainer = open_trainer(zero_shot_trial(), bench)
     assert trainer.epochs == 0
     assert set(trainer.validate()) == {"val/accuracy", "val/loss"}
@@ -374,14 +374,14 @@ def test_accuracy_is_a_fraction() -> None:
 @pytest.mark.parametrize(
     ("error", "changes"),
     [
-        (DataError, {"cell": Cell("digitz", 1, 0)}),
-        (DataError, {"cell": Cell("digits", 590, 0)}),
-        (BackboneError, {"bench": Workbench("tinny", "cpu", DataSource())}),
+        (DataError, {"episode": Episode("digitz", 1, 0)}),
+        (DataError, {"episode": Episode("digits", 590, 0)}),
+        (BackboneError, {"bench": EncodedTask("tinny", "cpu", DataSource())}),
     ],
 )
 def test_wrong_names_are_refused(
-    error: type[Exception], changes: dict[str, Any], bench: Workbench
+    error: type[Exception], changes: dict[str, Any], bench: EncodedTask
 ) -> None:
-    arguments = {"bench": bench, "cell": Cell("digits", 1, 0)} | changes
+    arguments = {"bench": bench, "episode": Episode("digits", 1, 0)} | changes
     with pytest.raises(error):
         Trainer(residual_trial(), **arguments)

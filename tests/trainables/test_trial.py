@@ -101,5 +101,9 @@ def test_cells_of_data_sets_of_one_name_have_labels_of_their_own() -> None:
     datasets = ("folder:x/a", "folder:y/a", "folder:z/a2")
     task = TaskSpec(datasets, "tiny", (1,), (1,))
     assert task.names == ("a1", "a2_", "a2")
-    assert [task.label(cell) for cell in task.cells] == ["a1-seed1", "a2_-seed1", "a2-seed1"]
+    assert [task.label(episode) for episode in task.episodes] == [
+        "a1-seed1",
+        "a2_-seed1",
+        "a2-seed1",
+    ]
     assert TaskSpec(datasets[:2], "tiny", (1,), (1,)).names == ("a1", "a2")

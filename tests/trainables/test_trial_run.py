@@ -18,13 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.trainables.trials import TASK, TWO_SEEDS, mask_trial, residual_trial, zero_shot_trial
-from trainables.methods.base import Material, Schedule
+from trainables.encoded_task import EncodedTask
+from trainables.methods.base import BuildContext, Schedule
 from trainables.methods.registry import METHODS
 from trainables.storage import LocalStorage, StorageError
 from trainables.trainer import NonFiniteError, Trainer
-from trainables.trial import Cell, TaskSpec, TrialConfig
-from trainables.trial_run import PARTS, Report, TrialRun
-from trainables.workbench import Workbench
+from trainables.trial import Episode, TaskSpec, TrialConfig
+from trainables.trial_run import REPORTS_PER_TRIAL, Report, TrialRun
 
 Content = tuple[dict[str, Any], dict[str, torch.Tensor]]
 
@@ -64,20 +64,33 @@ def equal(first: Content, second: Content) -> bool:
 # --- reports -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("epochs", [1, 2, PARTS - 1, PARTS, PARTS + 1, 19, 20, 25, 4 * PARTS])
-def test_a_trial_reports_no_more_often_than_it_has_parts(epochs: int, bench: Workbench) -> None:
+@pytest.mark.parametrize(
+    "epochs",
+    [
+        1,
+        2,
+        REPORTS_PER_TRIAL - 1,
+        REPORTS_PER_TRIAL,
+        REPORTS_PER_TRIAL + 1,
+        19,
+        20,
+        25,
+        4 * REPORTS_PER_TRIAL,
+    ],
+)
+def test_a_trial_reports_no_more_often_than_it_has_parts(epochs: int, bench: EncodedTask) -> None:
     run = TrialRun(residual_trial(epochs, batch_size=20), TASK, bench)
     start = time.time()
     steps = run.steps
     reports = to_the_end(run)
-    assert len(reports) == steps <= PARTS
+    assert len(reports) == steps <= REPORTS_PER_TRIAL
     assert [report.step for report in reports] == list(range(1, steps + 1))
     assert [report.finished for report in reports] == [False] * (steps - 1) + [True]
     rows = [row for report in reports for row in report.rows]
     assert [row["epoch"] for row in rows] == [float(e) for e in range(1, epochs + 1)]
     sizes = {len(report.rows) for report in reports[:-1]}
-    assert sizes <= {math.ceil(epochs / PARTS)}  # equal parts, but for the last
-    assert 1 <= len(reports[-1].rows) <= math.ceil(epochs / PARTS)
+    assert sizes <= {math.ceil(epochs / REPORTS_PER_TRIAL)}  # equal parts, but for the last
+    assert 1 <= len(reports[-1].rows) <= math.ceil(epochs / REPORTS_PER_TRIAL)
     times = [row["time"] for row in rows]
     assert start <= min(times)
     assert times == sorted(times)
@@ -88,32 +101,32 @@ def test_a_trial_reports_no_more_often_than_it_has_parts(epochs: int, bench: Wor
         }
 
 
-def test_every_epoch_has_a_row_of_the_same_metrics(bench: Workbench) -> None:
+def test_every_epoch_has_a_row_of_the_same_metrics(bench: EncodedTask) -> None:
     rows = [row for r in to_the_end(TrialRun(mask_trial(), TASK, bench)) for row in r.rows]
     assert len({frozenset(row) for row in rows}) == 1
     assert {"train/loss", "train/kl", "train/lr", "val/accuracy", "val/loss"} < set(rows[0])
     assert {"mask/flipped", "epoch", "time"} < set(rows[0])
 
 
-def test_side_by_side_reports_the_mean_over_seeds(bench: Workbench) -> None:
+def test_side_by_side_reports_the_mean_over_seeds(bench: EncodedTask) -> None:
     trial = residual_trial(3)
     run = TrialRun(trial, TWO_SEEDS, bench)
-    alone = [Trainer(trial, bench, Cell("digits", 1, seed)) for seed in TWO_SEEDS.seeds]
+    alone = [Trainer(trial, bench, Episode("digits", 1, seed)) for seed in TWO_SEEDS.seeds]
     for report in to_the_end(run):
-        first, second = (cell.run_epoch() for cell in alone)
+        first, second = (episode.run_epoch() for episode in alone)
         assert first["val/accuracy"] != second["val/accuracy"]
         for name, value in report.metrics.items():
             assert value == (first[name] + second[name]) / 2, name
         assert report.values[-1] == report.metrics["val/accuracy"]
 
 
-def test_in_sequence_a_part_is_a_seed(bench: Workbench) -> None:
+def test_in_sequence_a_part_is_a_seed(bench: EncodedTask) -> None:
     trial, task = residual_trial(3), replace(TWO_SEEDS, seeds=(1, 4, 7))
     run = TrialRun(trial, task, bench, in_sequence=True)
     assert run.steps == 3
     expected = []
     for index, report in enumerate(to_the_end(run)):
-        alone = Trainer(trial, bench, Cell("digits", 1, task.seeds[index]))
+        alone = Trainer(trial, bench, Episode("digits", 1, task.seeds[index]))
         rows = [alone.run_epoch() for _ in range(3)]
         expected.append(rows[-1]["val/accuracy"])
         assert report.values == tuple(expected)  # each seed's own, for a paired test
@@ -126,7 +139,7 @@ def test_in_sequence_a_part_is_a_seed(bench: Workbench) -> None:
     assert len(set(expected)) > 1
 
 
-def test_one_seed_in_sequence_ends_as_side_by_side(bench: Workbench) -> None:
+def test_one_seed_in_sequence_ends_as_side_by_side(bench: EncodedTask) -> None:
     in_sequence = to_the_end(TrialRun(mask_trial(), TASK, bench, in_sequence=True))
     side_by_side = to_the_end(TrialRun(mask_trial(), TASK, bench))
     assert len(in_sequence) == 1
@@ -135,13 +148,13 @@ def test_one_seed_in_sequence_ends_as_side_by_side(bench: Workbench) -> None:
 
 @pytest.mark.parametrize("in_sequence", [False, True])
 def test_a_method_with_nothing_to_train(
-    in_sequence: bool, bench: Workbench, tmp_path: Path
+    in_sequence: bool, bench: EncodedTask, tmp_path: Path
 ) -> None:
     run = TrialRun(zero_shot_trial(), TWO_SEEDS, bench, in_sequence)
     reports = to_the_end(run)
     assert len(reports) == (2 if in_sequence else 1)
-    cells = [Trainer(zero_shot_trial(), bench, cell) for cell in TWO_SEEDS.cells]
-    mean = sum(cell.validate()["val/accuracy"] for cell in cells) / 2
+    episodes = [Trainer(zero_shot_trial(), bench, episode) for episode in TWO_SEEDS.episodes]
+    mean = sum(episode.validate()["val/accuracy"] for episode in episodes) / 2
     assert reports[-1].metrics["val/accuracy"] == mean
     assert reports[-1].finished
     run.save(*at(tmp_path / "checkpoint"))
@@ -152,7 +165,7 @@ def test_a_method_with_nothing_to_train(
     assert len(run.save_artifacts(LocalStorage(tmp_path))) == 2
 
 
-def test_a_finished_trial_repeats_its_last_word(bench: Workbench) -> None:
+def test_a_finished_trial_repeats_its_last_word(bench: EncodedTask) -> None:
     run = TrialRun(residual_trial(2), TASK, bench)
     last = to_the_end(run)[-1]
     again = run.advance()
@@ -160,18 +173,18 @@ def test_a_finished_trial_repeats_its_last_word(bench: Workbench) -> None:
     assert run.step == 2
 
 
-def test_forecasts_are_means_and_warnings_speak_once(bench: Workbench) -> None:
+def test_forecasts_are_means_and_warnings_speak_once(bench: EncodedTask) -> None:
     hopeless = mask_trial(1)
     hopeless = replace(hopeless, optim=replace(hopeless.optim, lr=1e-6))
     run = TrialRun(hopeless, TWO_SEEDS, bench)
-    assert run.forecast() == pytest.approx(run.cells[0].method.forecast())
+    assert run.forecast() == pytest.approx(run.episodes[0].method.forecast())
     (warning,) = run.warnings()
     assert "No mask bit can flip" in warning
     assert TrialRun(residual_trial(), TASK, bench).forecast() == {}
     assert TrialRun(residual_trial(), TASK, bench).warnings() == []
 
 
-def test_a_diverging_trial_raises(bench: Workbench) -> None:
+def test_a_diverging_trial_raises(bench: EncodedTask) -> None:
     with pytest.raises(NonFiniteError):
         TrialRun(residual_trial(lr=1e30), TASK, bench).advance()
 
@@ -191,7 +204,7 @@ RUNS: dict[str, tuple[TrialConfig, TaskSpec, bool]] = {
 
 @pytest.mark.parametrize(("trial", "task", "in_sequence"), RUNS.values(), ids=RUNS)
 def test_interrupted_after_every_part(
-    trial: TrialConfig, task: TaskSpec, in_sequence: bool, bench: Workbench, tmp_path: Path
+    trial: TrialConfig, task: TaskSpec, in_sequence: bool, bench: EncodedTask, tmp_path: Path
 ) -> None:
     """A new process for every part ends where one process ends: state, values and rows."""
     whole = TrialRun(trial, task, bench, in_sequence)
@@ -212,7 +225,9 @@ def test_interrupted_after_every_part(
     assert equal(content(run, path), content(whole, tmp_path / "whole"))
 
 
-def test_a_finished_checkpoint_tells_all_rows_again_once(bench: Workbench, tmp_path: Path) -> None:
+def test_a_finished_checkpoint_tells_all_rows_again_once(
+    bench: EncodedTask, tmp_path: Path
+) -> None:
     run = TrialRun(residual_trial(3), TASK, bench)
     rows = [row for report in to_the_end(run) for row in report.rows]
     run.save(*at(tmp_path / "checkpoint"))
@@ -222,7 +237,7 @@ def test_a_finished_checkpoint_tells_all_rows_again_once(bench: Workbench, tmp_p
     assert again.advance().rows == ()
 
 
-def test_a_checkpoint_from_before_the_first_part(bench: Workbench, tmp_path: Path) -> None:
+def test_a_checkpoint_from_before_the_first_part(bench: EncodedTask, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     TrialRun(mask_trial(1), TASK, bench).save(*at(path))
     run = TrialRun(mask_trial(1), TASK, bench)
@@ -230,7 +245,7 @@ def test_a_checkpoint_from_before_the_first_part(bench: Workbench, tmp_path: Pat
     assert run.advance().metrics == TrialRun(mask_trial(1), TASK, bench).advance().metrics
 
 
-def test_rewinding(bench: Workbench, tmp_path: Path) -> None:
+def test_rewinding(bench: EncodedTask, tmp_path: Path) -> None:
     """A run that has gone on forgets what came after the checkpoint."""
     run = TrialRun(residual_trial(4), TASK, bench)
     first = [run.advance() for _ in range(2)]
@@ -244,7 +259,7 @@ def test_rewinding(bench: Workbench, tmp_path: Path) -> None:
 
 
 def test_saving_leaves_one_whole_file_or_the_old_one(
-    bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: EncodedTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "checkpoint"
     run = TrialRun(residual_trial(3), TASK, bench)
@@ -267,7 +282,7 @@ def test_saving_leaves_one_whole_file_or_the_old_one(
 
 
 @pytest.fixture(scope="module")
-def saved(bench: Workbench, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(bench: EncodedTask, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A good checkpoint after one part."""
     path = tmp_path_factory.mktemp("saved") / "checkpoint"
     run = TrialRun(residual_trial(3), TASK, bench)
@@ -276,7 +291,7 @@ def saved(bench: Workbench, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def assert_ignored(path: Path, bench: Workbench, trial: TrialConfig | None = None) -> None:
+def assert_ignored(path: Path, bench: EncodedTask, trial: TrialConfig | None = None) -> None:
     """Not loaded, and the trial starts from scratch as if nothing had been there."""
     trial = trial or residual_trial(3)
     run = TrialRun(trial, TASK, bench)
@@ -290,7 +305,7 @@ def assert_ignored(path: Path, bench: Workbench, trial: TrialConfig | None = Non
 )
 @given(data=st.data())
 def test_one_flipped_bit_anywhere_is_noticed(
-    data: st.DataObject, saved: Path, bench: Workbench, tmp_path: Path
+    data: st.DataObject, saved: Path, bench: EncodedTask, tmp_path: Path
 ) -> None:
     good = saved.read_bytes()
     where = data.draw(st.integers(0, len(good) - 1))
@@ -299,7 +314,7 @@ def test_one_flipped_bit_anywhere_is_noticed(
     path = tmp_path / "damaged"
     path.write_bytes(damaged)
     run = TrialRun(residual_trial(3), TASK, bench)
-    before = {key: tensor.clone() for key, tensor in run.cells[0].state()[0].items()}
+    before = {key: tensor.clone() for key, tensor in run.episodes[0].state()[0].items()}
     loaded = run.load(*at(path))
     if loaded:  # the bit meant nothing: what was read is what was saved
         intact = TrialRun(residual_trial(3), TASK, bench)
@@ -308,12 +323,14 @@ def test_one_flipped_bit_anywhere_is_noticed(
         assert run.advance().values == intact.advance().values
     else:
         assert run.step == 0
-        after = run.cells[0].state()[0]
+        after = run.episodes[0].state()[0]
         assert list(after) == list(before)
         assert all(map(torch.equal, after.values(), before.values()))
 
 
-def test_bits_of_tensors_and_of_values_count(saved: Path, bench: Workbench, tmp_path: Path) -> None:
+def test_bits_of_tensors_and_of_values_count(
+    saved: Path, bench: EncodedTask, tmp_path: Path
+) -> None:
     """Some places where a flipped bit leaves a file that safetensors reads without complaint."""
     good = saved.read_bytes()
     places = [len(good) - 1, len(good) // 2, good.index(b"val/accuracy") + 17]
@@ -328,7 +345,7 @@ def test_bits_of_tensors_and_of_values_count(saved: Path, bench: Workbench, tmp_
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
 def test_truncated_files_are_ignored(
-    share: float, saved: Path, bench: Workbench, tmp_path: Path
+    share: float, saved: Path, bench: EncodedTask, tmp_path: Path
 ) -> None:
     good = saved.read_bytes()
     (tmp_path / "short").write_bytes(good[: int(len(good) * share)])
@@ -376,13 +393,13 @@ FOREIGN: dict[str, Callable[[Path, Path], object]] = {
 
 @pytest.mark.parametrize("write", FOREIGN.values(), ids=FOREIGN)
 def test_foreign_files_are_ignored(
-    write: Callable[[Path, Path], object], saved: Path, bench: Workbench, tmp_path: Path
+    write: Callable[[Path, Path], object], saved: Path, bench: EncodedTask, tmp_path: Path
 ) -> None:
     write(saved, tmp_path / "checkpoint")
     assert_ignored(tmp_path / "checkpoint", bench)
 
 
-def test_rewriting_alone_does_no_harm(saved: Path, bench: Workbench, tmp_path: Path) -> None:
+def test_rewriting_alone_does_no_harm(saved: Path, bench: EncodedTask, tmp_path: Path) -> None:
     """The counter-check of the foreign files."""
     rewritten(lambda t, m: None)(saved, tmp_path / "checkpoint")
     run = TrialRun(residual_trial(3), TASK, bench)
@@ -405,7 +422,7 @@ OTHERS: dict[str, tuple[TrialConfig, TaskSpec, bool]] = {
 
 @pytest.mark.parametrize(("trial", "task", "in_sequence"), OTHERS.values(), ids=OTHERS)
 def test_another_trials_checkpoint_is_ignored(
-    trial: TrialConfig, task: TaskSpec, in_sequence: bool, saved: Path, bench: Workbench
+    trial: TrialConfig, task: TaskSpec, in_sequence: bool, saved: Path, bench: EncodedTask
 ) -> None:
     run = TrialRun(trial, task, bench, in_sequence)
     assert run.load(*at(saved)) is False
@@ -417,7 +434,7 @@ def test_another_trials_checkpoint_is_ignored(
 
 @pytest.mark.parametrize("trial", [residual_trial(2), mask_trial(2), zero_shot_trial()])
 def test_artifacts_are_named_by_seed_where_there_are_several(
-    trial: TrialConfig, bench: Workbench, tmp_path: Path
+    trial: TrialConfig, bench: EncodedTask, tmp_path: Path
 ) -> None:
     one, two = TrialRun(trial, TASK, bench), TrialRun(trial, TWO_SEEDS, bench)
     to_the_end(one)
@@ -427,20 +444,20 @@ def test_artifacts_are_named_by_seed_where_there_are_several(
     seeds = ["artifact-seed1.safetensors", "artifact-seed4.safetensors"]
     assert two.save_artifacts(folder) == seeds
     assert folder.files() == [*seeds, "artifact.safetensors"]
-    for path, cell in zip((tmp_path / name for name in seeds), two.cells, strict=True):
+    for path, episode in zip((tmp_path / name for name in seeds), two.episodes, strict=True):
         assert path.stat().st_mode & 0o777 == 0o644
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata())
         fresh = METHODS[trial.method].build(
             trial.method_config,
-            Material(
+            BuildContext(
                 bench.backbone,
                 bench.classes("digits", "all", trial.method_config.prompts),
                 Schedule(()),
             ),
         )
         fresh.load_artifact(load_file(path), metadata)
-        view = cell.val
+        view = episode.val
         every = torch.arange(len(view))
         inputs = (
             view.features()
@@ -448,4 +465,4 @@ def test_artifacts_are_named_by_seed_where_there_are_several(
             else bench.backbone.preprocess.normalise(view.images(every))
         )
         with torch.no_grad():
-            assert torch.equal(fresh(inputs), cell.logits(view))
+            assert torch.equal(fresh(inputs), episode.logits(view))

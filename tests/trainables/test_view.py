@@ -14,14 +14,14 @@ from torch import Tensor
 
 from tests.trainables.data.shared import shared_data
 from trainables.backbones.base import Backbone
-from trainables.data.augment import random_cut
 from trainables.data.base import DataError, PixelRows, Split
-from trainables.data.decode import reduced
 from trainables.data.images import ImageFiles
-from trainables.data.resample import resample, sizes_of
+from trainables.encoded_task import EncodedTask
+from trainables.images.augment import random_cut
+from trainables.images.decode import shrink
+from trainables.images.resample import resample, sizes_of
 from trainables.store import Store
 from trainables.view import ENCODE_BATCH, View
-from trainables.workbench import Workbench
 
 SIZES = [(40, 50), (50, 40), (32, 32), (8, 8), (64, 64), (63, 300), (65, 70), (150, 100)]
 """Height and width; the last two are more than twice as large as the model's 32 pixels."""
@@ -71,7 +71,7 @@ def rng(seed: int = 0) -> torch.Generator:
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_features_are_those_of_the_test_transform(
-    keep: bool, split: Split, store: Store, bench: Workbench
+    keep: bool, split: Split, store: Store, bench: EncodedTask
 ) -> None:
     backbone = bench.backbone
     view = View(split, True, backbone, store, keep=keep)
@@ -86,7 +86,7 @@ def test_features_are_those_of_the_test_transform(
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_test_views_are_of_the_originals_whatever_their_size(
-    keep: bool, split: Split, store: Store, bench: Workbench
+    keep: bool, split: Split, store: Store, bench: EncodedTask
 ) -> None:
     view = View(split, True, bench.backbone, store, keep=keep)
     expected = bench.backbone.preprocess.resize(originals(split))
@@ -96,7 +96,7 @@ def test_test_views_are_of_the_originals_whatever_their_size(
 
 
 def test_kept_images_are_decoded_once_a_machine(
-    split: Split, store: Store, bench: Workbench, reads: Counter[int]
+    split: Split, store: Store, bench: EncodedTask, reads: Counter[int]
 ) -> None:
     for _ in range(2):  # two processes
         view = View(split, True, bench.backbone, store, keep=True)
@@ -109,7 +109,7 @@ def test_kept_images_are_decoded_once_a_machine(
 
 
 def test_features_alone_need_no_file_of_images(
-    split: Split, store: Store, bench: Workbench, reads: Counter[int]
+    split: Split, store: Store, bench: EncodedTask, reads: Counter[int]
 ) -> None:
     alone = View(split, True, bench.backbone, store, keep=True).features()
     assert len(list(store.root.iterdir())) == 1
@@ -126,12 +126,12 @@ def test_features_alone_need_no_file_of_images(
 @pytest.mark.parametrize("scale", [0.08, 0.5])
 @pytest.mark.parametrize("flip", [True, False])
 def test_crops_are_cut_from_the_originals(
-    scale: float, flip: bool, split: Split, store: Store, bench: Workbench
+    scale: float, flip: bool, split: Split, store: Store, bench: EncodedTask
 ) -> None:
     """From images of at most twice the model's size as they are; from larger ones, reduced."""
     view = View(split, flip, bench.backbone, store, keep=True)
     index = torch.tensor([5, 0, 6, 7])
-    sources = [reduced(originals(split)[row], 64) for row in index.tolist()]
+    sources = [shrink(originals(split)[row], 64) for row in index.tolist()]
     assert [tuple(source.shape[1:]) for source in sources] == [
         SIZES[5],
         SIZES[0],
@@ -151,7 +151,7 @@ def test_crops_of_reduced_photographs_are_nearly_those_of_the_originals() -> Non
         torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1)
         for file in files
     ]
-    small = [reduced(photograph, 128) for photograph in photographs]
+    small = [shrink(photograph, 128) for photograph in photographs]
     scale = sizes_of(small) / sizes_of(photographs)
     cut = random_cut(sizes_of(small), 64, 0.5, False, rng())
     large = replace(cut, box=(cut.box / scale.repeat(1, 2)).round().long())
@@ -160,7 +160,7 @@ def test_crops_of_reduced_photographs_are_nearly_those_of_the_originals() -> Non
 
 
 def test_augmented_views_are_the_same_everywhere(
-    split: Split, store: Store, bench: Workbench
+    split: Split, store: Store, bench: EncodedTask
 ) -> None:
     """Whoever computes them, in whatever order; each differs from all others."""
     first = View(split, True, bench.backbone, store, keep=True)
@@ -180,7 +180,7 @@ def test_augmented_views_are_the_same_everywhere(
     assert torch.equal(first.features(5, 1.0), first.features())  # nothing is cropped at scale 1
 
 
-def test_changed_images_are_other_images(split: Split, store: Store, bench: Workbench) -> None:
+def test_changed_images_are_other_images(split: Split, store: Store, bench: EncodedTask) -> None:
     """The same names and labels, another content."""
     before = View(split, True, bench.backbone, store).features()
     assert isinstance(split.images, ImageFiles)
@@ -192,7 +192,7 @@ def test_changed_images_are_other_images(split: Split, store: Store, bench: Work
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_an_unreadable_image_is_named_and_nothing_is_left(
-    keep: bool, split: Split, store: Store, bench: Workbench
+    keep: bool, split: Split, store: Store, bench: EncodedTask
 ) -> None:
     assert isinstance(split.images, ImageFiles)
     (split.images.root / "4.png").write_bytes(b"no image")
@@ -206,7 +206,7 @@ def test_an_unreadable_image_is_named_and_nothing_is_left(
 
 @pytest.mark.parametrize("count", [1, 127, 128, 129, 300])
 def test_images_are_encoded_in_batches_in_order(
-    count: int, store: Store, bench: Workbench, monkeypatch: pytest.MonkeyPatch
+    count: int, store: Store, bench: EncodedTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = torch.randint(0, 256, (count, 3, 32, 32), generator=rng(count), dtype=torch.uint8)
     sizes = []
@@ -224,7 +224,7 @@ def test_images_are_encoded_in_batches_in_order(
     assert sum(sizes) == count
 
 
-def test_pixels_in_memory_need_no_file(store: Store, bench: Workbench) -> None:
+def test_pixels_in_memory_need_no_file(store: Store, bench: EncodedTask) -> None:
     pixels = torch.randint(0, 256, (5, 3, 8, 8), generator=rng(), dtype=torch.uint8)
     split = Split(PixelRows(pixels), torch.zeros(5, dtype=torch.int64), "p")
     view = View(split, False, bench.backbone, store, keep=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from trainables.methods.rmt import MaskTuningConfig
+from trainables.methods.masking.rmt import MaskTuningConfig
 from trainables.methods.taskres import TaskResConfig
 from trainables.methods.zero_shot import ZeroShotConfig
 from trainables.optim import OptimConfig

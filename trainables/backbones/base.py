@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from trainables.data.resample import Interpolation, ResizeMode, centre_cut, resample, sizes_of
+from trainables.images.resample import Interpolation, ResizeMode, centre_cut, resample, sizes_of
 
 
 class BackboneError(ValueError):

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from trainables.backbones.base import Backbone, BackboneError
 from trainables.methods.base import MethodError
-from trainables.methods.layers import maskable
-from trainables.methods.masks import FORMAT, read_released_masks, unpack_masks
+from trainables.methods.masking.layers import maskable
+from trainables.methods.masking.masks import FORMAT, read_released_masks, unpack_masks
 from trainables.storage import LocalStorage, StorageError
 from trainables.tensor_file import read_tensors
 

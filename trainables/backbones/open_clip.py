@@ -29,7 +29,7 @@ from trainables.backbones.weights import (
     read_weights,
     sha256,
 )
-from trainables.data.resample import Interpolation, ResizeMode
+from trainables.images.resample import Interpolation, ResizeMode
 from trainables.suggest import did_you_mean
 
 

@@ -32,7 +32,7 @@ def share_weights(spec: str, sweep: Storage) -> str:
     there = set(copy.files())
     for name, file in files.items():
         if name not in there:
-            copy.write_by(name, partial(_copy, file))
+            copy.write_with(name, partial(_copy, file))
     return copy.location
 
 
@@ -63,7 +63,7 @@ def _fetch(location: str, digest: str, home: Path) -> None:
         for name in shared.files():
             target = whole / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            with shared.local_copy(name) as source:
+            with shared.as_local_file(name) as source:
                 shutil.copyfile(source, target)
         files = {str(p.relative_to(whole)): p for p in whole.rglob("*") if p.is_file()}
         if _digest(files) != digest:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from trainables.data.base import DataError, Dataset, FeatureRows, Split, SplitName
-from trainables.data.halves import Half, classes_of
-from trainables.data.imagenet import ImageNet
+from trainables.data.benchmarks.imagenet import ImageNet
+from trainables.data.class_subsets import Half, classes_of
 from trainables.data.shots_file import listed_shots, shots_file, shots_file_problems
 
 VAL_SHOTS = 4

@@ -1,8 +1,8 @@
 """A user's own images: `folder:PATH`, class sub-folders or a table of paths and labels.
 
 Three forms. Folders `train`, `val` and `test`, each with class sub-folders. One folder of class
-sub-folders, which is dealt 50 % train, 20 % val, 30 % test by `lists.deal`. A `.csv` or `.parquet`
-table with the columns `path` (absolute, or relative to the table's folder) and `label`, and
+sub-folders, which is split 50 % train, 20 % val, 30 % test by `lists.split_by_hash`. A `.csv`
+or `.parquet` table with the columns `path` (absolute, or relative to its folder) and `label`, and
 optionally `split` (train, val or test; dealt where it is absent) and `prompt` (a text for the
 class; several different ones of a class are an ensemble).
 """
@@ -15,8 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from trainables.data.base import DataError
-from trainables.data.lists import PARTS, ListedDataset, Lists, Part, Row, checked, deal
-from trainables.data.tree import folders_in, images_in
+from trainables.data.listing import folders_in, images_in
+from trainables.data.lists import (
+    REPORTS_PER_TRIAL,
+    ListedDataset,
+    Lists,
+    Part,
+    Row,
+    checked,
+    split_by_hash,
+)
 
 COLUMNS = ("path", "label", "split", "prompt")
 """What is read of a table."""
@@ -59,14 +67,14 @@ def _dataset(
 def _open_folders(path: Path) -> ListedDataset:
     found = folders_in(path)
     if "train" in found and ("val" in found or "test" in found):
-        absent = [part for part in PARTS if part not in found]
+        absent = [part for part in REPORTS_PER_TRIAL if part not in found]
         if absent:
             raise DataError(
                 f"A split folder has train, val and test: '{path / absent[0]}' is missing. Add "
                 "it, or give one folder of class sub-folders, which is split here."
             )
         labels = {name: label for label, name in enumerate(folders_in(path / "train"))}
-        lists: Lists = {part: _class_rows(path, f"{part}/", labels) for part in PARTS}
+        lists: Lists = {part: _class_rows(path, f"{part}/", labels) for part in REPORTS_PER_TRIAL}
         return _dataset(path, path, lists, dealt=False)
     labels = {name: label for label, name in enumerate(found)}
     if len(labels) < 2:
@@ -74,7 +82,9 @@ def _open_folders(path: Path) -> ListedDataset:
             f"A folder of images has a sub-folder for each of at least 2 classes: '{path}' has "
             f"{len(labels)}. Sort the images into class sub-folders, or give a table."
         )
-    return _dataset(path, path, deal(_class_rows(path, "", labels), f"'{path}'"), dealt=True)
+    return _dataset(
+        path, path, split_by_hash(_class_rows(path, "", labels), f"'{path}'"), dealt=True
+    )
 
 
 def _class_rows(path: Path, prefix: str, labels: dict[str, int]) -> list[Row]:
@@ -121,8 +131,8 @@ def _open_table(path: Path) -> ListedDataset:
     prompts = _prompts(columns["prompt"], names, path) if "prompt" in columns else None
     if "split" not in columns:
         _refuse_twice(rows, path)
-        return _dataset(path, path.parent, deal(rows, f"'{path}'"), True, prompts)
-    lists: dict[Part, list[Row]] = {part: [] for part in PARTS}
+        return _dataset(path, path.parent, split_by_hash(rows, f"'{path}'"), True, prompts)
+    lists: dict[Part, list[Row]] = {part: [] for part in REPORTS_PER_TRIAL}
     for number, (part, row) in enumerate(zip(columns["split"], rows, strict=True), 1):
         if part not in lists:
             raise DataError(

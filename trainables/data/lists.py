@@ -22,7 +22,7 @@ from trainables.data.prompts import PromptSet, PromptVariant, prompt_set
 from trainables.data.sealed import SealedError, TestPermit
 
 Part = Literal["train", "val", "test"]
-PARTS: tuple[Part, ...] = ("train", "val", "test")
+REPORTS_PER_TRIAL: tuple[Part, ...] = ("train", "val", "test")
 
 
 class Row(NamedTuple):
@@ -97,12 +97,12 @@ class ListedDataset:
 
     def counts(self) -> Counts:
         """What the lists hold, whether or not the images are there."""
-        train, val, test = (len(self._lists[part]) for part in PARTS)
+        train, val, test = (len(self._lists[part]) for part in REPORTS_PER_TRIAL)
         return Counts(len(self.class_names), train, val, test)
 
     def missing(self) -> list[str]:
         """Paths of images, of all parts, that are listed and not there, in order."""
-        wanted = sorted({row.path for part in PARTS for row in self._lists[part]})
+        wanted = sorted({row.path for part in REPORTS_PER_TRIAL for row in self._lists[part]})
         there: dict[Path, set[str]] = {}
         for folder in {(self.root / path).parent for path in wanted}:
             there[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
@@ -161,7 +161,7 @@ def checked(lists: Lists, source: str) -> tuple[str, ...]:
     no image stands in two rows, no part is empty, and every class has images to train on and to
     be judged by.
     """
-    for part in PARTS:
+    for part in REPORTS_PER_TRIAL:
         if not lists[part]:
             raise DataError(f"Every part needs images: '{part}' of {source} has none. Add some.")
     names = _one_name_a_label(lists, source)
@@ -178,7 +178,7 @@ def checked(lists: Lists, source: str) -> tuple[str, ...]:
 
 def _one_name_a_label(lists: Lists, source: str) -> tuple[str, ...]:
     names: dict[int, str] = {}
-    for part in PARTS:
+    for part in REPORTS_PER_TRIAL:
         for row in lists[part]:
             if names.setdefault(row.label, row.class_name) != row.class_name:
                 raise DataError(
@@ -207,7 +207,7 @@ def _one_name_a_label(lists: Lists, source: str) -> tuple[str, ...]:
 
 def _no_image_twice(lists: Lists, source: str) -> None:
     seen: dict[str, Part] = {}
-    for part in PARTS:
+    for part in REPORTS_PER_TRIAL:
         for row in lists[part]:
             path = os.path.normpath(row.path)
             if path in seen:
@@ -227,13 +227,13 @@ def by_hash(paths: Iterable[str]) -> list[str]:
     return sorted(paths, key=lambda path: hashlib.sha256(path.encode()).digest())
 
 
-def deal(rows: Iterable[Row], source: str) -> Lists:
+def split_by_hash(rows: Iterable[Row], source: str) -> Lists:
     """50 % of each class to train, 20 % to val, the rest to test, by `by_hash`.
 
     Counts are rounded; val and test get at least one image, so a class needs three. Raises
     `DataError`. Parts are sorted by label and path.
     """
-    parts: dict[Part, list[Row]] = {part: [] for part in PARTS}
+    parts: dict[Part, list[Row]] = {part: [] for part in REPORTS_PER_TRIAL}
     for members in _classes(rows):
         n = len(members)
         if n < 3:
@@ -249,7 +249,7 @@ def deal(rows: Iterable[Row], source: str) -> Lists:
     return {part: sorted(found, key=_by_label) for part, found in parts.items()}
 
 
-def deal_val(rows: Iterable[Row], source: str) -> tuple[list[Row], list[Row]]:
+def split_val_by_hash(rows: Iterable[Row], source: str) -> tuple[list[Row], list[Row]]:
     """Train and val of an official training set: 20 % of each class to val, by `by_hash`.
 
     The count is rounded and at least 1, so a class needs two images. Raises `DataError`. Both are

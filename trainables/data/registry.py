@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import cast
 
 from trainables.data.base import DataError, Dataset, Shift
+from trainables.data.benchmarks.coop import open_coop
+from trainables.data.benchmarks.coop_layouts import ALL11, IMAGENET_SHIFTS, LAYOUTS
+from trainables.data.benchmarks.imagenet import open_imagenet, open_imagenet_shift
 from trainables.data.bundle import open_bundle
-from trainables.data.coop import open_coop
-from trainables.data.coop_layouts import ALL11, IMAGENET_SHIFTS, LAYOUTS
 from trainables.data.digits import Digits
 from trainables.data.folder import open_folder
-from trainables.data.imagenet import open_imagenet, open_imagenet_shift
 from trainables.suggest import did_you_mean
 
 Builder = Callable[[str, Path, bool], Dataset]

@@ -4,8 +4,8 @@ The test split decides nothing: it is read once, after the search, to report the
 set hands it out only against a `TestPermit`; a permit is made here only, after the read has been
 recorded, or to look whether the split can be read at all, of which nothing but a fault is told; and
 a process that trains trials is sealed, so that no method, data set or space running in it can
-obtain one. `search/evaluate.py` is the only module that may import `read_test_split` (a test reads
-the syntax trees and holds this).
+obtain one. `search/evaluation/run.py` is the only module that may import `read_test_split` (an
+architecture test enforces this).
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from trainables.data.base import Dataset, Split
+from trainables.data.class_subsets import Half, half_of
 from trainables.data.few_shot import FewShot, draw_few_shot, readable
-from trainables.data.halves import Half, half_of
 from trainables.data.registry import open_dataset
 
 

@@ -64,7 +64,7 @@ class Batch:
     """One training step's data."""
 
     inputs: Tensor
-    """Image features [b, d] or preprocessed images [b, 3, s, s], as the method `reads`."""
+    """Image features [b, d] or preprocessed images [b, 3, s, s], as the method `input_kind`."""
     labels: Tensor
     """int64 [b], in 0..c-1."""
     zero_shot_logits: Tensor | None = None
@@ -82,7 +82,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Classes:
+class ClassTexts:
     """The classes that are told apart."""
 
     features: Tensor
@@ -92,12 +92,12 @@ class Classes:
 
 
 @dataclass(frozen=True)
-class Material:
+class BuildContext:
     """What a method is built from."""
 
     backbone: Backbone
     """Frozen."""
-    classes: Classes
+    classes: ClassTexts
     """Those of the training."""
     schedule: Schedule
     """Of the training."""
@@ -135,12 +135,12 @@ class Method(nn.Module, ABC):
     """One way to tune a frozen backbone on a few labelled images."""
 
     Config: ClassVar[type[MethodConfig]]
-    reads: ClassVar[Literal["features", "images"]]
+    input_kind: ClassVar[Literal["features", "images"]]
     changes_backbone: ClassVar[bool] = False
-    """Whether what is learned can be folded into the backbone (`tuned`), for another stage."""
-    closed_form: ClassVar[bool] = False
+    """Whether `merged_backbone` can fold what is learned into the backbone, for another stage."""
+    training_free: ClassVar[bool] = False
     """Whether there is nothing to train: `prepare` does it all."""
-    starts_as_zero_shot: ClassVar[bool] = True
+    is_zero_shot_at_init: ClassVar[bool] = True
     """Whether the untrained method is the zero-shot model."""
 
     @classmethod
@@ -155,13 +155,13 @@ class Method(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def build(cls, config: Any, material: Material) -> Self:
+    def build(cls, config: Any, material: BuildContext) -> Self:
         """A fresh method; `config` is an instance of `cls.Config`. Raises `MethodError` where
         config, backbone and classes do not fit."""
 
     @abstractmethod
     def forward(self, inputs: Tensor) -> Tensor:
-        """Inputs (see `reads`) -> logits [b, c], already multiplied by the logit scale."""
+        """Inputs (see `input_kind`) -> logits [b, c], already multiplied by the logit scale."""
 
     @abstractmethod
     def backward(self, batch: Batch, rng: torch.Generator) -> dict[str, float]:
@@ -172,7 +172,7 @@ class Method(nn.Module, ABC):
         """The tensors that the optimiser moves, by name, in a fixed order; may be empty."""
 
     @abstractmethod
-    def transfer(self, classes: Classes) -> None:
+    def set_classes(self, classes: ClassTexts) -> None:
         """Tell other classes apart from now on. What was learned stays as far as it does not
         belong to single classes. Training is over."""
 
@@ -185,7 +185,7 @@ class Method(nn.Module, ABC):
         """Called once, before the first step and whatever `forward` is asked; never for a method
         that `load_artifact` or `load_state_dict` fills. Nothing by default."""
 
-    def tuned(self) -> Backbone:
+    def merged_backbone(self) -> Backbone:
         """The backbone with what was learned folded in, under a fingerprint of its own. Raises
         `MethodError` where nothing of it belongs to the backbone."""
         raise MethodError(
@@ -193,10 +193,10 @@ class Method(nn.Module, ABC):
             "stage can follow: use it as the last one"
         )
 
-    def head(self) -> Head | None:
+    def linear_head(self) -> Head | None:
         """The linear classifier that says what `forward` says, on the features of the backbone, or
-        of the one that `tuned` gives where the method changes it. None, the default, where what
-        the method computes is more than a CLIP's image tower and that."""
+        of `merged_backbone` if the method changes it. None, the default, if the method
+        computes more than a CLIP's image tower and a linear classifier."""
         return None
 
     def forecast(self) -> dict[str, float]:

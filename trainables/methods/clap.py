@@ -18,9 +18,9 @@ from trainables.methods.artifacts import TensorArtifact, described
 from trainables.methods.autograd import LossMethod
 from trainables.methods.base import (
     Batch,
-    Classes,
+    BuildContext,
+    ClassTexts,
     Head,
-    Material,
     MethodConfig,
     Preset,
     Recipe,
@@ -63,12 +63,12 @@ class Clap(TensorArtifact, LossMethod):
     """
 
     Config: ClassVar[type[MethodConfig]] = ClapConfig
-    reads: ClassVar[Literal["features", "images"]] = "features"
+    input_kind: ClassVar[Literal["features", "images"]] = "features"
     base: Tensor
     scale: Tensor
     multipliers: Tensor
 
-    def __init__(self, config: ClapConfig, material: Material) -> None:
+    def __init__(self, config: ClapConfig, material: BuildContext) -> None:
         """Takes what `build` takes, checked."""
         super().__init__()
         self._config, self._backbone = config, material.backbone
@@ -98,7 +98,7 @@ class Clap(TensorArtifact, LossMethod):
         return Recipe(config, optim, crop_scale=0.08)
 
     @classmethod
-    def build(cls, config: ClapConfig, material: Material) -> Self:
+    def build(cls, config: ClapConfig, material: BuildContext) -> Self:
         """See `Method.build`."""
         check_config(config)
         return cls(config, material)
@@ -106,7 +106,7 @@ class Clap(TensorArtifact, LossMethod):
     @torch.no_grad()
     def prepare(self, support: Support) -> None:
         """The multipliers, over all views."""
-        text = text_classifier(Classes(self.base), self._backbone)
+        text = text_classifier(ClassTexts(self.base), self._backbone)
         probability = torch.zeros_like(support.labels, dtype=text.dtype)
         rows = torch.arange(len(support.labels), device=text.device)
         for view in range(support.views):
@@ -129,12 +129,12 @@ class Clap(TensorArtifact, LossMethod):
         return {"train/loss": found["train/loss"] + held, "train/penalty": held}
 
     @torch.no_grad()
-    def head(self) -> Head:
+    def linear_head(self) -> Head:
         """The prototypes."""
         return Head(self.scale * functional.normalize(self.prototypes, dim=-1))
 
     @torch.no_grad()
-    def transfer(self, classes: Classes) -> None:
+    def set_classes(self, classes: ClassTexts) -> None:
         """Other classes keep their texts: the zero-shot classifier."""
         self.base = self._base(classes)
         self.prototypes = nn.Parameter(self.base.clone())
@@ -146,6 +146,6 @@ class Clap(TensorArtifact, LossMethod):
         moved = (self.prototypes - self.base).norm(dim=-1).mean().item()
         return {"prototypes/moved": moved, "prototypes/held": self.multipliers.mean().item()}
 
-    def _base(self, classes: Classes) -> Tensor:
+    def _base(self, classes: ClassTexts) -> Tensor:
         base = classes.features.detach().clone()
         return functional.normalize(base, dim=-1) if self._config.normalise_base else base

@@ -17,8 +17,8 @@ from torch.nn import functional
 from trainables.methods.artifacts import check_metadata, check_tensors, described, detached
 from trainables.methods.autograd import LossMethod
 from trainables.methods.base import (
-    Classes,
-    Material,
+    BuildContext,
+    ClassTexts,
     MethodConfig,
     MethodError,
     Preset,
@@ -56,11 +56,11 @@ class ClipAdapter(LossMethod):
     """
 
     Config: ClassVar[type[MethodConfig]] = ClipAdapterConfig
-    reads: ClassVar[Literal["features", "images"]] = "features"
-    starts_as_zero_shot: ClassVar[bool] = False
+    input_kind: ClassVar[Literal["features", "images"]] = "features"
+    is_zero_shot_at_init: ClassVar[bool] = False
     classifier: Tensor
 
-    def __init__(self, config: ClipAdapterConfig, material: Material) -> None:
+    def __init__(self, config: ClipAdapterConfig, material: BuildContext) -> None:
         """Takes what `build` takes, checked."""
         super().__init__()
         self._backbone, self._ratio = material.backbone, config.ratio
@@ -99,7 +99,7 @@ class ClipAdapter(LossMethod):
         return Recipe(config, optim, crop_scale=1.0)
 
     @classmethod
-    def build(cls, config: ClipAdapterConfig, material: Material) -> Self:
+    def build(cls, config: ClipAdapterConfig, material: BuildContext) -> Self:
         """See `Method.build`; refuses a bottleneck of nothing."""
         check_config(config)
         side = material.classes.features.shape[1]
@@ -117,7 +117,7 @@ class ClipAdapter(LossMethod):
         mixed = self._ratio * adapted + (1 - self._ratio) * inputs
         return functional.normalize(mixed, dim=-1) @ self.classifier.T
 
-    def transfer(self, classes: Classes) -> None:
+    def set_classes(self, classes: ClassTexts) -> None:
         """The adapter stays."""
         self.classifier = text_classifier(classes, self._backbone)
 

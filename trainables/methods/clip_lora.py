@@ -19,9 +19,9 @@ from trainables.methods.artifacts import TensorArtifact, described
 from trainables.methods.autograd import LossMethod
 from trainables.methods.base import (
     Batch,
-    Classes,
+    BuildContext,
+    ClassTexts,
     Head,
-    Material,
     MethodConfig,
     MethodError,
     Preset,
@@ -99,14 +99,14 @@ class ClipLora(TensorArtifact, LossMethod):
     """
 
     Config: ClassVar[type[MethodConfig]] = ClipLoraConfig
-    reads: ClassVar[Literal["features", "images"]] = "images"
+    input_kind: ClassVar[Literal["features", "images"]] = "images"
     changes_backbone: ClassVar[bool] = True
 
     def __init__(
         self,
         config: ClipLoraConfig,
         backbone: Backbone,
-        classes: Classes,
+        classes: ClassTexts,
         where: list[Site],
         rng: torch.Generator,
     ) -> None:
@@ -131,7 +131,7 @@ class ClipLora(TensorArtifact, LossMethod):
         self._tuned = backbone.changed({})
         attach(self._tuned.model, self._branches)
         self._texts: Callable[[], Tensor]
-        self.transfer(classes)
+        self.set_classes(classes)
 
     @classmethod
     def preset(
@@ -164,7 +164,7 @@ class ClipLora(TensorArtifact, LossMethod):
         return Recipe(config, replace(optim, epochs=epochs), crop_scale=0.08)
 
     @classmethod
-    def build(cls, config: ClipLoraConfig, material: Material) -> Self:
+    def build(cls, config: ClipLoraConfig, material: BuildContext) -> Self:
         """See `Method.build`; refuses encoders that are not made of plain transformer blocks."""
         if problems := config.problems():
             raise MethodError("; ".join(problems))
@@ -197,7 +197,7 @@ class ClipLora(TensorArtifact, LossMethod):
         with self._dropout.drawing(rng, batch.inputs.device):
             return {"train/loss": functional.cross_entropy(self(batch.inputs), batch.labels)}
 
-    def transfer(self, classes: Classes) -> None:
+    def set_classes(self, classes: ClassTexts) -> None:
         """The branches stay, and the text encoder's change other classes' features too."""
         texts = [b for site, b in self._branches.items() if not site.block.startswith("visual.")]
         if not texts:
@@ -225,7 +225,7 @@ class ClipLora(TensorArtifact, LossMethod):
         return {"lora/change": (changes.sum() / whole.sum()).sqrt().item()}
 
     @torch.no_grad()
-    def tuned(self) -> Backbone:
+    def merged_backbone(self) -> Backbone:
         """Both encoders with W + s B A in place of W."""
         weights: dict[str, Tensor] = {}
         for site, branch in self._branches.items():
@@ -234,7 +234,7 @@ class ClipLora(TensorArtifact, LossMethod):
         return self._backbone.changed(weights)
 
     @torch.no_grad()
-    def head(self) -> Head:
+    def linear_head(self) -> Head:
         """The tuned text features."""
         texts = functional.normalize(self._texts(), dim=-1)
         return Head(self._backbone.logit_scale.detach() * texts)

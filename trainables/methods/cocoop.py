@@ -17,8 +17,8 @@ from trainables.backbones import text_tower
 from trainables.methods.artifacts import TensorArtifact, described
 from trainables.methods.autograd import LossMethod
 from trainables.methods.base import (
-    Classes,
-    Material,
+    BuildContext,
+    ClassTexts,
     MethodConfig,
     MethodError,
     Preset,
@@ -58,11 +58,11 @@ class CoCoOp(TensorArtifact, LossMethod):
     """
 
     Config: ClassVar[type[MethodConfig]] = CoCoOpConfig
-    reads: ClassVar[Literal["features", "images"]] = "features"
-    starts_as_zero_shot: ClassVar[bool] = False
+    input_kind: ClassVar[Literal["features", "images"]] = "features"
+    is_zero_shot_at_init: ClassVar[bool] = False
     scale: Tensor
 
-    def __init__(self, config: CoCoOpConfig, material: Material) -> None:
+    def __init__(self, config: CoCoOpConfig, material: BuildContext) -> None:
         """Raises `MethodError` where config, backbone and classes do not fit."""
         super().__init__()
         backbone, rng = material.backbone, material.rng
@@ -108,7 +108,7 @@ class CoCoOp(TensorArtifact, LossMethod):
         return Recipe(CoCoOpConfig(prompts="photo"), optim, crop_scale)
 
     @classmethod
-    def build(cls, config: CoCoOpConfig, material: Material) -> Self:
+    def build(cls, config: CoCoOpConfig, material: BuildContext) -> Self:
         """See `Method.build`."""
         if problems := config.problems():
             raise MethodError("; ".join(problems))
@@ -140,7 +140,7 @@ class CoCoOp(TensorArtifact, LossMethod):
         return logits
 
     @torch.no_grad()
-    def transfer(self, classes: Classes) -> None:
+    def set_classes(self, classes: ClassTexts) -> None:
         """Context and meta-net stay, with the new names in the prompts."""
         self._prompts = self._writer.prompts(classes, self._config.context_tokens)
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from trainables.methods.artifacts import TensorArtifact, described
 from trainables.methods.autograd import LossMethod
-from trainables.methods.base import Classes, Head, Material, MethodConfig, MethodError
+from trainables.methods.base import BuildContext, ClassTexts, Head, MethodConfig, MethodError
 from trainables.methods.prompt_tokens import ClassPosition, PromptWriter
 
 
@@ -49,13 +49,13 @@ class ContextMethod(TensorArtifact, LossMethod):
     new crops in every epoch and encode them anew.
     """
 
-    reads: ClassVar[Literal["features", "images"]] = "features"
-    starts_as_zero_shot: ClassVar[bool] = False
+    input_kind: ClassVar[Literal["features", "images"]] = "features"
+    is_zero_shot_at_init: ClassVar[bool] = False
     kind: ClassVar[str]
     """Registry name."""
     scale: Tensor
 
-    def __init__(self, config: ContextConfig, material: Material) -> None:
+    def __init__(self, config: ContextConfig, material: BuildContext) -> None:
         """Raises `MethodError` where config, backbone and classes do not fit."""
         super().__init__()
         backbone = material.backbone
@@ -75,7 +75,7 @@ class ContextMethod(TensorArtifact, LossMethod):
         self._remembered: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def build(cls, config: ContextConfig, material: Material) -> Self:
+    def build(cls, config: ContextConfig, material: BuildContext) -> Self:
         """See `Method.build`."""
         if problems := config.problems():
             raise MethodError("; ".join(problems))
@@ -107,12 +107,12 @@ class ContextMethod(TensorArtifact, LossMethod):
         return logits
 
     @torch.no_grad()
-    def head(self) -> Head:
+    def linear_head(self) -> Head:
         """The text features."""
         return Head(self.scale * self.classifier())
 
     @torch.no_grad()
-    def transfer(self, classes: Classes) -> None:
+    def set_classes(self, classes: ClassTexts) -> None:
         """The context stays, with the new names in it; contexts of single classes are of no use to
         others, which get the zero-shot classifier."""
         if self._config.class_specific:
@@ -121,7 +121,7 @@ class ContextMethod(TensorArtifact, LossMethod):
             self._write(classes)
         self._remembered = None
 
-    def _write(self, classes: Classes) -> None:
+    def _write(self, classes: ClassTexts) -> None:
         config = self._config
         self._prompts = self._writer.prompts(classes, config.context_tokens, config.class_position)
 

@@ -17,9 +17,9 @@ from trainables.methods.artifacts import TensorArtifact, described
 from trainables.methods.autograd import LossMethod
 from trainables.methods.base import (
     Batch,
-    Classes,
+    BuildContext,
+    ClassTexts,
     Head,
-    Material,
     MethodConfig,
     Preset,
     Recipe,
@@ -55,11 +55,11 @@ class CrossModal(TensorArtifact, LossMethod):
     """
 
     Config: ClassVar[type[MethodConfig]] = CrossModalConfig
-    reads: ClassVar[Literal["features", "images"]] = "features"
+    input_kind: ClassVar[Literal["features", "images"]] = "features"
     texts: Tensor
     scale: Tensor
 
-    def __init__(self, config: CrossModalConfig, material: Material) -> None:
+    def __init__(self, config: CrossModalConfig, material: BuildContext) -> None:
         """Takes what `build` takes, checked."""
         super().__init__()
         self._share = config.text_share
@@ -96,7 +96,7 @@ class CrossModal(TensorArtifact, LossMethod):
         return Recipe(CrossModalConfig(prompts="clean"), optim, crop_scale=1.0)
 
     @classmethod
-    def build(cls, config: CrossModalConfig, material: Material) -> Self:
+    def build(cls, config: CrossModalConfig, material: BuildContext) -> Self:
         """See `Method.build`."""
         check_config(config)
         return cls(config, material)
@@ -116,12 +116,12 @@ class CrossModal(TensorArtifact, LossMethod):
         return {"train/loss": functional.cross_entropy(self(inputs), labels)}
 
     @torch.no_grad()
-    def head(self) -> Head:
+    def linear_head(self) -> Head:
         """The weights as they are, times the logit scale."""
         return Head(self.scale * self.weight)
 
     @torch.no_grad()
-    def transfer(self, classes: Classes) -> None:
+    def set_classes(self, classes: ClassTexts) -> None:
         """Other classes have their texts: the zero-shot classifier."""
         self.texts = unit_texts(classes)
         self.weight = nn.Parameter(self.texts.clone())

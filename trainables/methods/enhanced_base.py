@@ -23,9 +23,9 @@ from trainables.data.prompts import PromptSet, merged
 from trainables.methods.artifacts import TensorArtifact, described
 from trainables.methods.autograd import LossMethod
 from trainables.methods.base import (
-    Classes,
+    BuildContext,
+    ClassTexts,
     Head,
-    Material,
     MethodConfig,
     MethodError,
     Preset,
@@ -51,12 +51,12 @@ class EnhancedBase(TensorArtifact, LossMethod):
     """logits = exp(logit_scale) cos(z, h W): the text states h stay, and W is trained."""
 
     Config: ClassVar[type[MethodConfig]] = EnhancedBaseConfig
-    reads: ClassVar[Literal["features", "images"]] = "features"
+    input_kind: ClassVar[Literal["features", "images"]] = "features"
     changes_backbone: ClassVar[bool] = True
     scale: Tensor
     states: Tensor
 
-    def __init__(self, projection: TextProjection, classes: Classes) -> None:
+    def __init__(self, projection: TextProjection, classes: ClassTexts) -> None:
         """Raises `MethodError` where `classes` have no prompts."""
         super().__init__()
         self._projection = projection
@@ -66,7 +66,7 @@ class EnhancedBase(TensorArtifact, LossMethod):
         )
         self.register_buffer("scale", projection.backbone.logit_scale.detach(), persistent=False)
         self.register_buffer("states", None, persistent=False)
-        self.transfer(classes)
+        self.set_classes(classes)
 
     @classmethod
     def preset(
@@ -94,7 +94,7 @@ class EnhancedBase(TensorArtifact, LossMethod):
         return Recipe(EnhancedBaseConfig(prompts=name), optim, crop_scale=1.0)
 
     @classmethod
-    def build(cls, config: EnhancedBaseConfig, material: Material) -> Self:
+    def build(cls, config: EnhancedBaseConfig, material: BuildContext) -> Self:
         """See `Method.build`; refuses classes without texts and a text tower without the layer."""
         if problems := config.problems():
             raise MethodError("; ".join(problems))
@@ -121,19 +121,19 @@ class EnhancedBase(TensorArtifact, LossMethod):
         return self.scale * functional.normalize(features, dim=-1)
 
     @torch.no_grad()
-    def transfer(self, classes: Classes) -> None:
+    def set_classes(self, classes: ClassTexts) -> None:
         """The projection stays: it belongs to no class."""
         self._prompts = prompts = _prompts(classes)
         states = self._projection.states([text for row in prompts.texts() for text in row])
         # Without a norm in between, the mean of the projected is the projected mean: fewer rows.
         self.states = states if prompts.normalise_each else merged(states, prompts)
 
-    def tuned(self) -> Backbone:
+    def merged_backbone(self) -> Backbone:
         """The text tower with W at its end."""
         return self._projection.backbone.changed(self.learned())
 
     @torch.no_grad()
-    def head(self) -> Head:
+    def linear_head(self) -> Head:
         """The enhanced base."""
         return Head(self._classifier())
 
@@ -150,7 +150,7 @@ class EnhancedBase(TensorArtifact, LossMethod):
         return {name: self.weights[_key(name)] for name in self._projection.weights}
 
 
-def _prompts(classes: Classes) -> PromptSet:
+def _prompts(classes: ClassTexts) -> PromptSet:
     if classes.prompts is None:
         raise MethodError(
             "the enhanced base is trained on the classes' texts, and a bundle has their features "

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainables.backbones.base import Backbone
-from trainables.methods.base import Classes, MethodConfig, MethodError, Support
+from trainables.methods.base import ClassTexts, MethodConfig, MethodError, Support
 
 
 def check_config(config: MethodConfig) -> None:
@@ -19,12 +19,12 @@ def check_config(config: MethodConfig) -> None:
         raise MethodError("; ".join(problems))
 
 
-def unit_texts(classes: Classes) -> Tensor:
+def unit_texts(classes: ClassTexts) -> Tensor:
     """The class features at unit length: t, float32 [c, d]."""
     return functional.normalize(classes.features.detach(), dim=-1)
 
 
-def text_classifier(classes: Classes, backbone: Backbone) -> Tensor:
+def text_classifier(classes: ClassTexts, backbone: Backbone) -> Tensor:
     """exp(logit_scale) t, [c, d]: times features of unit length, it gives zero-shot logits."""
     return backbone.logit_scale.detach() * unit_texts(classes)
 

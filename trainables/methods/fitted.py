@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from trainables.methods.artifacts import TensorArtifact, described
 from trainables.methods.autograd import LossMethod
-from trainables.methods.base import Classes, Head, Material, Support
+from trainables.methods.base import BuildContext, ClassTexts, Head, Support
 from trainables.methods.features import check_config, text_classifier
 
 
@@ -23,12 +23,12 @@ class FittedClassifier(TensorArtifact, LossMethod):
 
     kind: ClassVar[str]
     """Registry name."""
-    reads: ClassVar[Literal["features", "images"]] = "features"
-    closed_form: ClassVar[bool] = True
+    input_kind: ClassVar[Literal["features", "images"]] = "features"
+    training_free: ClassVar[bool] = True
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, config: Any, material: Material) -> None:
+    def __init__(self, config: Any, material: BuildContext) -> None:
         """Takes what `build` takes, checked."""
         super().__init__()
         self.config = config
@@ -39,7 +39,7 @@ class FittedClassifier(TensorArtifact, LossMethod):
         self.description = described(self.kind, material.backbone.fingerprint)
 
     @classmethod
-    def build(cls, config: Any, material: Material) -> Self:
+    def build(cls, config: Any, material: BuildContext) -> Self:
         """See `Method.build`."""
         check_config(config)
         return cls(config, material)
@@ -60,11 +60,11 @@ class FittedClassifier(TensorArtifact, LossMethod):
         return functional.normalize(inputs, dim=-1) @ self.weight.T + self.bias
 
     @torch.no_grad()
-    def head(self) -> Head:
+    def linear_head(self) -> Head:
         """W and b."""
         return Head(self.weight, self.bias)
 
-    def transfer(self, classes: Classes) -> None:
+    def set_classes(self, classes: ClassTexts) -> None:
         """Other classes have only their texts: the zero-shot classifier."""
         self.weight = text_classifier(classes, self.material.backbone)
         self.bias = self.weight.new_zeros(len(self.weight))

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from trainables.methods.artifacts import check_metadata, check_tensors, described, detached
 from trainables.methods.autograd import LossMethod
-from trainables.methods.base import Classes, Material, MethodError, Support
+from trainables.methods.base import BuildContext, ClassTexts, MethodError, Support
 from trainables.methods.features import check_config, text_classifier
 
 
@@ -30,14 +30,14 @@ class KeyCache(LossMethod):
     """Registry name."""
     learns_keys: ClassVar[bool]
     """Whether keys are trained."""
-    reads: ClassVar[Literal["features", "images"]] = "features"
+    input_kind: ClassVar[Literal["features", "images"]] = "features"
     keys: Tensor
     labels: Tensor
     classifier: Tensor
     alpha: Tensor
     beta: Tensor
 
-    def __init__(self, config: Any, material: Material) -> None:
+    def __init__(self, config: Any, material: BuildContext) -> None:
         """Takes what `build` takes, checked."""
         super().__init__()
         self._backbone = material.backbone
@@ -57,7 +57,7 @@ class KeyCache(LossMethod):
         self._described = described(self.kind, self._backbone.fingerprint)
 
     @classmethod
-    def build(cls, config: Any, material: Material) -> Self:
+    def build(cls, config: Any, material: BuildContext) -> Self:
         """See `Method.build`."""
         check_config(config)
         return cls(config, material)
@@ -82,7 +82,7 @@ class KeyCache(LossMethod):
         return unit @ self.classifier.T + self.alpha * near @ values
 
     @torch.no_grad()
-    def transfer(self, classes: Classes) -> None:
+    def set_classes(self, classes: ClassTexts) -> None:
         """The cache votes for its own classes only: other ones get the zero-shot model."""
         self.classifier = text_classifier(classes, self._backbone)
         self.labels.fill_(-1)

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from trainables.methods.base import Batch, MethodConfig, Preset, Recipe, Tower
 from trainables.methods.context import ContextConfig, ContextMethod
-from trainables.methods.gradient_rules import opposed
+from trainables.methods.masking.gradient_rules import opposed
 from trainables.optim import OptimConfig
 
 WORDS: dict[str, str] = {

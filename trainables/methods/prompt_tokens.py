@@ -15,7 +15,7 @@ from torch import Tensor
 from trainables.backbones.base import Backbone, BackboneError
 from trainables.backbones.text_tower import TextTower, text_tower
 from trainables.data.prompts import PromptSet
-from trainables.methods.base import Classes, MethodError
+from trainables.methods.base import ClassTexts, MethodError
 
 ClassPosition = Literal["end", "middle", "front"]
 """Where a class name stands: after the context, between its halves, or before it."""
@@ -65,7 +65,7 @@ class PromptWriter:
             raise MethodError(str(error)) from error
 
     def prompts(
-        self, classes: Classes, tokens: int, position: ClassPosition = "end"
+        self, classes: ClassTexts, tokens: int, position: ClassPosition = "end"
     ) -> GappedPrompts:
         """«[context] name.», with `tokens` gaps for the context; raises `MethodError` where a name
         leaves no room for them, or where only features of the classes are known.
@@ -141,7 +141,7 @@ class PromptWriter:
             )
 
 
-def texts_of(classes: Classes) -> PromptSet:
+def texts_of(classes: ClassTexts) -> PromptSet:
     """The classes' texts; raises `MethodError` where there are none."""
     if classes.prompts is None:
         raise MethodError(

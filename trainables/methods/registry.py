@@ -13,10 +13,10 @@ from trainables.methods.enhanced_base import EnhancedBase
 from trainables.methods.gda import Gda
 from trainables.methods.linear_probe import LinearProbe
 from trainables.methods.lp_plus_plus import LpPlusPlus
+from trainables.methods.masking.rmt import MaskTuning
+from trainables.methods.masking.rmt_both import MaskedTowers
+from trainables.methods.masking.rmt_text import MaskedText
 from trainables.methods.prograd import ProGrad
-from trainables.methods.rmt import MaskTuning
-from trainables.methods.rmt_both import MaskedTowers
-from trainables.methods.rmt_text import MaskedText
 from trainables.methods.taskres import TaskRes
 from trainables.methods.text_adapter import TextAdapter
 from trainables.methods.tip_adapter import TipAdapter

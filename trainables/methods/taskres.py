@@ -18,9 +18,9 @@ from torch.nn import functional
 from trainables.methods.artifacts import check_metadata, check_tensors, described, detached
 from trainables.methods.base import (
     Batch,
-    Classes,
+    BuildContext,
+    ClassTexts,
     Head,
-    Material,
     Method,
     MethodConfig,
     MethodError,
@@ -87,7 +87,7 @@ class TaskRes(Method):
     """
 
     Config: ClassVar[type[MethodConfig]] = TaskResConfig
-    reads: ClassVar[Literal["features", "images"]] = "features"
+    input_kind: ClassVar[Literal["features", "images"]] = "features"
     base: Tensor
     scale: Tensor
     fixed_alpha: Tensor
@@ -142,7 +142,7 @@ class TaskRes(Method):
         return Recipe(config, optim, crop_scale=0.08 if name == "reference" else 1.0)
 
     @classmethod
-    def build(cls, config: TaskResConfig, material: Material) -> Self:
+    def build(cls, config: TaskResConfig, material: BuildContext) -> Self:
         """See `Method.build`."""
         if problems := config.problems():
             raise MethodError("; ".join(problems))
@@ -229,7 +229,7 @@ class TaskRes(Method):
         return dict(self.named_parameters())
 
     @torch.no_grad()
-    def transfer(self, classes: Classes) -> None:
+    def set_classes(self, classes: ClassTexts) -> None:
         """Other classes have no residual: they keep the base, the zero-shot classifier. That of
         the images belongs to no class, and stays."""
         base = classes.features.detach().clone()
@@ -238,7 +238,7 @@ class TaskRes(Method):
             self.residual = nn.Parameter(torch.zeros_like(base))
 
     @torch.no_grad()
-    def head(self) -> Head | None:
+    def linear_head(self) -> Head | None:
         """s (t + alpha x) / |t + alpha x|; none where images have a residual."""
         if self.image_residual is not None:
             return None

@@ -18,9 +18,9 @@ from torch.nn import functional
 from trainables.methods.artifacts import TensorArtifact, described
 from trainables.methods.autograd import LossMethod
 from trainables.methods.base import (
-    Classes,
+    BuildContext,
+    ClassTexts,
     Head,
-    Material,
     MethodConfig,
     MethodError,
     Preset,
@@ -59,8 +59,8 @@ class TextAdapter(TensorArtifact, LossMethod):
     """
 
     Config: ClassVar[type[MethodConfig]] = TextAdapterConfig
-    reads: ClassVar[Literal["features", "images"]] = "features"
-    starts_as_zero_shot: ClassVar[bool] = False
+    input_kind: ClassVar[Literal["features", "images"]] = "features"
+    is_zero_shot_at_init: ClassVar[bool] = False
     base: Tensor
     scale: Tensor
 
@@ -108,7 +108,7 @@ class TextAdapter(TensorArtifact, LossMethod):
         return Recipe(config, optim, crop_scale=0.08 if name == "reference" else 1.0)
 
     @classmethod
-    def build(cls, config: TextAdapterConfig, material: Material) -> Self:
+    def build(cls, config: TextAdapterConfig, material: BuildContext) -> Self:
         """See `Method.build`; refuses a hidden width below 1."""
         problems = config.problems()
         features = material.classes.features.shape[1]
@@ -133,12 +133,12 @@ class TextAdapter(TensorArtifact, LossMethod):
             adapted = self.base + self.config.alpha * adapted
         return self.scale * functional.normalize(adapted, dim=-1)
 
-    def transfer(self, classes: Classes) -> None:
+    def set_classes(self, classes: ClassTexts) -> None:
         """The adapter stays: it belongs to no class."""
         self.base = classes.features.detach().clone()
 
     @torch.no_grad()
-    def head(self) -> Head:
+    def linear_head(self) -> Head:
         """The adapted text features."""
         return Head(self._classifier())
 

@@ -31,7 +31,7 @@ class TipAdapter(KeyCache):
     Config: ClassVar[type[MethodConfig]] = TipAdapterConfig
     kind: ClassVar[str] = "tip-adapter"
     learns_keys: ClassVar[bool] = False
-    closed_form: ClassVar[bool] = True
+    training_free: ClassVar[bool] = True
 
     @classmethod
     def preset(

@@ -17,8 +17,8 @@ from trainables.backbones.image_tower import ImageTower, image_tower
 from trainables.methods.artifacts import TensorArtifact, described
 from trainables.methods.autograd import LossMethod
 from trainables.methods.base import (
-    Classes,
-    Material,
+    BuildContext,
+    ClassTexts,
     MethodConfig,
     MethodError,
     Preset,
@@ -60,8 +60,8 @@ class Vpt(TensorArtifact, LossMethod):
     """
 
     Config: ClassVar[type[MethodConfig]] = VptConfig
-    reads: ClassVar[Literal["features", "images"]] = "images"
-    starts_as_zero_shot: ClassVar[bool] = False
+    input_kind: ClassVar[Literal["features", "images"]] = "images"
+    is_zero_shot_at_init: ClassVar[bool] = False
     classifier: Tensor
 
     def __init__(
@@ -110,7 +110,7 @@ class Vpt(TensorArtifact, LossMethod):
         return Recipe(VptConfig(prompts=prompts), optim, crop_scale=0.08)
 
     @classmethod
-    def build(cls, config: VptConfig, material: Material) -> Self:
+    def build(cls, config: VptConfig, material: BuildContext) -> Self:
         """See `Method.build`; refuses image towers that are not open_clip's ViT."""
         if problems := config.problems():
             raise MethodError("; ".join(problems))
@@ -121,7 +121,7 @@ class Vpt(TensorArtifact, LossMethod):
             raise MethodError(str(error)) from error
         scale = backbone.logit_scale.detach()
         method = cls(config, tower, scale, backbone.fingerprint, material.rng)
-        method.transfer(material.classes)
+        method.set_classes(material.classes)
         return method
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class Vpt(TensorArtifact, LossMethod):
         features = self._tower.encode(inputs, self.tokens.unbind())
         return functional.normalize(features, dim=-1) @ self.classifier.T
 
-    def transfer(self, classes: Classes) -> None:
+    def set_classes(self, classes: ClassTexts) -> None:
         """The tokens stay: they belong to the image tower."""
         unit = functional.normalize(classes.features.detach(), dim=-1)
         self.register_buffer("classifier", self._scale * unit, persistent=False)

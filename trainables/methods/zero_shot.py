@@ -12,9 +12,9 @@ from torch.nn import functional
 from trainables.methods.artifacts import TensorArtifact, described
 from trainables.methods.base import (
     Batch,
-    Classes,
+    BuildContext,
+    ClassTexts,
     Head,
-    Material,
     MethodConfig,
     MethodError,
     Preset,
@@ -33,8 +33,8 @@ class ZeroShot(TensorArtifact):
     """logits = exp(logit_scale) cos(z, t) (Radford et al. 2021)."""
 
     Config: ClassVar[type[MethodConfig]] = ZeroShotConfig
-    reads: ClassVar[Literal["features", "images"]] = "features"
-    closed_form: ClassVar[bool] = True
+    input_kind: ClassVar[Literal["features", "images"]] = "features"
+    training_free: ClassVar[bool] = True
     classifier: Tensor
 
     def __init__(self, class_features: Tensor, scale: Tensor, fingerprint: str) -> None:
@@ -61,7 +61,7 @@ class ZeroShot(TensorArtifact):
         return Recipe(config, OptimConfig(lr=2e-3, epochs=1, batch_size=256), crop_scale=1.0)
 
     @classmethod
-    def build(cls, config: ZeroShotConfig, material: Material) -> Self:
+    def build(cls, config: ZeroShotConfig, material: BuildContext) -> Self:
         """See `Method.build`."""
         if problems := config.problems():
             raise MethodError("; ".join(problems))
@@ -82,10 +82,10 @@ class ZeroShot(TensorArtifact):
         """Nothing."""
         return {}
 
-    def transfer(self, classes: Classes) -> None:
-        """See `Method.transfer`."""
+    def set_classes(self, classes: ClassTexts) -> None:
+        """See `Method.set_classes`."""
         self.classifier = self._scale * functional.normalize(classes.features, dim=-1)
 
-    def head(self) -> Head:
+    def linear_head(self) -> Head:
         """The text features."""
         return Head(self.classifier)

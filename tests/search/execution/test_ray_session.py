@@ -14,13 +14,13 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from search.config import SweepConfig
+from search.core.config import SweepConfig
+from search.core.problems import UsageError
 from search.execution.clock import Clock
 from search.execution.ray_session import carried, protect_token, ray_session
 from search.execution.stop import StopSwitch
-from search.ledger.ledger import Ledger, Live
+from search.ledger.ledger import Ledger, RunningTrial
 from search.ledger.results import Result
-from search.problems import UsageError
 from search.tracking.tracker import NullTracker
 
 
@@ -97,7 +97,7 @@ def test_a_trial_costs_the_time_between_two_ends_less_its_training(
 
     def starts(number: int) -> None:
         live: Any = SimpleNamespace(number=number)
-        clock.started(cast(Live, live))
+        clock.started(cast(RunningTrial, live))
 
     starts(0)
     now = 110.0

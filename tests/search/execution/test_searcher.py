@@ -27,7 +27,7 @@ class Strikes:
         self.live = {7: object()}
         self.count = 0
 
-    def strike(self, number: int) -> None:
+    def record_crash(self, number: int) -> None:
         assert number == 7
         self.count += 1
 

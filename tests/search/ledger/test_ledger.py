@@ -14,18 +14,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from search.ledger.ledger import RETRIES, Ledger, Live
-from search.ledger.pruners import PRUNERS
+from search.core.problems import UsageError
+from search.core.pruners import PRUNERS
+from search.core.samplers import SAMPLERS
+from search.ledger.ledger import RETRIES, Ledger, RunningTrial
 from search.ledger.results import FORMAT, Result, State, read_results, read_rows
-from search.ledger.samplers import SAMPLERS
 from search.ledger.store import JournalStore, look_at_study
-from search.problems import UsageError
-from spaces.base import Setting
+from spaces.base import TaskFacts
 from spaces.registry import SPACES
 from trainables.storage import LocalStorage
 from trainables.trial import TrialConfig
 
-SPACE = SPACES["taskres"].build(Setting("digits", 4, 40, "vit"))
+SPACE = SPACES["taskres"].build(TaskFacts("digits", 4, 40, "vit"))
 
 
 class PowerCutError(BaseException):
@@ -42,8 +42,8 @@ class MortalStorage(LocalStorage):
     def child(self, name: str) -> MortalStorage:
         return MortalStorage(self.root / name, self._fuse)
 
-    def write_by(self, name: str, writer: Callable[[Path], None]) -> None:
-        self._burn(lambda: super(MortalStorage, self).write_by(name, writer))
+    def write_with(self, name: str, writer: Callable[[Path], None]) -> None:
+        self._burn(lambda: super(MortalStorage, self).write_with(name, writer))
 
     def delete(self, name: str) -> None:
         self._burn(lambda: super(MortalStorage, self).delete(name))
@@ -82,7 +82,7 @@ def value_at(number: int, step: int) -> float:
     return 0.9 - 0.07 * ((7 * number) % 10) + 0.01 * ((3 * step + number) % 5)
 
 
-def report(ledger: Ledger, live: Live, steps: int) -> list[float]:
+def report(ledger: Ledger, live: RunningTrial, steps: int) -> list[float]:
     values = [value_at(live.number, step) for step in range(1, steps + 1)]
     metrics = {"val/accuracy": values[-1] if values else 0.0, "val/loss": 0.5}
     ledger.report(live.number, values, metrics)
@@ -503,8 +503,8 @@ def test_a_result_that_has_gone_is_missed(tmp_path: Path) -> None:
 def test_deaths_are_counted_and_forgiven_when_the_trial_gets_on(tmp_path: Path) -> None:
     ledger = open_ledger(tmp_path)
     live = ledger.ask()
-    ledger.strike(0)
-    ledger.strike(0)
+    ledger.record_crash(0)
+    ledger.record_crash(0)
     assert (live.failures, live.retries) == (2, RETRIES - 2)
     again = open_ledger(tmp_path).ask()
     assert (again.failures, again.retries) == (2, RETRIES - 2)
@@ -512,7 +512,7 @@ def test_deaths_are_counted_and_forgiven_when_the_trial_gets_on(tmp_path: Path) 
     live = ledger.ask()
     report(ledger, live, 1)
     assert (live.failures, live.retries) == (2, RETRIES)
-    ledger.strike(0)
+    ledger.record_crash(0)
     again = open_ledger(tmp_path).ask()
     assert (again.failures, again.retries) == (3, RETRIES - 1)
     ledger = open_ledger(tmp_path)
@@ -616,7 +616,7 @@ def test_any_history_keeps_every_finished_trial(
             report(ledger, ledger.live[number], parts.get(number, 0) + 1)
             parts[number] = parts.get(number, 0) + 1
         elif event == "strike":
-            ledger.strike(number)
+            ledger.record_crash(number)
         elif event == "fail":
             ledger.finish(number, "FAIL", reason="it failed")
         elif event in ("complete", "prune"):

@@ -17,16 +17,16 @@ from pathlib import Path
 
 import pytest
 
+from search.core.problems import UsageError
 from search.ledger import lock
 from search.ledger.lock import Claim, LostOwnershipError, SweepLock
-from search.problems import UsageError
 from trainables.storage import LocalStorage
 
 HOLD = """
 import sys, time
 from search.ledger.lock import SweepLock
 from trainables.storage import open_storage
-from search.problems import UsageError
+from search.core.problems import UsageError
 try:
     with SweepLock(open_storage(sys.argv[1]), print):
         print("holds", flush=True)

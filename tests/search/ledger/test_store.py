@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from search.config import SweepConfig
+from search.core.config import SweepConfig
+from search.core.problems import UsageError
 from search.ledger import store as study
 from search.ledger.ledger import Ledger
 from search.ledger.results import read_results
@@ -25,13 +26,12 @@ from search.ledger.store import (
     open_store,
 )
 from search.ledger.study_lock import StudyLock
-from search.problems import UsageError
-from spaces.base import Setting
+from spaces.base import TaskFacts
 from spaces.registry import SPACES
 from tests.servers import Postgresql, postgresql_programs
 from trainables.storage import LocalStorage
 
-SPACE = SPACES["taskres"].build(Setting("digits", 4, 40, "vit"))
+SPACE = SPACES["taskres"].build(TaskFacts("digits", 4, 40, "vit"))
 
 needs_postgresql = pytest.mark.skipif(
     postgresql_programs() is None, reason="PostgreSQL's server is not installed"

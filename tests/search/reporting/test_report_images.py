@@ -13,17 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.config import SweepConfig
-from search.judging.evaluation import Evaluation, Label, Part, Score
-from search.judging.examples import Example, write_examples
-from search.judging.predictions import write_predictions
-from search.judging.sheets import Answers, Sheet
+from search.core.config import SweepConfig
+from search.evaluation.examples import Example, write_examples
+from search.evaluation.prediction_table import ModelPredictions, PredictionTable
+from search.evaluation.predictions import write_predictions
+from search.evaluation.record import Evaluation, Label, Part, Score
 from search.ledger.results import Result
 from search.reporting.calibration import BINS, calibration_section, reliability
 from search.reporting.changes import changes_section
 from search.reporting.classes import MOST_CLASSES, classes_section
 from search.reporting.confusion import confusion_section
-from search.reporting.judged import places, shown_place, unseen_section
+from search.reporting.evaluated import places, shown_episode, unseen_section
 from search.reporting.page import render
 from search.reporting.source import Source
 from trainables.storage import LocalStorage
@@ -33,23 +33,27 @@ SEEDS = (2, 3)
 LABELS: tuple[Label, ...] = get_args(Label)
 
 
-def sheet(target: str, part: Part, classes: int, models: Sequence[tuple[str, int]]) -> Sheet:
+def sheet(
+    target: str, part: Part, classes: int, models: Sequence[tuple[str, int]]
+) -> PredictionTable:
     """Twenty images a class but the last, which has none; random predictions, better each label."""
     rng = np.random.default_rng(classes)
     truth = np.repeat(np.arange(classes - 1), 20).astype(np.uint16)
 
-    def answers(label: Label, dataset: str, shots: int, seed: int) -> Answers:
+    def answers(label: Label, dataset: str, shots: int, seed: int) -> ModelPredictions:
         known = rng.random(len(truth)) < 0.4 + 0.2 * LABELS.index(label)
         said = np.where(known, truth, rng.integers(0, classes, len(truth))).astype(np.uint16)
-        return Answers(label, dataset, shots, seed, said, rng.random(len(truth), np.float32))
+        return ModelPredictions(
+            label, dataset, shots, seed, said, rng.random(len(truth), np.float32)
+        )
 
     given = (answers(label, *m, seed) for m in models for seed in SEEDS for label in LABELS)
     names = tuple(f"<i>{i}</i>" for i in range(classes))
     images = np.arange(len(truth), dtype=np.int32)
-    return Sheet(target, part, names, images, (), truth, tuple(given))
+    return PredictionTable(target, part, names, images, (), truth, tuple(given))
 
 
-def judged(tmp_path: Path, *sheets: Sheet, examples: Sequence[Example] = ()) -> Source:
+def judged(tmp_path: Path, *sheets: PredictionTable, examples: Sequence[Example] = ()) -> Source:
     """A sweep of one trial, judged on these."""
     scores = tuple(
         Score(label, (0.5, 0.5), "a", 4, s.target, s.part, len(s.truth))
@@ -73,7 +77,7 @@ def test_several_places_are_rows_and_one_is_drawn(tmp_path: Path) -> None:
     found = places(source.sheets)
     names = [f"a, {half} classes, {s}" for half in ("base", "new") for s in ("1 shot", "4 shots")]
     assert [place.name for place in found] == names
-    assert shown_place(found).name == "a, base classes, 4 shots"
+    assert shown_episode(found).name == "a, base classes, 4 shots"
     changes, calibration = changes_section(source), calibration_section(source)
     assert changes is not None
     assert calibration is not None

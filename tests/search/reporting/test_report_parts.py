@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution, distribution_to_json
 from PIL import Image
 
-from search.config import SweepConfig
-from search.judging.evaluation import Evaluation, Label, Score
-from search.judging.statistics import harmonic
+from search.core.config import SweepConfig
+from search.evaluation.record import Evaluation, Label, Score
+from search.evaluation.statistics import harmonic
 from search.ledger.results import Result, State
 from search.options import configure
 from search.reporting import mask_figures, residuals
@@ -37,9 +37,9 @@ from search.reporting.residuals import MAGNITUDES, Measured
 from search.reporting.shots import shots_section
 from search.reporting.source import Source
 from search.reporting.tables import Table, mean_of, percent
-from trainables.data.coop_layouts import IMAGENET_SHIFTS
+from trainables.data.benchmarks.coop_layouts import IMAGENET_SHIFTS
 from trainables.storage import LocalStorage
-from trainables.trial import Cell, TaskSpec
+from trainables.trial import Episode, TaskSpec
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ from trainables.trial import Cell, TaskSpec
 def test_the_change_of_scores_is_read_where_it_was_kept(
     told: dict[str, str], found: dict[str, float] | None
 ) -> None:
-    assert Learned(Cell("digits", 4, 1), {}, told, True).score_change() == found
+    assert Learned(Episode("digits", 4, 1), {}, told, True).score_change() == found
 
 
 MASKS = st.lists(st.booleans(), min_size=6, max_size=6)
@@ -382,7 +382,7 @@ def test_data_sets_have_short_names(monkeypatch: pytest.MonkeyPatch) -> None:
         def masks(self) -> dict[str, torch.Tensor]:
             return {"w": torch.tensor([True, False])}
 
-    cells = [Cell("folder:/data/x/birds", shots, 1) for shots in (1, 4)]
+    cells = [Episode("folder:/data/x/birds", shots, 1) for shots in (1, 4)]
     sizes = {"mean |x_k|_2": 1.0}
     measured = [Measured("s", c.dataset, c.shots, 1, 9, 0.5, sizes, 0.1) for c in cells]
     monkeypatch.setattr(residuals, "measure", lambda _: measured)

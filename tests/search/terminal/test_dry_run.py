@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from search import preflight as preflight_module
-from search.examine import Examination
+from search.core.samplers import SAMPLERS
+from search.driver import preflight as preflight_module
+from search.driver.backbone_probe import BackboneProbe
+from search.driver.preflight import Plan, preflight
 from search.ledger.journal import JOURNAL
 from search.ledger.ledger import Ledger
-from search.ledger.samplers import SAMPLERS
 from search.ledger.store import JournalStore
 from search.options import configure
-from search.preflight import Plan, preflight
 from search.run import main
 from search.terminal import dry_run as dry_run_module
+from search.terminal.cost_estimate import Cost, StageCost, peak_memory, rehearse
 from search.terminal.dry_run import estimate, first_trials, search_ranges
-from search.terminal.rehearsal import Cost, StageCost, peak_memory, rehearse
 from trainables.storage import LocalStorage
 
 
@@ -29,7 +29,9 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     """And with the look at the backbone in this process: another costs four seconds a test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(preflight_module, "ExaminationApart", lambda s: nullcontext(Examination(s)))
+    monkeypatch.setattr(
+        preflight_module, "ExaminationApart", lambda s: nullcontext(BackboneProbe(s))
+    )
 
 
 def plan_of(*options: str) -> Plan:

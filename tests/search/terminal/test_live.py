@@ -193,13 +193,13 @@ def test_a_dry_run_tells_the_first_trials_as_they_came(
 ) -> None:
     from contextlib import nullcontext
 
-    from search import preflight as preflight_module
-    from search.examine import Examination
+    from search.driver import preflight as preflight_module
+    from search.driver.backbone_probe import BackboneProbe
     from search.options import configure
     from search.terminal.dry_run import first_trials
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preflight_module, "ExaminationApart", lambda s: nullcontext(Examination(s)))
+        patch.setattr(preflight_module, "ExaminationApart", lambda s: nullcontext(BackboneProbe(s)))
         config = configure([*OPTIONS, "--storage", str(tmp_path), "--name", "live"])
         plan = preflight_module.preflight(config, trial_write=False)
     trials, ended = first_trials(plan)

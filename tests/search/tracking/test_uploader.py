@@ -304,7 +304,7 @@ def test_calls_are_fast_and_never_raise(
     nobody.settle(T0)
     nobody.log(0, [])
     nobody.finish(0, T0, "FAIL", {}, {}, ["result.json"])
-    assert nobody.untold([0]) == set()
+    assert nobody.unreported_trials([0]) == set()
     assert nobody.flush(1.0) == nobody.close(1.0) == 0
 
 

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainables.data.base import DataError
-from trainables.data.lists import PARTS, Row, by_hash, checked, deal, deal_val
+from trainables.data.lists import (
+    REPORTS_PER_TRIAL,
+    Row,
+    by_hash,
+    checked,
+    split_by_hash,
+    split_val_by_hash,
+)
 
 SIZES = st.lists(st.integers(3, 40), min_size=2, max_size=5)
 
@@ -23,24 +30,26 @@ def rows_of(sizes: list[int]) -> list[Row]:
 @given(SIZES, st.randoms())
 def test_deal(sizes: list[int], rng: object) -> None:
     rows = rows_of(sizes)
-    parts = deal(rows, "x")
-    assert sorted(row for part in PARTS for row in parts[part]) == sorted(rows)
+    parts = split_by_hash(rows, "x")
+    assert sorted(row for part in REPORTS_PER_TRIAL for row in parts[part]) == sorted(rows)
     assert len(checked(parts, "x")) == len(sizes)
     for label, size in enumerate(sizes):
-        train, val, test = (sum(row.label == label for row in parts[part]) for part in PARTS)
+        train, val, test = (
+            sum(row.label == label for row in parts[part]) for part in REPORTS_PER_TRIAL
+        )
         assert min(train, val, test) >= 1
         assert abs(train - 0.5 * size) <= 1
         assert abs(val - 0.2 * size) <= 0.5
         assert abs(test - 0.3 * size) <= 1
     shuffled = list(rows)
     rng.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert deal(shuffled, "x") == parts
+    assert split_by_hash(shuffled, "x") == parts
 
 
 @given(SIZES)
 def test_deal_val(sizes: list[int]) -> None:
     rows = rows_of(sizes)
-    train, val = deal_val(rows, "x")
+    train, val = split_val_by_hash(rows, "x")
     assert sorted(train + val) == sorted(rows)
     for label, size in enumerate(sizes):
         found = sum(row.label == label for row in val)
@@ -49,15 +58,17 @@ def test_deal_val(sizes: list[int]) -> None:
 
 
 def test_a_class_depends_on_no_other() -> None:
-    alone = [row for row in deal(rows_of([20, 3]), "x")["train"] if row.label == 0]
-    assert [row for row in deal(rows_of([20, 40]), "x")["train"] if row.label == 0] == alone
+    alone = [row for row in split_by_hash(rows_of([20, 3]), "x")["train"] if row.label == 0]
+    assert [
+        row for row in split_by_hash(rows_of([20, 40]), "x")["train"] if row.label == 0
+    ] == alone
 
 
 def test_too_few_images() -> None:
     with pytest.raises(DataError, match="class 'class 1' of x has 2"):
-        deal(rows_of([3, 2]), "x")
+        split_by_hash(rows_of([3, 2]), "x")
     with pytest.raises(DataError, match="class 'class 0' of x has 1"):
-        deal_val(rows_of([1, 5]), "x")
+        split_val_by_hash(rows_of([1, 5]), "x")
 
 
 def test_the_order_is_for_ever() -> None:

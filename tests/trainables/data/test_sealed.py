@@ -32,20 +32,20 @@ from trainables.data.sealed import (
     seal_process,
 )
 from trainables.data.source import DataSource
+from trainables.encoded_task import EncodedTask
 from trainables.storage import LocalStorage
 from trainables.store import Store
 from trainables.trial import TrialConfig
 from trainables.trial_run import TrialRun
-from trainables.workbench import Workbench
 
 ROOT = Path(__file__).parents[3]
 SEAL = "FEWSHOT_TEST_SPLIT_SEALED"
 HOME = "trainables/data/sealed.py"
 
 USERS = {
-    "read_test_split": {"search/evaluate.py"},
-    "check_test_split": {"search/doctor.py", "search/task.py"},
-    "sealed_split": {HOME, "trainables/data/halves.py"},  # a half passes its permit on
+    "read_test_split": {"search/evaluation/run.py"},
+    "check_test_split": {"search/doctor.py", "search/core/task.py"},
+    "sealed_split": {HOME, "trainables/data/class_subsets.py"},  # a half passes its permit on
     "TestPermit()": {HOME},
     SEAL: {HOME},
 }
@@ -269,7 +269,7 @@ def pixels(images: Images) -> Tensor:
 def whole_run(trial: TrialConfig, folder: Path) -> tuple[object, ...]:
     """All that a trial says and leaves behind, with a fresh workbench."""
     folder.mkdir()
-    bench = Workbench("tiny", "cpu", DataSource())
+    bench = EncodedTask("tiny", "cpu", DataSource())
     bench._store = Store(folder.with_suffix(".cache"))  # what another run has computed is no help
     run = TrialRun(trial, TASK, bench)
     reports = []

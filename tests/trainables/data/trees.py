@@ -167,8 +167,8 @@ def stanford_cars(root: Path) -> Tree:
     rows, folder = plan(4, path), root / "stanford_cars"
     annotate(folder / "devkit" / "cars_train_annos.mat", rows["train"] + rows["val"])
     annotate(folder / "cars_test_annos_withlabels.mat", rows["test"])
-    cells = np.array([list(official)], dtype=object)
-    savemat(folder / "devkit" / "cars_meta.mat", {"class_names": cells})
+    episodes = np.array([list(official)], dtype=object)
+    savemat(folder / "devkit" / "cars_meta.mat", {"class_names": episodes})
     return _with_split(root, "stanford_cars", "", "split_zhou_StanfordCars.json", names, rows)
 
 

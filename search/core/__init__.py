@@ -1,0 +1,1 @@
+"""What a sweep is: configuration, choices, errors; everything above builds on it."""

@@ -1,0 +1,83 @@
+"""Decoding and encoding before the first trial, with a bar to watch it by.
+
+Workers do the same when they need it and it is not there; on a cluster, those of other machines do.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Literal
+
+import ray
+from rich.console import Console
+
+from search.core.problems import StoppedError
+from search.core.task import reads_files
+from search.driver.preflight import Plan
+from search.evaluation.run import Bench, shared_weights
+from search.execution.resources import Placement
+from search.terminal.bars import Bars
+from trainables.data.base import DataError
+from trainables.data.sealed import seal_process
+from trainables.encoded_task import Progress
+from trainables.methods.registry import METHODS
+from trainables.storage import Storage, StorageError
+from trainables.trial import Episode
+
+
+def prepare(plan: Plan, placement: Placement, sweep: Storage, console: Console) -> None:
+    """Have on one machine of the cluster what every trial will ask for first.
+
+    Raises `StoppedError` for images that cannot be read, `StorageError` for a full disk.
+    """
+    task, config = plan.config.task, plan.config
+    if not reads_files(task, plan.source):
+        return
+    weights = shared_weights(config, sweep)
+    threads = max(1, int(placement.cpus))
+    bench = Bench(task, config.data, placement.device, threads, weights)
+    reads = METHODS[plan.space.paper.stages[0].method].input_kind
+    options = {"num_cpus": placement.cpus, "num_gpus": placement.gpus}
+    remote = ray.remote(**options, num_returns="streaming")(_prepare)
+    latest: dict[str, Progress] = {}
+    with Bars(console) as bars:
+        for reference in remote.remote(bench, task.episodes, reads):
+            try:
+                news: Progress | str = ray.get(reference)
+            except ray.exceptions.RayError as error:
+                raise StoppedError(str(error).strip().splitlines()[-1]) from error
+            if isinstance(news, str):
+                raise StoppedError(news)
+            latest[news.what] = news
+            bars.tell(news.what, news.done, news.total, _rate(news))
+    for last in latest.values():
+        console.print(f"{last.what}: {_rate(last)}.".capitalize(), highlight=False)
+
+
+def _rate(news: Progress) -> str:
+    return f"{news.done / news.seconds:.0f} images/s" if news.seconds else ""
+
+
+def _prepare(
+    bench: Bench, episodes: tuple[Episode, ...], reads: Literal["features", "images"]
+) -> Iterator[Progress | str]:
+    """On a worker: news as it goes, or at the end why it went no further."""
+    seal_process()
+    news: queue.Queue[Progress | str | None] = queue.Queue()
+
+    def work() -> None:
+        try:
+            workbench = bench.open(news.put)
+            for episode in episodes:
+                for view in workbench.views(episode):
+                    view.make(reads)
+        except (DataError, StorageError) as error:
+            news.put(str(error))
+        finally:
+            news.put(None)
+
+    threading.Thread(target=work, daemon=True).start()
+    while (item := news.get()) is not None:
+        yield item

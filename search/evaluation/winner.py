@@ -1,0 +1,109 @@
+"""The winner of a finished sweep, as a start for another one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from search.core.config import SweepConfig
+from search.core.init_from import Start
+from search.core.problems import UsageError
+from search.driver.preflight import Plan, load_record
+from search.evaluation.record import Evaluation, read_evaluation
+from search.evaluation.seeds import fresh_seeds
+from search.ledger.ledger import best_of
+from search.ledger.results import read_results, trial_folder
+from trainables.fixed import STAGES, stage_name
+from trainables.methods.registry import METHODS
+from trainables.storage import Storage, StorageError, join, open_storage
+from trainables.tensor_file import Content, read_tensors, write_checked
+from trainables.trial import Episode, TrialConfig
+
+
+def read_start(where: str, storage: str) -> Start:
+    """The winner of the sweep `where`: a name in `storage`, or a folder's path or URI. Raises
+    `UsageError`."""
+    location = where if "/" in where else join(storage, where)
+    try:
+        sweep = open_storage(location)
+        record = load_record(sweep)
+        best, judged = best_of(read_results(sweep).values()), read_evaluation(sweep)
+    except StorageError as error:
+        raise UsageError([f"--start must name a sweep that can be read: {error}."]) from error
+    config = SweepConfig.from_dict(record["config"])
+    if best is None or judged is None or judged.winner != best.number:
+        raise UsageError(
+            [
+                f"--start needs a sweep that has come to its end, and '{where}' has not: finish "
+                f"it with --resume {config.name}."
+            ]
+        )
+    stage = TrialConfig.from_dict(best.config)
+    if not METHODS[stage.method].changes_backbone:
+        able = ", ".join(n for n, method in METHODS.items() if method.changes_backbone)
+        raise UsageError(
+            [
+                f"--start needs a sweep whose trials change the backbone ({able}), and '{where}' "
+                f"searched {config.space}: what {stage.method} learns belongs to the classes."
+            ]
+        )
+    return Start(
+        sweep.location,
+        str(record["id"]),
+        best.number,
+        _fixed(stage),
+        config.task,
+        record["fingerprints"],
+    )
+
+
+def _fixed(stage: TrialConfig) -> TrialConfig:
+    before = _fixed(stage.before) if stage.before else None
+    return dataclasses.replace(stage, before=before, fixed=True)
+
+
+def share_start(plan: Plan, sweep: Storage) -> str:
+    """Where workers keep what the start learns, or empty without a start. What the other sweep has
+    trained already, with the same configuration on the same draw, is put there; what its folder
+    no longer holds is trained again."""
+    config, start = plan.config, plan.config.start
+    if start is None:
+        return ""
+    shared = sweep.child(STAGES)
+    if start.stage.before is None:  # else the artifact is that of several stages
+        there = set(shared.files())
+        fresh = fresh_seeds(config.task.seeds, config.eval_seeds)
+        task = dataclasses.replace(config.task, seeds=(*config.task.seeds, *fresh))
+        for episode in task.episodes:
+            name = stage_name(start.stage, episode, plan.source, plan.fingerprints["backbone"])
+            if name not in there and (known := _trained(start, episode)) is not None:
+                write_checked(shared, name, *known)
+    return shared.location
+
+
+def _trained(start: Start, episode: Episode) -> Content | None:
+    """What the other sweep has learned on a draw, if that is there."""
+    try:
+        return _artifact(start, episode, open_storage(start.location))
+    except StorageError:  # its folder need not be within reach for ever
+        return None
+
+
+def _artifact(start: Start, episode: Episode, other: Storage) -> Content | None:
+    """Of the search, or of a fresh draw of the evaluation."""
+    if episode in start.task.episodes:
+        label = f"-{start.task.label(episode)}" if len(start.task.episodes) > 1 else ""
+        return read_tensors(other, f"{trial_folder(start.trial)}/artifact{label}.safetensors")
+    judged = read_evaluation(other)
+    if judged is None or episode.seed not in judged.seeds or not _is_of(judged, start, other):
+        return None
+    return read_tensors(other, f"winner/artifact-{start.task.label(episode)}.safetensors")
+
+
+def _is_of(judged: Evaluation, start: Start, other: Storage) -> bool:
+    """Whether the evaluation, which is made again when trials are added, is still that one's."""
+    try:
+        config = TrialConfig.from_dict(json.loads(other.read("winner/config.json")))
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return False
+    return judged.winner == start.trial and _fixed(config) == start.stage

@@ -1,0 +1,119 @@
+"""What a person, or a program, must know about an exported model: a record beside it, in JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import PurePath
+from typing import Any
+
+from search.exporting.model import Model
+from search.tracking.markdown import plain, table
+from trainables.backbones.base import Backbone
+from trainables.trial import Episode
+
+CARD = "card.json"
+FORMAT = "few-shot-export"
+FORMAT_VERSION = 1
+_NAMES, _NAME_LENGTH = 30, 60  # classes named in a description, which may be 5000 characters
+
+
+def card(model: Model, kind: str) -> dict[str, Any]:
+    """The record of an export as `kind`, before it is verified."""
+    chosen, training = model.chosen, model.training
+    episode, config = chosen.episode, chosen.trial
+    classes = model.bench.classes(episode.dataset, episode.half, config.method_config.prompts)
+    names = model.bench.source.dataset(episode.dataset, episode.half).class_names
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "kind": kind,
+        "sweep": {"name": chosen.config.name, "id": chosen.record["id"], "file": chosen.file},
+        "trial": chosen.result.number,
+        "method": config.methods,
+        "configuration": config.to_dict(),
+        "backbone": _backbone(chosen.task.backbone, model.bench.backbone),
+        "dataset": episode.dataset,
+        "half": episode.half,
+        "shots": episode.shots,
+        "seed": episode.seed,
+        "classes": list(names),
+        "prompts": classes.prompts.texts() if classes.prompts else None,
+        "validation": {"accuracy": model.accuracy, "images": len(training.val)},
+        "search_value": chosen.result.value,
+        "test": _test(model, episode),
+        "versions": {
+            "trained": chosen.record.get("versions", {}),
+            "exported": {name: version(name) for name in ("torch", "open_clip_torch")},
+        },
+    }
+
+
+def described(record: Mapping[str, Any]) -> str:
+    """A card as a page of Markdown, for people; names in it stand for themselves."""
+    tests = [
+        (
+            f"{_percent(score['accuracy'])} of {score['images']} test images"
+            f" ({plain(short_name(score['dataset']))}, {score['part']})"
+        )
+        for score in record["test"]
+    ]
+    names = [plain(name) for name in record["classes"]]
+    shown = [name[:_NAME_LENGTH] for name in names[:_NAMES]]
+    more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+    validation, backbone = record["validation"], record["backbone"]
+    title = f"{record['method']} on {plain(short_name(record['dataset']))}, {record['shots']} shots"
+    rows = {
+        "Task": f"{plain(short_name(record['dataset']))}, {record['shots']} shots, "
+        f"draw {record['seed']}, {record['half']} classes",
+        "Method": f"{record['method']}, preset {record['configuration']['preset']}",
+        "Found by": f"sweep {plain(record['sweep']['name'])}, trial {record['trial']}",
+        "Validation accuracy": f"{_percent(validation['accuracy'])} of {validation['images']} "
+        "images",
+        "Test accuracy": "; ".join(tests) or "not judged",
+        "Backbone": f"{plain(short_name(backbone['name']))}, fingerprint "
+        f"{backbone['fingerprint'][:12]}",
+        "Input": "one column of paths, encoded files, or uint8 pixels [height, width, 3]",
+        "Output": "class, probability, and the probabilities of all classes",
+        f"{len(names)} classes": ", ".join(shown) + more,
+    }
+    return f"{title}\n\n{table(rows)}\n\nAll of it is in the model's `{CARD}`."
+
+
+def short_name(spec: str) -> str:
+    """A data set's or a backbone's, without the folders above it."""
+    kind, colon, path = spec.partition(":")
+    return PurePath(path).name if colon and "/" in path else PurePath(kind).name + colon + path
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"
+
+
+def _backbone(name: str, backbone: Backbone) -> dict[str, Any]:
+    return {
+        "name": name,
+        "fingerprint": backbone.fingerprint,
+        "activation": backbone.activation,
+        "logit_scale": float(backbone.logit_scale),
+        "preprocess": asdict(backbone.preprocess),
+    }
+
+
+def _test(model: Model, episode: Episode) -> list[dict[str, Any]]:
+    """How this very training did in the evaluation; nothing where it was not judged."""
+    evaluation = model.chosen.evaluation
+    if evaluation is None:
+        return []
+    place = evaluation.seeds.index(episode.seed)
+    return [
+        {
+            "dataset": score.target,
+            "part": score.part,
+            "accuracy": score.values[place],
+            "images": score.images,
+        }
+        for score in evaluation.of("winner")
+        if (score.dataset, score.shots) == (episode.dataset, episode.shots)
+    ]

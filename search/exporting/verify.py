@@ -1,0 +1,108 @@
+"""Whether an export says what the trial says: asked in another process before it is announced.
+
+Notation: n images, c classes, s image side.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from search.exporting.check import INPUTS, LOGITS, OPENING, ORIGINAL, ORIGINALS, ROWS, VIEWS
+from search.exporting.model import Model
+from trainables.data.base import FeatureRows
+
+TOLERANCE = 1e-3
+"""Largest difference of two logits that counts as none; logits are 100 times a cosine."""
+IMAGES = 256
+"""Most validation images that are asked about: evenly spread, all where there are no more."""
+_ORIGINALS = 32  # of them, also as they come
+_LOOSE = 0.05  # largest difference of their probabilities: Pillow may round a grey level otherwise
+_FLOOR = -40.0  # log probabilities below are as good as none
+
+
+class VerificationError(RuntimeError):
+    """An export does not say what the trial says, in one line."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """How an export was compared with the trial."""
+
+    images: int
+    """Validation images."""
+    largest: float
+    """Largest difference of their logits (`mlflow`: of their log probabilities)."""
+    tolerance: float
+    """What it had to stay below."""
+
+
+def verify(model: Model, kind: str, folder: Path, beside: Path) -> Verified:
+    """Load the export of this format in a fresh process and compare; `beside` is a folder for what
+    is on the way. Raises `VerificationError`."""
+    rows = _spread(len(model.logits), IMAGES)
+    probe, answer = beside / "probe.safetensors", beside / "answer.safetensors"
+    _write_probe(model, rows, probe)
+    command = [sys.executable, "-m", "search.exporting.check", kind]
+    command += [str(path) for path in (folder, probe, answer)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise VerificationError(f"it cannot be loaded: {lines[-1][:300]}")
+    found, reference = load_file(answer), model.logits[rows].double().cpu()
+    if kind == "mlflow":
+        reference = reference.log_softmax(dim=1)
+        _compare_originals(found[ORIGINALS], reference[_spread(len(rows), _ORIGINALS)])
+    return compare(found[LOGITS], reference, kind == "mlflow")
+
+
+def compare(found: Tensor, reference: Tensor, logarithms: bool = False) -> Verified:
+    """Both [n, c]; raises `VerificationError` for a difference beyond the tolerance, or another
+    class where two are not as good as equal. `logarithms`: of probabilities, cut off below."""
+    if found.shape != reference.shape:
+        raise VerificationError(
+            f"it gives {list(found.shape)} logits and the trial {list(reference.shape)}"
+        )
+    if logarithms:
+        found, reference = found.clamp_min(_FLOOR), reference.clamp_min(_FLOOR)
+    largest = float((found - reference).abs().max())
+    if not largest <= TOLERANCE:  # a NaN is no agreement either
+        raise VerificationError(f"its logits differ by {largest:.2g}, more than {TOLERANCE:g}")
+    if reference.shape[1] > 1:
+        first, second = reference.topk(2, dim=1).values.T
+        clear = first - second > 2 * TOLERANCE
+        if not torch.equal(found.argmax(1)[clear], reference.argmax(1)[clear]):
+            raise VerificationError("it names other classes")
+    return Verified(len(reference), largest, TOLERANCE)
+
+
+def _compare_originals(found: Tensor, reference: Tensor) -> None:
+    """Log probabilities [n, c] of images that somebody else has resized."""
+    largest = float((found.exp() - reference.exp()).abs().max())
+    if not largest <= _LOOSE:
+        raise VerificationError(
+            f"its probabilities for images that it resizes itself differ by {largest:.2g}, more "
+            f"than {_LOOSE:g}"
+        )
+
+
+def _spread(count: int, most: int) -> Tensor:
+    """At most so many of `count` positions, from the first to the last."""
+    return torch.linspace(0, count - 1, min(count, most)).round().long()
+
+
+def _write_probe(model: Model, rows: Tensor, path: Path) -> None:
+    tensors = {ROWS: rows}
+    images = model.val_images
+    if not isinstance(images, FeatureRows):
+        views = model.training.val.images(rows)
+        tensors |= {VIEWS: views, INPUTS: model.training.backbone.preprocess.normalise(views)}
+        for number, row in enumerate(rows[_spread(len(rows), _ORIGINALS)].tolist()):
+            tensors[f"{ORIGINAL}{number}"] = images.read(row).contiguous()
+    save_file(tensors, path, {OPENING: model.opening.to_json()})

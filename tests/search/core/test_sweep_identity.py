@@ -1,0 +1,83 @@
+"""Folders that are moved, linked and copied: which sweep they hold."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search.core.sweep_identity import SWEEP_FILE, own_id, write_record
+from search.tracking.outbox import Outbox, waiting
+from search.tracking.uploader import outbox_path
+from tests.servers import s3_server
+from trainables.storage import LocalStorage, Storage, open_storage
+
+URI = "sqlite:///mlflow.db"
+
+
+def record(sweep: Storage) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = json.loads(sweep.read(SWEEP_FILE))
+    return found
+
+
+def identify(sweep: Storage) -> str:
+    found = own_id(sweep, record(sweep))
+    assert found == record(sweep)["id"] == own_id(sweep, record(sweep))
+    return found
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> LocalStorage:
+    sweep = LocalStorage(tmp_path / "base")
+    write_record(sweep, {"id": "a", "location": sweep.location, "config": {"seed": 0}})
+    outbox = Outbox(outbox_path(URI, sweep))
+    outbox.append({"kind": "settle", "time": 0})
+    outbox.close()
+    return sweep
+
+
+def test_a_copy_is_a_sweep_of_its_own(base: LocalStorage, caplog: pytest.LogCaptureFixture) -> None:
+    twin = LocalStorage(base.root.with_name("twin"))
+    shutil.copytree(base.root, twin.root)
+    assert identify(twin) not in ("", "a")
+    assert record(twin)["config"] == {"seed": 0}
+    assert f"'{twin.location}' is a copy of '{base.location}'" in caplog.text
+    assert waiting(outbox_path(URI, twin)) == 0
+    assert identify(base) == "a"
+    assert waiting(outbox_path(URI, base)) == 1
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "another", "damaged"])
+def test_a_folder_that_was_moved_holds_the_same_sweep(base: LocalStorage, meanwhile: str) -> None:
+    moved = LocalStorage(base.root.with_name("moved"))
+    base.root.rename(moved.root)
+    if meanwhile == "another":
+        write_record(base, {"id": "b", "location": base.location})
+    if meanwhile == "damaged":
+        base.write(SWEEP_FILE, b"[]")
+    assert identify(moved) == "a"
+    assert record(moved)["location"] == moved.location
+    assert waiting(outbox_path(URI, moved)) == 1
+
+
+def test_two_ways_to_one_folder_are_no_copy(base: LocalStorage) -> None:
+    link = base.root.with_name("link")
+    link.symlink_to(base.root)
+    assert identify(LocalStorage(link)) == identify(base) == "a"
+    assert base.files() == LocalStorage(link).files()
+
+
+def test_a_copy_in_a_bucket_and_no_secret_in_its_record(tmp_path: Path) -> None:
+    with s3_server(tmp_path) as server:
+        base = server.location("base")
+        write_record(open_storage(base), {"id": "a", "location": base})
+        write_record(open_storage(server.location("twin")), {"id": "a", "location": base})
+        key = base.replace("s3://", "s3://me:x@")
+        assert identify(open_storage(key)) == "a"
+        twin = open_storage(server.location("twin").replace("s3://", "s3://me:x@"))
+        assert identify(twin) != "a"
+        assert record(twin)["location"] == server.location("twin")

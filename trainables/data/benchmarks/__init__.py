@@ -1,0 +1,1 @@
+"""The field's benchmark data sets in their published layouts."""

@@ -1,0 +1,171 @@
+"""Resizing and cropping of whole batches, as PIL does it, on any device: the one resampler.
+
+PIL resizes an image along x, rounds to uint8, then along y, and rounds again. Each of its passes is
+a matrix product, with one row of filter weights an output pixel. Here the products of a batch run
+at once, and what comes out is what PIL gives, but for a grey level (hardly ever two) where a value
+lies on the edge of rounding. (Pillow 13 takes y first where that is less work; the order here is
+always that of Pillow 12 and before, so that features do not depend on its version.)
+
+Notation: b images, h x w pixels of a source, s side of the square that comes out, k filter taps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Interpolation = Literal["bicubic", "bilinear"]
+ResizeMode = Literal["shortest", "squash"]
+
+_RADIUS: dict[Interpolation, float] = {"bicubic": 2.0, "bilinear": 1.0}
+"""Half the width of a filter, in pixels of the coarser of the two grids."""
+_BAND = 56  # output pixels that are computed by one product
+_PIECE = 1 << 21  # pixels that are resampled at once: enough for a GPU, little memory on a CPU
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Which part of each image is shown: a box is cut out, scaled, and a square cut out of that.
+
+    The filter sees the box and nothing beyond it, as where an image is cropped before it is
+    resized. Where it is resized before it is cropped, the box is the whole image.
+    """
+
+    box: Tensor
+    """int64 [b, 4]: top, left, height, width in the source, in pixels."""
+    scaled: Tensor
+    """int64 [b, 2]: height and width that the box is resized to."""
+    corner: Tensor
+    """int64 [b, 2]: top and left, in the resized box, of the square that comes out."""
+    mirror: Tensor
+    """bool [b]: whether left and right change places."""
+
+    def __getitem__(self, rows: Tensor | slice) -> Crop:
+        """Those of some images."""
+        return Crop(self.box[rows], self.scaled[rows], self.corner[rows], self.mirror[rows])
+
+
+def sizes_of(images: Tensor | Sequence[Tensor]) -> Tensor:
+    """Height and width of uint8 [3, h, w] images: int64 [b, 2]."""
+    return torch.tensor([image.shape[-2:] for image in images], dtype=torch.int64).view(-1, 2)
+
+
+def centre_cut(sizes: Tensor, side: int, mode: ResizeMode) -> Crop:
+    """The test transform of torchvision and open_clip, for images of `sizes` [b, 2].
+
+    `shortest`: the shorter side becomes `side`, the longer one is rounded down, and the centre is
+    cut out, half pixels to even. `squash`: both sides become `side`.
+    """
+    scaled = torch.full_like(sizes, side)
+    if mode == "shortest":
+        # In Python's numbers, which torchvision uses: a float32 would round up now and then.
+        rows = [
+            (side, int(side * w / h)) if h <= w else (int(side * h / w), side)
+            for h, w in sizes.tolist()
+        ]
+        scaled = torch.tensor(rows, dtype=torch.int64).view(-1, 2)
+    corner = ((scaled - side).double() / 2).round().long()
+    box = torch.cat([torch.zeros_like(sizes), sizes], 1)
+    return Crop(box, scaled, corner, torch.zeros(len(sizes), dtype=torch.bool))
+
+
+def resample(
+    images: Tensor | Sequence[Tensor],
+    cut: Crop,
+    side: int,
+    interpolation: Interpolation = "bicubic",
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """uint8 [3, h, w] images, of any sizes, -> uint8 [b, 3, s, s] on `device`, with s = `side`."""
+    pieces = [
+        _resample(images[rows], cut[rows], side, interpolation, torch.device(device))
+        for rows in _pieces(cut.box[:, 2:])
+    ]
+    return torch.cat(pieces) if pieces else torch.empty(0, 3, side, side, dtype=torch.uint8)
+
+
+def _pieces(sizes: Tensor) -> Iterator[slice]:
+    """Runs of images that, padded to the largest of the run, stay below `_PIECE` pixels."""
+    start, height, width = 0, 0, 0
+    for row, (h, w) in enumerate(sizes.tolist()):
+        height, width = max(height, h), max(width, w)
+        if row > start and (row + 1 - start) * height * width > _PIECE:
+            yield slice(start, row)
+            start, height, width = row, h, w
+    if len(sizes) > start:
+        yield slice(start, len(sizes))
+
+
+def _resample(
+    images: Tensor | Sequence[Tensor],
+    cut: Crop,
+    side: int,
+    interpolation: Interpolation,
+    device: torch.device,
+) -> Tensor:
+    height, width = cut.box[:, 2:].amax(0).tolist()
+    # Lines before channels: both products then are plain batches of matrices.
+    padded = torch.zeros(len(images), height, 3, width, dtype=torch.uint8)
+    for row, (top, left, h, w) in enumerate(cut.box.tolist()):
+        box = images[row][:, top : top + h, left : left + w]
+        padded[row, :h, :, :w] = box.transpose(0, 1)
+    column = cut.corner[:, 1:] + torch.arange(side)
+    column = torch.where(cut.mirror[:, None], column.flip(1), column)
+    line = cut.corner[:, :1] + torch.arange(side)
+    across = _weights(cut.box[:, 3], cut.scaled[:, 1], column, width, interpolation)
+    down = _weights(cut.box[:, 2], cut.scaled[:, 0], line, height, interpolation)
+    pixels = padded.to(device).float().flatten(1, 2)  # [b, 3h, w]
+    pixels = torch.cat([pixels[..., seen] @ w.to(device).mT for seen, w in across], 2)
+    pixels = _rounded(pixels).view(len(images), height, 3 * side)
+    pixels = torch.cat([w.to(device) @ pixels[:, seen] for seen, w in down], 1)
+    pixels = _rounded(pixels).view(len(images), side, 3, side)
+    return pixels.transpose(1, 2).to(torch.uint8, memory_format=torch.contiguous_format)
+
+
+def _rounded(pixels: Tensor) -> Tensor:
+    """To whole grey levels, halves up, as PIL does."""
+    return pixels.add_(0.5).floor_().clamp_(0, 255)
+
+
+def _weights(
+    length: Tensor, scaled: Tensor, output: Tensor, extent: int, interpolation: Interpolation
+) -> list[tuple[slice, Tensor]]:
+    """Weights of the source's pixels in the output pixels `output` [b, s], where `length` [b]
+    pixels become `scaled` [b]: PIL's `precompute_coeffs`, in its own precision.
+
+    They are zero but for a band along the diagonal, so they come in parts, one below the other:
+    the source's pixels that a part sees, and its weights [b, part of s, pixels seen].
+    """
+    scale = (length.double() / scaled)[:, None]
+    stretch = scale.clamp(min=1)  # a filter covers at least its radius in source pixels
+    radius = _RADIUS[interpolation] * stretch
+    centre = (output + 0.5) * scale
+    first = (centre - radius + 0.5).trunc().clamp(min=0)
+    last = torch.minimum((centre + radius + 0.5).trunc(), length.double()[:, None])
+    taps = first[..., None] + torch.arange(2 * math.ceil(float(radius.max())) + 1)  # [b, s, k]
+    weights = _filter((taps - centre[..., None] + 0.5) / stretch[..., None], interpolation)
+    weights = weights.masked_fill(taps >= last[..., None], 0)
+    weights = (weights / weights.sum(-1, keepdim=True)).float()
+    table = torch.zeros(*output.shape, extent)
+    table.scatter_add_(2, taps.long().clamp(max=extent - 1), weights)
+    parts = []
+    for start in range(0, output.shape[1], _BAND):
+        rows = slice(start, start + _BAND)
+        seen = slice(int(first[:, rows].min()), int(last[:, rows].max()))
+        parts.append((seen, table[:, rows, seen]))
+    return parts
+
+
+def _filter(x: Tensor, interpolation: Interpolation) -> Tensor:
+    """PIL's filters: a triangle, and Keys' cubic with a = -1/2."""
+    x = x.abs()
+    if interpolation == "bilinear":
+        return (1 - x).clamp(min=0)
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))

@@ -1,0 +1,1 @@
+"""Mask tuning (R-AMT and its variants)."""

@@ -1,0 +1,305 @@
+"""What the mask-tuning methods have in common, whichever tower is masked: R-AMT and its variants
+(Zheng et al., ICCV 2023, 2307.15049).
+
+Notation: as in `mask_scores.py` and `gradient_rules.py`; b batch, c classes, d feature dimension,
+T temperature.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainables.backbones.base import Backbone
+from trainables.methods.base import (
+    Batch,
+    BuildContext,
+    Method,
+    MethodConfig,
+    MethodError,
+    Support,
+)
+from trainables.methods.masking.flip_budget import flip_bound, flip_budget
+from trainables.methods.masking.gradient_rules import (
+    GRADIENT_RULES,
+    Dropping,
+    GradientRule,
+    RuleName,
+)
+from trainables.methods.masking.layers import Masked
+from trainables.methods.masking.mask_scores import Granularity, MaskScores
+from trainables.methods.masking.masks import pack_masks, unpack_masks
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class MaskConfig(MethodConfig):
+    """What is masked, and how the scores learn."""
+
+    masked: Masked = "mhsa"
+    """`mhsa` attention projections (AMT), `mlp` (MMT), `all` both and every convolution but the
+    first (PMT), `dynamic` those of `all` that the first epoch's gradients choose (DMT)."""
+    granularity: Granularity = "element"
+    """One score for every `element` of a weight, for every row (`filter`), or for every column
+    (`channel`). How scores of groups start and are compared the paper does not say: like all."""
+    init: float = 1e-2
+    """Every score's first value."""
+    threshold: float = 5e-3
+    """A weight is kept while its score is strictly greater."""
+    rule: RuleName = "gradient-dropout"
+    """How the gradients of the task and of the teacher are merged, see `GRADIENT_RULES`: `none`
+    is plain mask tuning, `gradient-dropout` the regularised one (the R in R-AMT)."""
+    leak: float = 1.0
+    """l in [0, 1], of `gradient-dropout` and `sign`: 1 drops a conflicting gradient altogether, 0
+    drops nothing. The paper calls l the weight of gradient dropout."""
+    leak_kl: float = 1.0
+    """The same for the teacher's gradient, of `sign` alone."""
+    temperature: float = 1.0
+    """T of the divergence from the teacher, which is scaled by T^2. 1 in the code."""
+    teacher_share: float = 1.0
+    """The teacher's logits are this share of the zero-shot model's, and the student's own for the
+    rest, through which gradients flow (FUSE_ALPHA in the code, where it is 1; not in the paper)."""
+    norm_weight: float = 0.0
+    """Weight of sum ||M||_2 over the masked tensors: 1e-4 in the code, absent from the paper."""
+    purity_eps: float = 0.0
+    """Added to the purity's denominator: 1e-8 in the released code."""
+    precision: Precision = "float32"
+    """Of the tower's activations in training; `bfloat16` is faster where a device has it. Scores,
+    losses, moments and all that is judged are float32."""
+
+    def problems(self) -> list[str]:
+        """See `MethodConfig.problems`."""
+        found = super().problems()
+        for name, allowed in (
+            ("masked", get_args(Masked)),
+            ("granularity", get_args(Granularity)),
+            ("rule", tuple(GRADIENT_RULES)),
+            ("precision", get_args(Precision)),
+        ):
+            if getattr(self, name) not in allowed:
+                found.append(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        if not (math.isfinite(self.init) and math.isfinite(self.threshold)):
+            found.append(
+                f"init and threshold must be finite, got {self.init} and {self.threshold}: "
+                "use e.g. 1e-2 and 5e-3"
+            )
+        elif self.init <= self.threshold:
+            found.append(
+                f"init must be greater than threshold, so that training starts from the whole "
+                f"model, got {self.init} <= {self.threshold}: use e.g. 1e-2 and 5e-3"
+            )
+        for name in ("leak", "leak_kl", "teacher_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                found.append(f"{name} must lie in 0..1, got {getattr(self, name)}: use e.g. 1")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            found.append(
+                f"temperature must be positive and finite, got {self.temperature}: use e.g. 1"
+            )
+        for name in ("norm_weight", "purity_eps"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                found.append(f"{name} must be finite and not negative, got {value}: use 0")
+        return found
+
+    @property
+    def gradient_rule(self) -> GradientRule:
+        """The rule, `none` where `gradient-dropout` drops nothing."""
+        idle = self.rule == "gradient-dropout" and self.leak == 0
+        return GRADIENT_RULES["none" if idle else self.rule]
+
+
+class MaskMethod(Method):
+    """A CLIP with W B in place of some of its W."""
+
+    Config: ClassVar[type[MethodConfig]] = MaskConfig
+    changes_backbone: ClassVar[bool] = True
+    prefix: ClassVar[str] = ""
+    """Where in the model the names of the masked weights begin."""
+
+    def __init__(self, config: MaskConfig, material: BuildContext, names: Collection[str]) -> None:
+        """`names`: parameters of the model, below `prefix`."""
+        super().__init__()
+        self.config, self.schedule = config, material.schedule
+        self._backbone: Backbone = material.backbone
+        model = self._backbone.model
+        weights = {name: model.get_parameter(self.prefix + name).detach() for name in names}
+        self.scores = MaskScores(weights, config.init, config.threshold, config.granularity)
+        self._loaded_change = ""  # bits do not tell it: it is passed on as it was
+
+    @abstractmethod
+    def features(self, weights: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Masked weights by name, and inputs (see `input_kind`) -> image features [b, d], not
+        normalised, and the classifier [c, d], float32: unit vectors times the logit scale."""
+
+    @property
+    def uses_zero_shot(self) -> bool:
+        """The teacher is needed unless its gradient does not count."""
+        return self.config.gradient_rule.reads_teacher
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The scores of the active tensors, by the name of the weight they mask."""
+        return self.scores.trainable()
+
+    def masks(self) -> dict[str, Tensor]:
+        """B of every active tensor: bool, True = kept."""
+        return self.scores.masks()
+
+    @torch.no_grad()
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Inputs (see `input_kind`) -> logits [b, c], float32 in every training precision."""
+        return self._logits(self.scores.effective(), inputs)
+
+    def backward(self, batch: Batch, rng: torch.Generator) -> dict[str, float]:
+        """The merged gradients; random numbers are drawn tensor by tensor, in order."""
+        scores = self.trainable()
+        for score in scores.values():
+            score.grad = None  # the last step's would be one more copy of all masks in memory
+        losses, (first, *rest) = self.mask_gradients(batch)
+        merge = self.config.gradient_rule.merge
+        dropping = Dropping(self.config.leak, self.config.leak_kl, self.config.purity_eps)
+        for name, score in scores.items():
+            a = first.pop(name)
+            b = rest[0].pop(name) if rest else a
+
+            def draw(like: Tensor = a) -> Tensor:
+                return torch.rand(like.shape, generator=rng, device=rng.device).to(like.device)
+
+            score.grad = merge(a, b, draw, dropping)
+        return losses
+
+    def mask_gradients(self, batch: Batch) -> tuple[dict[str, float], list[dict[str, Tensor]]]:
+        """The losses, and a and (with a teacher) b of every active tensor, from one forward
+        pass."""
+        scores = self.trainable()
+        leaves = {n: w.requires_grad_() for n, w in self.scores.effective().items()}
+        logits = self._logits(leaves, batch.inputs, self.config.precision)
+        student = logits.detach().requires_grad_()
+        losses = {"train/loss": functional.cross_entropy(student, batch.labels)}
+        if self.uses_zero_shot:
+            if batch.zero_shot_logits is None:
+                raise MethodError(
+                    f"rule={self.config.rule!r} needs the batch's zero-shot logits, got None"
+                )
+            losses["train/kl"] = self._divergence(student, batch.zero_shot_logits.detach().float())
+        cotangents = [torch.autograd.grad(loss, student)[0] for loss in losses.values()]
+        gradients = [
+            {n: self.scores.gradient(n, grad) for n, grad in zip(leaves, grads, strict=True)}
+            for grads in _backward(logits, list(leaves.values()), cotangents)
+        ]
+        if self.config.norm_weight:  # part of a, as in the code
+            for name, score in scores.items():
+                norm = score.detach().norm().clamp_min(1e-30)
+                gradients[0][name].add_(score.detach() * (self.config.norm_weight / norm))
+        return {name: loss.item() for name, loss in losses.items()}, gradients
+
+    def prepare(self, support: Support) -> None:
+        """R-DMT: keep the tensors whose cross-entropy gradient, summed over one epoch without
+        updates, has a positive mean: it lowers the scores on average."""
+        if self.config.masked != "dynamic":
+            return
+        weights = self.scores.weights
+        totals = torch.zeros(len(weights), dtype=torch.float64)
+        for batch in support.batches():
+            leaves = {n: w.clone().requires_grad_() for n, w in weights.items()}
+            logits = self._logits(leaves, batch.inputs, self.config.precision)
+            loss = functional.cross_entropy(logits, batch.labels)
+            gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+            for index, (name, grad) in enumerate(zip(weights, gradients, strict=True)):
+                totals[index] += self.scores.gradient(name, grad).mean().item()
+        self.scores.choose(totals)
+
+    def forecast(self) -> dict[str, float]:
+        """Flip budget and hard bound of the schedule, in multiples of init - threshold."""
+        gap = self.config.init - self.config.threshold
+        return {
+            "flip/budget": flip_budget(self.schedule, gap),
+            "flip/bound": flip_bound(self.schedule, gap),
+        }
+
+    def warnings(self) -> list[str]:
+        """Says where no bit, or hardly any, can flip."""
+        forecast = self.forecast()
+        advice = "raise lr, epochs or the number of steps, or lower init - threshold"
+        if forecast["flip/bound"] < 1:
+            return [
+                f"No mask bit can flip: Adam moves a score at most {forecast['flip/bound']:.2f} of "
+                f"the way to the threshold, so the model stays zero-shot; {advice}."
+            ]
+        if forecast["flip/budget"] < 1:
+            return [
+                f"Hardly a mask bit will flip: the learning rates add up to only "
+                f"{forecast['flip/budget']:.2f} of the way to the threshold; {advice}."
+            ]
+        return []
+
+    def progress(self) -> dict[str, float]:
+        """See `MaskScores.progress`."""
+        return self.scores.progress()
+
+    def merged_backbone(self) -> Backbone:
+        """The model with W B in place of W."""
+        weights = self.scores.effective()
+        return self._backbone.changed({f"{self.prefix}{name}": w for name, w in weights.items()})
+
+    def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The packed bits, see `masks.py`; one a score, so that groups take little. `prefix` tells
+        the towers apart, whose layers have the same names. Of the scores themselves there is
+        `score_change`: see `MaskScores.change`, as JSON."""
+        tensors, metadata = pack_masks(self.masks(), self._backbone.fingerprint)
+        change = self._loaded_change or json.dumps(self.scores.change())
+        return tensors, metadata | {"prefix": self.prefix, "score_change": change}
+
+    def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """See `MaskScores.load`. `dynamic` accepts any choice of tensors that it could have made
+        itself."""
+        masks = unpack_masks(tensors, metadata, self._backbone.fingerprint)
+        prefix = metadata.get("prefix", "visual.")  # which there was alone before there was another
+        if prefix != self.prefix:
+            raise MethodError(
+                f"the masks must be of the weights below '{self.prefix}', and these are below "
+                f"'{prefix}': load them with the method that they were trained with"
+            )
+        self.scores.load(masks, any_subset=self.config.masked == "dynamic")
+        self._loaded_change = metadata.get("score_change", "")
+
+    def _logits(
+        self, weights: Mapping[str, Tensor], inputs: Tensor, precision: Precision = "float32"
+    ) -> Tensor:
+        low = precision == "bfloat16"
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=low):
+            features, classifier = self.features(weights, inputs)
+        return functional.normalize(features.float(), dim=-1) @ classifier.T
+
+    def _divergence(self, student: Tensor, zero_shot: Tensor) -> Tensor:
+        """T^2 times the cross entropy of softened predictions: KL(teacher || student) up to the
+        teacher's entropy, with the same gradient where the teacher is all zero-shot."""
+        share, hardness = self.config.teacher_share, 1 / self.config.temperature
+        teacher = zero_shot if share == 1 else share * zero_shot + (1 - share) * student
+        expected = (teacher * hardness).softmax(-1) * (student * hardness).log_softmax(-1)
+        return -expected.sum(-1).mean() / hardness**2
+
+
+def _backward(
+    logits: Tensor, leaves: list[Tensor], cotangents: list[Tensor]
+) -> list[tuple[Tensor, ...]]:
+    """One tuple of gradients per cotangent, from one graph.
+
+    One pass per cotangent: a batched pass (`is_grads_batched`) measured 9 % slower on a CPU at
+    the embedded model's size, where the work is in the matrix products.
+    """
+    last = len(cotangents) - 1
+    return [
+        torch.autograd.grad(
+            logits, leaves, cotangent, retain_graph=i < last, materialize_grads=True
+        )
+        for i, cotangent in enumerate(cotangents)
+    ]
