@@ -12,7 +12,7 @@ from pathlib import Path
 from search.completion import COMMANDS
 
 COLUMNS = 102  # argparse leaves two free
-FOLDER = Path(__file__).parents[1] / ".github" / "docs" / "commands"
+FOLDER = Path(__file__).parents[1] / "docs" / "commands"
 NAMES = (*COMMANDS, "search.completion")
 NOTE = "<!-- Written by `python .ci/command_pages.py`; a test compares. -->"
 

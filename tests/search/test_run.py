@@ -39,7 +39,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     """And with the look at the backbone in this process: another costs four seconds a test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        preflight_module, "ExaminationApart", lambda s: nullcontext(BackboneProbe(s))
+        preflight_module, "BackboneProbeProcess", lambda s: nullcontext(BackboneProbe(s))
     )
 
 

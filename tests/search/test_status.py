@@ -41,7 +41,9 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     storage = tmp_path_factory.mktemp("plans")
     options = ("--space", "taskres", "--shots", "2", "--trials", "4", "--storage", str(storage))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preflight_module, "ExaminationApart", lambda s: nullcontext(BackboneProbe(s)))
+        patch.setattr(
+            preflight_module, "BackboneProbeProcess", lambda s: nullcontext(BackboneProbe(s))
+        )
         return preflight(configure([*options, "--name", "mine"]))
 
 

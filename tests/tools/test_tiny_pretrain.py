@@ -22,7 +22,8 @@ from torch import nn
 from tools.tiny import augment, glyphs, pretrain
 from trainables.backbones.open_clip import open_clip
 
-SHIPPED = Path(pretrain.__file__).parent
+SOURCE = Path(pretrain.__file__).parent
+SHIPPED = SOURCE.parents[1] / "trainables" / "backbones" / "tiny"
 SHORT = pretrain.PretrainConfig(steps=4, batch=16, concepts=8, coloured=3, warmup=2)
 FILES = (pretrain.CONFIG_FILE, pretrain.MERGES_FILE, pretrain.WEIGHTS_FILE)
 
@@ -115,9 +116,7 @@ def test_a_fresh_process_gives_the_same_bytes(written: Path, tmp_path: Path) -> 
         f"pretrain({SHORT!r}, Path({str(tmp_path)!r}))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
-    subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=SHIPPED.parents[2], check=True
-    )
+    subprocess.run([sys.executable, "-c", code], env=environment, cwd=SOURCE.parents[1], check=True)
     for name in FILES:
         assert (tmp_path / name).read_bytes() == (written / name).read_bytes()
 
@@ -213,7 +212,7 @@ def test_augmentation_is_a_function_of_its_generator(hardness: float) -> None:
 @pytest.mark.parametrize("name", ["glyphs", "augment", "pretrain"])
 def test_training_cannot_see_the_digits(name: str) -> None:
     """scikit-learn is imported by the evaluation alone, inside `report`."""
-    tree = ast.parse((SHIPPED / f"{name}.py").read_text())
+    tree = ast.parse((SOURCE / f"{name}.py").read_text())
     users = [
         getattr(top, "name", "module level")
         for top in tree.body

@@ -461,7 +461,7 @@ def test_artifacts_are_named_by_seed_where_there_are_several(
         every = torch.arange(len(view))
         inputs = (
             view.features()
-            if fresh.reads == "features"
+            if fresh.input_kind == "features"
             else bench.backbone.preprocess.normalise(view.images(every))
         )
         with torch.no_grad():

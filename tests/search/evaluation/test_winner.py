@@ -39,7 +39,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(
-        preflight_module, "ExaminationApart", lambda s: nullcontext(BackboneProbe(s))
+        preflight_module, "BackboneProbeProcess", lambda s: nullcontext(BackboneProbe(s))
     )
 
 

@@ -139,7 +139,9 @@ def test_a_dead_driver_on_another_host_is_outwaited(
     other_host: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lock, "DEAD", 6.0)  # longer than a beat; the claim's writer is dead anyway
+    monkeypatch.setattr(
+        lock, "LEASE_SECONDS", 6.0
+    )  # longer than a beat; the claim's writer is dead anyway
     process = start(host=other_host)
     assert first_line(process) == "holds"
     os.killpg(process.pid, signal.SIGKILL)
@@ -152,7 +154,7 @@ def test_a_dead_driver_on_another_host_is_outwaited(
 def test_who_was_away_too_long_may_not_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "BEAT", 0.2)
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.2)
     with SweepLock(LocalStorage(tmp_path)) as mine:
         mine.check()
         (claim,) = (tmp_path / "owner").glob("*.json")
@@ -167,8 +169,8 @@ def test_after_a_pause_ownership_is_asked_before_a_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process was stopped, and its renewing thread with it."""
-    monkeypatch.setattr(lock, "BEAT", 3600.0)
-    monkeypatch.setattr(lock, "DEAD", 0.4)
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 3600.0)
+    monkeypatch.setattr(lock, "LEASE_SECONDS", 0.4)
     with SweepLock(LocalStorage(tmp_path)) as mine:
         (claim,) = (tmp_path / "owner").glob("*.json")
         beat = json.loads(claim.read_text())["beat"]
@@ -211,7 +213,7 @@ def test_a_renewal_meanwhile_does_not_take_back_that_it_holds(
             changing.wait(0.3)
         write(storage, name, data)
 
-    monkeypatch.setattr(lock, "BEAT", 3600.0)
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 3600.0)
     monkeypatch.setattr(LocalStorage, "write", slow)
 
     def meanwhile() -> None:
@@ -221,7 +223,7 @@ def test_a_renewal_meanwhile_does_not_take_back_that_it_holds(
         threads.append(thread)
 
     threads: list[threading.Thread] = []
-    monkeypatch.setattr(mine, "_outwait_others", meanwhile)
+    monkeypatch.setattr(mine, "_wait_for_other_owners", meanwhile)
     with mine:
         changing.set()
         threads[0].join()

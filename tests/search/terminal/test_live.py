@@ -199,7 +199,9 @@ def test_a_dry_run_tells_the_first_trials_as_they_came(
     from search.terminal.dry_run import first_trials
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preflight_module, "ExaminationApart", lambda s: nullcontext(BackboneProbe(s)))
+        patch.setattr(
+            preflight_module, "BackboneProbeProcess", lambda s: nullcontext(BackboneProbe(s))
+        )
         config = configure([*OPTIONS, "--storage", str(tmp_path), "--name", "live"])
         plan = preflight_module.preflight(config, trial_write=False)
     trials, ended = first_trials(plan)
