@@ -22,7 +22,7 @@ from urllib.parse import unquote
 
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
-from trainables.credentials import shown
+from trainables.credentials import shown, take_secrets, with_secrets
 
 T = TypeVar("T")
 
@@ -113,7 +113,10 @@ class Storage(ABC):
 
 
 def open_storage(location: str, patience: float = PATIENCE) -> Storage:
-    """A path, `file://...`, or any URI that pyarrow knows (`s3://`, `gs://`, ...).
+    """Open a path, `file://...`, or any URI that pyarrow knows (`s3://`, `gs://`, ...).
+
+    The storage's own `location` has no secrets: `credentials.take_secrets` removes them, and every
+    process that has them in its environment can open that location.
 
     Raises:
         StorageError: the URI is of an unknown kind, or its file system cannot be made.
@@ -121,8 +124,9 @@ def open_storage(location: str, patience: float = PATIENCE) -> Storage:
     folder = local_folder(location)
     if folder is not None:
         return LocalStorage(folder)
+    location = take_secrets(location)
     try:
-        file_system, path = FileSystem.from_uri(location)
+        file_system, path = FileSystem.from_uri(with_secrets(location))
     except (OSError, ValueError, NotImplementedError) as error:
         raise StorageError(shown(f"'{location}': {_line(error)}")) from error
     if not path.strip("/"):

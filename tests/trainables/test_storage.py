@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.servers import S3, s3_server
+from trainables.credentials import SECRETS
 from trainables.storage import (
     LocalStorage,
     Storage,
@@ -148,11 +149,11 @@ def test_a_file_uri_is_a_path_of_this_machine(start: str) -> None:
 
 def test_no_secret_is_in_an_error() -> None:
     storage = open_storage("s3://KEY:hush@b/x?endpoint_override=127.0.0.1:9&scheme=http", 0.1)
-    with pytest.raises(StorageError, match=r"s3://KEY:\*\*\*@b/x\?endpoint") as error:
+    with pytest.raises(StorageError, match=r"s3://b/x\?endpoint") as error:
         storage.read("a")
     assert "hush" not in str(error.value)
-    with pytest.raises(StorageError, match="syntax error") as error:
-        open_storage("s3://KEY:hu/sh@b/x")
+    with pytest.raises(StorageError, match="Unexpected query parameter") as error:
+        open_storage("s3://KEY:hu/sh@b/x?nonsense=1")
     assert "hu/sh" not in str(error.value)
 
 
@@ -229,3 +230,13 @@ def test_what_dead_writers_left_is_tidied_away(tmp_path: Path) -> None:
     assert storage.files() == ["trials/1/result.json"]
     storage.tidy()
     assert not half.exists()
+
+
+def test_a_location_has_no_secrets(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SECRETS, "{}")
+    clean = s3.location("secret")
+    storage = open_storage(clean.replace("s3://", "s3://KEY:hu/sh@"), 0.1)
+    assert storage.location == clean
+    assert storage.child("a").location == join(clean, "a")
+    storage.write("a", b"1")
+    assert open_storage(clean).read("a") == b"1"
