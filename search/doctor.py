@@ -29,7 +29,7 @@ from search.tracking.uri import TrackingError, check_tracking_uri  # noqa: E402
 from trainables.backbones.base import BackboneError  # noqa: E402
 from trainables.backbones.registry import absolute_spec  # noqa: E402
 from trainables.cache import cache_folder  # noqa: E402
-from trainables.credentials import shown  # noqa: E402
+from trainables.credentials import shown, take_secrets  # noqa: E402
 from trainables.data.base import DataError, Dataset  # noqa: E402
 from trainables.data.benchmarks.coop_layouts import LAYOUTS  # noqa: E402
 from trainables.data.benchmarks.imagenet import ImageNet, ImageNetShift  # noqa: E402
@@ -94,7 +94,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SPEC",
         help="as for search.run (default: %(default)s)",
     )
-    parser.add_argument("--storage", default=default.storage, metavar="PLACE", help="of the sweeps")
+    parser.add_argument(
+        "--storage",
+        type=take_secrets,
+        default=default.storage,
+        metavar="PLACE",
+        help="folder or URI of the sweeps",
+    )
     parser.add_argument(
         "--tracking-uri",
         default=os.environ.get("MLFLOW_TRACKING_URI", ""),

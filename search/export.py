@@ -26,6 +26,7 @@ from search.exporting.verify import VerificationError, Verified, verify
 from search.options import Parser
 from search.tracking.uploader import open_runs
 from search.tracking.uri import TrackingError, check_tracking_uri, model_name_problem
+from trainables.credentials import take_secrets
 from trainables.storage import StorageError, open_storage
 from trainables.suggest import did_you_mean
 
@@ -86,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--storage",
+        type=take_secrets,
         default=SweepConfig().storage,
         metavar="FOLDER",
         help="where sweeps are kept: a folder or a bucket's URI (default: %(default)s)",

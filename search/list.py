@@ -18,7 +18,7 @@ from search.options import Parser
 from search.terminal.console import end_with_the_reader, open_console
 from search.terminal.progress import percent
 from search.terminal.sweep_status import SweepStatus, ago, read_standings
-from trainables.credentials import without_password
+from trainables.credentials import take_secrets, without_password
 from trainables.storage import open_storage
 
 STYLES = {
@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m search.list", description=_INTRODUCTION, allow_abbrev=False)
     parser.add_argument(
         "--storage",
+        type=take_secrets,
         default=SweepConfig().storage,
         metavar="PLACE",
         help="where sweeps are kept: a folder or a bucket's URI (default: %(default)s)",

@@ -20,6 +20,7 @@ from search.driver.preflight import load_record
 from search.evaluation.winner import read_start
 from spaces.registry import SPACES, SpaceEntry, SpaceError, find_space
 from trainables.backbones.registry import absolute_spec
+from trainables.credentials import take_secrets
 from trainables.data.base import DataError
 from trainables.data.bundle import open_bundle
 from trainables.data.few_shot import absolute_draws
@@ -213,6 +214,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     where.add_argument(
         "--storage",
+        type=take_secrets,
         metavar="PLACE",
         help="where sweeps are kept: a folder, or a URI as s3://BUCKET/PATH or gs://BUCKET/PATH "
         f"(default: {default.storage})",

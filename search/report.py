@@ -13,7 +13,7 @@ from search.core.problems import UsageError
 from search.options import Parser
 from search.reporting.build import REPORT
 from search.reporting.source import comparable, read_source
-from trainables.credentials import without_password
+from trainables.credentials import take_secrets, without_password
 from trainables.storage import StorageError, join
 
 _INTRODUCTION = """\
@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--storage",
+        type=take_secrets,
         default=SweepConfig().storage,
         metavar="FOLDER",
         help="where sweeps are kept: a folder or a bucket's URI (default: %(default)s)",

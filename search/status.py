@@ -23,7 +23,7 @@ from search.terminal.console import end_with_the_reader, open_console
 from search.terminal.details import Details, load_details
 from search.terminal.progress import percent, short
 from search.terminal.sweep_status import SweepStatus, ago, failures, read_standing
-from trainables.credentials import shown, without_password
+from trainables.credentials import shown, take_secrets, without_password
 
 _INTRODUCTION = """\
 Say how a sweep stands: its trials, what runs now, its best, where it is kept, what to do next.
@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("name", metavar="NAME", help="name of the sweep")
     parser.add_argument(
         "--storage",
+        type=take_secrets,
         default=SweepConfig().storage,
         metavar="PLACE",
         help="where sweeps are kept: a folder or a bucket's URI (default: %(default)s)",

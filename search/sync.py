@@ -23,6 +23,7 @@ from search.tracking.mlflow_reporter import MlflowReporter, sweep_artifacts
 from search.tracking.outbox import Outbox, put_away
 from search.tracking.uploader import MlflowTracker, outbox_path
 from search.tracking.uri import TrackingError, check_tracking_uri, ui_command
+from trainables.credentials import take_secrets
 from trainables.storage import Storage, StorageError, open_storage
 
 _INTRODUCTION = """\
@@ -52,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("name", metavar="NAME", help="name of the sweep")
     parser.add_argument(
         "--storage",
+        type=take_secrets,
         default=SweepConfig().storage,
         metavar="FOLDER",
         help="where sweeps are kept: a folder or a bucket's URI (default: %(default)s)",
