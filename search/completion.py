@@ -47,7 +47,7 @@ _VALUES: Mapping[str, Sequence[str]] = {
     "datasets": (*DATASETS, "all11"),
     "device": ("auto", "cpu", "cuda"),
     "ledger": ("journal", "postgresql://"),
-    "draws": ("own", "coop"),
+    "draws": ("seeded", "coop"),
     "format": tuple(FORMATS),
 }
 _SWEEPS = frozenset({"name", "resume", "start", "compare"})

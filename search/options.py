@@ -29,7 +29,7 @@ from trainables.storage import join, open_storage
 
 _TASK = (
     *("datasets", "backbone", "shots", "seeds", "protocol"),
-    *("draws", "made_split", "skip_unreadable"),
+    *("draws", "generate_split", "skip_unreadable"),
 )
 _INTRODUCTION = """\
 Search the hyper-parameters of a few-shot tuning method for a CLIP model.
@@ -43,7 +43,7 @@ examples:
   python -m search.run --space taskres --trials 60
   python -m search.run --space rmt --backbone ViT-B-16 --device cuda --gpus-per-trial 0.25
   python -m search.run --space rmt+taskres              masks, then a residual on what they leave
-  python -m search.run --space taskres --start NAME     a residual on the winning masks of NAME
+  python -m search.run --space taskres --init-from NAME     a residual on the winning masks of NAME
   python -m search.run --resume NAME                    go on with an interrupted sweep
   python -m search.run --resume NAME --trials 100       add trials to a finished one"""
 
@@ -81,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
         f"trained on the backbone that the one before has changed (default: {default.space})",
     )
     what.add_argument(
-        "--start",
+        "--init-from",
         metavar="SWEEP",
         help="begin every trial with the winner of this finished sweep, by name or folder, and "
         "search what comes after it; the task is that sweep's",
@@ -140,7 +140,7 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--draws",
         metavar="RULE",
-        help="how few-shot images are drawn: own (reproducible from the seed on any machine) or "
+        help="how few-shot images are drawn: seeded (reproducible from the seed on any machine) or "
         f"coop (the field's rule, its published draws) (default: {default.task.draws})",
     )
     what.add_argument(
@@ -150,8 +150,7 @@ def build_parser() -> argparse.ArgumentParser:
         "there are several",
     )
     what.add_argument(
-        "--make-split",
-        dest="made_split",
+        "--generate-split",
         action="store_true",
         help="where a split file is missing, make a split by the published rule",
     )
@@ -179,8 +178,8 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"how bad trials are stopped early: {', '.join(PRUNERS)} (default: {default.pruner})",
     )
     how.add_argument(
-        "--also",
-        metavar="METRIC:WAY",
+        "--second-objective",
+        metavar="METRIC:DIRECTION",
         help="a second objective: a metric that trials report at their end, and max or min, e.g. "
         "mask/sparsity:max; no trial is stopped early then, and the report shows the front",
     )
@@ -311,12 +310,12 @@ def configure(arguments: Sequence[str]) -> SweepConfig:
         with suppress(SpaceError):  # which is told with all other mistakes
             effort = find_space(given.get("space", base.space))
             given = {"trials": effort.trials, "seeds": effort.seeds} | given
-    if "start" in given:
-        start = read_start(given.pop("start"), given.get("storage", base.storage))
-        base = replace(base, start=start)
+    if "init_from" in given:
+        start = read_start(given.pop("init_from"), given.get("storage", base.storage))
+        base = replace(base, init_from=start)
         if resume is None:
             base = replace(base, task=start.task)
-    if "also" in given:
+    if "second_objective" in given:
         given.setdefault("pruner", "none")
     given.setdefault("address", os.environ.get("RAY_ADDRESS", base.address))
     given.setdefault("tracking_uri", base.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", ""))

@@ -79,7 +79,7 @@ TOUR = {
     "python -m search.status first --errors": Short(says="No trial of first has failed"),
     f"{RUN} --space rmt --dataset digits-rotated --name turned": Short(FEW, "the winner"),
     "python -m search.report turned --compare first": Short(says=r"Report: .*turned"),
-    f"{RUN} --space taskres --start turned --name on-masks": Short(
+    f"{RUN} --space taskres --init-from turned --name on-masks": Short(
         "--trials 2 --eval-seeds 1 --no-report", "the winner"
     ),
     f"{RUN} --space rmt+taskres --trials 24 --name both": Short(FEW, "the winner"),

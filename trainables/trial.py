@@ -54,9 +54,9 @@ class TaskSpec:
     """Seeds of the few-shot draws."""
     protocol: Protocol = "few-shot"
     """What is trained on and what is judged."""
-    draws: str = "own"
+    draws: str = "seeded"
     """Rule of the few-shot draws, see `trainables.data.few_shot.draw_few_shot`."""
-    made_split: bool = False
+    generate_split: bool = False
     """Whether a missing split file may be replaced by a split made here."""
     skip_unreadable: bool = False
     """Whether unreadable images are left out."""
@@ -111,7 +111,7 @@ class TaskSpec:
 
     def source(self, root: str) -> DataSource:
         """Its data, where the field's data sets lie in the folder `root`."""
-        return DataSource(root, self.made_split, self.draws, self.skip_unreadable)
+        return DataSource(root, self.generate_split, self.draws, self.skip_unreadable)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -120,8 +120,13 @@ class TaskSpec:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> TaskSpec:
         """The inverse of `to_dict`; raises `TypeError` for unknown fields."""
-        rows = {name: tuple(plain[name]) for name in ("datasets", "shots", "seeds")}
-        return cls(**(dict(plain) | rows))
+        fields = dict(plain)
+        if "made_split" in fields:  # of earlier releases
+            fields["generate_split"] = fields.pop("made_split")
+        if fields.get("draws") == "own":
+            fields["draws"] = "seeded"
+        rows = {name: tuple(fields[name]) for name in ("datasets", "shots", "seeds")}
+        return cls(**(fields | rows))
 
 
 def _plain(spec: str) -> str:

@@ -49,11 +49,11 @@ class SweepConfig:
     """Registry name of the Optuna sampler."""
     pruner: str = "asha"
     """Registry name of the Optuna pruner."""
-    also: str = ""
+    second_objective: str = ""
     """A second objective beside validation accuracy, `METRIC:max` or `METRIC:min`, if any."""
     seed: int = 0
     """Seeds the sampler and the training of every trial."""
-    start: Start | None = None
+    init_from: Start | None = None
     """What every trial begins with, if anything."""
     time_budget: float | None = None
     """Seconds after which no part of a trial is begun; none by default."""
@@ -93,13 +93,15 @@ class SweepConfig:
         plain = self.to_dict()
         del plain["task"]["skip_unreadable"]
         found = {key: plain[key] for key in IDENTITY}
-        found |= {"start": self.start.identity()} if self.start else {}
-        return found | ({"also": self.also} if self.also else {})
+        found |= {"init_from": self.init_from.identity()} if self.init_from else {}
+        return found | (
+            {"second_objective": self.second_objective} if self.second_objective else {}
+        )
 
     def open_space(self, setting: TaskFacts) -> Space:
         """The space for a task; raises `SpaceError`."""
         space = find_space(self.space).build(setting)
-        return StartedSpace(space, self.start.stage) if self.start else space
+        return StartedSpace(space, self.init_from.stage) if self.init_from else space
 
     @property
     def sweep_name(self) -> str:
@@ -121,13 +123,13 @@ class SweepConfig:
 
     def public(self) -> SweepConfig:
         """As it may be stored and shown: no address holds a password."""
-        start = self.start
+        start = self.init_from
         if start:
             location = without_password(start.location)
             start = dataclasses.replace(start, location=location)
         return dataclasses.replace(
             self,
-            start=start,
+            init_from=start,
             ledger=without_password(self.ledger),
             storage=without_password(self.storage),
             tracking_uri=without_password(self.tracking_uri),
@@ -140,9 +142,10 @@ class SweepConfig:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> SweepConfig:
         """The inverse of `to_dict`; raises `TypeError` for unknown fields."""
-        task, start = TaskSpec.from_dict(plain["task"]), plain.get("start")
-        begin = Start.from_dict(start) if start else None
-        return cls(**(dict(plain) | {"task": task, "start": begin}))
+        fields = {_OLD_NAMES.get(key, key): value for key, value in plain.items()}
+        start = fields.get("init_from")
+        fields["init_from"] = Start.from_dict(start) if start else None
+        return cls(**(fields | {"task": TaskSpec.from_dict(plain["task"])}))
 
     def problems(self) -> list[str]:
         """Every broken rule that can be seen without loading a model or asking a server."""
@@ -167,11 +170,11 @@ class SweepConfig:
             if number < least:
                 found.append(f"{option} must be at least {least}, got {number}.")
         found += self.task_problems() + self._register_problems() + self._also_problems()
-        if self.start:
-            found += self.start.problems(self.task)
-        if self.start and self.per_task:
+        if self.init_from:
+            found += self.init_from.problems(self.task)
+        if self.init_from and self.per_task:
             found.append(
-                "--per-task splits a task, and --start was found on it as a whole: not both."
+                "--per-task splits a task, and --init-from was found on it as a whole: not both."
             )
         if self.time_budget is not None and self.time_budget <= 0:
             found.append(f"--time-budget must be positive, got {self.time_budget:g} s.")
@@ -188,22 +191,22 @@ class SweepConfig:
         return found
 
     def _also_problems(self) -> list[str]:
-        if not self.also:
+        if not self.second_objective:
             return []
         found = []
         try:
-            parse_objective(self.also)
+            parse_objective(self.second_objective)
         except ValueError as error:
-            found.append(f"--also: {error}.")
+            found.append(f"--second-objective: {error}.")
         if self.pruner != "none":
             found.append(
                 f"No trial can be stopped early for two objectives, got --pruner {self.pruner} "
-                "with --also: use --pruner none."
+                "with --second-objective: use --pruner none."
             )
         if self.sampler not in SAMPLERS_OF_TWO:
             found.append(
-                f"--sampler {self.sampler} cannot propose for two objectives: with --also use one "
-                f"of {', '.join(SAMPLERS_OF_TWO)}."
+                f"--sampler {self.sampler} cannot propose for two objectives: with "
+                f"--second-objective use one of {', '.join(SAMPLERS_OF_TWO)}."
             )
         return found
 
@@ -274,6 +277,9 @@ def is_bundle(spec: str) -> bool:
     """Whether a data set or a backbone is a bundle of features."""
     return spec.startswith("bundle:")
 
+
+_OLD_NAMES = {"also": "second_objective", "start": "init_from"}
+"""Names of fields in sweeps of earlier releases."""
 
 _EXAMPLES = {"--dataset": "--dataset digits", "--shots": "--shots 16", "--seeds": "--seeds 1,2,3"}
 

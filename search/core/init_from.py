@@ -35,7 +35,7 @@ class Start:
         """How `task` differs from the one that it was found on. Draws may: each trains its own; and
         so may whether unreadable images are left out."""
         return [
-            f"--start: '{shown(self.location)}' has {f.name} {_shown(theirs)}, and this sweep "
+            f"--init-from: '{shown(self.location)}' has {f.name} {_shown(theirs)}, and this sweep "
             f"{_shown(ours)}: leave that option away, or start from a sweep on the same task."
             for f in fields(TaskSpec)
             if f.name not in ("seeds", "skip_unreadable")
@@ -45,9 +45,9 @@ class Start:
     def differences(self, fingerprints: Mapping[str, str]) -> list[str]:
         """Whether backbone and data are still those that it was found on."""
         return [
-            f"--start: '{shown(self.location)}' was found with another {name.replace('.', ' of ')} "
-            f"({theirs[:12]}, now {fingerprints.get(name, 'none')[:12]}): restore it, or search "
-            "that sweep again."
+            f"--init-from: '{shown(self.location)}' was found with another "
+            f"{name.replace('.', ' of ')} ({theirs[:12]}, now {fingerprints.get(name, 'none')[:12]}): "
+            "restore it, or search that sweep again."
             for name, theirs in self.fingerprints.items()
             if name != "draws" and fingerprints.get(name) != theirs
         ]

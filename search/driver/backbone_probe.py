@@ -83,7 +83,7 @@ class BackboneProbe:
         except MethodError as error:
             return str(error)
         if metric and metric not in known:
-            return f"--also: {did_you_mean('metric', metric, known)}"
+            return f"--second-objective: {did_you_mean('metric', metric, known)}"
         return ""
 
 

@@ -143,8 +143,8 @@ def _check(config: SweepConfig, examiner: Examiner, trial_write: bool) -> Plan:
         raise UsageError(problems)
     plan = _plan(config, source, facts, placement, uri)
     problems = [f"--space {config.space}: {problem}." for problem in plan.space.paper.problems()]
-    if config.start:
-        problems += config.start.differences(plan.fingerprints)
+    if config.init_from:
+        problems += config.init_from.differences(plan.fingerprints)
     if problems:
         raise UsageError(problems)
     if not plan.setting.pixels and any(
@@ -161,7 +161,7 @@ def _check(config: SweepConfig, examiner: Examiner, trial_write: bool) -> Plan:
         all_class_names(config.task, source, stage.method_config.prompts)
         for stage in plan.space.paper.stages
     ]
-    metric = parse_objective(config.also).metric if config.also else ""
+    metric = parse_objective(config.second_objective).metric if config.second_objective else ""
     if problem := examiner.check_methods(plan.space.paper, names, plan.setting.images, metric):
         raise UsageError([problem])
     notices += tuple(task_notices(config.task, source))

@@ -107,7 +107,7 @@ def run_sweep(plan: Plan, console: Console) -> Outcome:
             config.pruner,
             config.seed,
             lock.check,
-            config.also,
+            config.second_objective,
         )
         ledger.tidy()
         for notice in filter(None, (store.notice, ledger.notice)):
@@ -174,8 +174,8 @@ def _run(
         undelivered,
         clock.overhead(),
         _doubt(plan, ledger),
-        tuple(front_of(ledger.results.values(), parse_objective(config.also)))
-        if config.also
+        tuple(front_of(ledger.results.values(), parse_objective(config.second_objective)))
+        if config.second_objective
         else (),
         tracker.page(),
     )
@@ -260,7 +260,7 @@ def _place_on_cluster(config: SweepConfig) -> Placement:
 
 
 def _opening(plan: Plan, ledger: Ledger, placement: Placement, todo: int) -> str:
-    done, start = len(ledger.results), plan.config.start
+    done, start = len(ledger.results), plan.config.init_from
     where = "GPU" if placement.device == "cuda" else "CPU"
     parts = [
         f"Sweep {plan.config.name}: {plan.config.space} on {described(plan.config.task)}"

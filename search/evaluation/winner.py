@@ -29,13 +29,13 @@ def read_start(where: str, storage: str) -> Start:
         record = load_record(sweep)
         best, judged = best_of(read_results(sweep).values()), read_evaluation(sweep)
     except StorageError as error:
-        raise UsageError([f"--start must name a sweep that can be read: {error}."]) from error
+        raise UsageError([f"--init-from must name a sweep that can be read: {error}."]) from error
     config = SweepConfig.from_dict(record["config"])
     if best is None or judged is None or judged.winner != best.number:
         raise UsageError(
             [
-                f"--start needs a sweep that has come to its end, and '{where}' has not: finish "
-                f"it with --resume {config.name}."
+                f"--init-from needs a finished sweep, and '{where}' is not finished: finish it "
+                f"with --resume {config.name}."
             ]
         )
     stage = TrialConfig.from_dict(best.config)
@@ -43,8 +43,8 @@ def read_start(where: str, storage: str) -> Start:
         able = ", ".join(n for n, method in METHODS.items() if method.changes_backbone)
         raise UsageError(
             [
-                f"--start needs a sweep whose trials change the backbone ({able}), and '{where}' "
-                f"searched {config.space}: what {stage.method} learns belongs to the classes."
+                f"--init-from needs a sweep whose trials change the backbone ({able}), and "
+                f"'{where}' searched {config.space}: what {stage.method} learns belongs to the classes."
             ]
         )
     return Start(
@@ -66,7 +66,7 @@ def share_start(plan: Plan, sweep: Storage) -> str:
     """Where workers keep what the start learns, or empty without a start. What the other sweep has
     trained already, with the same configuration on the same draw, is put there; what its folder
     no longer holds is trained again."""
-    config, start = plan.config, plan.config.start
+    config, start = plan.config, plan.config.init_from
     if start is None:
         return ""
     shared = sweep.child(STAGES)

@@ -213,7 +213,10 @@ class Ledger:
         value = None
         also = self._also
         if state == "COMPLETE" and also and also.value(live.metrics) is None:
-            state, reason = "FAIL", f"it has no finite {also.metric}, which --also asks for"
+            state, reason = (
+                "FAIL",
+                f"it has no finite {also.metric}, which --second-objective asks for",
+            )
         if state == "PRUNED":
             value = live.values[-1]
         elif state == "COMPLETE":

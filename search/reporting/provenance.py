@@ -54,15 +54,15 @@ def command(config: SweepConfig) -> str:
     what a space chooses."""
     task, default = config.task, SweepConfig()
     words = ["python", "-m", "search.run", "--space", config.space]
-    if config.start is not None:  # it brings its task along
-        words += ["--start", without_password(config.start.location)]
+    if config.init_from is not None:  # it brings its task along
+        words += ["--init-from", without_password(config.init_from.location)]
     else:
         words += _task_words(task)
     plain: dict[str, tuple[object, object]] = {
         "--trials": (config.trials, None),
         "--sampler": (config.sampler, default.sampler),
         "--pruner": (config.pruner, default.pruner),
-        "--also": (config.also, default.also),
+        "--second-objective": (config.second_objective, default.second_objective),
         "--seed": (config.seed, default.seed),
         "--eval-seeds": (config.eval_seeds, default.eval_seeds),
         "--name": (config.name, None),
@@ -83,10 +83,12 @@ def _task_words(task: TaskSpec) -> list[str]:
     words += ["--shots", ",".join(map(str, task.shots)), "--seeds", ",".join(map(str, task.seeds))]
     if task.protocol != "few-shot":
         words += ["--protocol", task.protocol]
-    if task.draws != "own":
+    if task.draws != "seeded":
         rule = "--draws" if task.draws == "coop" else "--shots-file"
         words += [rule, task.draws.removeprefix("file:")]
-    words += ["--make-split"] * task.made_split + ["--skip-unreadable"] * task.skip_unreadable
+    words += ["--generate-split"] * task.generate_split + [
+        "--skip-unreadable"
+    ] * task.skip_unreadable
     return words
 
 

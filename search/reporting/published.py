@@ -145,7 +145,7 @@ def comparable_rows(task: TaskSpec, scores: list[Score]) -> list[Published]:
     data sets, with the published splits and every image of them, by the same rule of draws, with as
     many shots, the same backbone and OpenAI's weights. A row of zero-shot accuracies fits any
     number of shots."""
-    if task.draws != "coop" or task.made_split or task.skip_unreadable:
+    if task.draws != "coop" or task.generate_split or task.skip_unreadable:
         return []
     return [
         row

@@ -152,7 +152,7 @@ def comparable(source: Source, others: Sequence[Source]) -> None:
 
 def _facts(source: Source, other: Source) -> list[tuple[str, object, object]]:
     task, theirs = source.config.task, other.config.task
-    names = ("backbone", "protocol", "draws", "made_split")
+    names = ("backbone", "protocol", "draws", "generate_split")
     facts = [(name, getattr(task, name), getattr(theirs, name)) for name in names]
     pools, their_pools = (_pools(s) for s in (source, other))
     facts += [

@@ -31,8 +31,8 @@ def tradeoff_section(source: Source) -> Section | None:
     """Accuracy against the second objective where the sweep has one, else against sparsity where
     there are masks, else against numbers learned, where these differ; with the front."""
     complete = source.of("COMPLETE")
-    if source.config.also:
-        return _second(parse_objective(source.config.also), complete)
+    if source.config.second_objective:
+        return _second(parse_objective(source.config.second_objective), complete)
     sparse = {
         r.number: (100 * r.metrics[SPARSITY], r.value) for r in complete if SPARSITY in r.metrics
     }

@@ -162,7 +162,7 @@ def _cell(bench: Any, task: TaskSpec) -> Episode:
     """The task's largest, with fewer shots where that is more than can be timed in seconds."""
     episode = max(task.episodes, key=lambda c: len(bench.source.draw(*astuple(c)).train.labels))
     shots = episode.shots
-    while task.draws == "own" and shots > 1:
+    while task.draws == "seeded" and shots > 1:
         images = len(
             bench.source.draw(episode.dataset, shots, episode.seed, episode.half).train.labels
         )

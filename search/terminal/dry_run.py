@@ -53,7 +53,7 @@ def first_trials(plan: Plan) -> tuple[list[RunningTrial], int]:
         config.sampler,
         config.pruner,
         config.seed,
-        also=config.also,
+        also=config.second_objective,
     )
     ended = len(ledger.results)
     left = ledger.waiting + max(0, config.trials - ledger.issued)

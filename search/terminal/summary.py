@@ -50,7 +50,7 @@ def print_summary(outcome: Outcome, console: Console) -> None:
             soft_wrap=True,
         )
     if outcome.front:
-        words = parse_objective(outcome.config.also).words
+        words = parse_objective(outcome.config.second_objective).words
         trials = ", ".join(map(str, outcome.front))
         console.print(
             f"Pareto front of validation accuracy and {words}: {trials}.", highlight=False

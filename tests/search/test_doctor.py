@@ -70,7 +70,7 @@ def test_a_missing_split_file_says_how_to_do_without(root: Path) -> None:
     (root / "dtd" / "split_zhou_DescribableTextures.json").unlink()
     found = check_dataset("dtd", str(root), asked=True)
     assert found.state == "wrong"
-    assert "--make-split" in found.remedy
+    assert "--generate-split" in found.remedy
 
 
 def test_what_is_not_there_is_wrong_only_where_it_was_asked_for(root: Path) -> None:

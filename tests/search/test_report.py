@@ -534,7 +534,7 @@ def test_compared_sweeps_stand_side_by_side(copy: Sweep) -> None:
     [
         ({"backbone": "RN50"}, "backbone: 'tiny' and 'RN50'"),
         ({"protocol": "base-to-new"}, "protocol: 'few-shot' and 'base-to-new'"),
-        ({"draws": "coop"}, "draws: 'own' and 'coop'"),
+        ({"draws": "coop"}, "draws: 'seeded' and 'coop'"),
     ],
 )
 def test_what_was_not_measured_alike_is_not_compared(

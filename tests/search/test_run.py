@@ -62,7 +62,7 @@ def refused(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
         (("--space", "rtm"), ["There is no space 'rtm'", "Did you mean 'rmt'?"]),
         (("--space", "rmt+taskrez"), ["There is no stage 'taskrez'", "Did you mean 'taskres'?"]),
         (("--space", "taskres+rmt"), ["must change the backbone", "'taskres' does not", "rmt"]),
-        (("--start", "nobody"), ["There is no sweep 'nobody'"]),
+        (("--init-from", "nobody"), ["There is no sweep 'nobody'"]),
         (
             ("--backbone", "m.safetensors@tiny"),
             ["mask artifact", "m.safetensors", "check the path"],
@@ -290,7 +290,7 @@ def test_help_names_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
     assert stop.value.code == 0
     text = capsys.readouterr().out
     options = (
-        "--space --start --dataset --backbone --shots --seeds --trials --sampler --pruner "
+        "--space --init-from --dataset --backbone --shots --seeds --trials --sampler --pruner "
         "--time-budget --name --resume --storage --ledger --tracking-uri --address "
         "--cpus-per-trial --gpus-per-trial --max-concurrent --device --seed --eval-seeds"
     )

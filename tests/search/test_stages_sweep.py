@@ -132,7 +132,7 @@ def artifacts(sweep: Sweep) -> tuple[Path, Path]:
 
 def test_a_sweep_that_starts_from_another_ones_winner(masks: Sweep) -> None:
     sweep = Sweep(masks.storage, "residual")
-    options = ("--start", "masks", "--trials", "3", "--seeds", "1,2", "--eval-seeds", "1")
+    options = ("--init-from", "masks", "--trials", "3", "--seeds", "1,2", "--eval-seeds", "1")
     space = ("--space", "taskres")
     done = sweep.run(*space, *options, "--max-concurrent", "2", *QUIET, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr

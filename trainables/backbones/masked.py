@@ -65,7 +65,7 @@ def _artifact(backbone: Backbone, path: Path) -> _Masks:
         raise BackboneError(
             f"what stands before '@' must be a mask artifact, and '{path}' has the format "
             f"{metadata.get('format', 'of something else')!r}: only masks can be folded into a "
-            "backbone without more; to go on from another method's winner, use --start"
+            "backbone without more; to go on from another method's winner, use --init-from"
         )
     # The image tower's there were alone before there were others.
     return metadata.get("prefix", "visual."), unpack_masks(tensors, metadata, backbone.fingerprint)

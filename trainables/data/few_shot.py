@@ -83,10 +83,10 @@ def sample_as_coop(labels: Tensor, shots: int, rng: random.Random) -> Tensor:
     return torch.tensor([position for some in drawn for position in some], dtype=torch.int64)
 
 
-def draw_few_shot(dataset: Dataset, shots: int, seed: int, draws: str = "own") -> FewShot:
+def draw_few_shot(dataset: Dataset, shots: int, seed: int, draws: str = "seeded") -> FewShot:
     """The few-shot train and validation sets of one (shots, seed); raises `DataError`.
 
-    `draws` is the rule: `own` is `sample_shots`, over images in the order of their names; `coop`
+    `draws` is the rule: `seeded` is `sample_shots`, over images in the order of their names; `coop`
     is `sample_as_coop`, by which the field's published results were made; `file:PATTERN` reads
     published lists (see `shots_file.py`): ImageNet's have both parts from its official training
     set.
@@ -97,7 +97,7 @@ def draw_few_shot(dataset: Dataset, shots: int, seed: int, draws: str = "own") -
     for split, pool in pools.items():
         _check_classes(dataset, split, pool)
     match draws.partition(":"):
-        case ("own", "", ""):
+        case ("seeded", "", ""):
             for split, k in wanted.items():
                 _check_size(dataset, split, pools[split], k, shots)
             chosen = {split: _by_name(pools[split], k, seed) for split, k in wanted.items()}
@@ -119,7 +119,7 @@ def draws_problems(
 ) -> list[str]:
     """What is wrong with a rule of drawing for all these draws, before any data is opened."""
     match draws.partition(":"):
-        case ("own" | "coop", "", ""):
+        case ("seeded" | "coop", "", ""):
             return []
         case ("file", ":", pattern) if pattern:
             return shots_file_problems(pattern, datasets, shots, seeds)
@@ -195,4 +195,6 @@ def _check_size(dataset: Dataset, split: str, pool: Split, wanted: int, shots: i
 
 
 def _unknown(draws: str) -> str:
-    return f"A rule of drawing is 'own', 'coop' or 'file:PATTERN', got '{draws}': use one of these."
+    return (
+        f"A rule of drawing is 'seeded', 'coop' or 'file:PATTERN', got '{draws}': use one of these."
+    )

@@ -19,7 +19,7 @@ class DataSource:
     """Folder that holds the field's data sets; unused by those that need none."""
     made_split: bool = False
     """Make the split of a data set whose split file is missing, by the published rule."""
-    draws: str = "own"
+    draws: str = "seeded"
     """Rule of the few-shot draws, see `few_shot.draw_few_shot`."""
     skip_unreadable: bool = False
     """Leave unreadable images out, instead of refusing the data set."""

@@ -26,8 +26,8 @@ def test_unreadable_images_may_be_left_out_of_a_sweep_that_has_begun(tmp_path: P
     resume = ["--resume", "mine", "--storage", str(tmp_path)]
     assert not configure(resume).task.skip_unreadable
     assert configure([*resume, "--skip-unreadable"]).task.skip_unreadable
-    with pytest.raises(UsageError, match="made_split"):
-        configure([*resume, "--make-split"])
+    with pytest.raises(UsageError, match="generate_split"):
+        configure([*resume, "--generate-split"])
 
 
 @pytest.mark.parametrize("seconds", ["nan", "inf", "-5"])

@@ -105,28 +105,31 @@ def test_a_trial_without_the_second_value_has_failed(tmp_path: Path) -> None:
 
 
 def test_what_does_not_go_with_it() -> None:
-    assert configure(["--also", ALSO]).pruner == "none"
-    assert configure(["--also", ALSO]).problems() == []
-    (stopped,) = configure(["--also", ALSO, "--pruner", "asha"]).problems()
+    assert configure(["--second-objective", ALSO]).pruner == "none"
+    assert configure(["--second-objective", ALSO]).problems() == []
+    (stopped,) = configure(["--second-objective", ALSO, "--pruner", "asha"]).problems()
     assert "--pruner none" in stopped
-    (sampler,) = configure(["--also", ALSO, "--sampler", "cmaes"]).problems()
+    (sampler,) = configure(["--second-objective", ALSO, "--sampler", "cmaes"]).problems()
     assert "tpe" in sampler
-    (wrong,) = configure(["--also", "mask/sparsity"]).problems()
+    (wrong,) = configure(["--second-objective", "mask/sparsity"]).problems()
     assert "METRIC:max" in wrong
     plain = configure([])
     assert "also" not in plain.identity()  # the names of other sweeps stay what they are
-    assert configure(["--also", ALSO]).sweep_name != configure(["--pruner", "none"]).sweep_name
+    assert (
+        configure(["--second-objective", ALSO]).sweep_name
+        != configure(["--pruner", "none"]).sweep_name
+    )
 
 
 def test_a_sweep_for_two(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, "two", report=True)
     options = ("--space", "taskres", "--shots", "2", "--trials", "5", "--eval-seeds", "1", *QUIET)
     options += ("--max-concurrent", "1")
-    unknown = sweep.run(*options, "--also", "residual/nrom:min")
+    unknown = sweep.run(*options, "--second-objective", "residual/nrom:min")
     assert unknown.returncode == 2
     assert "Did you mean 'residual/norm'?" in unknown.stderr
     assert not sweep.folder.exists()
-    done = sweep.run(*options, "--also", "train/loss:min", timeout=500)
+    done = sweep.run(*options, "--second-objective", "train/loss:min", timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     results = sweep.results()
     points = {n: (r["metrics"]["train/loss"], r["value"]) for n, r in results.items()}
@@ -138,6 +141,6 @@ def test_a_sweep_for_two(tmp_path: Path) -> None:
     best = max(results.values(), key=lambda r: r["value"])["value"]
     assert results[sweep.evaluation()["winner"]]["value"] == best
     assert json.loads((sweep.folder / "sweep.json").read_text())["config"]["also"]
-    other = sweep.run(*options, "--also", "train/loss:max")
+    other = sweep.run(*options, "--second-objective", "train/loss:max")
     assert other.returncode == 2
     assert "also: the sweep has" in other.stderr

@@ -1,4 +1,4 @@
-"""`--start`: which sweeps can be started from, and what is taken from their folders."""
+"""`--init-from`: which sweeps can be started from, and what is taken from their folders."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def finished(
 
 
 def started(*options: str) -> Plan:
-    return preflight(configure(["--space", "taskres", "--start", "masks", *options, *QUIET]))
+    return preflight(configure(["--space", "taskres", "--init-from", "masks", *options, *QUIET]))
 
 
 def refused(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
@@ -98,7 +98,7 @@ def test_every_trial_begins_with_the_winner() -> None:
     assert plan.config.space == "taskres"
     assert plan.config.task.shots == (2,)  # the task is that sweep's
     assert plan.config.task.seeds == (1, 2, 3)  # and the draws are as the space wants them
-    start = plan.config.start
+    start = plan.config.init_from
     assert start is not None
     assert (start.trial, start.location) == (1, str(root))
 
@@ -115,15 +115,15 @@ def test_json_and_back() -> None:
     config = started().config
     plain = json.loads(json.dumps(config.to_dict()))
     assert type(config).from_dict(plain) == config
-    assert isinstance(type(config).from_dict(plain).start, Start)
+    assert isinstance(type(config).from_dict(plain).init_from, Start)
 
 
 def test_no_password_is_kept() -> None:
     finished()
     config = started().config
-    assert config.start is not None
-    secret = replace(config.start, location="s3://key:secret@bucket/sweeps/masks")
-    public = replace(config, start=secret).public()
+    assert config.init_from is not None
+    secret = replace(config.init_from, location="s3://key:secret@bucket/sweeps/masks")
+    public = replace(config, init_from=secret).public()
     assert "secret" not in json.dumps(public.to_dict())
     assert public.identity() == config.identity()
 
@@ -135,15 +135,18 @@ def test_the_start_is_part_of_what_a_sweep_is(capsys: pytest.CaptureFixture[str]
     assert configure(["--space", "taskres", "--shots", "2"]).identity().keys() < (
         with_start.config.identity().keys()
     )
-    others = configure(["--space", "taskres", "--start", "others"])
+    others = configure(["--space", "taskres", "--init-from", "others"])
     assert others.sweep_name != with_start.config.sweep_name
     sweep = LocalStorage(Path("sweeps/residual").absolute())
     plan = started("--name", "residual")
     sweep.write("sweep.json", json.dumps(plan.record()).encode())
-    assert configure(["--resume", "residual"]).start == plan.config.start
-    assert configure(["--resume", "residual", "--start", "masks"]).start == plan.config.start
+    assert configure(["--resume", "residual"]).init_from == plan.config.init_from
+    assert (
+        configure(["--resume", "residual", "--init-from", "masks"]).init_from
+        == plan.config.init_from
+    )
     for how in ("--resume", "--name"):
-        lines = refused(capsys, how, "residual", "--start", "others")
+        lines = refused(capsys, how, "residual", "--init-from", "others")
         assert any("start: the sweep has" in line and "asked for" in line for line in lines)
     lines = refused(capsys, "--name", "residual", "--shots", "2")
     assert any("start: the sweep has" in line for line in lines)
@@ -153,7 +156,7 @@ def test_a_copy_of_the_folder_is_the_same_start() -> None:
     root = finished()
     first = started().config
     root.rename("sweeps/moved")
-    second = configure(["--space", "taskres", "--start", "moved"])
+    second = configure(["--space", "taskres", "--init-from", "moved"])
     assert first.identity() == second.identity()
 
 
@@ -162,7 +165,7 @@ def test_a_copy_of_the_folder_is_the_same_start() -> None:
 
 def test_an_unknown_sweep(capsys: pytest.CaptureFixture[str]) -> None:
     finished()
-    (line,) = refused(capsys, "--start", "mask")
+    (line,) = refused(capsys, "--init-from", "mask")
     assert "There is no sweep 'mask'" in line
     assert "There are: masks" in line
 
@@ -171,13 +174,13 @@ def test_an_unknown_sweep(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unfinished_sweep(how: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     """Also one with a better trial than the one that was judged."""
     finished(**how)
-    (line,) = refused(capsys, "--start", "masks")
-    assert "has come to its end, and 'masks' has not: finish it with --resume masks" in line
+    (line,) = refused(capsys, "--init-from", "masks")
+    assert "is not finished: finish it with --resume masks" in line
 
 
 def test_a_winner_that_does_not_change_the_backbone(capsys: pytest.CaptureFixture[str]) -> None:
     finished(config=residual_trial(1), space="taskres")
-    (line,) = refused(capsys, "--start", "masks")
+    (line,) = refused(capsys, "--init-from", "masks")
     for words in ("change the backbone", "rmt", "searched taskres", "belongs to the classes"):
         assert words in line
 
@@ -195,7 +198,7 @@ def test_another_task(
     options: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finished()
-    lines = refused(capsys, "--start", "masks", *options)
+    lines = refused(capsys, "--init-from", "masks", *options)
     assert any(words in line for line in lines)
 
 
@@ -212,7 +215,7 @@ def test_other_weights_or_data_under_the_same_name(
     record = json.loads((root / "sweep.json").read_text())
     record["fingerprints"][what] = "0" * 64
     (root / "sweep.json").write_text(json.dumps(record))
-    (line,) = refused(capsys, "--start", "masks")
+    (line,) = refused(capsys, "--init-from", "masks")
     assert f"was found with another {what} (000000000000, now" in line
 
 
@@ -260,13 +263,13 @@ def test_what_was_trained_is_not_trained_again(
         raise AssertionError("it is trained again")
 
     monkeypatch.setattr(Trainer, "run_epoch", refuse)
-    assert plan.config.start is not None
+    assert plan.config.init_from is not None
     worker = configure_bench(location)
     for seed in (1, 2):
-        (tensors, _), _ = learned(plan.config.start.stage, worker, Episode("digits", 2, seed))
+        (tensors, _), _ = learned(plan.config.init_from.stage, worker, Episode("digits", 2, seed))
         assert all(torch.equal(tensors[n], t) for n, t in artifacts[seed].items())
     with pytest.raises(AssertionError, match="trained again"):
-        learned(plan.config.start.stage, worker, Episode("digits", 2, 3))
+        learned(plan.config.init_from.stage, worker, Episode("digits", 2, 3))
 
 
 @pytest.mark.parametrize("change", ["another winner", "fewer draws", "damage", "gone", "away"])
@@ -287,8 +290,8 @@ def test_what_is_not_exactly_that_is_not_taken(change: str, bench: EncodedTask) 
         case "gone":
             root.rename("sweeps/away")
         case "away":
-            start = replace(plan.config.start, location="s4://bucket/masks")  # type: ignore[type-var]
-            plan = replace(plan, config=replace(plan.config, start=start))
+            start = replace(plan.config.init_from, location="s4://bucket/masks")  # type: ignore[type-var]
+            plan = replace(plan, config=replace(plan.config, init_from=start))
     location = share_start(plan, LocalStorage(Path("sweeps/residual").absolute()))
     kept = list(Path(location).glob("*")) if Path(location).exists() else []
     assert len(kept) == (0 if change in ("gone", "away") else 1)
@@ -307,6 +310,6 @@ def test_a_start_of_two_stages() -> None:
     plan = started()
     assert [s.fixed for s in plan.space.paper.stages] == [True, True, False]
     assert plan.space.paper.problems() == []
-    assert dataclasses.is_dataclass(plan.config.start)
+    assert dataclasses.is_dataclass(plan.config.init_from)
     sweep = LocalStorage(Path("sweeps/residual").absolute())
     assert share_start(plan, sweep) == str(sweep.root / "stages")

@@ -214,7 +214,7 @@ def test_published_numbers_stand_beside_the_same_setting_only() -> None:
     assert [r.method for r in rows_for("ViT-B-16", 4)] == ["zero-shot CLIP"]
     assert rows_for("RN50", 4) == []
     assert [r.shots for r in rows_for("RN50", 4, name="imagenet")] == [4, 4, 4]
-    assert rows_for("RN50", 16, draws="own") == []
+    assert rows_for("RN50", 16, draws="seeded") == []
     assert rows_for("RN50", 16, name="digits") == []
     for other in ("RN50:laion", "RN50:/weights/openai.pt", "ViT-B-32", "tiny"):
         assert rows_for(other, 16) == []
@@ -272,10 +272,10 @@ def test_published_averages_from_base_to_new_stand_beside_the_same_eleven_sets()
             "digits,folder:/a b",
             "--draws",
             "coop",
-            "--make-split",
+            "--generate-split",
         ],
         ["--shots-file", "/the lists/shot_{shots}-seed_{seed}.json"],
-        ["--also", "mask/sparsity:max"],
+        ["--second-objective", "mask/sparsity:max"],
         ["--sampler", "random", "--pruner", "none", "--seed", "3", "--eval-seeds", "2"],
         ["--storage", "/some where", "--trials", "5", "--skip-unreadable"],
     ],
@@ -307,7 +307,7 @@ def test_colours_are_told_apart_without_colour() -> None:
 
 
 def sweep_of(
-    name: str, *judged: tuple[str, int], backbone: str = "tiny", draws: str = "own"
+    name: str, *judged: tuple[str, int], backbone: str = "tiny", draws: str = "seeded"
 ) -> Source:
     """A sweep that was judged on these data sets, with so many shots each."""
     labels: tuple[Label, ...] = get_args(Label)

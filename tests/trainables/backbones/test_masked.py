@@ -193,7 +193,7 @@ def test_a_residual(bench: EncodedTask, tmp_path: Path) -> None:
     residual = trained(residual_trial(1), bench)
     write_tensors(LocalStorage(tmp_path), "r.safetensors", *residual.artifact())
     message = refused(f"{tmp_path}/r.safetensors@tiny")
-    for words in ("must be a mask artifact", "'taskres'", "--start"):
+    for words in ("must be a mask artifact", "'taskres'", "--init-from"):
         assert words in message
 
 

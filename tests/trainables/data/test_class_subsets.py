@@ -72,7 +72,9 @@ def test_a_half_without_test_images_is_refused() -> None:
 
 
 @patient
-@given(st.integers(4, 9), st.integers(1, 8), st.integers(0, 99), st.sampled_from(["own", "coop"]))
+@given(
+    st.integers(4, 9), st.integers(1, 8), st.integers(0, 99), st.sampled_from(["seeded", "coop"])
+)
 def test_the_draw_of_a_half_is_the_whole_draw_restricted(
     classes: int, shots: int, seed: int, draws: str
 ) -> None:

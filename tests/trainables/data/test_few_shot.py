@@ -143,7 +143,9 @@ def names(split: Split) -> list[str]:
 
 
 @settings(patient, max_examples=15)
-@given(shots=st.integers(1, 58), seed=st.integers(0, 10**6), draws=st.sampled_from(["own", "coop"]))
+@given(
+    shots=st.integers(1, 58), seed=st.integers(0, 10**6), draws=st.sampled_from(["seeded", "coop"])
+)
 def test_train_and_val_are_disjoint_and_sized(shots: int, seed: int, draws: str) -> None:
     pair = draw_few_shot(DIGITS, shots, seed, draws)
     assert len(pair.train.labels) == len(pair.train.images) == 10 * shots
@@ -154,7 +156,7 @@ def test_train_and_val_are_disjoint_and_sized(shots: int, seed: int, draws: str)
 
 
 @pytest.mark.parametrize("dataset", [DIGITS, Digits("digits-rotated", half_turns=1)])
-@pytest.mark.parametrize("draws", ["own", "coop"])
+@pytest.mark.parametrize("draws", ["seeded", "coop"])
 def test_drawn_images_come_with_their_labels_and_a_fingerprint(dataset: Digits, draws: str) -> None:
     pools = {
         image: int(label)
@@ -184,7 +186,7 @@ def test_too_few_validation_images_for_the_shots_that_were_asked_for() -> None:
     assert len(draw_few_shot(listed(val=3), 3, 1).val.labels) == 9  # the remedy helps
 
 
-@pytest.mark.parametrize("draws", ["own", "coop"])
+@pytest.mark.parametrize("draws", ["seeded", "coop"])
 def test_a_class_without_images_is_named(draws: str) -> None:
     data = listed(classes=3)
     bare = replace(data, val=tuple(row for row in data.val if row[1] != 1))
@@ -196,7 +198,7 @@ def test_a_class_without_images_is_named(draws: str) -> None:
 
 @pytest.mark.parametrize("draws", ["", "Own", "own:x", "coop:", "file", "file:", "fil:x"])
 def test_rules_that_do_not_exist(draws: str) -> None:
-    with pytest.raises(DataError, match=f"'own', 'coop' or 'file:PATTERN', got '{draws}'"):
+    with pytest.raises(DataError, match=f"'seeded', 'coop' or 'file:PATTERN', got '{draws}'"):
         draw_few_shot(listed(), 1, 1, draws)
     (problem,) = draws_problems(draws, ["listed"], [1], [1])
     assert f"got '{draws}'" in problem
@@ -309,7 +311,11 @@ def test_a_rule_with_a_path_is_made_absolute(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert absolute_draws("file:lists/{shots}.json") == f"file:{tmp_path}/lists/{{shots}}.json"
-    assert [absolute_draws(rule) for rule in ("own", "coop", "file:")] == ["own", "coop", "file:"]
+    assert [absolute_draws(rule) for rule in ("seeded", "coop", "file:")] == [
+        "seeded",
+        "coop",
+        "file:",
+    ]
 
 
 def test_another_process_draws_the_same(elsewhere: dict[str, Any]) -> None:

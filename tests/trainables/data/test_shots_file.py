@@ -170,5 +170,5 @@ def test_problems_before_anything_is_opened(tmp_path: Path) -> None:
     (problem,) = draws_problems(f"file:{tmp_path}/dtd-1-1.json", ["dtd"], [1], [1, 2])
     assert "must contain {seed} where there are several" in problem
     assert "seed 1, 2" in problem
-    for rule in ("own", "coop"):
+    for rule in ("seeded", "coop"):
         assert draws_problems(rule, ["dtd"], [1], [1]) == []

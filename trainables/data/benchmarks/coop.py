@@ -35,7 +35,7 @@ def open_coop(name: str, root: Path, made_split: bool = False) -> ListedDataset:
     else:
         raise DataError(
             f"The split of '{name}' is a published list: '{file}' is missing. Put it there, or "
-            "let one be made by the published rule with --make-split."
+            "let one be made by the published rule with --generate-split."
         )
     dataset = ListedDataset(name, images, checked(lists, source), lists)
     return replace(dataset, notices=notices + counts_notice(name, dataset.counts()))

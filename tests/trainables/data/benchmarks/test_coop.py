@@ -200,7 +200,7 @@ def test_a_missing_split_file_is_named_and_a_split_made_only_on_request(
     assert tree.split_file is not None
     tree.split_file.unlink()
     before = snapshot(tmp_path)
-    with pytest.raises(DataError, match=rf"'{tree.split_file}' is missing.*--make-split"):
+    with pytest.raises(DataError, match=rf"'{tree.split_file}' is missing.*--generate-split"):
         open_dataset(name, str(tmp_path))
     dataset = open_dataset(name, str(tmp_path), made_split=True)
     assert dataset.class_names == tree.class_names
