@@ -46,8 +46,8 @@ class Start:
         """Whether backbone and data are still those that it was found on."""
         return [
             f"--init-from: '{shown(self.location)}' was found with another "
-            f"{name.replace('.', ' of ')} ({theirs[:12]}, now {fingerprints.get(name, 'none')[:12]}): "
-            "restore it, or search that sweep again."
+            f"{name.replace('.', ' of ')} ({theirs[:12]}, now "
+            f"{fingerprints.get(name, 'none')[:12]}): restore it, or search that sweep again."
             for name, theirs in self.fingerprints.items()
             if name != "draws" and fingerprints.get(name) != theirs
         ]

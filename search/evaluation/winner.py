@@ -44,7 +44,8 @@ def read_start(where: str, storage: str) -> Start:
         raise UsageError(
             [
                 f"--init-from needs a sweep whose trials change the backbone ({able}), and "
-                f"'{where}' searched {config.space}: what {stage.method} learns belongs to the classes."
+                f"'{where}' searched {config.space}: what {stage.method} learns "
+                "belongs to the classes."
             ]
         )
     return Start(
