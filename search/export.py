@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from search.core.config import SweepConfig
+from search.core.config import SweepConfig, model_name_problem
 from search.core.problems import UsageError
 from search.driver.preflight import load_record, uri_afterwards
 from search.exporting.card import CARD, card
@@ -25,7 +25,7 @@ from search.exporting.registry import ALIAS, Registry, RegistryError, Version
 from search.exporting.verify import VerificationError, Verified, verify
 from search.options import Parser
 from search.tracking.uploader import open_runs
-from search.tracking.uri import TrackingError, check_tracking_uri, model_name_problem
+from search.tracking.uri import TrackingError, check_tracking_uri
 from trainables.credentials import take_secrets
 from trainables.storage import StorageError, open_storage
 from trainables.suggest import did_you_mean

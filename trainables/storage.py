@@ -6,8 +6,10 @@ Besides files there are logs, which only grow. Names are relative, with slashes.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 import tempfile
 import time
 import uuid
@@ -160,6 +162,25 @@ def split(location: str) -> tuple[str, str]:
     return f"{parent}{mark}{query}", name
 
 
+def replace_file(temporary: Path, path: Path) -> None:
+    """Rename `temporary` to `path`. Raises `OSError` if something other than a regular file is
+    there, e.g. a device, a link or a pipe."""
+    _check_regular(path)
+    os.replace(temporary, path)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file if it exists. Raises `OSError` if it is not a regular file."""
+    _check_regular(path)
+    path.unlink(missing_ok=True)
+
+
+def _check_regular(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file; move it away first", str(path))
+
+
 def is_same_folder(one: Storage, other: Storage) -> bool:
     """Whether both lead to one folder, which may have several locations (a link, another mount,
     another address): what is written at one is then there at the other. Raises `StorageError`."""
@@ -199,7 +220,7 @@ class LocalStorage(Storage):
                 with open(temporary, "rb") as file:
                     os.fchmod(file.fileno(), 0o644)
                     os.fsync(file.fileno())
-                os.replace(temporary, path)
+                replace_file(Path(temporary), path)
             except BaseException:
                 with suppress(OSError):
                     os.unlink(temporary)
@@ -218,7 +239,7 @@ class LocalStorage(Storage):
     def delete(self, name: str) -> None:
         """See `Storage`."""
         with _explained(self.root / name):
-            (self.root / name).unlink(missing_ok=True)
+            remove_file(self.root / name)
 
     def exists(self, name: str) -> bool:
         """See `Storage`."""
@@ -275,7 +296,7 @@ class LocalStorage(Storage):
         """See `Storage`."""
         for path in self.root.rglob(f"{TEMPORARY}*.*"):
             with suppress(OSError):
-                path.unlink()
+                remove_file(path)
 
 
 class ObjectStorage(Storage):

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from trainables.cache import cache_folder
-from trainables.storage import StorageError
+from trainables.storage import StorageError, replace_file
 
 Facts = Mapping[str, Any]
 """What a file's content depends on, in JSON's types."""
@@ -116,7 +116,7 @@ class Store:
                     if written != rows:
                         raise ValueError(f"{rows} rows were to be stored, got {written}")
                     with _explained(path):
-                        os.replace(part, path)
+                        replace_file(part, path)
                         _flush_folder(self.root)
         return found
 
@@ -182,7 +182,7 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else error
+        reason = error.strerror or error
         raise StorageError(
             f"'{path}': {reason}: features are kept there; make room, or set XDG_CACHE_HOME to a "
             "folder with room"

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import posixpath
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,6 @@ from search.core.objectives import SAMPLERS_OF_TWO, parse_objective
 from search.core.pruners import PRUNERS
 from search.core.samplers import SAMPLERS
 from search.ledger.store import JOURNAL_LEDGER
-from search.tracking.uri import model_name_problem
 from spaces.base import Space, TaskFacts
 from spaces.pipeline import StartedSpace
 from spaces.registry import SPACES, SpaceError, find_space
@@ -273,6 +273,25 @@ class SweepConfig:
         return found
 
 
+def model_name_problem(name: str) -> str:
+    """Why MLflow's model registry would refuse this name; empty if it would not."""
+    if (
+        name.strip()
+        and not set(name) & {"/", ":"}
+        and posixpath.normpath(name) == name
+        and not name.startswith("..")
+        and name != "."
+        and len(name) <= _MODEL_NAME
+        and name.isprintable()
+        and not {"'", '"'} <= set(name)  # no query could ask for it
+    ):
+        return ""
+    return (
+        f"The name of a registered model must be up to {_MODEL_NAME} characters without '/' and "
+        f"':', and not '.' or '..', got '{name}': e.g. --register digits-rmt."
+    )
+
+
 def is_bundle(spec: str) -> bool:
     """Whether a data set or a backbone is a bundle of features."""
     return spec.startswith("bundle:")
@@ -281,6 +300,7 @@ def is_bundle(spec: str) -> bool:
 _OLD_NAMES = {"also": "second_objective", "start": "init_from"}
 """Names of fields in sweeps of earlier releases."""
 
+_MODEL_NAME = 256  # characters the registry's tables keep
 _EXAMPLES = {"--dataset": "--dataset digits", "--shots": "--shots 16", "--seeds": "--seeds 1,2,3"}
 
 

@@ -28,7 +28,7 @@ from search.core.task import (
 from search.driver.backbone_probe import BackboneProbeProcess, Examiner, Facts
 from search.execution.resources import Placement, place, this_machine
 from search.ledger.store import ledger_problems
-from search.tracking.uri import TrackingError, check_tracking_uri
+from search.tracking.uri import TrackingError, check_tracking_uri, sqlite_uri
 from spaces.base import Space, TaskFacts
 from trainables.backbones.base import BackboneError
 from trainables.credentials import shown, without_password
@@ -38,6 +38,7 @@ from trainables.storage import (
     LocalStorage,
     Storage,
     StorageError,
+    join,
     local_folder,
     open_storage,
     split,
@@ -185,18 +186,11 @@ def adopt(plan: Plan, sweep: Storage) -> Plan:
 
 def tracking_uri(config: SweepConfig) -> str:
     """The URI to track to: a sqlite file beside the sweeps unless one is given, or in the current
-    folder where the sweeps are in a bucket. Raises `UsageError` where no URI can name it."""
+    folder where the sweeps are in a bucket."""
     if config.tracking_uri:
         return config.tracking_uri
     folder = (local_folder(config.storage) or Path.cwd()).resolve()
-    if "?" in str(folder):
-        raise UsageError(
-            [
-                "A tracking database lies in a folder without '?', where its URI would end, got "
-                f"'{folder}': use another --storage, or name a database with --tracking-uri."
-            ]
-        )
-    return f"sqlite:///{folder / 'mlflow.db'}"
+    return sqlite_uri(folder / "mlflow.db")
 
 
 def uri_afterwards(given: str, config: SweepConfig) -> str:
@@ -323,8 +317,8 @@ def load_record(sweep: Storage) -> Mapping[str, Any]:
         raise UsageError(
             [
                 "A sweep's description must be readable, and "
-                f"'{shown(sweep.location)}/{SWEEP_FILE}' is not: {error}. Restore the file from a "
-                "copy, or start another sweep with --name."
+                f"'{shown(join(sweep.location, SWEEP_FILE))}' is not: {error}. Restore the file "
+                "from a copy, or start another sweep with --name."
             ]
         ) from error
     return record

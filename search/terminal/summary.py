@@ -17,7 +17,7 @@ from search.terminal.commands import module_command, relative, tool
 from search.terminal.progress import short
 from search.tracking.uri import page_of, ui_command
 from trainables.credentials import without_password
-from trainables.storage import LocalStorage
+from trainables.storage import LocalStorage, Storage, join
 from trainables.trial import Protocol
 
 _NAMES: dict[Label, str] = {
@@ -64,12 +64,10 @@ def print_summary(outcome: Outcome, console: Console) -> None:
             style="yellow",
             soft_wrap=True,
         )
-    folder = without_password(outcome.sweep.location)
-    if isinstance(outcome.sweep, LocalStorage):
-        folder = relative(outcome.sweep.root)
-    console.print(f"Folder: {folder}", highlight=False, soft_wrap=True)
+    console.print(f"Folder: {_address(outcome.sweep)}", highlight=False, soft_wrap=True)
     if has_report(outcome.sweep):
-        console.print(f"Report: {folder}/{REPORT}/report.html", highlight=False, soft_wrap=True)
+        page = _address(outcome.sweep, f"{REPORT}/report.html")
+        console.print(f"Report: {page}", highlight=False, soft_wrap=True)
     if outcome.tracking_uri != "none":
         command = ui_command(outcome.tracking_uri)
         if command.startswith("mlflow "):
@@ -77,6 +75,14 @@ def print_summary(outcome: Outcome, console: Console) -> None:
         if outcome.page:
             command += page_of(outcome.tracking_uri, outcome.page)
         console.print(f"MLflow: {command}", highlight=False, soft_wrap=True)
+
+
+def _address(sweep: Storage, name: str = "") -> str:
+    """The address of the sweep's folder, or of a file in it, as a person can use it."""
+    if isinstance(sweep, LocalStorage):
+        return relative(sweep.root / name)
+    location = without_password(sweep.location)
+    return join(location, name) if name else location
 
 
 def _print_evaluation(outcome: Outcome, console: Console) -> None:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from search.tracking.uri import scheme_of, sqlite_path
-from trainables.storage import StorageError
+from search.tracking.uri import database_file, scheme_of, sqlite_path, sqlite_uri
+from trainables.storage import StorageError, remove_file, replace_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,15 +39,20 @@ def set_environment() -> None:
 
 
 def open_client(uri: str) -> MlflowClient:
-    """MLflow's client at `uri`; a database that is not there is made."""
+    """MLflow's client at `uri`; creates a missing sqlite database. Raises `OSError`."""
     from mlflow import MlflowClient
 
     if "MLFLOW_LOGGING_LEVEL" not in os.environ:
         for name in ("mlflow", "alembic"):  # what matters is said by the uploader
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    if scheme_of(uri) == "sqlite":
-        _create_database(uri)
-    return MlflowClient(tracking_uri=uri)
+    path = sqlite_path(uri) if scheme_of(uri) == "sqlite" else None
+    if path is None:
+        return MlflowClient(tracking_uri=uri)
+    _create_database(uri)
+    with _no_stray_folders(path.absolute()):
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)  # opens the file
+    return client
 
 
 def _create_database(uri: str) -> None:
@@ -53,16 +61,33 @@ def _create_database(uri: str) -> None:
     from mlflow import MlflowClient
 
     path = sqlite_path(uri)
-    if path is None or (path.exists() and path.stat().st_size):
+    if path is None or _has_content(path := database_file(path)):
         return
-    with open(path.with_name(f".{path.name}.lock"), "w", encoding="utf-8") as lock:
+    with open(path.with_name(f".{path.name}.lock"), "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if path.exists() and path.stat().st_size:
+        if _has_content(path):
             return
         new = path.with_name(f".{path.name}.{os.getpid()}.new")
-        new.unlink(missing_ok=True)
-        MlflowClient(tracking_uri=f"sqlite:///{new.absolute()}").search_experiments(max_results=1)
-        os.replace(new, path)
+        remove_file(new)
+        with _no_stray_folders(new):
+            MlflowClient(tracking_uri=sqlite_uri(new)).search_experiments(max_results=1)
+        replace_file(new, path)
+
+
+def _has_content(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
+@contextmanager
+def _no_stray_folders(path: Path) -> Iterator[None]:
+    """Remove the folders that MLflow creates from a quoted path before SQLAlchemy reads it: a
+    database in `a%20b` would leave an empty folder `a%2520b` beside it."""
+    quoted = Path(sqlite_uri(path).removeprefix("sqlite:///"))
+    missing = [folder for folder in quoted.parents if not folder.exists()]
+    yield
+    for folder in missing:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def close_connections(uri: str) -> None:

@@ -1,22 +1,25 @@
-"""Tracking URIs and names of models: whether MLflow can work with them, how a person opens one."""
+"""Tracking URIs: whether MLflow can use one, and how a person opens it."""
 
 from __future__ import annotations
 
 import base64
 import configparser
+import errno
 import http.client
 import json
 import os
-import posixpath
 import shlex
 import socket
 import sqlite3
 import ssl
+import stat
 import urllib.error
 import urllib.parse
 import urllib.request
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
+
+from sqlalchemy.engine import make_url
 
 from trainables.credentials import shown
 
@@ -27,14 +30,15 @@ class TrackingError(Exception):
 
 SERVERS = frozenset({"http", "https"})
 _DATABASES = frozenset({"sqlite", "postgresql", "mysql", "mssql"})
+_DATABRICKS = frozenset({"databricks", "databricks-uc", "uc"})  # URIs as they are, without a colon
 _LOCAL = "http://127.0.0.1:5000"  # where `mlflow ui` answers
-_MODEL_NAME = 256  # characters the registry's tables keep
 
 
 def check_tracking_uri(uri: str, timeout: float = 5.0) -> str:
     """Find out within `timeout` seconds per step whether MLflow can work with `uri`.
 
-    Does not import MLflow, and does not connect to database servers.
+    Imports MLflow only for a scheme that this project does not know, and does not connect to
+    database servers.
 
     Returns:
         Nothing to say: "". Otherwise one line about a server that is away and may come back.
@@ -57,52 +61,33 @@ def check_tracking_uri(uri: str, timeout: float = 5.0) -> str:
     if scheme == "sqlite":
         _check_sqlite(uri, timeout)
     elif scheme in {"", "file"}:
-        path = parts.path or "."
+        path = Path(urllib.parse.unquote(parts.path) if scheme else uri or ".").absolute()
         raise TrackingError(
-            f"MLflow no longer keeps runs in a folder of files, but the tracking URI is {uri!r}. "
-            f"Use a database: sqlite:///{Path(path).absolute() / 'mlflow.db'}"
+            "A tracking URI must name a server or a database: MLflow no longer stores runs in a "
+            f"folder of files, got {uri!r}. Use {sqlite_uri(path / 'mlflow.db')}"
         )
-    elif scheme not in _DATABASES:
-        known = ", ".join(f"{name}:" for name in sorted(SERVERS | _DATABASES))
+    elif scheme not in _DATABASES and (known := _other_schemes(scheme)):
         raise TrackingError(
-            f"A tracking URI begins with one of {known}, but it is {shown(uri)!r}. "
-            f"Use sqlite:///{Path('mlflow.db').absolute()}, or the address of an MLflow server."
+            f"The scheme of a tracking URI must be one that MLflow knows ({', '.join(known)}), got "
+            f"{shown(uri)!r}. Use {sqlite_uri(Path('mlflow.db').absolute())}, the address of an "
+            f"MLflow server, or install the MLflow plugin for '{scheme}:'."
         )
     return ""
 
 
-def model_name_problem(name: str) -> str:
-    """Why the registry would not take this name; empty where it would."""
-    if (
-        name.strip()
-        and not set(name) & {"/", ":"}
-        and posixpath.normpath(name) == name
-        and not name.startswith("..")
-        and name != "."
-        and len(name) <= _MODEL_NAME
-        and name.isprintable()
-        and not {"'", '"'} <= set(name)  # no query could ask for it
-    ):
-        return ""
-    return (
-        f"The name of a registered model must be up to {_MODEL_NAME} characters without '/' and "
-        f"':', and not '.' or '..', got '{name}': e.g. --register digits-rmt."
-    )
-
-
 def ui_command(uri: str) -> str:
-    """How to see the runs: a shell command for a database, the address itself for a server.
-
-    A password is not repeated: it has to be put in.
-    """
-    if scheme_of(uri) in SERVERS:
-        return without_user(uri)
-    return f"mlflow ui --backend-store-uri {shlex.quote(shown(absolute_uri(uri)))}"
+    """How to see the runs: a shell command for a database, else the server's address. A password
+    is replaced by stars."""
+    if scheme_of(uri) in _DATABASES:
+        return f"mlflow ui --backend-store-uri {shlex.quote(shown(absolute_uri(uri)))}"
+    return without_user(uri).rstrip("/")
 
 
 def page_of(uri: str, page: str) -> str:
-    """What follows the command or the address of `ui_command` where a page of it is meant."""
-    return page if scheme_of(uri) in SERVERS else f", then {_LOCAL}{page}"
+    """What to append to `ui_command` to name one page of it."""
+    if scheme_of(uri) in _DATABASES:
+        return f", then {_LOCAL}{page}"
+    return page if scheme_of(uri) in SERVERS else ""
 
 
 def without_user(uri: str) -> str:
@@ -122,15 +107,27 @@ def server_answers(uri: str, timeout: float) -> None:
         raise ConnectionError(str(error.reason)) from error
 
 
+def is_database(uri: str) -> bool:
+    """Whether MLflow's client opens a database itself, without a server."""
+    return scheme_of(uri) in _DATABASES
+
+
 def scheme_of(uri: str) -> str:
-    """`postgresql+psycopg2://...` is `postgresql`; a bare path has none."""
+    """The scheme without a driver: `postgresql` of `postgresql+psycopg2://...`, "" of a path."""
+    if uri in _DATABRICKS:
+        return uri
     return urllib.parse.urlsplit(uri).scheme.partition("+")[0]
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The database file of a SQLAlchemy URL: three slashes, then the path. None: in memory."""
-    path = uri.partition("?")[0].partition(":///")[2]
-    return None if path in {"", ":memory:"} else Path(path)
+    """The database file of a sqlite URI, as SQLAlchemy reads it; None for one in memory."""
+    path = make_url(uri).database
+    return None if path in {None, "", ":memory:"} else Path(path)
+
+
+def sqlite_uri(path: Path) -> str:
+    """The inverse of `sqlite_path`. Characters that SQLAlchemy reads as they are stay."""
+    return f"sqlite:///{str(path).replace('%', '%25').replace('?', '%3F')}"
 
 
 def absolute_uri(uri: str) -> str:
@@ -138,33 +135,59 @@ def absolute_uri(uri: str) -> str:
     path = sqlite_path(uri) if scheme_of(uri) == "sqlite" else None
     if path is None:
         return uri
-    head, tail = uri.partition(":///")[0], uri.partition("?")[1:]
-    return f"{head}:///{path.absolute()}{''.join(tail)}"
+    head, (_, mark, query) = uri.partition(":///")[0], uri.partition("?")
+    return f"{head}{sqlite_uri(path.absolute()).removeprefix('sqlite')}{mark}{query}"
+
+
+def database_file(path: Path) -> Path:
+    """The file that `path` leads to, through links. Raises `OSError` if it exists and is not a
+    regular file (a device, a folder, a pipe): it must never be replaced or opened."""
+    target = Path(os.path.realpath(path))
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(target.lstat().st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return target
+
+
+def _other_schemes(scheme: str) -> list[str]:
+    """All schemes in MLflow's own registry (Databricks, installed plugins) if `scheme` is none of
+    them, else nothing. Imports MLflow."""
+    from mlflow.tracking._tracking_service.utils import _tracking_store_registry
+
+    known = set(_tracking_store_registry._registry) - {"", "file"}
+    return [] if scheme in known else sorted(known)
 
 
 def _check_sqlite(uri: str, timeout: float) -> None:
     path = sqlite_path(uri)
     if path is None:
         raise TrackingError(
-            f"A sqlite tracking URI names a file, but it is {uri!r}. "
-            f"Use sqlite:///{Path('mlflow.db').absolute()}"
+            f"A sqlite tracking URI must name a file, got {uri!r}. "
+            f"Use {sqlite_uri(Path('mlflow.db').absolute())}"
         )
+    try:
+        path = database_file(path)
+    except OSError as error:
+        raise TrackingError(
+            f"A sqlite tracking URI must name a regular file or one to be created, got {uri!r} "
+            f"({error.strerror}: '{error.filename}'). Use another path."
+        ) from error
     if not path.exists():
         if not path.parent.is_dir():
             raise TrackingError(
-                f"The folder of a new sqlite database must exist, but the tracking URI is {uri!r}. "
-                f"Create it: mkdir -p {shlex.quote(str(path.parent.absolute()))}"
+                f"The folder of a new sqlite database must exist, got the tracking URI {uri!r}. "
+                f"Create it: mkdir -p {shlex.quote(str(path.parent))}"
             )
         if not os.access(path.parent, os.W_OK | os.X_OK):
             raise TrackingError(
-                f"The folder of a sqlite database must be writable, but that of {uri!r} is not. "
-                f"Choose another, or make {path.parent.absolute()} writable."
+                f"The folder of a sqlite database must be writable, got the tracking URI {uri!r}. "
+                f"Use another folder, or make {path.parent} writable."
             )
         return
     # Sqlite says best itself whether it can write: a write transaction that changes nothing.
     try:
         with closing(
-            sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", timeout=timeout, uri=True)
+            sqlite3.connect(f"{path.as_uri()}?mode=rw", timeout=timeout, uri=True)
         ) as database:
             database.execute("BEGIN IMMEDIATE")
             (version,) = database.execute("PRAGMA user_version").fetchone()
@@ -204,13 +227,13 @@ def _check_server(uri: str, timeout: float) -> str:
             if not _may_pass(reason):
                 raise TrackingError(
                     f"A tracking server must be reachable, but {shown(uri)!r} is not ({reason}). "
-                    f"{_REMEDY}: sqlite:///{Path('mlflow.db').absolute()}"
+                    f"{_REMEDY}: {sqlite_uri(Path('mlflow.db').absolute())}"
                 ) from error
             return _away(uri, str(reason))
         except (ValueError, http.client.HTTPException) as error:
             raise TrackingError(
                 f"A tracking server answers GET {question} as MLflow does, but {shown(uri)!r} does "
-                f"not ({error}). {_REMEDY}: sqlite:///{Path('mlflow.db').absolute()}"
+                f"not ({error}). {_REMEDY}: {sqlite_uri(Path('mlflow.db').absolute())}"
             ) from error
     return ""
 

@@ -94,7 +94,7 @@ def refused(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
         (("--name", "../up"), ["--name must be letters", "../up"]),
         (("--storage", "s4://bucket/sweeps"), ["must be writable", "s4://bucket", "--storage"]),
         (("--storage", NO_STORE), ["must be writable", shown(NO_STORE), "connect", "--storage"]),
-        (("--storage", "what?"), ["in a folder without '?'", "what?", "--tracking-uri"]),
+        (("--tracking-uri", "sqlite:////dev/null"), ["a regular file", "/dev/null"]),
         (("--ledger", "mysql://host/db"), ["--ledger must be journal or postgresql://", "mysql"]),
         (("--ledger", "postgresql://127.0.0.1:9/db"), ["--ledger", "refused", "127.0.0.1:9"]),
         (("--tracking-uri", "./mlruns"), ["./mlruns", "sqlite:///"]),

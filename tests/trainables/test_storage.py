@@ -222,6 +222,27 @@ def test_a_folder_that_is_a_file_is_an_error(tmp_path: Path) -> None:
         storage.write("a", b"")
 
 
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
+def test_only_a_regular_file_is_replaced_or_removed(kind: str, tmp_path: Path) -> None:
+    storage, path = LocalStorage(tmp_path / "here"), tmp_path / "here" / "result.json"
+    (tmp_path / "elsewhere").write_text("kept")
+    storage.write("other", b"")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(tmp_path / "elsewhere")
+    before = path.lstat()
+    with pytest.raises(StorageError, match=r"result\.json.*not a regular file"):
+        storage.write("result.json", b"new")
+    with pytest.raises(StorageError, match=r"result\.json.*not a regular file"):
+        storage.delete("result.json")
+    assert (path.lstat().st_mode, path.lstat().st_ino) == (before.st_mode, before.st_ino)
+    assert (tmp_path / "elsewhere").read_text() == "kept"
+    assert {entry.name for entry in path.parent.iterdir()} == {"other", "result.json"}
+
+
 def test_what_dead_writers_left_is_tidied_away(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     storage.write("trials/1/result.json", b"1")

@@ -146,7 +146,7 @@ def test_what_is_no_such_file_is_computed_again(store: Store, damage: str) -> No
         case "a folder":
             path.unlink()
             path.mkdir()
-            with pytest.raises(StorageError, match="Is a directory"):
+            with pytest.raises(StorageError, match="not a regular file"):
                 fill(store)
             return
     assert torch.equal(fill(store).matrix("features"), ROWS)

@@ -49,6 +49,7 @@ from tools.tiny.glyphs import (
     draw_masks,
 )
 from trainables.backbones.open_clip import open_clip
+from trainables.storage import replace_file
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -304,7 +305,7 @@ def _write(path: Path, data: bytes) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_bytes(data)
     partial.chmod(0o644)
-    partial.replace(path)
+    replace_file(partial, path)
 
 
 def zero_shot(folder: Path, images: Tensor, names: tuple[str, ...]) -> Tensor:

@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from search import sync
-from search.core.config import SweepConfig
+from search.core.config import SweepConfig, model_name_problem
 from search.driver.preflight import load_record
 from search.evaluation.record import Evaluation, Score
 from search.export import main
@@ -29,7 +29,6 @@ from search.exporting.register import register_winner
 from search.exporting.registry import ALIAS, Registry, RegistryError
 from search.tracking.mlflow_page import columns, description
 from search.tracking.uploader import open_runs
-from search.tracking.uri import model_name_problem
 from tests.search.made import made
 from tests.search.mlflow_server import Server, runs_of
 from trainables.methods.taskres import TaskResConfig

@@ -1,20 +1,13 @@
 """The MLflow mirror against real stores: a sqlite file, and a server that dies and comes back."""
 
-import base64
-import http.server
 import json
 import logging
-import os
 import shutil
-import socket
-import sqlite3
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +17,7 @@ from mlflow import MlflowClient
 from search.tracking.outbox import Outbox
 from search.tracking.tracker import NullTracker, Row
 from search.tracking.uploader import MlflowTracker
-from search.tracking.uri import TrackingError, check_tracking_uri, ui_command
+from search.tracking.uri import TrackingError, check_tracking_uri
 from tests.search.mlflow_server import TIMEOUT, Server, history, runs_of, wait_until
 from trainables.storage import LocalStorage
 
@@ -414,93 +407,6 @@ def test_a_server_that_is_down_then_killed_then_back(
     assert caplog.text.count("is away") <= 2
 
 
-def test_a_file_may_not_be_named_by_an_unknown_kind_of_address(tmp_path: Path) -> None:
-    for uri in ("file:///runs", "runs", "./runs", "/runs"):
-        with pytest.raises(TrackingError, match=r"folder of files.*Use a database: sqlite:///"):
-            check_tracking_uri(uri)
-    with pytest.raises(TrackingError, match="begins with one of"):
-        check_tracking_uri("ftp://host/")
-    with pytest.raises(TrackingError, match="names a file"):
-        check_tracking_uri("sqlite://")
-    check_tracking_uri("postgresql+psycopg2://user@host/mlflow")
-    with pytest.raises(TrackingError, match="mkdir -p"):
-        check_tracking_uri(f"sqlite:///{tmp_path}/no/such/mlflow.db")
-
-
-def test_a_database_must_be_one_and_writable(tmp_path: Path, uri: str) -> None:
-    check_tracking_uri(uri)
-    check_tracking_uri(f"sqlite:///{tmp_path}/new.db")
-    assert not (tmp_path / "new.db").exists()
-    (tmp_path / "text.db").write_text("not a database " * 100)
-    with pytest.raises(TrackingError, match="file is not a database"):
-        check_tracking_uri(f"sqlite:///{tmp_path}/text.db")
-    with pytest.raises(TrackingError, match="unable to open"):
-        check_tracking_uri(f"sqlite:///{tmp_path}")
-    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as busy:
-        busy.execute("BEGIN IMMEDIATE")
-        with pytest.raises(TrackingError, match="locked"):
-            check_tracking_uri(uri, timeout=0.1)
-
-
-def test_a_database_that_may_only_be_read(tmp_path: Path, uri: str) -> None:
-    (tmp_path / "mlflow.db").chmod(0o400)
-    if os.access(tmp_path / "mlflow.db", os.W_OK):
-        pytest.skip("this user (root?) may write everywhere")
-    with pytest.raises(TrackingError, match="readonly"):
-        check_tracking_uri(uri)
-    tmp_path.chmod(0o500)
-    with pytest.raises(TrackingError, match="must be writable"):
-        check_tracking_uri(f"sqlite:///{tmp_path}/new.db")
-
-
-class Doorkeeper(http.server.BaseHTTPRequestHandler):
-    """Health is public, everything else wants a password: as MLflow's basic-auth."""
-
-    def do_GET(self) -> None:
-        secret = "Basic " + base64.b64encode(b"ada:p@ss").decode()
-        known = self.path == "/health" or self.headers.get("Authorization") == secret
-        self.send_response(200 if known else 401)
-        self.end_headers()
-        self.wfile.write(b"OK" if self.path == "/health" else b"{}")
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-def test_a_server_that_wants_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with http.server.HTTPServer(("127.0.0.1", 0), Doorkeeper) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            host = f"127.0.0.1:{server.server_port}"
-            with pytest.raises(TrackingError, match=r"401.*credentials MLFLOW_TRACKING_USERNAME"):
-                check_tracking_uri(f"http://{host}")
-            check_tracking_uri(f"http://ada:p%40ss@{host}/")
-            (tmp_path / ".mlflow").mkdir()
-            (tmp_path / ".mlflow" / "credentials").write_text(
-                "[mlflow]\nmlflow_tracking_username = ada\nmlflow_tracking_password = p@ss\n"
-            )
-            check_tracking_uri(f"http://{host}")
-            monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "eve")
-            with pytest.raises(TrackingError, match="401"):
-                check_tracking_uri(f"http://{host}")
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def test_how_to_see_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert ui_command("http://host:5000") == "http://host:5000"
-    assert (
-        ui_command("sqlite:///a.db") == f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/a.db"
-    )
-    assert (
-        ui_command("sqlite:////x y/a.db") == "mlflow ui --backend-store-uri 'sqlite:////x y/a.db'"
-    )
-
-
 def test_a_killed_first_start_leaves_a_usable_database(tmp_path: Path) -> None:
     """MLflow makes its tables one by one; killed in the middle, it never starts again."""
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
@@ -587,78 +493,3 @@ def test_a_server_with_a_log_in(
         assert secret not in caplog.text
     finally:
         server.kill()
-
-
-@pytest.mark.parametrize(
-    ("uri", "printed"),
-    [
-        ("http://ada:se:cr@t@host:5000/x", "http://host:5000/x"),
-        (
-            "postgresql://ada:se:cr@t@host/m",
-            "mlflow ui --backend-store-uri 'postgresql://ada:***@host/m'",
-        ),
-        (
-            "mysql://host/m?password=se:cr@t&a=1",
-            "mlflow ui --backend-store-uri 'mysql://host/m?password=***&a=1'",
-        ),
-    ],
-)
-def test_a_password_is_not_printed(uri: str, printed: str) -> None:
-    assert ui_command(uri) == printed
-
-
-@pytest.mark.parametrize(
-    ("uri", "why"),
-    [
-        ("http://", "names no host"),
-        ("http://host:five", "well-formed"),
-        ("http://[host", "well-formed"),
-    ],
-)
-def test_an_address_that_can_never_answer(uri: str, why: str) -> None:
-    with pytest.raises(TrackingError, match=why):
-        check_tracking_uri(uri, timeout=1)
-
-
-def test_a_host_that_does_not_exist() -> None:
-    try:
-        socket.getaddrinfo("no-such-host.invalid", 80)
-    except socket.gaierror as error:
-        if error.errno == socket.EAI_AGAIN:
-            pytest.skip("no name server answers")
-    with pytest.raises(TrackingError, match="reachable"):
-        check_tracking_uri("http://no-such-host.invalid:5000")
-
-
-class Other(http.server.BaseHTTPRequestHandler):
-    """A web server that is not MLflow's: pages for everything, or errors."""
-
-    status = 200
-
-    def do_GET(self) -> None:
-        self.send_response(self.status)
-        self.end_headers()
-        self.wfile.write(b"<html>Hello</html>")
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.mark.parametrize(
-    ("status", "why"), [(200, "as MLflow does"), (404, "Give the address"), (503, ""), (504, "")]
-)
-def test_an_answer_that_is_not_mlflows(status: int, why: str) -> None:
-    handler = type("Handler", (Other,), {"status": status})
-    with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            uri = f"http://127.0.0.1:{server.server_port}"
-            if why:
-                with pytest.raises(TrackingError, match=why):
-                    check_tracking_uri(uri)
-            else:
-                assert f"{status}" in check_tracking_uri(uri)
-        finally:
-            server.shutdown()
-            thread.join()
