@@ -157,8 +157,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "ray": ("search/", "trainables/trainable.py"),
     # Tracking, the registry, and the exported model's flavour with the code that travels with it.
     "mlflow": (
-        "search/tracking/mlflow_client.py",
-        "search/tracking/mlflow_runs.py",
+        "search/tracking/",
         "search/exporting/mlflow_model.py",
         "search/exporting/registry.py",
         SERVED,
