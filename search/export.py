@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="see below (default: artifact; with --register: mlflow)",
     )
     parser.add_argument(
+        "--episode",
         "--cell",
         default="",
         metavar="LABEL",

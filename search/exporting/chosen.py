@@ -54,7 +54,7 @@ class Chosen:
 def choose(
     sweep: Storage, record: Mapping[str, Any], config: SweepConfig, trial: str, episode: str
 ) -> Chosen:
-    """The artifact that `--trial` and `--cell` mean; raises `UsageError`."""
+    """The artifact that `--trial` and `--episode` mean; raises `UsageError`."""
     results = read_results(sweep)
     best = best_of(results.values())
     if best is None:
@@ -68,7 +68,7 @@ def choose(
         return _winner(sweep, record, config, results, episode, best.number)
     result = _finished(results, trial, config.name)
     task = config.task
-    chosen = _cell(task, episode)
+    chosen = _episode(task, episode)
     suffix = f"-{task.label(chosen)}" if len(task.episodes) > 1 else ""
     file = f"{trial_folder(result.number)}/artifact{suffix}.safetensors"
     return Chosen(sweep, record, config, result, task, chosen, file, None)
@@ -105,7 +105,7 @@ def _winner(
             ]
         )
     task = replace(config.task, seeds=evaluation.seeds)
-    chosen = _cell(task, episode)
+    chosen = _episode(task, episode)
     file = f"winner/artifact-{task.label(chosen)}.safetensors"
     return Chosen(sweep, record, config, result, task, chosen, file, evaluation)
 
@@ -125,7 +125,7 @@ def _finished(results: Mapping[int, Result], trial: str, name: str) -> Result:
     return result
 
 
-def _cell(task: TaskSpec, label: str) -> Episode:
+def _episode(task: TaskSpec, label: str) -> Episode:
     """The one of that label; the first where none is given."""
     episodes = {task.label(episode): episode for episode in task.episodes}
     if label and label not in episodes:

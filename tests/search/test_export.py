@@ -127,7 +127,7 @@ def probe(model: Model, path: Path) -> Tensor:
 
 def test_masks_with_a_card(export: Export, sweeps: Sweeps, tmp_path: Path) -> None:
     out = tmp_path / "masks"
-    said = export("rmt", "--format", "mask", "--output", str(out), "--cell", "seed3")
+    said = export("rmt", "--format", "mask", "--output", str(out), "--episode", "seed3")
     assert said.code == 0, said.err
     assert "rmt, digits, 16 shots, seed 3" in said.out
     assert sorted(p.name for p in out.iterdir()) == ["artifact.safetensors", "card.json"]
@@ -331,7 +331,7 @@ def test_a_method_that_is_no_linear_head(export: Export, tmp_path: Path) -> None
     assert "more than a CLIP and a linear classifier" in refused.err
     assert "What does: artifact, torch, onnx, mlflow." in refused.err
     out = tmp_path / "out"
-    options = ("--trial", "0", "--format", "torch", "--output", str(out), "--cell", "seed2")
+    options = ("--trial", "0", "--format", "torch", "--output", str(out), "--episode", "seed2")
     said = export("images", *options, storage=tmp_path)
     assert said.code == 0, said.err
     expected = probe(Sweeps(tmp_path).model("images", "0", "seed2"), tmp_path / "given")
@@ -371,7 +371,7 @@ def test_features_without_a_tower(export: Export, tmp_path: Path) -> None:
         (("none",), "There is no sweep 'none'"),
         (("rmt", "--trial", "7"), "There is no finished trial 7 in 'rmt'. Complete are: 0."),
         (("rmt", "--trial", "first"), "--trial must be best or a trial's number, got 'first'"),
-        (("rmt", "--cell", "seed9"), "There is no cell 'seed9'. Known: seed2, seed3."),
+        (("rmt", "--episode", "seed9"), "There is no episode 'seed9'. Known: seed2, seed3."),
         (("rmt", "--format", "onx"), "Did you mean 'onnx'?"),
         (("taskres", "--format", "mask"), "What does: artifact, merged, torch, onnx, mlflow."),
         (("rmt", "--frmat", "onnx"), "--frmat"),
