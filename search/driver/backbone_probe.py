@@ -1,15 +1,11 @@
-"""A look at the backbone before a sweep starts, by a process of its own.
+"""Checks of the backbone before a sweep starts, in a process of their own.
 
-What it takes to build a model (open_clip, torchvision, timm, the weights) is more than 130 MB that
-the driver, which lives as long as the sweep, never needs again.
+Building a model (open_clip, torchvision, timm, the weights) takes more than 130 MB, which the
+driver would keep for as long as the sweep runs.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
@@ -17,6 +13,7 @@ from typing import Any, Literal, Protocol, Self
 
 import torch
 
+from search.core.child_process import ChildError, ChildProcess
 from trainables.backbones.base import Backbone, BackboneError
 from trainables.backbones.bundle import FeatureBackbone
 from trainables.backbones.registry import load_backbone
@@ -26,59 +23,60 @@ from trainables.methods.registry import METHODS
 from trainables.suggest import did_you_mean
 from trainables.trial import TrialConfig
 
+_SECONDS = 600.0
+"""Time limit for one check of the methods. Loading has none: it may download gigabytes."""
+
 
 @dataclass(frozen=True)
 class Facts:
-    """What a sweep must know of its backbone."""
+    """What a sweep must know about its backbone."""
 
     fingerprint: str
-    """Of architecture, activation and weights."""
+    """Digest of architecture, activation, weights and preprocessing."""
     tower: Literal["vit", "resnet", "other"]
     """Family of the image tower."""
 
 
 class Examiner(Protocol):
-    """Looks at one backbone."""
+    """Checks of one backbone."""
 
     def facts(self) -> Facts:
-        """Raises `BackboneError`."""
+        """Load the backbone; raises `BackboneError`."""
 
     def check_methods(
         self, paper: TrialConfig, names: Sequence[Sequence[str]], images: int, metric: str = ""
     ) -> str:
-        """Build each stage once on the backbone, for the classes of its `names`: why one does not
-        suit, or nothing. Where a trial must report a `metric`, it is looked for too."""
+        """Build each stage once on the backbone, for the classes of its `names`; return why one
+        cannot be built, or an empty string. If a trial must report a `metric`, check that too."""
 
 
 class BackboneProbe:
-    """In this process."""
+    """Checks in this process."""
 
     def __init__(self, spec: str) -> None:
         self._spec = spec
         self._backbone: Backbone | None = None
 
     def facts(self) -> Facts:
-        """See `Examiner`."""
         self._backbone = load_backbone(self._spec)
         return Facts(self._backbone.fingerprint, self._backbone.tower)
 
     def check_methods(
         self, paper: TrialConfig, names: Sequence[Sequence[str]], images: int, metric: str = ""
     ) -> str:
-        """See `Examiner`."""
         known = {"val/loss", *(() if METHODS[paper.method].training_free else ("train/loss",))}
         assert self._backbone is not None, "facts() comes first"
-        wordless = isinstance(self._backbone, FeatureBackbone)
+        has_text = not isinstance(self._backbone, FeatureBackbone)
         try:
             for stage, own in zip(paper.stages, names, strict=True):
                 features = torch.ones(len(own), self._backbone.feature_dim)
-                # Names alone: a template decides what a text says, never whether there is room.
-                texts = None if wordless else PromptSet(tuple(own), ("{}",))
+                # Names alone: templates change texts but never whether they fit.
+                texts = PromptSet(tuple(own), ("{}",)) if has_text else None
                 schedule = Schedule(stage.optim.learning_rates(images))
-                material = BuildContext(
+                context = BuildContext(
                     self._backbone, ClassTexts(features, texts), schedule, images
                 )
-                method = METHODS[stage.method].build(stage.method_config, material)
+                method = METHODS[stage.method].build(stage.method_config, context)
                 known |= method.progress().keys() if stage is paper else set()
         except MethodError as error:
             return str(error)
@@ -87,16 +85,26 @@ class BackboneProbe:
         return ""
 
 
+class RemoteProbe(BackboneProbe):
+    """`BackboneProbe` behind JSON, in the child process."""
+
+    def facts_as_json(self) -> dict[str, Any]:
+        """`facts` as a dictionary."""
+        return asdict(self.facts())
+
+    def check_methods_from_json(self, paper: dict[str, Any], *arguments: Any) -> str:
+        """`check_methods` with the configuration as a dictionary."""
+        return self.check_methods(TrialConfig.from_dict(paper), *arguments)
+
+
 class BackboneProbeProcess:
-    """In a process of its own, which begins at once and ends with `with`."""
+    """Checks in a child process, which starts in the constructor and ends with `with`."""
 
     def __init__(self, spec: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "search.driver.backbone_probe", spec],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            process_group=0,  # Ctrl-C is for the driver, which ends this process too
+        self._spec = spec
+        # Its standard error is shown: downloads report their progress there.
+        self._child = ChildProcess(
+            f"{__name__}:RemoteProbe", spec, raises=(BackboneError,), show_errors=True
         )
 
     def __enter__(self) -> Self:
@@ -108,63 +116,27 @@ class BackboneProbeProcess:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self._child.__exit__(kind, error, trace)
 
     def facts(self) -> Facts:
-        """See `Examiner`."""
-        answer = self._hear()
-        if "problem" in answer:
-            raise BackboneError(answer["problem"])
-        return Facts(**answer)
+        """Load the backbone; raises `BackboneError`, also if the process dies."""
+        return Facts(**self._call("facts_as_json"))
 
     def check_methods(
         self, paper: TrialConfig, names: Sequence[Sequence[str]], images: int, metric: str = ""
     ) -> str:
-        """See `Examiner`."""
-        question = {
-            "paper": paper.to_dict(),
-            "names": names,
-            "images": images,
-            "metric": metric,
-        }
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        return str(self._hear()["problem"])
+        """As `Examiner.check_methods`; a process that dies or hangs is a problem too."""
+        arguments = (paper.to_dict(), names, images, metric)
+        try:
+            return str(self._call("check_methods_from_json", *arguments, timeout=_SECONDS))
+        except BackboneError as error:
+            return str(error)
 
-    def _hear(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith(_MARK):  # libraries print too, when they download
-                answer: dict[str, Any] = json.loads(line.removeprefix(_MARK))
-                return answer
-        raise RuntimeError(f"the look at the backbone ended with code {self._process.wait()}")
-
-
-_MARK = "examined: "
-
-
-def _tell(answer: dict[str, Any]) -> None:
-    print(_MARK + json.dumps(answer), flush=True)
-
-
-def main() -> None:
-    """The other process: facts, then an answer to the question on standard input."""
-    examination = BackboneProbe(sys.argv[1])
-    try:
-        _tell(asdict(examination.facts()))
-    except BackboneError as error:
-        _tell({"problem": str(error)})
-        return
-    for line in sys.stdin:
-        question = json.loads(line)
-        paper = TrialConfig.from_dict(question.pop("paper"))
-        _tell({"problem": examination.check_methods(paper, **question)})
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except BrokenPipeError:  # the driver was killed: nobody wants to know any more
-        os._exit(1)
+    def _call(self, function: str, *arguments: Any, timeout: float | None = None) -> Any:
+        try:
+            return self._child.call(function, *arguments, timeout=timeout)
+        except ChildError as error:
+            raise BackboneError(
+                f"the backbone must load and fit the methods, and '{self._spec}' could not be "
+                f"checked: {error}. Free memory, or use a smaller model."
+            ) from None

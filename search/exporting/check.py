@@ -1,15 +1,13 @@
 """Ask a written export what it says, in a process that knows nothing of the one that wrote it.
 
-    python -m search.exporting.check FORMAT FOLDER PROBE ANSWER
-
-Of a network (`torch`, `onnx`, `mlflow`) nothing of the project is loaded but this file.
+For a network (`torch`, `onnx`, `mlflow`), this file and `child_process.py` are all that is loaded
+of the project.
 
 Notation: n images, c classes, s image side.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -102,12 +100,7 @@ ASK: Mapping[str, Callable[[Path, Path], Answer]] = {
 
 
 @torch.no_grad()
-def main() -> None:
-    """Command line."""
-    kind, folder, probe, answer = sys.argv[1:]
+def ask(kind: str, folder: str, probe: str, answer: str) -> None:
+    """Write the answer of the export of this format in `folder` to the file `answer`."""
     found = ASK[kind](Path(folder), Path(probe))
     save_file({name: tensor.double().contiguous() for name, tensor in found.items()}, answer)
-
-
-if __name__ == "__main__":
-    main()

@@ -5,8 +5,6 @@ Notation: n images, c classes, s image side.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from search.core.child_process import ChildError, call_in_child
 from search.exporting.check import INPUTS, LOGITS, OPENING, ORIGINAL, ORIGINALS, ROWS, VIEWS
 from search.exporting.model import Model
 from trainables.data.base import FeatureRows
@@ -49,12 +48,10 @@ def verify(model: Model, kind: str, folder: Path, beside: Path) -> Verified:
     rows = _spread(len(model.logits), IMAGES)
     probe, answer = beside / "probe.safetensors", beside / "answer.safetensors"
     _write_probe(model, rows, probe)
-    command = [sys.executable, "-m", "search.exporting.check", kind]
-    command += [str(path) for path in (folder, probe, answer)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise VerificationError(f"it cannot be loaded: {lines[-1][:300]}")
+    try:
+        call_in_child("search.exporting.check", "ask", kind, str(folder), str(probe), str(answer))
+    except ChildError as error:
+        raise VerificationError(f"it cannot be loaded: {error}") from None
     found, reference = load_file(answer), model.logits[rows].double().cpu()
     if kind == "mlflow":
         reference = reference.log_softmax(dim=1)

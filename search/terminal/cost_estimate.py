@@ -7,11 +7,8 @@ nothing behind: what it computes of images goes to a temporary folder.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,6 +18,8 @@ from typing import Any
 
 import torch
 
+from search.core.child_process import ChildError, call_in_child
+from search.core.environment import quiet_environment
 from trainables.methods.registry import METHODS
 from trainables.trial import Episode, TaskSpec, TrialConfig
 
@@ -29,7 +28,6 @@ IMAGES = 512
 _SECONDS = 6.0  # of training, for each stage
 _EPOCHS = 4
 _LIMIT = 600.0  # seconds for all of it
-_MARK = "rehearsed: "
 
 
 class RehearsalError(Exception):
@@ -90,31 +88,18 @@ class Cost:
 
 def rehearse(config: TrialConfig, task: TaskSpec, data: str, device: str, threads: int) -> Cost:
     """Time it in a process of its own; raises `RehearsalError`."""
-    question = {
-        "config": config.to_dict(),
-        "task": task.to_dict(),
-        "data": data,
-        "device": device,
-        "threads": threads,
-    }
     with tempfile.TemporaryDirectory(prefix="few-shot-rehearsal-") as cache:
         try:
-            done = subprocess.run(
-                [sys.executable, "-m", "search.terminal.cost_estimate"],
-                input=json.dumps(question),
-                capture_output=True,
-                text=True,
-                env=_environment(cache),
+            cost = call_in_child(
+                __name__,
+                "measure",
+                *(config.to_dict(), task.to_dict(), data, device, threads),
                 timeout=_LIMIT,
-                check=False,
+                env=_environment(cache),
             )
-        except subprocess.TimeoutExpired:
-            raise RehearsalError(f"it took more than {_LIMIT:.0f} s") from None
-    for line in done.stdout.splitlines():
-        if line.startswith(_MARK):  # libraries print too
-            return Cost.from_dict(json.loads(line.removeprefix(_MARK)))
-    lines = done.stderr.strip().splitlines()
-    raise RehearsalError(lines[-1] if lines else f"it ended with code {done.returncode}")
+        except ChildError as error:
+            raise RehearsalError(str(error)) from None
+    return Cost.from_dict(cost)
 
 
 def _environment(cache: str) -> dict[str, str]:
@@ -236,16 +221,10 @@ def peak_memory() -> int:
     return 0
 
 
-def main() -> None:
-    """The other process: a question on standard input, one answer."""
-    question = json.loads(sys.stdin.read())
-    config = TrialConfig.from_dict(question.pop("config"))
-    task = TaskSpec.from_dict(question.pop("task"))
-    print(_MARK + json.dumps(asdict(_measure(config, task, **question))), flush=True)
-
-
-if __name__ == "__main__":
-    from search.core.environment import quiet_environment
-
+def measure(
+    config: dict[str, Any], task: dict[str, Any], data: str, device: str, threads: int
+) -> dict[str, Any]:
+    """`rehearse` in this process, with its arguments and its result as JSON."""
     quiet_environment()
-    main()
+    cost = _measure(TrialConfig.from_dict(config), TaskSpec.from_dict(task), data, device, threads)
+    return asdict(cost)
