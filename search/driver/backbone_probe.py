@@ -50,7 +50,7 @@ class Examiner(Protocol):
         cannot be built, or an empty string. If a trial must report a `metric`, check that too."""
 
 
-class BackboneProbe:
+class BackboneProbe(Examiner):
     """Checks in this process."""
 
     def __init__(self, spec: str) -> None:
@@ -97,8 +97,11 @@ class RemoteProbe(BackboneProbe):
         return self.check_methods(TrialConfig.from_dict(paper), *arguments)
 
 
-class BackboneProbeProcess:
-    """Checks in a child process, which starts in the constructor and ends with `with`."""
+class BackboneProbeProcess(Examiner):
+    """Checks in a child process, which starts in the constructor and ends with `with`.
+
+    A process that dies, hangs or prints nonsense is reported like an unsuitable backbone.
+    """
 
     def __init__(self, spec: str) -> None:
         self._spec = spec
@@ -119,13 +122,11 @@ class BackboneProbeProcess:
         self._child.__exit__(kind, error, trace)
 
     def facts(self) -> Facts:
-        """Load the backbone; raises `BackboneError`, also if the process dies."""
         return Facts(**self._call("facts_as_json"))
 
     def check_methods(
         self, paper: TrialConfig, names: Sequence[Sequence[str]], images: int, metric: str = ""
     ) -> str:
-        """As `Examiner.check_methods`; a process that dies or hangs is a problem too."""
         arguments = (paper.to_dict(), names, images, metric)
         try:
             return str(self._call("check_methods_from_json", *arguments, timeout=_SECONDS))
