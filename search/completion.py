@@ -15,8 +15,8 @@ from search.core.problems import UsageError
 from search.core.pruners import PRUNERS
 from search.core.samplers import SAMPLERS
 from search.exporting.formats import FORMATS
-from search.options import Parser
-from search.terminal.console import end_with_the_reader
+from search.terminal.console import end_with_the_reader, print_errors
+from search.terminal.parser import Parser
 from spaces.registry import SPACES
 from trainables.data.registry import DATASETS
 from trainables.trial import Protocol
@@ -104,14 +104,9 @@ def bash_script() -> str:
     return "\n".join(kept) + _DISPATCH
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """All options."""
-    parser = Parser(
-        prog="python -m search.completion",
-        description=_INTRODUCTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("search.completion", _INTRODUCTION)
     parser.add_argument("shell", choices=("bash",), help="the shell")
     return parser
 
@@ -121,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         build_parser().parse_args(arguments)
     except UsageError as error:
-        print(f"error: {error.problems[0]}", file=sys.stderr)
+        print_errors(error.problems)
         return 2
     print(bash_script())
     return 0

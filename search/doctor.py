@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -24,12 +22,14 @@ from search.core.config import SweepConfig, is_bundle  # noqa: E402
 from search.core.problems import UsageError  # noqa: E402
 from search.driver.backbone_probe import BackboneProbeProcess  # noqa: E402
 from search.driver.preflight import address_problems, tracking_uri  # noqa: E402
-from search.options import Parser, absolute_dataset, names  # noqa: E402
+from search.options import absolute_dataset, names  # noqa: E402
+from search.terminal.console import open_console, print_errors  # noqa: E402
+from search.terminal.parser import Parser  # noqa: E402
 from search.tracking.uri import TrackingError, check_tracking_uri  # noqa: E402
 from trainables.backbones.base import BackboneError  # noqa: E402
 from trainables.backbones.registry import absolute_spec  # noqa: E402
 from trainables.cache import cache_folder  # noqa: E402
-from trainables.credentials import shown, take_secrets  # noqa: E402
+from trainables.credentials import shown  # noqa: E402
 from trainables.data.base import DataError, Dataset  # noqa: E402
 from trainables.data.benchmarks.coop_layouts import LAYOUTS  # noqa: E402
 from trainables.data.benchmarks.imagenet import ImageNet, ImageNetShift  # noqa: E402
@@ -65,15 +65,10 @@ class Finding:
     """What to do about it."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """All options."""
     default = SweepConfig()
-    parser = Parser(
-        prog="python -m search.doctor",
-        description=_INTRODUCTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("search.doctor", _INTRODUCTION)
     parser.add_argument(
         "--data",
         default=os.environ.get("FEWSHOT_DATA", ""),
@@ -94,13 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SPEC",
         help="as for search.run (default: %(default)s)",
     )
-    parser.add_argument(
-        "--storage",
-        type=take_secrets,
-        default=default.storage,
-        metavar="PLACE",
-        help="folder or URI of the sweeps",
-    )
+    parser.add_storage()
     parser.add_argument(
         "--tracking-uri",
         default=os.environ.get("MLFLOW_TRACKING_URI", ""),
@@ -255,13 +244,12 @@ def check_cache() -> Finding:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 0 when nothing that was asked for is wrong, else 1; 2 for a mistake in the options."""
-    console = Console(soft_wrap=not sys.stdout.isatty())
+    console = open_console()
     try:
         options = build_parser().parse_args(arguments)
         asked = [absolute_dataset(name) for name in options.datasets]
     except UsageError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+        print_errors(error.problems)
         return 2
     config = SweepConfig(
         storage=options.storage, tracking_uri=options.tracking_uri, address=options.address

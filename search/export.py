@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from rich.console import Console
-
 from search.core.config import SweepConfig, model_name_problem
 from search.core.problems import UsageError
 from search.driver.preflight import load_record, uri_afterwards
@@ -23,10 +21,10 @@ from search.exporting.formats import FORMATS, unfit
 from search.exporting.model import Model, open_model
 from search.exporting.registry import ALIAS, Registry, RegistryError, Version
 from search.exporting.verify import VerificationError, Verified, verify
-from search.options import Parser
+from search.terminal.console import open_console, print_errors
+from search.terminal.parser import Parser
 from search.tracking.uploader import open_runs
 from search.tracking.uri import TrackingError, check_tracking_uri
-from trainables.credentials import take_secrets
 from trainables.storage import StorageError, open_storage
 from trainables.suggest import did_you_mean
 
@@ -37,14 +35,12 @@ The written model is loaded in a process of its own and asked about the trial's 
 It is announced only where it says what the trial says."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """All options."""
     parser = Parser(
-        prog="python -m search.export",
-        description=_INTRODUCTION,
+        "search.export",
+        _INTRODUCTION,
         epilog="formats:\n" + "\n".join(f"  {n:9} {f.help}" for n, f in FORMATS.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("name", metavar="NAME", help="name of the sweep")
     parser.add_argument(
@@ -86,13 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="MLflow, for --register: sqlite:///FILE or http://HOST:PORT (default: the sweep's "
         "own, else MLFLOW_TRACKING_URI, else a sqlite file in the storage folder)",
     )
-    parser.add_argument(
-        "--storage",
-        type=take_secrets,
-        default=SweepConfig().storage,
-        metavar="FOLDER",
-        help="where sweeps are kept: a folder or a bucket's URI (default: %(default)s)",
-    )
+    parser.add_storage()
     parser.add_argument(
         "--data",
         default=os.environ.get("FEWSHOT_DATA", ""),
@@ -214,31 +204,26 @@ def _write(model: Model, kind: str, output: Path) -> Verified:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 0 when the export is there and verified, 2 for a mistake in what was asked for, 1 where
     it could not be written or does not say what the trial says."""
-    console, complain = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
-
-    def error(problem: str) -> None:
-        complain.print(f"error: {problem}", markup=False, highlight=False)
-
+    console = open_console()
     try:
         made = export(build_parser().parse_args(arguments))
     except UsageError as found:
-        for problem in found.problems:
-            error(problem)
+        print_errors(found.problems)
         return 2
     except (StorageError, TrackingError) as found:
-        error(str(found))
+        print_errors([str(found)])
         return 2
     except RegistryError as found:
-        error(f"The model was not registered: {found}. Repeat the command when that is mended.")
+        print_errors([f"The model was not registered: {found}. Fix that and run it again."])
         return 1
     except VerificationError as found:
-        error(f"The export was not kept, since it does not say what the trial says: {found}.")
+        print_errors([f"The export was removed, as its predictions differ: {found}."])
         return 1
     except OSError as found:
-        error(f"The export could not be written: {found}. Nothing is left of it.")
+        print_errors([f"The export could not be written: {found}. Nothing is left of it."])
         return 1
     except KeyboardInterrupt:
-        complain.print("Stopped. Nothing is left of the export.")
+        open_console(stderr=True).print("Stopped. Nothing is left of the export.")
         return 130
     verified = made.verified
     lines = [made.source + ("" if made.output is None else f": {made.output}")]
@@ -250,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     if made.version is not None:
         lines.append(made.version.announced)
-    console.print("\n".join(lines), markup=False, highlight=False)
+    console.print("\n".join(lines))
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,14 +10,13 @@ from typing import Literal
 from rich.cells import cell_len
 from rich.table import Table
 
-from search.core.config import SweepConfig
 from search.core.problems import UsageError
 from search.core.task import described
-from search.options import Parser
-from search.terminal.console import end_with_the_reader, open_console
+from search.terminal.console import end_with_the_reader, open_console, print_errors
+from search.terminal.parser import Parser
 from search.terminal.progress import percent
 from search.terminal.sweep_status import SweepStatus, ago, read_standings
-from trainables.credentials import take_secrets, without_password
+from trainables.credentials import without_password
 from trainables.storage import open_storage
 
 STYLES = {
@@ -38,16 +36,10 @@ It only looks, whether a sweep is running or not. `python -m search.status NAME`
 terminal shows fewer columns."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """All options."""
-    parser = Parser(prog="python -m search.list", description=_INTRODUCTION, allow_abbrev=False)
-    parser.add_argument(
-        "--storage",
-        type=take_secrets,
-        default=SweepConfig().storage,
-        metavar="PLACE",
-        help="where sweeps are kept: a folder or a bucket's URI (default: %(default)s)",
-    )
+    parser = Parser("search.list", _INTRODUCTION)
+    parser.add_storage()
     parser.add_argument("--json", action="store_true", help="one JSON document, for programs")
     return parser
 
@@ -102,8 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = build_parser().parse_args(arguments)
         standings = read_standings(options.storage)
     except UsageError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+        print_errors(error.problems)
         return 2
     place = without_password(open_storage(options.storage).location)
     if options.json:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
-from search.core.config import SweepConfig
 from search.core.problems import UsageError
-from search.options import Parser
 from search.reporting.build import REPORT
 from search.reporting.source import comparable, read_source
-from trainables.credentials import take_secrets, without_password
+from search.terminal.console import open_console, print_errors
+from search.terminal.parser import Parser
+from trainables.credentials import without_password
 from trainables.storage import StorageError, join
 
 _INTRODUCTION = """\
@@ -22,9 +19,9 @@ Write the report of a sweep: report.html (one file, no network), trials.parquet,
 It reads the sweep's folder alone, while the sweep runs or afterwards, and changes nothing else."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """All options."""
-    parser = Parser(prog="python -m search.report", description=_INTRODUCTION, allow_abbrev=False)
+    parser = Parser("search.report", _INTRODUCTION)
     parser.add_argument("name", metavar="NAME", help="name of the sweep")
     parser.add_argument(
         "--compare",
@@ -33,19 +30,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="OTHER",
         help="sweeps to show beside it: same backbone, protocol and rule of draws",
     )
-    parser.add_argument(
-        "--storage",
-        type=take_secrets,
-        default=SweepConfig().storage,
-        metavar="FOLDER",
-        help="where sweeps are kept: a folder or a bucket's URI (default: %(default)s)",
-    )
+    parser.add_storage()
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 0 when the report is written, 2 for a mistake, 1 where it cannot be written."""
-    console, complain = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
+    console = open_console()
     try:
         options = build_parser().parse_args(arguments)
         source = read_source(options.name, options.storage)
@@ -56,16 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         write_report(source, others)
     except UsageError as error:
-        for problem in error.problems:
-            complain.print(f"error: {problem}", markup=False, highlight=False)
+        print_errors(error.problems)
         return 2
     except StorageError as error:
-        complain.print(f"error: The report cannot be written: {error}.", markup=False)
+        print_errors([f"The report cannot be written: {error}."])
         return 1
     for notice in notices((source, *others)):
-        console.print(notice, style="yellow", markup=False, highlight=False)
+        console.print(notice, style="yellow")
     place = join(without_password(source.sweep.location), REPORT)
-    console.print(f"Report: {join(place, PAGE)}", markup=False, highlight=False)
+    console.print(f"Report: {join(place, PAGE)}")
     return 0
 
 

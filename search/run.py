@@ -2,56 +2,75 @@
 
 from __future__ import annotations
 
-import importlib
+import os
+import signal
 import sys
-from collections.abc import Sequence
-from types import ModuleType
-from typing import TYPE_CHECKING
+from types import FrameType
 
-from rich.console import Console
 
-from search.core.environment import quiet_environment
+def _stop_before_start(signum: int, frame: FrameType | None) -> None:
+    os.write(2, b"Stopped. Nothing had been started.\n")
+    os._exit(130)
+
+
+if __name__ == "__main__":  # the imports take seconds, and Ctrl-C would print their traceback
+    signal.signal(signal.SIGINT, _stop_before_start)
+
+import importlib  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
+from types import ModuleType  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
+
+from rich.console import Console  # noqa: E402
+
+from search.core.environment import quiet_environment  # noqa: E402
 
 quiet_environment()  # Ray reads its settings when it is imported
 
-from search.core.config import SweepConfig  # noqa: E402
 from search.core.problems import EvaluationError, StoppedError, UsageError  # noqa: E402
-from search.driver.preflight import preflight_each  # noqa: E402
-from search.options import build_parser, configure, is_dry_run, per_task  # noqa: E402
-from search.terminal.console import open_console  # noqa: E402
-from trainables.storage import StorageError  # noqa: E402
+from search.options import Request, build_parser, configure, per_task, read_request  # noqa: E402
+from search.terminal.console import open_console, print_errors  # noqa: E402
 
 if TYPE_CHECKING:
+    from search.driver.preflight import Plan
     from search.driver.sweep import Outcome
 
 __all__ = ["build_parser", "configure", "main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; 0 when the sweep is complete, 2 for a mistake in what was asked for, 1 when no trial
-    succeeded, 130 when it was interrupted."""
+    """Run; 0 when the sweep is complete, 2 for a mistake in the command line, 1 when no trial
+    succeeded or the sweep could not go on, 130 when it was interrupted."""
     console = open_console()
-    arguments = sys.argv[1:] if arguments is None else arguments
+    request = read_request(arguments)
+    from trainables.storage import StorageError
+
     try:
-        config = configure(arguments)
-        if is_dry_run(arguments):
-            _tell(config, console)
+        plans = _check(request)
+        if request.dry_run:
+            from search.terminal.dry_run import dry_run
+
+            for plan in plans:
+                dry_run(plan, console)
             return 0
-        outcomes = _run(config, console)
+        outcomes = _run(plans, console)
     except UsageError as error:
-        for problem in error.problems:
-            _complain(problem)
+        print_errors(error.problems)
         return 2
     except (StoppedError, StorageError) as error:
-        _complain(
-            f"The sweep stopped: {error}. Finished trials are safe: when that is mended, run the "
-            "same command again."
+        print_errors(
+            [
+                f"The sweep stopped: {error}. Finished trials are safe: fix the cause and run the "
+                "same command again."
+            ]
         )
         return 1
     except EvaluationError as error:
-        _complain(
-            f"The evaluation failed, the trials are safe: {error}. Run the same command again to "
-            "repeat it."
+        print_errors(
+            [
+                f"The evaluation failed, the trials are safe: {error}. Run the same command again "
+                "to repeat it."
+            ]
         )
         return 1
     except KeyboardInterrupt:
@@ -64,9 +83,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if all(outcome.states["COMPLETE"] for outcome in outcomes) else 1
 
 
-def _run(config: SweepConfig, console: Console) -> list[Outcome]:
-    """One sweep, or with --per-task one after the other; all are checked before the first."""
-    plans = preflight_each(config, per_task(config), meanwhile=_load_the_rest)
+def _check(request: Request) -> list[Plan]:
+    """Check the sweep, or with --per-task all of them; raises `UsageError`."""
+    from search.driver.preflight import preflight_each
+
+    return preflight_each(
+        request.config,
+        per_task(request.config),
+        _load_the_rest,
+        trial_write=not request.dry_run,
+        problems=request.problems,
+        check_data=request.task_is_known,
+    )
+
+
+def _run(plans: Sequence[Plan], console: Console) -> list[Outcome]:
+    """Run one sweep after another."""
     outcomes: list[Outcome] = []
     for plan in plans:
         outcome = _load_the_rest().run_sweep(plan, console)
@@ -84,21 +116,12 @@ def _run(config: SweepConfig, console: Console) -> list[Outcome]:
     return outcomes
 
 
-def _tell(config: SweepConfig, console: Console) -> None:
-    """Everything about the sweep, or about each of several, without running it."""
-    from search.terminal.dry_run import dry_run
-
-    for plan in preflight_each(config, per_task(config), _load_the_rest, trial_write=False):
-        dry_run(plan, console)
-
-
-def _complain(problem: str) -> None:
-    open_console(stderr=True).print(f"error: {problem}", soft_wrap=True)
-
-
 def _load_the_rest() -> ModuleType:
-    """Ray and all that uses it: seconds, in which the backbone is looked at."""
-    return importlib.import_module("search.driver.sweep")
+    """Import Ray and everything that uses it, which takes seconds."""
+    found = importlib.import_module("search.driver.sweep")
+    if signal.getsignal(signal.SIGINT) is _stop_before_start:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return found
 
 
 if __name__ == "__main__":

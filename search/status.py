@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -10,20 +9,23 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from search.core.config import SweepConfig
 from search.core.problems import UsageError
 from search.core.task import described
 from search.evaluation.record import EVALUATION, Label
 from search.evaluation.statistics import summary
 from search.ledger.store import JOURNAL_LEDGER
 from search.list import STYLES
-from search.options import Parser
-from search.terminal.commands import module_command
-from search.terminal.console import end_with_the_reader, open_console
+from search.terminal.console import (
+    end_with_the_reader,
+    module_command,
+    open_console,
+    print_errors,
+)
 from search.terminal.details import Details, load_details
+from search.terminal.parser import Parser
 from search.terminal.progress import percent, short
 from search.terminal.sweep_status import SweepStatus, ago, failures, read_standing
-from trainables.credentials import shown, take_secrets, without_password
+from trainables.credentials import shown, without_password
 
 _INTRODUCTION = """\
 Say how a sweep stands: its trials, what runs now, its best, where it is kept, what to do next.
@@ -33,17 +35,11 @@ _NAMES: dict[Label, str] = {"winner": "winner", "paper": "paper", "zero-shot": "
 _LINES = 12  # of a traceback, from its end
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """All options."""
-    parser = Parser(prog="python -m search.status", description=_INTRODUCTION, allow_abbrev=False)
+    parser = Parser("search.status", _INTRODUCTION)
     parser.add_argument("name", metavar="NAME", help="name of the sweep")
-    parser.add_argument(
-        "--storage",
-        type=take_secrets,
-        default=SweepConfig().storage,
-        metavar="PLACE",
-        help="where sweeps are kept: a folder or a bucket's URI (default: %(default)s)",
-    )
+    parser.add_storage()
     parser.add_argument(
         "--errors",
         action="store_true",
@@ -182,8 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         details = load_details(found)
     except UsageError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+        print_errors(error.problems)
         return 2
     if not options.json:
         _print(found, details, options.storage, console)

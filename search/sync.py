@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-from rich.console import Console
 
 from search.core.config import SweepConfig
 from search.core.problems import StoppedError, UsageError
@@ -17,13 +14,13 @@ from search.driver.preflight import load_record, uri_afterwards
 from search.evaluation.record import read_evaluation
 from search.ledger.lock import SweepLock
 from search.ledger.results import read_results
-from search.options import Parser
+from search.terminal.console import open_console, print_errors
+from search.terminal.parser import Parser, duration
 from search.terminal.sweep_status import SweepStatus
 from search.tracking.mlflow_reporter import MlflowReporter, sweep_artifacts
 from search.tracking.outbox import Outbox, put_away
 from search.tracking.uploader import MlflowTracker, outbox_path
 from search.tracking.uri import TrackingError, check_tracking_uri, ui_command
-from trainables.credentials import take_secrets
 from trainables.storage import Storage, StorageError, open_storage
 
 _INTRODUCTION = """\
@@ -47,17 +44,11 @@ class Delivery:
     """Trials that MLflow holds now; None where it could not be asked."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """All options."""
-    parser = Parser(prog="python -m search.sync", description=_INTRODUCTION, allow_abbrev=False)
+    parser = Parser("search.sync", _INTRODUCTION)
     parser.add_argument("name", metavar="NAME", help="name of the sweep")
-    parser.add_argument(
-        "--storage",
-        type=take_secrets,
-        default=SweepConfig().storage,
-        metavar="FOLDER",
-        help="where sweeps are kept: a folder or a bucket's URI (default: %(default)s)",
-    )
+    parser.add_storage()
     parser.add_argument(
         "--tracking-uri",
         default="",
@@ -73,10 +64,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=duration,
         default=30.0,
-        metavar="SECONDS",
-        help="give up when MLflow has been away for so long (default: %(default)g)",
+        metavar="TIME",
+        help="give up when MLflow has been unreachable for this long, e.g. 90 or 10m (default: "
+        "%(default)g seconds)",
     )
     return parser
 
@@ -130,7 +122,7 @@ def synchronise(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 0 when everything is delivered, 1 when something is left, 2 for a mistake."""
-    console, complain = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
+    console, complain = open_console(), open_console(stderr=True)
     try:
         options = build_parser().parse_args(arguments)
         sweep = open_storage(options.storage).child(options.name)
@@ -141,11 +133,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         uri = uri_afterwards(options.tracking_uri, config)
         check_tracking_uri(uri)  # one that is away may come back before the patience is at its end
-        with SweepLock(sweep, lambda line: complain.print(line, markup=False)):
+        with SweepLock(sweep, complain.print):
             found = synchronise(sweep, config, uri, options.rebuild, options.timeout)
     except (UsageError, TrackingError, StorageError, StoppedError) as error:
-        for problem in error.problems if isinstance(error, UsageError) else (str(error),):
-            complain.print(f"error: {problem}", markup=False, highlight=False)
+        print_errors(error.problems if isinstance(error, UsageError) else [str(error)])
         return 2
     except KeyboardInterrupt:
         complain.print("Stopped. What is not delivered is kept; run the same command again.")
@@ -155,14 +146,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain.print(
             f"{events}, {found.left} are left: {found.trouble or 'no answer in time'}. They are "
             "kept; run the same command again.",
-            markup=False,
-            highlight=False,
         )
         return 1
     line = events if found.delivered else "Nothing was left to deliver"
     if found.trials is not None:
         line += f", MLflow holds {found.trials} trials of sweep {options.name}"
-    console.print(f"{line}: {ui_command(uri)}", markup=False, highlight=False)
+    console.print(f"{line}: {ui_command(uri)}")
     return 0
 
 

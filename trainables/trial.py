@@ -9,13 +9,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from trainables.data.class_subsets import Half
-from trainables.data.source import DataSource
-from trainables.methods.base import MethodConfig
-from trainables.methods.registry import METHODS
-from trainables.optim import OptimConfig
+if TYPE_CHECKING:
+    from trainables.data.class_subsets import Half
+    from trainables.data.source import DataSource
+    from trainables.methods.base import Method, MethodConfig
+    from trainables.optim import OptimConfig
 
 Protocol = Literal["few-shot", "base-to-new", "domain-generalization", "cross-dataset"]
 """What the search trains on, and what the evaluation at its end judges.
@@ -42,24 +42,31 @@ class Episode:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What every trial of a sweep solves: a set of few-shot tasks."""
+    """The few-shot tasks that every trial of a sweep solves."""
 
     datasets: tuple[str, ...]
-    """Specifications of data sets, see `trainables.data.registry.open_dataset`."""
+    """Data sets: a name; all11 for the field's eleven; folder:PATH for a folder of class folders or
+    a table (csv, parquet) of path and label; bundle:FILE for precomputed features."""
     backbone: str
-    """Backbone specification, e.g. `tiny` or `ViT-B-16:openai`."""
+    """tiny; an open_clip architecture with its tag or a local file (ViT-B-16,
+    ViT-B-32:laion2b_s34b_b79k, RN50:weights.pt); openai:FILE for a state dict in OpenAI's layout;
+    MASKS.safetensors@SPEC for one of these with the masks of an artifact folded in,
+    MASKS.pth.tar@SPEC with those of a checkpoint of R-AMT's code."""
     shots: tuple[int, ...]
-    """Numbers of labelled training images a class."""
+    """Training images per class; min(N, 4) more per class are for validation."""
     seeds: tuple[int, ...]
-    """Seeds of the few-shot draws."""
+    """Few-shot draws that a trial is averaged over."""
     protocol: Protocol = "few-shot"
-    """What is trained on and what is judged."""
+    """few-shot; base-to-new: train on the first half of the classes, evaluate on both halves;
+    domain-generalization: train on the first data set, evaluate on its shifts; cross-dataset: train
+    on the first, evaluate on the others."""
     draws: str = "seeded"
-    """Rule of the few-shot draws, see `trainables.data.few_shot.draw_few_shot`."""
+    """How few-shot images are drawn: seeded (reproducible from the seed on any machine) or coop
+    (the field's rule, its published draws)."""
     generate_split: bool = False
-    """Whether a missing split file may be replaced by a split made here."""
+    """If a split file is missing, generate a split by the published rule."""
     skip_unreadable: bool = False
-    """Whether unreadable images are left out."""
+    """Leave out unreadable images."""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -111,6 +118,8 @@ class TaskSpec:
 
     def source(self, root: str) -> DataSource:
         """Its data, where the field's data sets lie in the folder `root`."""
+        from trainables.data.source import DataSource
+
         return DataSource(root, self.generate_split, self.draws, self.skip_unreadable)
 
     def to_dict(self) -> dict[str, Any]:
@@ -163,8 +172,10 @@ class TrialConfig:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> TrialConfig:
         """The inverse of `to_dict`."""
+        from trainables.optim import OptimConfig
+
         fields = dict(plain)
-        fields["method_config"] = METHODS[fields["method"]].Config(**fields["method_config"])
+        fields["method_config"] = _method(fields["method"]).Config(**fields["method_config"])
         fields["optim"] = OptimConfig(**fields["optim"])
         if fields.get("before"):
             fields["before"] = cls.from_dict(fields["before"])
@@ -173,7 +184,7 @@ class TrialConfig:
     @property
     def epochs(self) -> int:
         """Of this stage: 0 for a method with nothing to train."""
-        return 0 if METHODS[self.method].training_free else self.optim.epochs
+        return 0 if _method(self.method).training_free else self.optim.epochs
 
     @property
     def stages(self) -> tuple[TrialConfig, ...]:
@@ -216,7 +227,9 @@ class TrialConfig:
         """Every broken rule of method and optimiser; empty when all is well."""
         found = self.before.problems() if self.before else []
         found += [*self.method_config.problems(), *self.optim.problems()]
-        if self.before and not METHODS[self.before.method].changes_backbone:
+        if self.before and not _method(self.before.method).changes_backbone:
+            from trainables.methods.registry import METHODS
+
             able = ", ".join(n for n, method in METHODS.items() if method.changes_backbone)
             found.append(
                 f"a stage that another follows must change the backbone, and "
@@ -229,3 +242,9 @@ class TrialConfig:
         if not 0 < self.crop_scale <= 1:
             found.append(f"crop_scale must lie in (0, 1], got {self.crop_scale}: use e.g. 0.5")
         return found
+
+
+def _method(name: str) -> type[Method]:
+    from trainables.methods.registry import METHODS  # which loads torch
+
+    return METHODS[name]

@@ -1,4 +1,7 @@
-"""What a sweep is: one frozen record, checked as a whole, kept as JSON in the sweep's folder."""
+"""The configuration of a sweep: one frozen record, stored as JSON in the sweep's folder.
+
+The docstrings of its fields are the help texts of `search.run`, which has an option per field.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,6 @@ from search.core.init_from import Start
 from search.core.objectives import SAMPLERS_OF_TWO, parse_objective
 from search.core.pruners import PRUNERS
 from search.core.samplers import SAMPLERS
-from search.ledger.store import JOURNAL_LEDGER
 from spaces.base import Space, TaskFacts
 from spaces.pipeline import StartedSpace
 from spaces.registry import SPACES, SpaceError, find_space
@@ -27,10 +29,20 @@ from trainables.suggest import did_you_mean
 from trainables.trial import Protocol, TaskSpec
 
 IDENTITY = ("space", "task", "sampler", "pruner", "seed")
-"""Settings that make a sweep what it is, and its start and second objective where it has them; the
-others may differ when it is resumed. So may the task's `skip_unreadable`: an image that cannot be
-read may be met first among the test images, and what was trained on is known by the fingerprints
-of the draws."""
+"""Settings that may not change when a sweep is resumed; neither may `init_from` and
+`second_objective`, if there are any. The task's `skip_unreadable` may change: an unreadable image
+can first turn up among the test images, and the fingerprints of the draws record what was trained
+on."""
+
+MAX_SEED = 2**62
+"""Largest seed. Predictions store seeds as 64-bit integers, and fresh seeds follow the largest."""
+
+_BOUNDS = {
+    "trials": (1, 10**6),
+    "eval_seeds": (1, 1000),
+    "seed": (0, MAX_SEED),
+    "max_concurrent": (1, 10**6),
+}
 
 
 @dataclass(frozen=True)
@@ -38,58 +50,68 @@ class SweepConfig:
     """One hyper-parameter search over one few-shot task."""
 
     space: str = "rmt"
-    """Name of the space, see `spaces.registry.find_space`."""
+    """What may vary. Several names joined by + are stages, each trained on the backbone that the
+    one before has changed."""
     task: TaskSpec = field(
         default_factory=lambda: TaskSpec(("digits",), "tiny", (16,), SPACES["rmt"].seeds)
     )
     """What every trial solves."""
-    trials: int = SPACES["rmt"].trials
-    """Finished trials to reach, those of earlier runs counted in."""
-    sampler: str = "tpe"
-    """Registry name of the Optuna sampler."""
-    pruner: str = "asha"
-    """Registry name of the Optuna pruner."""
-    second_objective: str = ""
-    """A second objective beside validation accuracy, `METRIC:max` or `METRIC:min`, if any."""
-    seed: int = 0
-    """Seeds the sampler and the training of every trial."""
     init_from: Start | None = None
-    """What every trial begins with, if anything."""
+    """Begin every trial with the winner of this finished sweep, given by name or folder. The task
+    is that sweep's."""
+    trials: int = SPACES["rmt"].trials
+    """Finished trials to reach, including those of earlier runs."""
+    sampler: str = "tpe"
+    """How trials are proposed."""
+    pruner: str = "asha"
+    """How bad trials are stopped early."""
+    second_objective: str = ""
+    """A second objective besides accuracy: a metric that trials report at their end, and max or
+    min, e.g. mask/sparsity:max. No trial is stopped early then, and the report shows the Pareto
+    front."""
+    seed: int = 0
+    """Seed of the sampler and of the training. The same seed gives the same trials if they run one
+    at a time."""
     time_budget: float | None = None
-    """Seconds after which no part of a trial is begun; none by default."""
+    """Search for at most this long: 90, 10m, 1.5h. Unfinished trials are kept."""
     eval_seeds: int = 3
-    """Fresh few-shot draws that the winner is re-trained on before the test split is read."""
+    """Fresh few-shot draws on which the winner is trained again before the test split is read."""
     per_task: bool = False
-    """Whether every data set and number of shots gets a search of its own."""
+    """Run a separate search for every data set and number of shots, instead of one for all."""
     name: str = ""
-    """Folder name of the sweep; derived from the identity where empty."""
+    """Name of the sweep (default: derived from its settings)."""
     storage: str = "sweeps"
-    """Where the sweeps are: a folder or a URI, see `trainables.storage.open_storage`."""
-    ledger: str = JOURNAL_LEDGER
-    """Where the study is kept: `journal` (in the sweep's folder) or a PostgreSQL address."""
+    """Where sweeps are stored: a folder, or a URI such as s3://BUCKET/PATH or gs://BUCKET/PATH."""
+    ledger: str = "journal"
+    """Where the study is stored: journal (in the sweep's folder) or
+    postgresql://USER@HOST/DATABASE."""
     tracking_uri: str = ""
-    """MLflow tracking URI, or `none`; a sqlite file in the storage where empty."""
+    """MLflow: sqlite:///FILE, http://HOST:PORT, or none (default: MLFLOW_TRACKING_URI if set, else
+    a SQLite file in the storage folder)."""
     data: str = ""
-    """Folder that holds the field's data sets, on every machine that runs trials."""
+    """Folder of the field's data sets, in their usual layout, on every machine that runs trials;
+    python -m search.doctor checks it (default: FEWSHOT_DATA if set)."""
     address: str = ""
-    """Ray cluster to join; a private local one where empty."""
+    """Ray cluster to join, or auto (default: RAY_ADDRESS if set, else this machine)."""
     device: str = "auto"
-    """`auto`, `cpu` or `cuda`."""
+    """auto, cpu or cuda; auto uses a GPU if there is one."""
     cpus_per_trial: float = 1
-    """CPU cores a trial occupies, and threads it trains with."""
+    """CPU cores per trial, and its threads."""
     gpus_per_trial: float | None = None
-    """GPUs (or a share of one) a trial occupies; chosen where none is given."""
+    """GPUs per trial; 0.25 puts four trials on one card (default: 1 if there is a GPU)."""
     max_concurrent: int | None = None
-    """Most trials at a time; as many as fit where none is given."""
+    """Most trials at a time; on a cluster that grows, as many as it may grow to (default: as many
+    as fit)."""
     checkpoint_seconds: float = 5.0
     """Least time between two checkpoints of a trial, in seconds."""
     report: bool = True
     """Whether a report is written at the end."""
     register: str | None = None
-    """Registered model in MLflow that the winner becomes a version of; none where not asked for."""
+    """At the end, make the winner a version of this registered model in MLflow, with the alias
+    champion; python -m search.export NAME --register MODEL does the same at any time."""
 
     def identity(self) -> dict[str, Any]:
-        """The settings that may not change when a sweep is resumed."""
+        """Settings that may not change when a sweep is resumed."""
         plain = self.to_dict()
         del plain["task"]["skip_unreadable"]
         found = {key: plain[key] for key in IDENTITY}
@@ -105,7 +127,7 @@ class SweepConfig:
 
     @property
     def sweep_name(self) -> str:
-        """`name`, or one that the same identity always gets."""
+        """`name`, or a name derived from the identity."""
         if self.name:
             return self.name
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
@@ -118,11 +140,11 @@ class SweepConfig:
 
     @property
     def location(self) -> str:
-        """Where the sweep's folder is: an absolute path, or a URI."""
+        """Location of the sweep's folder: an absolute path or a URI."""
         return join(self.storage, self.sweep_name)
 
     def public(self) -> SweepConfig:
-        """As it may be stored and shown: no address holds a password."""
+        """A copy without passwords, fit to be stored and printed."""
         start = self.init_from
         if start:
             location = without_password(start.location)
@@ -148,7 +170,7 @@ class SweepConfig:
         return cls(**(fields | {"task": TaskSpec.from_dict(plain["task"])}))
 
     def problems(self) -> list[str]:
-        """Every broken rule that can be seen without loading a model or asking a server."""
+        """Every broken rule that shows without a model, a server or data."""
         found = [
             did_you_mean(kind, value, known)
             for kind, value, known in (
@@ -161,27 +183,30 @@ class SweepConfig:
             find_space(self.space)
         except SpaceError as error:
             found.append(str(error))
-        for option, number, least in (
-            ("--trials", self.trials, 1),
-            ("--eval-seeds", self.eval_seeds, 1),
-            ("--seed", self.seed, 0),
-            ("--max-concurrent", 1 if self.max_concurrent is None else self.max_concurrent, 1),
-        ):
-            if number < least:
-                found.append(f"{option} must be at least {least}, got {number}.")
-        found += self.task_problems() + self._register_problems() + self._also_problems()
+        for name, (least, most) in _BOUNDS.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                found.append(f"{option(name)} must be {_between(least, most, value)}.")
+        found += self._time_problems() + self.task_problems() + self._objective_problems()
         if self.init_from:
             found += self.init_from.problems(self.task)
         if self.init_from and self.per_task:
             found.append(
-                "--per-task splits a task, and --init-from was found on it as a whole: not both."
+                "--per-task cannot be used with --init-from, whose sweep solved the task as a "
+                "whole. Omit one of them."
             )
-        if self.time_budget is not None and self.time_budget <= 0:
-            found.append(f"--time-budget must be positive, got {self.time_budget:g} s.")
-        if not 0 <= self.checkpoint_seconds < math.inf:
+        if self.register is not None and (why := model_name_problem(self.register)):
+            found.append(why)
+        if self.register is not None and self.tracking_uri == "none":
+            found.append("--register requires MLflow, got --tracking-uri none. Omit one of them.")
+        if self.register is not None and self.per_task:
             found.append(
-                "--checkpoint-seconds must be a finite number of at least 0, got "
-                f"{self.checkpoint_seconds:g}."
+                "--register cannot be used with --per-task, which finds a winner per task. "
+                "Register each afterwards: python -m search.export NAME --register MODEL."
+            )
+        if self.register is not None and is_bundle(self.task.backbone):
+            found.append(
+                "--register requires an image model, and a bundle holds only features. Omit it."
             )
         if self.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
             found.append(
@@ -190,7 +215,21 @@ class SweepConfig:
             )
         return found
 
-    def _also_problems(self) -> list[str]:
+    def _time_problems(self) -> list[str]:
+        found = []
+        if self.time_budget is not None and not 0 < self.time_budget < math.inf:
+            found.append(
+                f"--time-budget must be positive and finite, got {self.time_budget:g} s. Use e.g. "
+                "10m, or omit it for no limit."
+            )
+        if not 0 <= self.checkpoint_seconds < math.inf:
+            found.append(
+                "--checkpoint-seconds must be a finite number of at least 0, got "
+                f"{self.checkpoint_seconds:g}."
+            )
+        return found
+
+    def _objective_problems(self) -> list[str]:
         if not self.second_objective:
             return []
         found = []
@@ -200,75 +239,65 @@ class SweepConfig:
             found.append(f"--second-objective: {error}.")
         if self.pruner != "none":
             found.append(
-                f"No trial can be stopped early for two objectives, got --pruner {self.pruner} "
-                "with --second-objective: use --pruner none."
+                "--pruner must be none with --second-objective, as no trial can be stopped early "
+                f"for two objectives, got {self.pruner}."
             )
         if self.sampler not in SAMPLERS_OF_TWO:
             found.append(
-                f"--sampler {self.sampler} cannot propose for two objectives: with "
-                f"--second-objective use one of {', '.join(SAMPLERS_OF_TWO)}."
-            )
-        return found
-
-    def _register_problems(self) -> list[str]:
-        if self.register is None:
-            return []
-        found = [why] if (why := model_name_problem(self.register)) else []
-        if self.tracking_uri == "none":
-            found.append("--register needs an MLflow: it does not go with --tracking-uri none.")
-        if is_bundle(self.task.backbone):
-            found.append(
-                "--register takes a network that reads images, and a bundle holds features only: "
-                "leave it away."
-            )
-        if self.per_task:
-            found.append(
-                "--per-task finds a winner a task, and --register names one model: register each "
-                "afterwards with python -m search.export NAME --register MODEL."
+                f"--sampler must be one of {', '.join(SAMPLERS_OF_TWO)} with --second-objective, "
+                f"got {self.sampler}."
             )
         return found
 
     def task_problems(self) -> list[str]:
-        """Those of the task alone, before its data is looked at."""
-        task = self.task
-        found = [did_you_mean("protocol", task.protocol, get_args(Protocol))] * (
-            task.protocol not in get_args(Protocol)
-        )
-        for option, values in (
-            ("--dataset", task.datasets),
-            ("--shots", task.shots),
-            ("--seeds", task.seeds),
-        ):
+        """Every broken rule of the task that shows without its data."""
+        task, found = self.task, []
+        if task.protocol not in get_args(Protocol):
+            found.append(did_you_mean("protocol", task.protocol, get_args(Protocol)))
+        for name, example in _EXAMPLES.items():
+            values = getattr(task, name)
             if not values:
-                found.append(f"{option} must name at least one, e.g. {_EXAMPLES[option]}.")
+                found.append(f"{option(name)} must have at least one value. Use e.g. {example}.")
             elif len(set(values)) < len(values):
                 listed = ",".join(map(str, values))
-                found.append(f"{option} must differ from each other, got {listed}.")
-        if min(task.seeds, default=0) < 0:
-            found.append(f"--seeds must not be negative, got {min(task.seeds)}.")
-        if min(task.shots, default=1) < 1:
-            found.append(f"--shots must be at least 1, got {min(task.shots)}.")
+                found.append(f"{option(name)} must differ from each other, got {listed}.")
+        for name, least, most in (("seeds", 0, MAX_SEED), ("shots", 1, 10**6)):
+            found += [
+                f"{option(name)} must be {_between(least, most, value)}."
+                for value in getattr(task, name)
+                if not least <= value <= most
+            ]
+        episodes = len(task.sources) * len(task.shots) * len(task.seeds)
+        if episodes > _MAX_EPISODES:
+            found.append(
+                f"--dataset, --shots and --seeds must make at most {_MAX_EPISODES:,} trainings per "
+                f"trial, got {episodes:,}. Name fewer."
+            )
+        return found + (self._bundle_problems() if task.datasets else [])
+
+    def _bundle_problems(self) -> list[str]:
+        task, found = self.task, []
         bundles = [spec for spec in task.datasets if is_bundle(spec)]
-        if not task.datasets:
-            return found
         if bundles and (len(task.datasets) > 1 or task.protocol != "few-shot"):
             found.append(
-                f"A bundle is a task of its own, got --dataset {','.join(task.datasets)} "
-                f"--protocol {task.protocol}: name the bundle alone, with --protocol few-shot."
+                "A bundle must be the only data set, with --protocol few-shot, got --dataset "
+                f"{','.join(task.datasets)} --protocol {task.protocol}."
             )
         elif bundles and task.backbone != bundles[0]:
             found.append(
-                f"A bundle holds the features of its own backbone, so --backbone '{task.backbone}' "
-                "does not go with it: leave that option away."
+                "A bundle holds features of its own backbone, so --backbone must be omitted, got "
+                f"'{task.backbone}'."
             )
         elif not bundles and is_bundle(task.backbone):
             found.append(
-                f"--backbone '{task.backbone}' can encode no images: use it as --dataset, alone."
+                f"--backbone must be an image model, got the bundle '{task.backbone}'. Use it as "
+                "--dataset, without another one."
             )
         if task.protocol == "cross-dataset" and len(task.datasets) < 2:
             found.append(
-                "--protocol cross-dataset trains on the first data set and judges the others, got "
-                f"only '{','.join(task.datasets)}': e.g. --dataset imagenet,dtd,eurosat."
+                "--protocol cross-dataset needs at least two data sets (it trains on the first and "
+                f"evaluates on the others), got only '{','.join(task.datasets)}'. Use e.g. "
+                "--dataset imagenet,dtd,eurosat."
             )
         return found
 
@@ -297,24 +326,33 @@ def is_bundle(spec: str) -> bool:
     return spec.startswith("bundle:")
 
 
-_OLD_NAMES = {"also": "second_objective", "start": "init_from"}
-"""Names of fields in sweeps of earlier releases."""
-
-_MODEL_NAME = 256  # characters the registry's tables keep
-_EXAMPLES = {"--dataset": "--dataset digits", "--shots": "--shots 16", "--seeds": "--seeds 1,2,3"}
+def option(name: str) -> str:
+    """The option of `search.run` that sets a field of the configuration or of its task."""
+    return "--dataset" if name == "datasets" else f"--{name.replace('_', '-')}"
 
 
-def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """One line per setting that differs: option, stored value, asked value."""
-    flat_stored, flat_asked = _flat(stored), _flat(asked)
+def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """One line per setting that differs: its name, the stored value, the given value."""
+    flat_stored, flat_given = _flat(stored), _flat(given)
     return [
         f"{key}: the sweep has {json.dumps(flat_stored.get(key))}, "
-        f"asked for {json.dumps(flat_asked.get(key))}"
-        for key in sorted(flat_stored | flat_asked)
-        if flat_stored.get(key) != flat_asked.get(key)
+        f"got {json.dumps(flat_given.get(key))}"
+        for key in sorted(flat_stored | flat_given)
+        if flat_stored.get(key) != flat_given.get(key)
     ]
 
 
 def _flat(plain: Mapping[str, Any]) -> dict[str, Any]:
-    task = {f"{key}": value for key, value in plain.get("task", {}).items()}
-    return {key: value for key, value in plain.items() if key != "task"} | task
+    return {key: plain[key] for key in plain if key != "task"} | dict(plain.get("task", {}))
+
+
+def _between(least: int, most: int, value: int) -> str:
+    bound = f"at least {least}" if value < least else f"at most {most}"
+    shown = value if abs(value) < 10**30 else f"a number of {len(str(abs(value)))} digits"
+    return f"{bound}, got {shown}"
+
+
+_EXAMPLES = {"datasets": "--dataset digits", "shots": "--shots 16", "seeds": "--seeds 1,2,3"}
+_MAX_EPISODES = 10_000
+_MODEL_NAME = 256  # characters that the registry's tables keep
+_OLD_NAMES = {"also": "second_objective", "start": "init_from"}  # fields of earlier releases

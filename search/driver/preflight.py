@@ -35,7 +35,6 @@ from trainables.credentials import shown, without_password
 from trainables.data.source import DataSource
 from trainables.methods.registry import METHODS
 from trainables.storage import (
-    LocalStorage,
     Storage,
     StorageError,
     join,
@@ -88,10 +87,10 @@ class Plan:
 def preflight(
     config: SweepConfig, meanwhile: Callable[[], object] = lambda: None, trial_write: bool = True
 ) -> Plan:
-    """Check everything; raises `UsageError` with every problem found.
+    """Check everything; raises `UsageError` with every problem.
 
-    `meanwhile` is called while another process looks at the backbone. Without `trial_write`, it is
-    not tried whether the folder can be written, and nothing is.
+    `meanwhile` is called while another process loads the backbone. Without `trial_write`, nothing
+    is written, not even to find out whether it can be.
     """
     (plan,) = preflight_each(config, [config], meanwhile, trial_write)
     return plan
@@ -102,11 +101,17 @@ def preflight_each(
     parts: Sequence[SweepConfig],
     meanwhile: Callable[[], object] = lambda: None,
     trial_write: bool = True,
+    problems: Sequence[str] = (),
+    check_data: bool = True,
 ) -> list[Plan]:
-    """See `preflight`: `config` as a whole, then each of the sweeps that it stands for."""
+    """As `preflight`, for `config` as a whole and then for each sweep that it stands for.
+
+    `problems` are known already and reported with the others. Without `check_data`, the task is not
+    what was meant, and its data is not checked.
+    """
     with BackboneProbeProcess(config.task.backbone) as examiner:
         meanwhile()
-        whole = _check(config, examiner, trial_write)
+        whole = _check(config, examiner, trial_write, problems, check_data)
         plans = [whole if part == config else _check(part, examiner, False) for part in parts]
     for plan in plans if trial_write else ():
         with _storage_in_words():
@@ -114,34 +119,34 @@ def preflight_each(
     return plans
 
 
-def _check(config: SweepConfig, examiner: Examiner, trial_write: bool) -> Plan:
-    problems = config.problems()
+def _check(
+    config: SweepConfig,
+    examiner: Examiner,
+    trial_write: bool,
+    known: Sequence[str] = (),
+    check_data: bool = True,
+) -> Plan:
     source = config.task.source(config.data)
+    problems = [*known, *config.problems()]
     placement = None
     if not config.address:
         placement, found = place(config, this_machine())
         problems += found
-    problems += _storage_problems(config, trial_write) + ledger_problems(config.ledger)
+    problems += _folder_problems(config)
+    problems += data_problems(config, source) if check_data else []
+    # What needs a network comes last: each of these may take seconds.
+    problems += _bucket_problems(config, trial_write) + ledger_problems(config.ledger)
     problems += address_problems(config)
-    problems += data_problems(config, source)
     uri = tracking_uri(config)
-    notices: tuple[str, ...] = ()
-    if (
-        config.tracking_uri not in ("", "none")
-        or (local_folder(config.storage) or Path.cwd()).is_dir()
-    ):
-        try:
-            if uri != "none" and (notice := check_tracking_uri(uri)):
-                notices = (notice,)
-        except TrackingError as error:
-            problems.append(str(error))
+    notices, found = _tracking_problems(config, uri)
+    problems += found
     facts = None
     try:
         facts = examiner.facts()
     except BackboneError as error:
         problems.append(str(error))
     if problems or facts is None:
-        raise UsageError(problems)
+        raise UsageError(list(dict.fromkeys(problems)))
     plan = _plan(config, source, facts, placement, uri)
     problems = [f"--space {config.space}: {problem}." for problem in plan.space.paper.problems()]
     if config.init_from:
@@ -154,8 +159,8 @@ def _check(config: SweepConfig, examiner: Examiner, trial_write: bool) -> Plan:
         raise UsageError(
             [
                 f"--space {config.space} trains on images, and '{config.task.datasets[0]}' holds "
-                "features only: use a space that reads features (--space taskres), or a data set "
-                "with images."
+                "only features. Use a space that trains on features (--space taskres), or a data "
+                "set with images."
             ]
         )
     names = [
@@ -165,10 +170,35 @@ def _check(config: SweepConfig, examiner: Examiner, trial_write: bool) -> Plan:
     metric = parse_objective(config.second_objective).metric if config.second_objective else ""
     if problem := examiner.check_methods(plan.space.paper, names, plan.setting.images, metric):
         raise UsageError([problem])
-    notices += tuple(task_notices(config.task, source))
+    notices += [*task_notices(config.task, source), *_toy_notices(config)]
     with _storage_in_words():
         _compare(plan, open_storage(plan.config.location))
-    return replace(plan, notices=notices)
+    return replace(plan, notices=tuple(notices))
+
+
+def _toy_notices(config: SweepConfig) -> list[str]:
+    """A warning that the embedded model is not for photos, and what to use instead."""
+    photos = [spec for spec in config.task.datasets if not spec.startswith("digits")]
+    if config.task.backbone != "tiny" or not photos:
+        return []
+    return [
+        "The default backbone 'tiny' is a toy that knows little but handwritten digits: expect low "
+        f"accuracy on '{photos[0]}'. For photos use a CLIP: --backbone ViT-B-32:laion2b_s34b_b79k "
+        "(downloaded once, 600 MB), or without a network --backbone ARCH:FILE with a file of "
+        "weights that you copied here."
+    ]
+
+
+def _tracking_problems(config: SweepConfig, uri: str) -> tuple[list[str], list[str]]:
+    """Notices and problems of MLflow; a default database in a new folder has none."""
+    folder = local_folder(config.storage) or Path.cwd()
+    if uri == "none" or (not config.tracking_uri and not folder.is_dir()):
+        return [], []
+    try:
+        notice = check_tracking_uri(uri)
+    except TrackingError as error:
+        return [], [str(error)]
+    return [notice] if notice else [], []
 
 
 def adopt(plan: Plan, sweep: Storage) -> Plan:
@@ -220,24 +250,35 @@ def _plan(
     return Plan(named, facts_of_task, source, space, placement, fingerprints, uri, uuid.uuid4().hex)
 
 
-def _storage_problems(config: SweepConfig, trial_write: bool) -> list[str]:
+def _folder_problems(config: SweepConfig) -> list[str]:
+    """Whether a folder of this machine can hold the sweep; nothing is written."""
+    folder = local_folder(config.storage)
+    if folder is None:
+        return []
+    there = folder / config.sweep_name
     try:
-        storage = open_storage(config.storage, _PROBE_SECONDS)
-        if not isinstance(storage, LocalStorage):
-            if trial_write:
-                storage.probe()
-            else:
-                storage.folders()
-            return []
-    except StorageError as error:
-        return [_unwritable(str(error))]
-    there = storage.root / config.sweep_name
-    while not there.exists():
-        there = there.parent
+        while not there.exists():
+            there = there.parent
+    except OSError as error:  # e.g. a name that is too long
+        return [_unwritable(f"'{folder}' cannot be used ({error.strerror})")]
     if not there.is_dir():
         return [_unwritable(f"'{there}' is not a folder")]
     if not os.access(there, os.W_OK | os.X_OK):
-        return [_unwritable(f"nothing may be written in '{there}'")]
+        return [_unwritable(f"'{there}' is not writable")]
+    return []
+
+
+def _bucket_problems(config: SweepConfig, trial_write: bool) -> list[str]:
+    if local_folder(config.storage) is not None:
+        return []
+    try:
+        storage = open_storage(config.storage, _PROBE_SECONDS)
+        if trial_write:
+            storage.probe()
+        else:
+            storage.folders()
+    except StorageError as error:
+        return [_unwritable(str(error))]
     return []
 
 

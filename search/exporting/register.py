@@ -6,7 +6,7 @@ from rich.console import Console
 
 from search.core.config import SweepConfig
 from search.core.problems import UsageError
-from search.terminal.commands import module_command
+from search.terminal.console import module_command
 
 
 def register_winner(config: SweepConfig, uri: str, console: Console) -> bool:

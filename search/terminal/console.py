@@ -1,26 +1,84 @@
-"""Where commands print: a terminal of any width, or a file, a pipe, a log of CI."""
+"""Output of commands: to a terminal of any width, a file, a pipe or a CI log."""
 
 from __future__ import annotations
 
+import os
+import shlex
 import signal
 import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
-_WIDE = 160  # columns of a table that is no terminal's
+from search.terminal.parser import DEFAULT_STORAGE
+from trainables.credentials import without_password
+
+_UNLIMITED = 100_000  # columns of a table that goes to no terminal: no cell is folded
+
+
+class PlainConsole(Console):
+    """A console that prints text as it is, except for control characters, which it escapes.
+
+    Text comes from users and data: it is no markup, and must not move the cursor.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        """Escape control characters in strings and cells of tables."""
+        return super().render_str(printable(text), **options)
 
 
 def open_console(stderr: bool = False) -> Console:
-    """A console that shows text as it is: what comes from users and data is no markup.
+    """A console that breaks lines on a terminal only, so that a log can be searched."""
+    stream = sys.stderr if stderr else sys.stdout
+    terminal = stream.isatty()
+    return PlainConsole(
+        stderr=stderr,
+        markup=False,
+        highlight=False,
+        soft_wrap=not terminal,
+        width=None if terminal else _UNLIMITED,
+    )
 
-    Elsewhere than on a terminal nothing is broken into lines, so that a log can be searched.
-    """
-    terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    wide = None if terminal else _WIDE
-    return Console(stderr=stderr, markup=False, highlight=False, soft_wrap=not terminal, width=wide)
+
+def printable(text: str) -> str:
+    """Replace control characters, except tabs and line breaks, and lone surrogates by escapes."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t\xa0\u2003" else c.encode("unicode_escape").decode()
+        for c in text
+    )
+
+
+def print_errors(problems: Iterable[str]) -> None:
+    """Print one line per problem to standard error."""
+    console = open_console(stderr=True)
+    for problem in problems:
+        console.print(f"error: {' '.join(problem.splitlines())}", soft_wrap=True)
 
 
 def end_with_the_reader() -> None:
-    """From now on this process ends silently when nobody reads what it prints (`| head`): for
-    commands that do nothing but print."""
+    """End silently when nobody reads the output (`| head`); for commands that only print."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
+def module_command(module: str, *arguments: str, storage: str) -> str:
+    """`python -m MODULE ARGUMENTS` to paste here, with --storage unless it is the default."""
+    words = [tool("python"), "-m", module, *map(shlex.quote, arguments)]
+    if storage != DEFAULT_STORAGE:
+        words += ["--storage", shlex.quote(without_password(storage))]
+    return " ".join(words)
+
+
+def tool(name: str) -> str:
+    """How to call a program of this environment from here."""
+    if os.environ.get("VIRTUAL_ENV") == sys.prefix:  # the environment is activated
+        return name
+    return shlex.quote(relative(Path(sys.executable).parent / name))
+
+
+def relative(path: Path) -> str:
+    """The path relative to the current folder, unless that goes up."""
+    found = os.path.relpath(path)
+    return str(path) if found.startswith("..") else found

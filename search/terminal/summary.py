@@ -13,7 +13,7 @@ from search.driver.sweep import Outcome
 from search.evaluation.record import Evaluation, Label, reads_of_test
 from search.evaluation.statistics import paired, summary
 from search.reporting.build import REPORT, has_report
-from search.terminal.commands import module_command, relative, tool
+from search.terminal.console import module_command, relative, tool
 from search.terminal.progress import short
 from search.tracking.uri import page_of, ui_command
 from trainables.credentials import without_password

@@ -1,0 +1,205 @@
+"""The argument parser of every command: it finds all mistakes of a command line at once."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+from search.core.problems import UsageError
+from trainables.credentials import take_secrets
+
+DEFAULT_STORAGE = "sweeps"
+"""Where sweeps are stored unless --storage is given."""
+_ANY = "-"
+_SHOWN = 60  # characters of a wrong value in a message
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that collects mistakes, and that has `--version`."""
+
+    def __init__(self, command: str, description: str, **settings: Any) -> None:
+        super().__init__(
+            prog=f"python -m {command}",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            exit_on_error=False,
+            **settings,
+        )
+        self.add_argument(
+            "--version", action="version", version=f"%(prog)s {version('fewshot-clip-search')}"
+        )
+
+    def add_storage(self) -> None:
+        """Add `--storage` with the text and the default that most commands have."""
+        self.add_argument(
+            "--storage",
+            type=location,
+            default=DEFAULT_STORAGE,
+            metavar="PLACE",
+            help="where sweeps are stored: a folder or the URI of a bucket (default: %(default)s)",
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the error instead of leaving the process, so that `parse` can go on."""
+        raise argparse.ArgumentError(None, message)
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: None = None
+    ) -> argparse.Namespace:
+        """Parse a command line; raises `UsageError` with every mistake in it."""
+        options, problems = self.parse(args)
+        if problems:
+            raise UsageError([problem for problem, _ in problems])
+        return options
+
+    def parse(
+        self, arguments: Sequence[str] | None = None
+    ) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+        """Parse a command line.
+
+        Returns:
+            The options that could be read, and every mistake with the option that it is about
+            (empty for unknown ones).
+        """
+        left, problems = self._without_damage(sys.argv[1:] if arguments is None else arguments)
+        while True:
+            try:
+                options, unknown = self.parse_known_args(left)
+                break
+            except argparse.ArgumentError as error:
+                spellings = (error.argument_name or "").split("/")
+                problem = self._sentence(spellings[0], error.message), spellings[0]
+                if problem in problems:
+                    return argparse.Namespace(), problems
+                problems.append(problem)
+                shorter = _remove_option(left, spellings)
+                # Any value for a positional argument lets the parser find the other mistakes.
+                left = [*left, _ANY] if len(shorter) == len(left) else shorter
+        if words := [word for word in unknown if word != _ANY]:
+            problems.append((self._unknown(words), ""))
+        return options, problems
+
+    def _without_damage(self, arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+        """Remove arguments that are no text, each with the option before it."""
+        kept: list[str] = []
+        problems = []
+        for argument in arguments:
+            name = argument.partition("=")[0] if argument.startswith("--") else ""
+            if is_text(argument):
+                kept.append(argument)
+                continue
+            if not name and kept and _is_option(kept[-1]):
+                name = kept.pop()
+            problems.append(
+                (
+                    f"{name or 'An argument'} must be UTF-8 text without NUL, got "
+                    f"{quoted(argument)}. Rename the file, or use another value.",
+                    name,
+                )
+            )
+        return kept, problems
+
+    def _sentence(self, name: str, message: str) -> str:
+        if message.startswith("expected one argument"):
+            return f"{name} needs a value. See --help."
+        if name.startswith("--") and message.startswith("must be"):
+            return f"{name} {message}."
+        text = f"argument {name}: {message}" if name else message
+        return f"{text[0].upper()}{text[1:]}. See --help."
+
+    def _unknown(self, words: Sequence[str]) -> str:
+        known = [option for action in self._actions for option in action.option_strings]
+        options = [word.partition("=")[0] for word in words if word.startswith("--")]
+        near = [match for word in options for match in difflib.get_close_matches(word, known, n=1)]
+        hint = f" Did you mean {' and '.join(near)}?" if near else ""
+        return f"Unrecognized arguments: {' '.join(map(shortened, words))}.{hint} See --help."
+
+
+def is_text(argument: str) -> bool:
+    """Whether an argument is text that files, JSON and terminals can hold."""
+    return "\0" not in argument and not re.search("[\ud800-\udfff]", argument)
+
+
+def text(value: str) -> str:
+    """Parse a value that must not be empty."""
+    if not value.strip():
+        raise argparse.ArgumentTypeError(f"must not be empty, got {quoted(value)}; omit the option")
+    return value
+
+
+def location(value: str) -> str:
+    """Parse where something is stored; its secrets stay in the environment of this process."""
+    return take_secrets(text(value))
+
+
+def integer(value: str) -> int:
+    """Parse a whole number."""
+    try:
+        return int(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {quoted(value)}") from None
+
+
+def number(value: str) -> float:
+    """Parse a number."""
+    try:
+        return float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {quoted(value)}") from None
+
+
+def integers(value: str) -> tuple[int, ...]:
+    """Parse whole numbers separated by commas."""
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be whole numbers separated by commas, e.g. 1,2,3, got {quoted(value)}"
+        ) from None
+
+
+def duration(value: str) -> float:
+    """Parse a length of time, in seconds: `90`, `10m`, `1.5h`, `2d`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?", value, re.ASCII)
+    if match is None:
+        raise argparse.ArgumentTypeError(
+            f"must be a length of time, e.g. 90, 10m or 1.5h, got {quoted(value)}"
+        )
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2] or "s"]
+
+
+def shortened(value: str) -> str:
+    """The beginning of a long value, printable."""
+    shown = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}… ({len(value)} characters)"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+
+
+def quoted(value: str) -> str:
+    """A wrong value as messages show it."""
+    return f"'{shortened(value)}'"
+
+
+def _is_option(argument: str) -> bool:
+    return argument.startswith("--") or bool(re.match(r"-(?![\d.])\S", argument))
+
+
+def _remove_option(arguments: Sequence[str], spellings: Iterable[str]) -> list[str]:
+    """Remove every occurrence of an option with its value."""
+    kept: list[str] = []
+    has_value = False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if name in spellings:
+            has_value = not equals
+        elif has_value and not _is_option(argument):
+            has_value = False
+        else:
+            has_value = False
+            kept.append(argument)
+    return kept
