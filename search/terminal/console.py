@@ -25,7 +25,7 @@ class PlainConsole(Console):
     Text comes from users and data: it is no markup, and must not move the cursor.
     """
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **options: Any) -> Text:
         """Escape control characters in strings and cells of tables."""
         return super().render_str(printable(text), **options)
 
