@@ -39,7 +39,6 @@ MAX_SEED = 2**62
 
 _BOUNDS = {
     "trials": (1, 10**6),
-    "eval_seeds": (1, 1000),
     "seed": (0, MAX_SEED),
     "max_concurrent": (1, 10**6),
 }
@@ -250,8 +249,11 @@ class SweepConfig:
         return found
 
     def task_problems(self) -> list[str]:
-        """Every broken rule of the task that shows without its data."""
+        """Every broken rule of the task, and of its draws, that shows without its data."""
         task, found = self.task, []
+        if not 1 <= self.eval_seeds <= _MAX_EVAL_SEEDS:
+            bound = _between(1, _MAX_EVAL_SEEDS, self.eval_seeds)
+            found.append(f"--eval-seeds must be {bound}.")
         if task.protocol not in get_args(Protocol):
             found.append(did_you_mean("protocol", task.protocol, get_args(Protocol)))
         for name, example in _EXAMPLES.items():
@@ -354,5 +356,6 @@ def _between(least: int, most: int, value: int) -> str:
 
 _EXAMPLES = {"datasets": "--dataset digits", "shots": "--shots 16", "seeds": "--seeds 1,2,3"}
 _MAX_EPISODES = 10_000
+_MAX_EVAL_SEEDS = 1000
 _MODEL_NAME = 256  # characters that the registry's tables keep
 _OLD_NAMES = {"also": "second_objective", "start": "init_from"}  # fields of earlier releases

@@ -91,6 +91,9 @@ class Parser(argparse.ArgumentParser):
         problems = []
         for argument in arguments:
             name = argument.partition("=")[0] if argument.startswith("--") else ""
+            if name and argument.endswith("=--"):  # argparse would drop these dashes
+                problems.append((f"{name} must not be '--'. Use another value.", name))
+                continue
             if is_text(argument):
                 kept.append(argument)
                 continue

@@ -25,7 +25,7 @@ from spaces.registry import SPACES
 from tests.trainables.data.trees import paint
 from trainables.backbones.base import BackboneError
 from trainables.backbones.registry import BACKBONES
-from trainables.credentials import shown
+from trainables.credentials import without_password
 from trainables.storage import LocalStorage
 
 CORES = len(os.sched_getaffinity(0))
@@ -81,7 +81,7 @@ def refused(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
         (("--shots", "many"), ["--shots", "many"]),
         (("--trials", "0"), ["--trials must be at least 1, got 0"]),
         (("--seeds", "1,1"), ["--seeds must differ", "1,1"]),
-        (("--seeds", "-1"), ["--seeds must not be negative, got -1"]),
+        (("--seeds", "-1"), ["--seeds must be at least 0, got -1"]),
         (("--seeds", "a,b"), ["--seeds", "whole numbers", "a,b"]),
         (("--time-budget", "soon"), ["--time-budget", "10m", "soon"]),
         (("--time-budget", "0"), ["--time-budget must be positive"]),
@@ -93,13 +93,12 @@ def refused(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
         (("--gpus-per-trial", "-1"), ["--gpus-per-trial must not be negative"]),
         (("--name", "../up"), ["--name must be letters", "../up"]),
         (("--storage", "s4://bucket/sweeps"), ["must be writable", "s4://bucket", "--storage"]),
-        (("--storage", NO_STORE), ["must be writable", shown(NO_STORE), "connect", "--storage"]),
+        (("--storage", NO_STORE), ["must be writable", without_password(NO_STORE), "connect"]),
         (("--tracking-uri", "sqlite:////dev/null"), ["a regular file", "/dev/null"]),
         (("--ledger", "mysql://host/db"), ["--ledger must be journal or postgresql://", "mysql"]),
         (("--ledger", "postgresql://127.0.0.1:9/db"), ["--ledger", "refused", "127.0.0.1:9"]),
         (("--tracking-uri", "./mlruns"), ["./mlruns", "sqlite:///"]),
         (("--resume", "nobody"), ["There is no sweep 'nobody'"]),
-        (("--resume", "one", "--name", "two"), ["--resume", "'two'"]),
         (("--trails", "5"), ["--trails", "See --help"]),
         (("--address", "127.0.0.1:1"), ["--address must be HOST:PORT", "127.0.0.1:1"]),
         (("--address", "somewhere"), ["--address must be HOST:PORT", "somewhere"]),
@@ -134,6 +133,37 @@ def test_class_names_without_room_for_the_papers_context(
 def test_all_mistakes_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     options = "--space x --dataset y --sampler z --pruner w --backbone nosuch --trials 0 --shots 0"
     assert len(refused(capsys, *options.split(), "--storage", "s4://b", "--seeds=-1")) == 9
+
+
+def test_every_kind_of_mistake_is_reported_with_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A value of the wrong type, an unknown option, sweeps and files that are missing."""
+    options = "--trials many --seed x --trails 5 --resume nobody --name two --init-from nothing"
+    lines = refused(capsys, *options.split(), "--sampler", "tpee", "--cpus-per-trial", "1000")
+    for part in (
+        "--trials must be a whole number, got 'many'.",
+        "--seed must be a whole number, got 'x'.",
+        "Unrecognized arguments: --trails 5. Did you mean --trials?",
+        "--resume continues 'nobody', so --name must be omitted, got 'two'.",
+        "There is no sweep 'nobody'",
+        "There is no sweep 'nothing'",
+        "There is no sampler 'tpee'",
+        "--cpus-per-trial",
+    ):
+        assert len([line for line in lines if part in line]) == 1, (part, lines)
+    assert len(lines) == 8
+    missing = refused(capsys, "--dataset", "bundle:none.safetensors", "--trials", "0", "--sampler=")
+    assert len(missing) == 3
+    assert sum("none.safetensors" in line for line in missing) == 1
+
+
+def test_data_is_not_checked_for_a_task_that_nobody_meant(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With the default data set in place of the misspelt option, 64 shots would be too many."""
+    (line,) = refused(capsys, "--data-set", "folder:birds", "--shots", "64")
+    assert "Did you mean --dataset?" in line
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -215,10 +245,10 @@ def stored(name: str, **changes: object) -> Path:
 @pytest.mark.parametrize(
     ("options", "difference"),
     [
-        (("--shots", "8"), "shots: the sweep has [16], asked for [8]"),
-        (("--space", "taskres"), 'space: the sweep has "rmt", asked for "taskres"'),
-        (("--seeds", "1,2"), "seeds: the sweep has [1], asked for [1, 2]"),
-        (("--sampler", "random"), 'sampler: the sweep has "tpe", asked for "random"'),
+        (("--shots", "8"), "shots: the sweep has [16], got [8]"),
+        (("--space", "taskres"), 'space: the sweep has "rmt", got "taskres"'),
+        (("--seeds", "1,2"), "seeds: the sweep has [1], got [1, 2]"),
+        (("--sampler", "random"), 'sampler: the sweep has "tpe", got "random"'),
         (("--dataset", "digits-rotated"), "digits-rotated"),
     ],
 )

@@ -191,7 +191,7 @@ def test_a_winner_that_does_not_change_the_backbone(capsys: pytest.CaptureFixtur
         (("--shots", "4"), "has shots 2, and this sweep 4"),
         (("--dataset", "digits-rotated"), "has datasets digits, and this sweep digits-rotated"),
         (("--protocol", "base-to-new"), "has protocol few-shot, and this sweep base-to-new"),
-        (("--per-task",), "--per-task splits a task"),
+        (("--per-task",), "--per-task cannot be used with --init-from"),
     ],
 )
 def test_another_task(
