@@ -141,7 +141,7 @@ def _look_into(spec: str, dataset: Dataset) -> Finding:
     check_test_split(dataset, decoded=decoded)
     if counts and spec in LAYOUTS and (why := counts.beside(LAYOUTS[spec].counts)):
         return Finding(spec, "look", facts, why)
-    return Finding(spec, "fine", facts, " ".join(dataset.notices))
+    return Finding(spec, "fine", facts, " ".join(dataset.caveats))
 
 
 def check_data(root: str, asked: Sequence[str]) -> Iterator[Finding]:

@@ -26,7 +26,7 @@ from search.terminal.parser import Parser
 from search.tracking.uploader import open_runs
 from search.tracking.uri import TrackingError, check_tracking_uri
 from trainables.storage import StorageError, open_storage
-from trainables.suggest import did_you_mean
+from trainables.text import did_you_mean
 
 _INTRODUCTION = """\
 Write what a sweep has learned as something that others can load, or register it in MLflow.

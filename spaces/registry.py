@@ -16,7 +16,7 @@ from spaces.rmt_variants import MaskVariantSpace
 from spaces.taskres import TaskResSpace
 from spaces.text_classifier import ENHANCED_BASE, TextAdapterSpace
 from spaces.towers import clip_lora_space, vpt_space
-from trainables.suggest import did_you_mean
+from trainables.text import did_you_mean
 
 
 @dataclass(frozen=True)

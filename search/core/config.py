@@ -25,7 +25,7 @@ from spaces.pipeline import StartedSpace
 from spaces.registry import SPACES, SpaceError, find_space
 from trainables.credentials import without_password
 from trainables.storage import join
-from trainables.suggest import did_you_mean
+from trainables.text import did_you_mean
 from trainables.trial import Protocol, TaskSpec
 
 IDENTITY = ("space", "task", "sampler", "pruner", "seed")

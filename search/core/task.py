@@ -120,7 +120,7 @@ def fresh_draws(task: TaskSpec, source: DataSource, count: int) -> tuple[int, ..
 def task_notices(task: TaskSpec, source: DataSource) -> list[str]:
     """What the user should know of the data, of that which only judges too."""
     names = dict.fromkeys([*task.sources, *(exam.target for exam in evaluation_sets(task))])
-    return [notice for name in names for notice in source.dataset(name).notices]
+    return [notice for name in names for notice in source.dataset(name).caveats]
 
 
 def val_images(task: TaskSpec, source: DataSource) -> int:

@@ -20,7 +20,7 @@ from trainables.backbones.registry import load_backbone
 from trainables.data.prompts import PromptSet
 from trainables.methods.base import BuildContext, ClassTexts, MethodError, Schedule
 from trainables.methods.registry import METHODS
-from trainables.suggest import did_you_mean
+from trainables.text import did_you_mean
 from trainables.trial import TrialConfig
 
 _SECONDS = 600.0

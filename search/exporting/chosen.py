@@ -13,7 +13,7 @@ from search.evaluation.record import Evaluation, read_evaluation
 from search.ledger.ledger import best_of
 from search.ledger.results import Result, read_results, trial_folder
 from trainables.storage import Storage
-from trainables.suggest import did_you_mean
+from trainables.text import did_you_mean
 from trainables.trial import Episode, TaskSpec, TrialConfig
 
 BEST = "best"

@@ -30,7 +30,7 @@ from trainables.backbones.weights import (
     sha256,
 )
 from trainables.images.resample import Interpolation, ResizeMode
-from trainables.suggest import did_you_mean
+from trainables.text import did_you_mean
 
 
 def _provide_torchvision_operators() -> None:

@@ -1,4 +1,4 @@
-"""What the project needs from a data set. The test split is not part of it: see `sealed.py`.
+"""Interface of a data set. The test split needs a permit: see `sealed.py`.
 
 Notation: n images, c classes, h x w pixels.
 """
@@ -6,6 +6,7 @@ Notation: n images, c classes, h x w pixels.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -14,13 +15,54 @@ import torch
 from torch import Tensor
 
 from trainables.data.prompts import PromptSet, PromptVariant
-from trainables.data.sealed import TestPermit
+from trainables.text import printable, unprintable
 
 SplitName = Literal["train", "val"]
 
 
 class DataError(ValueError):
-    """Data cannot be used: its message says the rule, the value and the remedy."""
+    """Data cannot be used. The message states the rule, the value and the remedy on one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+class SealedError(RuntimeError):
+    """Test data was requested by code that may not have it."""
+
+
+class Permit(Protocol):
+    """The right to read one data set's test split (see `sealed.py`)."""
+
+    def check(self, dataset: str) -> None:
+        """Raise `SealedError` unless the split of this data set may be read in this process."""
+
+
+def check_class_names(names: Sequence[str], source: str) -> None:
+    """Raise `DataError` for a name that cannot be printed or stored: names appear in terminals,
+    tables and files. `source` says in the message where they come from."""
+    for label, name in enumerate(names):
+        if not name.strip() or (found := unprintable(name)):
+            fault = f"contains {found}" if name.strip() else "is empty"
+            raise DataError(
+                f"Class names must be printable text: '{name}', class {label} of {source}, "
+                f"{fault}. Rename it."
+            )
+
+
+def check_is_open(split: str) -> None:
+    """Raise `SealedError` for a split other than `train` and `val`."""
+    if split not in ("train", "val"):
+        raise SealedError(f"Only the splits 'train' and 'val' are open, got '{split}'.")
+
+
+def distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Return class names that differ: those that occur twice get their label as a number, e.g.
+    `crane (134)`."""
+    times = Counter(names)
+    return tuple(
+        f"{name} ({label})" if times[name] > 1 else name for label, name in enumerate(names)
+    )
 
 
 def fingerprint(*parts: bytes) -> str:
@@ -33,100 +75,91 @@ def fingerprint(*parts: bytes) -> str:
 
 
 class Images(Protocol):
-    """Images in a row, read when they are asked for."""
+    """A sequence of images that are read on demand."""
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Number of images."""
 
     def read(self, position: int) -> Tensor:
-        """uint8 [3, h, w]; raises `DataError` with the image's name where it cannot be read."""
+        """uint8 [3, h, w]; raises `DataError` with the image's name if it cannot be read."""
 
     def name(self, position: int) -> str:
-        """What identifies an image within its data set, wherever the data set lies."""
+        """Name of an image within its data set, the same on every machine."""
 
     def take(self, index: Sequence[int]) -> Images:
-        """Those at `index`, in that order."""
+        """The images at these positions, in this order."""
 
     def content(self) -> str:
-        """Hex digest over all that the pixels depend on, cheaper than reading them: two rows of
-        images with the same digest look the same. Raises `DataError` for a missing image."""
+        """Hex digest over everything that the pixels depend on, cheaper than reading them: two
+        sequences with the same digest have the same pixels. Raises `DataError` for a missing
+        image."""
 
 
 @dataclass(frozen=True)
-class PixelRows:
-    """Equally large images in memory."""
+class PixelRows(Images):
+    """Images of one size in memory."""
 
     pixels: Tensor
     """uint8 [n, 3, h, w]."""
 
     def __len__(self) -> int:
-        """See `Images`."""
         return len(self.pixels)
 
     def read(self, position: int) -> Tensor:
-        """See `Images`."""
         return self.pixels[position]
 
     def name(self, position: int) -> str:
-        """The position: rows in memory have their order for ever."""
         return f"{position:08d}"
 
     def take(self, index: Sequence[int]) -> PixelRows:
-        """See `Images`."""
         return PixelRows(self.pixels[torch.as_tensor(index, dtype=torch.int64)])
 
     def content(self) -> str:
-        """Of the pixels themselves."""
         shape = str(tuple(self.pixels.shape)).encode()
         return fingerprint(shape, self.pixels.contiguous().numpy().tobytes())
 
 
 @dataclass(frozen=True)
-class FeatureRows:
-    """Image features without the images, as a bundle holds them."""
+class FeatureRows(Images):
+    """Image features without the images, as stored in a bundle."""
 
     features: Tensor
     """float32 [n, d], not necessarily of unit length."""
     source: str
-    """Where they come from, for messages."""
+    """Name of the bundle, for messages."""
 
     def __len__(self) -> int:
-        """See `Images`."""
         return len(self.features)
 
     def read(self, position: int) -> Tensor:
-        """Refused: there are no images."""
         raise DataError(
             f"'{self.source}' holds features and no images: use a method that reads features "
             "(--space taskres), or a data set with images."
         )
 
     def name(self, position: int) -> str:
-        """The position."""
         return f"{position:08d}"
 
     def take(self, index: Sequence[int]) -> FeatureRows:
-        """See `Images`."""
         return FeatureRows(self.features[torch.as_tensor(index, dtype=torch.int64)], self.source)
 
     def content(self) -> str:
-        """Of the features."""
         return fingerprint(self.features.contiguous().numpy().tobytes())
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images and labels that belong together."""
+    """Images with their labels."""
 
     images: Images
-    """n images, not yet read."""
+    """n images."""
     labels: Tensor
     """int64 [n], in 0..c-1."""
     fingerprint: str
-    """Hex digest over which images there are, with which labels; the same wherever they lie."""
+    """Hex digest over the images' names and labels, the same on every machine."""
 
     def take(self, index: Tensor) -> Split:
-        """The rows `index` (int64 [m]), in that order."""
+        """Return the rows `index` (int64 [m]), in this order."""
         rows = index.tolist()
         # By name: two splits of the same images may list them in different orders.
         names = (self.images.name(row).encode() for row in rows)
@@ -134,12 +167,12 @@ class Split:
         return Split(self.images.take(rows), self.labels[index], digest)
 
     def decode_some(self, count: int) -> None:
-        """Decode about `count` images, evenly spread, and keep none; raises `DataError`."""
+        """Decode about `count` evenly spread images and discard them; raises `DataError`."""
         for row in range(0, len(self.images), max(1, len(self.images) // count)):
             self.images.read(row)
 
     def of_classes(self, classes: Sequence[int]) -> Split:
-        """The rows of these classes, whose labels become 0, 1, ... in the order given."""
+        """Return the rows of these classes, whose labels become 0, 1, ... in this order."""
         position = torch.full((int(max(*classes, int(self.labels.max()))) + 1,), -1)
         position[list(classes)] = torch.arange(len(classes))
         index = (position[self.labels] >= 0).nonzero().flatten()
@@ -149,38 +182,40 @@ class Split:
 
 
 class Dataset(Protocol):
-    """A labelled image set, split once and for all."""
+    """A labelled image set with fixed training, validation and test splits."""
 
     @property
     def name(self) -> str:
-        """What it is called on the command line."""
+        """Name on the command line."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """One name a class; a label is a position in it."""
+        """One name per class, all different; a label is a position in it."""
 
     @property
     def flip(self) -> bool:
-        """Whether a mirrored image still shows its class: false for writing."""
+        """Whether a mirrored image still shows its class, which writing does not."""
 
     @property
-    def notices(self) -> tuple[str, ...]:
-        """What a reader of its figures should know, e.g. that a split was made here."""
+    def caveats(self) -> tuple[str, ...]:
+        """Sentences that a reader of its figures should know, e.g. that the split is not the
+        published one."""
 
     def prompts(self, variant: PromptVariant) -> PromptSet:
-        """The texts that describe the classes."""
+        """Return the texts that describe the classes."""
 
     def split(self, name: SplitName) -> Split:
-        """The pool that few-shot sets are drawn from; raises `DataError`."""
+        """Return the pool that few-shot sets are drawn from; raises `DataError`."""
 
-    def sealed_split(self, permit: TestPermit) -> Split:
-        """The test split, against a permit (see `sealed.py`); raises `SealedError`."""
+    def sealed_split(self, permit: Permit) -> Split:
+        """Return the test split in exchange for a permit (see `sealed.py`); raises
+        `SealedError`."""
 
 
 class Shift(Dataset, Protocol):
-    """Other images of another data set's classes: only judged on, by a classifier of that one."""
+    """Other images of another data set's classes, which only evaluate that one's classifiers."""
 
     @property
     def source_classes(self) -> tuple[int, ...]:
-        """For each of its labels 0..k-1, the label of the same class in the data set that it is a
-        shift of; raises `DataError`."""
+        """For each label 0..k-1, the label of the same class in the source data set; raises
+        `DataError`."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -20,31 +20,48 @@ from typing import NoReturn
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from trainables.data.base import DataError, FeatureRows, Split, SplitName, fingerprint
+from trainables.data.base import (
+    DataError,
+    FeatureRows,
+    Permit,
+    Split,
+    SplitName,
+    check_class_names,
+    check_is_open,
+    distinct,
+    fingerprint,
+)
 from trainables.data.prompts import PHOTO, PromptSet, PromptVariant
-from trainables.data.sealed import SealedError, TestPermit
+from trainables.images.decode import kind_of
+from trainables.text import printable
 
 PREFIX = "bundle:"
-"""What stands before the file in a data set's name."""
+"""Prefix of the file in a data set's name."""
 
 _SPLITS = ("train", "val", "test")
 _FLOATS = ("F16", "BF16", "F32")
+_SCALES = (1.0, 1000.0)
+"""Plausible logit scales: CLIP starts at 14 and ends at 100, SigLIP's end above 100."""
+_LOGARITHMS = (2.5, 7.0)
+"""Values that are more likely the logarithm of a scale: models store that, e.g. 4.6052."""
+_LENGTHS = (1e-3, 1e4)
+"""Plausible lengths of a feature: towers give from less than 1 to about 100."""
 
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A data set whose images a backbone has seen already."""
+    """A data set of image features from one backbone."""
 
     path: Path
     """The file, absolute."""
     class_names: tuple[str, ...]
-    """One name a class."""
+    """One name per class; see `base.distinct`."""
     class_features: Tensor
-    """float32 [c, d]: the classifier, one vector a class, not necessarily of unit length."""
+    """float32 [c, d]: the classifier, one vector per class, not necessarily of unit length."""
     logit_scale: float
     """The temperature's inverse, positive."""
     backbone_name: str
-    """Whose features they are."""
+    """Name of the backbone."""
     template: str
     """The text that the classifier was made from, with one `{}` for the class name."""
     _train: Split
@@ -57,49 +74,51 @@ class Bundle:
 
     @property
     def flip(self) -> bool:
-        """Features cannot be mirrored."""
+        """False: features cannot be mirrored."""
         return False
 
     @property
     def shots(self) -> int:
-        """The fewest training rows of a class: the most shots that can be drawn."""
+        """Training rows of the smallest class: the most shots that can be drawn."""
         return int(self._train.labels.bincount().min())
 
     @property
-    def notices(self) -> tuple[str, ...]:
-        """That nothing can be augmented, and where the draws stop being different."""
+    def caveats(self) -> tuple[str, ...]:
+        """Limits of features, and values that look like a mistake."""
+        low, high = _LOGARITHMS
+        scale = (
+            f"The logit_scale of '{self.path.name}' is {self.logit_scale:g}, which looks like the "
+            f"logarithm of {math.exp(self.logit_scale):.1f}: store the scale itself.",
+        )
         return (
             f"'{self.path.name}' holds features and no images: none is cropped or mirrored, and "
             "the classifier is the file's own, whatever the prompts.",
             f"'{self.path.name}' has {self.shots} training rows in its smallest class: at that "
             "many shots every seed draws the same of them.",
+            *(scale if low < self.logit_scale < high else ()),
         )
 
     def prompts(self, variant: PromptVariant) -> PromptSet:
-        """The file's one template, for the record: in use are the `class_features`."""
+        """The file's one template, for the record: the classifier is `class_features`."""
         return PromptSet(tuple(n.replace("_", " ") for n in self.class_names), (self.template,))
 
     def split(self, name: SplitName) -> Split:
         """The training or validation rows; raises `SealedError` for anything else."""
-        if name not in ("train", "val"):
-            raise SealedError(f"Only 'train' and 'val' are open, got '{name}'.")
+        check_is_open(name)
         return self._train if name == "train" else self._val
 
-    def sealed_split(self, permit: TestPermit) -> Split:
-        """The test rows, read from the file only now; raises `DataError` where they are unfit."""
+    def sealed_split(self, permit: Permit) -> Split:
+        """The test rows, which are read from the file only now; raises `DataError`."""
         permit.check(self.name)
         file = _File.open(self.path)
         file.check_shapes()
-        return _rows(file, "test", self.class_names)
+        return _rows(file, "test", file.class_names())
 
 
 def open_bundle(path: Path) -> Bundle:
-    """The bundle in the file `path`, all of it checked but the values of its test rows, which are
-    not read: a search has them looked at before it starts, by `sealed.check_test_split`.
-
-    Raises `DataError`.
-    """
-    path = path.expanduser().resolve()
+    """Open the bundle in a file and check everything but the values of its test rows, which
+    `sealed.check_test_split` checks before a search. Raises `DataError`."""
+    path = Path(os.path.realpath(os.path.expanduser(path)))
     file = _File.open(path)
     file.check_shapes()
     names = file.class_names()
@@ -113,8 +132,8 @@ def open_bundle(path: Path) -> Bundle:
             )
     return Bundle(
         path,
-        names,
-        _finite(file, "class_features"),
+        distinct(names),
+        _features(file, "class_features"),
         file.logit_scale(),
         file.text("backbone"),
         file.template(),
@@ -125,7 +144,7 @@ def open_bundle(path: Path) -> Bundle:
 
 @dataclass(frozen=True)
 class _File:
-    """What the head of a safetensors file says."""
+    """The header of a safetensors file."""
 
     path: Path
     types: dict[str, str]
@@ -134,8 +153,8 @@ class _File:
 
     @classmethod
     def open(cls, path: Path) -> _File:
-        if not path.is_file():
-            raise DataError(f"A bundle is a file, there is none at '{path}': check the path.")
+        if (kind := kind_of(path)) != "a file":
+            raise DataError(f"A bundle must be a file, '{path}' is {kind}: check the path.")
         try:
             with safe_open(path, "pt") as file:
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -158,7 +177,7 @@ class _File:
             raise _unreadable(self.path, error) from error
 
     def check_shapes(self) -> None:
-        """Of every tensor, the test rows' too."""
+        """Check type and shape of every tensor, including the test rows."""
         names = [f"{split}_{kind}" for split in _SPLITS for kind in ("features", "labels")]
         missing = [name for name in [*names, "class_features"] if name not in self.shapes]
         if missing:
@@ -199,9 +218,9 @@ class _File:
             names = None
         if not isinstance(names, list) or not all(isinstance(n, str) and n.strip() for n in names):
             self.refuse(f"The metadata's class_names are a JSON list of names, got {text[:60]!r}")
-        twice = [name for name, times in Counter(names).items() if times > 1]
-        if twice:
-            self.refuse(f"Class names differ from each other, '{twice[0]}' stands there twice")
+        check_class_names(names, f"the bundle '{self.path}'")
+        if len(names) < 2:
+            self.refuse(f"A data set needs at least 2 classes, got {len(names)}", "add another")
         rows = self.shapes["class_features"][0]
         if len(names) != rows:
             self.refuse(
@@ -215,10 +234,12 @@ class _File:
             scale = float(text)
         except ValueError:
             scale = math.nan
-        if not 0 < scale < math.inf:
+        low, high = _SCALES
+        if not low <= scale <= high:
             self.refuse(
-                f"The metadata's logit_scale is a positive number, got {text[:60]!r}",
-                "CLIP's is 100",
+                f"The metadata's logit_scale must be a number from {low:g} to {high:g}, got "
+                f"{text[:60]!r}",
+                "store the factor of the cosines, which is 100 for CLIP",
             )
         return scale
 
@@ -231,8 +252,10 @@ class _File:
     def text(self, key: str) -> str:
         found = self.metadata.get(key, "")
         if not found.strip():
-            self.refuse(f"The metadata says class_names, backbone and logit_scale; missing: {key}")
-        return found
+            self.refuse(
+                f"The metadata must have class_names, backbone and logit_scale; missing: {key}"
+            )
+        return printable(found)
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
@@ -244,23 +267,33 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 
 def _rows(file: _File, split: str, names: tuple[str, ...]) -> Split:
     """One split, its values checked."""
-    features, labels = _finite(file, f"{split}_features"), file.tensor(f"{split}_labels")
+    features, labels = _features(file, f"{split}_features"), file.tensor(f"{split}_labels")
     wrong = ((labels < 0) | (labels >= len(names))).nonzero()
     if len(wrong):
         row = int(wrong[0])
         file.refuse(
-            f"Labels of {len(names)} classes lie in 0..{len(names) - 1}, got {int(labels[row])} in "
-            f"row {row} of {split}_labels"
+            f"Labels of {len(names)} classes must be in 0..{len(names) - 1}, got "
+            f"{int(labels[row])} in row {row} of {split}_labels"
         )
     content = (json.dumps(names).encode(), features.numpy().tobytes(), labels.numpy().tobytes())
     rows = FeatureRows(features, f"{PREFIX}{file.path}")
     return Split(rows, labels, fingerprint(*content))
 
 
-def _finite(file: _File, name: str) -> Tensor:
-    """float32."""
+def _features(file: _File, name: str) -> Tensor:
+    """float32, checked: finite, and of a length that can be normalised."""
     features = file.tensor(name).float()
     wrong = (~features.isfinite().all(1)).nonzero()
     if len(wrong):
-        file.refuse(f"Features are finite, got NaN or infinity in row {int(wrong[0])} of {name}")
+        file.refuse(f"Features must be finite, got NaN or infinity in row {int(wrong[0])} of {name}")
+    low, high = _LENGTHS
+    lengths = features.double().norm(dim=1)
+    wrong = ((lengths < low) | (lengths > high)).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        file.refuse(
+            f"Features must have a length from {low:g} to {high:g}, got {float(lengths[row]):.3g} "
+            f"in row {row} of {name}",
+            "leave out rows of zeros, and scale features to length 1 if they are in other units",
+        )
     return features

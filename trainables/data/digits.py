@@ -1,8 +1,8 @@
 """scikit-learn's handwritten digits: 1,797 real images of 8x8 pixels that ship inside a dependency.
 
-The split, fixed for ever: within each class the images are sorted by the SHA-256 of their 64 pixel
+The split never changes: within each class the images are sorted by the SHA-256 of their 64 pixel
 bytes; the first n // 2 are test, the next n // 6 validation, the rest train. It depends on no
-generator and on no file order, and holds 896 test, 296 validation and 605 train images.
+generator and no file order, and has 896 test, 296 validation and 605 train images.
 
 Source: E. Alpaydin, C. Kaynak, «Optical Recognition of Handwritten Digits», UCI repository (1998).
 """
@@ -18,9 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.data.base import PixelRows, Split, SplitName, fingerprint
+from trainables.data.base import (
+    Permit,
+    PixelRows,
+    Split,
+    SplitName,
+    check_is_open,
+    fingerprint,
+)
 from trainables.data.prompts import PromptSet, PromptVariant, prompt_set
-from trainables.data.sealed import SealedError, TestPermit
 
 _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -32,7 +38,7 @@ class Digits:
     name: str
     """Registry name."""
     half_turns: int = 0
-    """How often each image is turned by 180 degrees: 0 or 1."""
+    """Number of rotations by 180 degrees: 0 or 1."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -41,17 +47,17 @@ class Digits:
 
     @property
     def flip(self) -> bool:
-        """A mirrored digit is another sign."""
+        """False: a mirrored digit is no digit."""
         return False
 
     @property
-    def notices(self) -> tuple[str, ...]:
-        """None."""
+    def caveats(self) -> tuple[str, ...]:
+        """Nothing."""
         return ()
 
     @property
     def source_classes(self) -> tuple[int, ...]:
-        """The digits' own: turned or not, they have the same labels."""
+        """The same labels, rotated or not."""
         return tuple(range(len(_NAMES)))
 
     def prompts(self, variant: PromptVariant) -> PromptSet:
@@ -60,11 +66,10 @@ class Digits:
 
     def split(self, name: SplitName) -> Split:
         """`train` (605 images) or `val` (296); raises `SealedError` for anything else."""
-        if name not in ("train", "val"):
-            raise SealedError(f"Only 'train' and 'val' are open, got '{name}'.")
+        check_is_open(name)
         return self._rows(name)
 
-    def sealed_split(self, permit: TestPermit) -> Split:
+    def sealed_split(self, permit: Permit) -> Split:
         """The 896 test images."""
         permit.check(self.name)
         return self._rows("test")
@@ -80,8 +85,8 @@ class Digits:
 
 
 def read_digits() -> tuple[np.ndarray, np.ndarray]:
-    """Pixels [1797, 64] from 0 to 16 and labels [1797]: scikit-learn's file, without importing
-    scikit-learn, which would take a second and 70 MB in every process."""
+    """Return pixels [1797, 64] from 0 to 16 and labels [1797] from scikit-learn's file, without
+    importing scikit-learn, which takes a second and 70 MB in every process."""
     package = importlib.util.find_spec("sklearn")
     assert package is not None, "scikit-learn is a dependency"
     assert package.submodule_search_locations is not None

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-from trainables.backbones.base import Backbone
 
 PromptVariant = Literal["paper", "reference", "clean", "single", "photo"]
 """Whose texts describe the classes.
@@ -21,7 +19,7 @@ PromptVariant = Literal["paper", "reference", "clean", "single", "photo"]
 `paper`: TaskRes, table 7 (seven templates on ImageNet); `_` in a class name read as a space.
 `reference`: TaskRes's released code: an eighth ImageNet template, Food101 without its article, and
 class names fed raw, so that the tokenizer sees `_` as a token of its own.
-`single`: R-AMT, text and code: one template a data set, names lower-cased with `_` as a space.
+`single`: R-AMT, text and code: one template per data set, names lower-cased with `_` as a space.
 `photo`: CLIP-LoRA, and MaPLe's code for VPT: «a photo of a {}.» whatever the data set.
 `clean`: `paper`, with each text's feature scaled to unit length before the mean over templates.
 """
@@ -29,25 +27,25 @@ class names fed raw, so that the tokenizer sees `_` as a token of its own.
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The texts of each class, and how their features are merged into one vector a class."""
+    """The texts of each class, and how their features become one vector per class."""
 
     class_names: tuple[str, ...]
-    """As they stand in the texts (after fix-ups)."""
+    """As written in the texts."""
     templates: tuple[str, ...]
     """Each with one `{}` for the class name."""
     normalise_each: bool = False
     """Whether each text's feature is scaled to unit length before the mean over templates."""
     given: tuple[tuple[str, ...], ...] = ()
-    """Texts that a data set brings instead of templates: one row a class, of one text or more."""
+    """Texts that the data set provides instead of templates: one row per class, of one or more."""
 
     def texts(self) -> list[list[str]]:
-        """One list per class: its given texts, or one text per template."""
+        """Return one list per class: its given texts, or one text per template."""
         if self.given:
             return [list(row) for row in self.given]
         return [[t.format(name) for t in self.templates] for name in self.class_names]
 
     def of_classes(self, classes: Sequence[int]) -> PromptSet:
-        """Those of some classes, in the order given."""
+        """Return the texts of some classes, in this order."""
         names = tuple(self.class_names[label] for label in classes)
         given = tuple(self.given[label] for label in classes) if self.given else ()
         return PromptSet(names, self.templates, self.normalise_each, given)
@@ -89,7 +87,7 @@ TEMPLATES: dict[str, str] = {
 
 
 def prompt_templates(dataset: str, variant: PromptVariant) -> tuple[str, ...]:
-    """The templates of `dataset`; one that is not listed in `TEMPLATES` gets «a photo of a {}.»"""
+    """Return the templates of `dataset`: «a photo of a {}.» if it is not listed in `TEMPLATES`."""
     if variant == "photo":
         return (PHOTO,)
     if variant != "single" and dataset.startswith("imagenet"):
@@ -105,10 +103,10 @@ def prompt_set(
     variant: PromptVariant,
     given: Sequence[Sequence[str]] = (),
 ) -> PromptSet:
-    """The prompts of `dataset` (a registry name) for its raw `class_names`.
+    """Return the prompts of `dataset` (a registry name) for its raw `class_names`.
 
-    Texts that are `given`, one row a class, replace the templates word for word, in every variant.
-    Raises `ValueError` for a variant that does not exist.
+    `given` texts, one row per class, replace the templates in every variant. Raises `ValueError`
+    for an unknown variant.
     """
     if variant not in get_args(PromptVariant):
         known = ", ".join(get_args(PromptVariant))
@@ -116,7 +114,7 @@ def prompt_set(
     names = tuple(class_names)
     if variant != "reference":
         names = tuple(name.replace("_", " ") for name in names)
-    if variant == "single":  # no change for CLIP's own tokenizer, which lower-cases by itself
+    if variant == "single":  # CLIP's own tokenizer lower-cases anyway
         names = tuple(name.lower() for name in names)
     return PromptSet(
         names,
@@ -126,10 +124,17 @@ def prompt_set(
     )
 
 
-def class_features(backbone: Backbone, prompts: PromptSet) -> Tensor:
-    """float32 [c, d]: the mean over its texts of each class's text features, not normalised.
+class TextEncoder(Protocol):
+    """The part of a backbone that encodes texts."""
 
-    Texts are encoded 256 at a time: a thousand classes with eight templates need little memory.
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> float32 [t, d], not normalised."""
+
+
+def class_features(backbone: TextEncoder, prompts: PromptSet) -> Tensor:
+    """Return float32 [c, d]: the mean of each class's text features, not normalised.
+
+    Texts are encoded 256 at a time to bound memory.
     """
     texts = [text for row in prompts.texts() for text in row]
     features = torch.cat(
@@ -139,7 +144,7 @@ def class_features(backbone: Backbone, prompts: PromptSet) -> Tensor:
 
 
 def merged(features: Tensor, prompts: PromptSet) -> Tensor:
-    """Features of all texts, class by class, [t, d] -> one vector a class, [c, d]."""
+    """Features of all texts, class by class, [t, d] -> one vector per class, [c, d]."""
     if prompts.normalise_each:
         features = functional.normalize(features, dim=-1)
     sizes = [len(row) for row in prompts.texts()]

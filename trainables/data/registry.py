@@ -13,7 +13,7 @@ from trainables.data.benchmarks.imagenet import open_imagenet, open_imagenet_shi
 from trainables.data.bundle import open_bundle
 from trainables.data.digits import Digits
 from trainables.data.folder import open_folder
-from trainables.suggest import did_you_mean
+from trainables.text import did_you_mean
 
 Builder = Callable[[str, Path, bool], Dataset]
 """Name, root of the data sets, whether a missing split may be made -> the data set."""

@@ -13,16 +13,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from trainables.data.base import Dataset, Split
+from trainables.data.base import Dataset, SealedError, Split
 
 _SEAL = "FEWSHOT_TEST_SPLIT_SEALED"
-
-
-class SealedError(RuntimeError):
-    """Somebody asked for test data who may not have it."""
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def test_a_folder_that_is_split(split_folder: Path) -> None:
     assert dataset.name == f"folder:{split_folder}"
     assert dataset.class_names == CLASSES
     assert dataset.flip
-    assert dataset.notices == ()
+    assert dataset.caveats == ()
     assert dataset.counts() == Counts(3, 9, 6, 3)
     for part, split in parts(split_folder).items():
         for i, (name, label) in enumerate(rows(split)):
@@ -88,7 +88,7 @@ def test_a_folder_that_is_split(split_folder: Path) -> None:
 def test_a_folder_of_classes_is_dealt(flat_folder: Path) -> None:
     dataset = opened(flat_folder)
     assert dataset.class_names == CLASSES
-    assert "50 % train, 20 % val, 30 % test" in dataset.notices[0]
+    assert "50 % train, 20 % val, 30 % test" in dataset.caveats[0]
     found = parts(flat_folder)
     counts = {part: Counter(split.labels.tolist()) for part, split in found.items()}
     assert [[counts[part][label] for part in found] for label in range(3)] == [
@@ -225,7 +225,7 @@ def test_a_table_with_a_split(suffix: str, tmp_path: Path) -> None:
     assert dataset.name == f"folder:{file}"
     assert dataset.class_names == ("cat", "dog")
     assert dataset.counts() == Counts(2, 8, 4, 2)
-    assert dataset.notices == ()
+    assert dataset.caveats == ()
     for split in parts(file).values():
         for i, (name, label) in enumerate(rows(split)):
             assert name.startswith(f"images/{dataset.class_names[label]}")

@@ -107,7 +107,7 @@ def test_a_data_set_has_all_that_the_protocol_says(name: str, trees: dict[str, T
     dataset = open_dataset(name, str(trees["dtd"].root))
     assert dataset.name == name
     assert isinstance(dataset.flip, bool)
-    assert all(notice.endswith(".") and "\n" not in notice for notice in dataset.notices)
+    assert all(notice.endswith(".") and "\n" not in notice for notice in dataset.caveats)
     for variant in ("paper", "reference", "clean", "single"):
         texts = dataset.prompts(variant).texts()
         assert len(texts) == len(dataset.class_names)
@@ -140,7 +140,7 @@ def test_names_labels_counts_and_images(tree: Tree, request: pytest.FixtureReque
     assert isinstance(dataset, ListedDataset)
     assert dataset.class_names == tree.class_names
     assert dataset.counts() == Counts(4, 26, 16, 16)
-    (notice,) = dataset.notices  # it is a miniature
+    (notice,) = dataset.caveats  # it is a miniature
     assert notice.startswith(f"'{name}' has 4 classes, 26 train, 16 val, 16 test. Published: ")
     for part, split in parts(name, tree.root).items():
         assert rows(split) == tree.rows[part]  # in the list's own order
@@ -204,7 +204,7 @@ def test_a_missing_split_file_is_named_and_a_split_made_only_on_request(
         open_dataset(name, str(tmp_path))
     dataset = open_dataset(name, str(tmp_path), made_split=True)
     assert dataset.class_names == tree.class_names
-    assert tree.split_file.name in dataset.notices[0]
+    assert tree.split_file.name in dataset.caveats[0]
     made = parts(name, tmp_path, made_split=True)
     listed = [row for found in tree.rows.values() for row in found]
     assert Counter(row for split in made.values() for row in rows(split)) == Counter(listed)

@@ -73,7 +73,7 @@ def test_parts_names_and_images(inner: str, tmp_path: Path) -> None:
         for i, label in enumerate(split.labels.tolist()):
             assert looks_like(label, split.images.read(i))
     assert snapshot(tmp_path) == before
-    assert "carved from its training images" in dataset.notices[0]
+    assert "carved from its training images" in dataset.caveats[0]
 
 
 def test_at_most_fifty_validation_images(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from trainables.data.base import DataError
 from trainables.data.registry import open_dataset
-from trainables.suggest import did_you_mean
+from trainables.text import did_you_mean
 
 
 def test_a_near_miss_is_named() -> None:

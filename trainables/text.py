@@ -1,0 +1,36 @@
+"""Names that people type and read: suggestions for unknown ones, and text that is safe to print."""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Iterable
+
+_BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Marks that change the order in which the text around them is shown."""
+
+
+def did_you_mean(kind: str, name: str, known: Iterable[str]) -> str:
+    """Return an error message for an unknown name: all known ones, and the most similar."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return f"There is no {kind} '{printable(name)}'. Known: {', '.join(names)}.{hint}"
+
+
+def unprintable(text: str) -> str:
+    """Return the first character that no name may contain, e.g. `U+001B`, or an empty string:
+    control characters, line separators, lone surrogates and marks of text direction."""
+    return next((f"U+{ord(c):04X}" for c in text if not _is_printable(c)), "")
+
+
+def printable(text: str) -> str:
+    """Return the text on one line, with an escape sequence in place of each such character."""
+    if text.isprintable():
+        return text
+    return "".join(c if _is_printable(c) else ascii(c)[1:-1] for c in text)
+
+
+def _is_printable(character: str) -> bool:
+    unsafe = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+    return not unsafe and character not in _BIDIRECTIONAL
