@@ -35,8 +35,8 @@ from benchmarks.mask_step import open_shape
 from trainables.backbones.base import Backbone
 from trainables.backbones.registry import load_backbone
 from trainables.data.base import FeatureRows, Split
-from trainables.data.images import ImageFiles
-from trainables.data.source import DataSource
+from trainables.data.image_files import ImageFiles
+from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask
 from trainables.methods.base import ClassTexts
 from trainables.methods.taskres import TaskResConfig

@@ -26,7 +26,7 @@ import torch
 from benchmarks.mask_step import open_shape
 from spaces.base import TaskFacts, preset_trial
 from trainables.data.prompts import class_features, prompt_set
-from trainables.data.source import DataSource
+from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask
 from trainables.methods.base import BuildContext, ClassTexts, Preset, Schedule
 from trainables.methods.registry import METHODS

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.methods import SEEDS, judge
 from spaces.base import TaskFacts, preset_trial
-from trainables.data.source import DataSource
+from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask
 from trainables.methods.base import Preset
 from trainables.methods.masking.mask_method import Precision

@@ -31,8 +31,8 @@ from trainables.backbones.registry import absolute_spec  # noqa: E402
 from trainables.cache import cache_folder  # noqa: E402
 from trainables.credentials import shown  # noqa: E402
 from trainables.data.base import DataError, Dataset  # noqa: E402
-from trainables.data.benchmarks.coop_layouts import LAYOUTS  # noqa: E402
 from trainables.data.benchmarks.imagenet import ImageNet, ImageNetShift  # noqa: E402
+from trainables.data.benchmarks.layouts import LAYOUTS  # noqa: E402
 from trainables.data.lists import ListedDataset  # noqa: E402
 from trainables.data.registry import open_dataset  # noqa: E402
 from trainables.data.sealed import check_test_split  # noqa: E402
@@ -139,7 +139,7 @@ def _look_into(spec: str, dataset: Dataset) -> Finding:
         dataset.split("train").decode_some(decoded)
         dataset.split("val").decode_some(decoded)
     check_test_split(dataset, decoded=decoded)
-    if counts and spec in LAYOUTS and (why := counts.beside(LAYOUTS[spec].counts)):
+    if counts and spec in LAYOUTS and (why := counts.mismatch(LAYOUTS[spec].counts)):
         return Finding(spec, "look", facts, why)
     return Finding(spec, "fine", facts, " ".join(dataset.caveats))
 

@@ -20,7 +20,7 @@ from trainables.data.base import Split
 from trainables.data.bundle import PREFIX, Bundle
 from trainables.data.class_subsets import Half
 from trainables.data.prompts import PromptVariant, class_features
-from trainables.data.source import DataSource
+from trainables.data.registry import DataSource
 from trainables.methods.base import ClassTexts
 from trainables.progress import Listener, Progress
 from trainables.store import Store

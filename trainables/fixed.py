@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from trainables.cache import cache_folder
-from trainables.data.source import DataSource
+from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask, Learned
 from trainables.storage import LocalStorage, Storage, StorageError, open_storage
 from trainables.tensor_file import read_checked, write_checked

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from trainables.data.class_subsets import Half
-    from trainables.data.source import DataSource
+    from trainables.data.registry import DataSource
     from trainables.methods.base import Method, MethodConfig
     from trainables.optim import OptimConfig
 
@@ -118,7 +118,7 @@ class TaskSpec:
 
     def source(self, root: str) -> DataSource:
         """Its data, where the field's data sets lie in the folder `root`."""
-        from trainables.data.source import DataSource
+        from trainables.data.registry import DataSource
 
         return DataSource(root, self.generate_split, self.draws, self.skip_unreadable)
 

@@ -14,8 +14,8 @@ from spaces.base import TaskFacts
 from trainables.data.base import DataError, FeatureRows, PixelRows, fingerprint
 from trainables.data.few_shot import FewShot, draws_problems
 from trainables.data.prompts import PromptVariant
+from trainables.data.registry import DataSource
 from trainables.data.sealed import check_test_split
-from trainables.data.source import DataSource
 from trainables.trial import Episode, Protocol, TaskSpec
 
 Tower = Literal["vit", "resnet", "other"]
@@ -118,9 +118,13 @@ def fresh_draws(task: TaskSpec, source: DataSource, count: int) -> tuple[int, ..
 
 
 def task_notices(task: TaskSpec, source: DataSource) -> list[str]:
-    """What the user should know of the data, of that which only judges too."""
+    """Return the caveats of all data, evaluation sets included, and of the draws."""
     names = dict.fromkeys([*task.sources, *(exam.target for exam in evaluation_sets(task))])
-    return [notice for name in names for notice in source.dataset(name).caveats]
+    found = [caveat for name in names for caveat in source.dataset(name).caveats]
+    for name in task.sources:
+        for shots in task.shots:
+            found += source.caveats(name, shots, task.seeds[0])
+    return list(dict.fromkeys(found))
 
 
 def val_images(task: TaskSpec, source: DataSource) -> int:

@@ -32,7 +32,7 @@ from search.tracking.uri import TrackingError, check_tracking_uri, sqlite_uri
 from spaces.base import Space, TaskFacts
 from trainables.backbones.base import BackboneError
 from trainables.credentials import shown, without_password
-from trainables.data.source import DataSource
+from trainables.data.registry import DataSource
 from trainables.methods.registry import METHODS
 from trainables.storage import (
     Storage,

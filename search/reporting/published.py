@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from search.evaluation.record import Part, Score
-from trainables.data.benchmarks.coop_layouts import IMAGENET_SHIFTS
+from trainables.data.benchmarks.layouts import IMAGENET_SHIFTS
 from trainables.trial import TaskSpec
 
 _SETS = {

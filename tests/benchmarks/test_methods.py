@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.methods import PUBLISHED, SEEDS, SHOTS, known, sizes, table, train
-from trainables.data.source import DataSource
+from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask
 from trainables.methods.registry import METHODS
 

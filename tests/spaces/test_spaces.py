@@ -14,7 +14,7 @@ from optuna.trial import FixedTrial
 
 from spaces.base import TaskFacts
 from spaces.registry import SPACES
-from trainables.data.source import DataSource
+from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask
 from trainables.trainer import Trainer
 from trainables.trial import Episode, TrialConfig

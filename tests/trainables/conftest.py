@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from trainables.data.source import DataSource
+from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask
 
 

@@ -14,8 +14,7 @@ import torch
 
 from tests.trainables.trials import mask_trial, residual_trial
 from trainables.data.few_shot import sample_shots
-from trainables.data.registry import open_dataset
-from trainables.data.source import DataSource
+from trainables.data.registry import DataSource, open_dataset
 from trainables.encoded_task import EncodedTask
 from trainables.trainer import Trainer
 from trainables.trial import Episode
@@ -36,7 +35,7 @@ def facts() -> dict[str, Any]:
     for tensor in trainer.state()[0].values():
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
     return {
-        "draw": sample_shots(labels, 3, seed=5, fingerprint="f").tolist(),
+        "draw": list(sample_shots(labels, 3, seed=5, fingerprint="f").values()),
         "splits": [split.fingerprint for split in splits],
         "trial": [residual_trial().fingerprint(), mask_trial().fingerprint()],
         "metrics": metrics,

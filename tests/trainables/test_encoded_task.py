@@ -13,7 +13,7 @@ from trainables import encoded_task as workbench
 from trainables import view as view_module
 from trainables.backbones.base import Backbone, BackboneError
 from trainables.data.base import DataError
-from trainables.data.source import DataSource
+from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask, zero_shot_logits
 from trainables.methods.base import BuildContext, ClassTexts, Schedule
 from trainables.methods.zero_shot import ZeroShot, ZeroShotConfig

@@ -15,7 +15,7 @@ from torch.nn import functional
 from tests.trainables.trials import mask_trial, residual_trial, zero_shot_trial
 from trainables.backbones.base import BackboneError
 from trainables.data.base import DataError
-from trainables.data.source import DataSource
+from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask, zero_shot_logits
 from trainables.images.augment import random_cut
 from trainables.images.resample import Crop

@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.trainables.data.shared import shared_data
 from trainables.backbones.base import Backbone
 from trainables.data.base import DataError, PixelRows, Split
-from trainables.data.images import ImageFiles
+from trainables.data.image_files import ImageFiles
 from trainables.encoded_task import EncodedTask
 from trainables.images.augment import random_cut
 from trainables.images.decode import shrink

@@ -53,16 +53,19 @@ def check_class_names(names: Sequence[str], source: str) -> None:
 def check_is_open(split: str) -> None:
     """Raise `SealedError` for a split other than `train` and `val`."""
     if split not in ("train", "val"):
-        raise SealedError(f"Only the splits 'train' and 'val' are open, got '{split}'.")
+        raise SealedError(f"Only 'train' and 'val' are open, got '{split}'.")
 
 
 def distinct(names: Sequence[str]) -> tuple[str, ...]:
     """Return class names that differ: those that occur twice get their label as a number, e.g.
     `crane (134)`."""
-    times = Counter(names)
-    return tuple(
-        f"{name} ({label})" if times[name] > 1 else name for label, name in enumerate(names)
-    )
+    times, found = Counter(names), list[str]()
+    for label, name in enumerate(names):
+        numbered = f"{name} ({label})" if times[name] > 1 else name
+        while times[name] > 1 and (numbered in times or numbered in found):
+            numbered = f"{numbered} ({label})"
+        found.append(numbered)
+    return tuple(found)
 
 
 def fingerprint(*parts: bytes) -> str:
@@ -190,7 +193,7 @@ class Dataset(Protocol):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """One name per class, all different; a label is a position in it."""
+        """One name per class, not always different; a label is a position in it."""
 
     @property
     def flip(self) -> bool:

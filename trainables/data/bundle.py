@@ -28,7 +28,6 @@ from trainables.data.base import (
     SplitName,
     check_class_names,
     check_is_open,
-    distinct,
     fingerprint,
 )
 from trainables.data.prompts import PHOTO, PromptSet, PromptVariant
@@ -55,7 +54,7 @@ class Bundle:
     path: Path
     """The file, absolute."""
     class_names: tuple[str, ...]
-    """One name per class; see `base.distinct`."""
+    """One name per class; two classes may have the same."""
     class_features: Tensor
     """float32 [c, d]: the classifier, one vector per class, not necessarily of unit length."""
     logit_scale: float
@@ -132,7 +131,7 @@ def open_bundle(path: Path) -> Bundle:
             )
     return Bundle(
         path,
-        distinct(names),
+        names,
         _features(file, "class_features"),
         file.logit_scale(),
         file.text("backbone"),
@@ -285,7 +284,9 @@ def _features(file: _File, name: str) -> Tensor:
     features = file.tensor(name).float()
     wrong = (~features.isfinite().all(1)).nonzero()
     if len(wrong):
-        file.refuse(f"Features must be finite, got NaN or infinity in row {int(wrong[0])} of {name}")
+        file.refuse(
+            f"Features must be finite, got NaN or infinity in row {int(wrong[0])} of {name}"
+        )
     low, high = _LENGTHS
     lengths = features.double().norm(dim=1)
     wrong = ((lengths < low) | (lengths > high)).nonzero()

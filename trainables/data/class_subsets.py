@@ -1,7 +1,7 @@
 """Base and new classes: the two halves of base-to-new generalisation.
 
 By the field's rule the first half of the labels, rounded up, is base and the rest is new; within
-its half every class is numbered from 0. The two never meet in one task.
+its half every class is numbered from 0. No task contains both.
 
 Notation: c classes.
 """
@@ -11,29 +11,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from trainables.data.base import DataError, Dataset, Split, SplitName
+from trainables.data.base import DataError, Dataset, Permit, Split, SplitName
 from trainables.data.prompts import PromptSet, PromptVariant
-from trainables.data.sealed import TestPermit
 
 Half = Literal["all", "base", "new"]
-"""Which of a data set's classes a task knows."""
+"""The classes of a data set that a task has."""
 
 
 def classes_of(half: Half, count: int) -> range:
-    """The labels of a half among `count` classes; raises `DataError` where one is no task."""
+    """Return the labels of a half of `count` classes; raises `DataError` if it has fewer than 2."""
     first = (count + 1) // 2
     if half == "all":
         return range(count)
     if count - first < 2:
         raise DataError(
-            f"Each half of the classes must hold at least 2, got {count} classes in all: use a "
+            f"Each half of the classes must have at least 2, got {count} classes in all: use a "
             "data set with at least 4, or --protocol few-shot."
         )
     return range(first) if half == "base" else range(first, count)
 
 
 def half_of(dataset: Dataset, half: Half) -> Dataset:
-    """The data set as it is to someone who knows only these classes; raises `DataError`."""
+    """Return the data set restricted to these classes; raises `DataError`."""
     if half == "all":
         return dataset
     return _Restricted(dataset, half, classes_of(half, len(dataset.class_names)))
@@ -41,7 +40,7 @@ def half_of(dataset: Dataset, half: Half) -> Dataset:
 
 @dataclass(frozen=True)
 class _Restricted:
-    """Some classes of a data set, under its name."""
+    """Some classes of a data set; implements `Dataset`."""
 
     whole: Dataset
     half: Half
@@ -49,23 +48,23 @@ class _Restricted:
 
     @property
     def name(self) -> str:
-        """The whole data set's: a permit for it opens its halves."""
+        """The whole data set's name: a permit for it opens its halves."""
         return self.whole.name
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Of these classes."""
+        """Names of these classes."""
         return tuple(self.whole.class_names[label] for label in self.classes)
 
     @property
     def flip(self) -> bool:
-        """As in the whole."""
+        """As in the whole data set."""
         return self.whole.flip
 
     @property
-    def notices(self) -> tuple[str, ...]:
-        """As in the whole."""
-        return self.whole.notices
+    def caveats(self) -> tuple[str, ...]:
+        """As in the whole data set."""
+        return self.whole.caveats
 
     def prompts(self, variant: PromptVariant) -> PromptSet:
         """The texts of these classes."""
@@ -75,8 +74,8 @@ class _Restricted:
         """The images of these classes."""
         return self.whole.split(name).of_classes(self.classes)
 
-    def sealed_split(self, permit: TestPermit) -> Split:
-        """The test images of these classes; raises `DataError` where there are none."""
+    def sealed_split(self, permit: Permit) -> Split:
+        """The test images of these classes; raises `DataError` if there are none."""
         part = self.whole.sealed_split(permit).of_classes(self.classes)
         if not len(part.labels):
             raise DataError(

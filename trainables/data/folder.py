@@ -1,10 +1,10 @@
-"""A user's own images: `folder:PATH`, class sub-folders or a table of paths and labels.
+"""The user's images: `folder:PATH`, class sub-folders or a table of paths and labels.
 
-Three forms. Folders `train`, `val` and `test`, each with class sub-folders. One folder of class
-sub-folders, which is split 50 % train, 20 % val, 30 % test by `lists.split_by_hash`. A `.csv`
-or `.parquet` table with the columns `path` (absolute, or relative to its folder) and `label`, and
-optionally `split` (train, val or test; dealt where it is absent) and `prompt` (a text for the
-class; several different ones of a class are an ensemble).
+Three forms: folders `train`, `val` and `test`, each with class sub-folders; one folder of class
+sub-folders, which `lists.split_by_hash` splits 50 % train, 20 % val, 30 % test; or a `.csv` or
+`.parquet` table with the columns `path` (absolute, or relative to its folder) and `label`, and
+optionally `split` (train, val or test; generated if absent) and `prompt` (a text for the class;
+several different ones of a class are an ensemble).
 """
 
 from __future__ import annotations
@@ -15,47 +15,53 @@ from pathlib import Path
 from typing import Any
 
 from trainables.data.base import DataError
-from trainables.data.listing import folders_in, images_in
+from trainables.data.image_files import folders_in, images_in, skipped_caveat
 from trainables.data.lists import (
-    REPORTS_PER_TRIAL,
+    SPLITS,
+    AnySplit,
     ListedDataset,
     Lists,
-    Part,
     Row,
     checked,
     split_by_hash,
 )
+from trainables.images.decode import kind_of
+from trainables.text import unprintable
 
 COLUMNS = ("path", "label", "split", "prompt")
-"""What is read of a table."""
-DEALT = "by the SHA-256 of their paths: 50 % train, 20 % val, 30 % test of each class"
+"""The columns of a table that are read."""
+RULE = "by the SHA-256 of their paths: 50 % train, 20 % val, 30 % test of each class"
 
 
 def open_folder(path: Path) -> ListedDataset:
-    """The data set at `path`; every image is listed, none is opened. Raises `DataError`."""
-    path = Path(os.path.abspath(path.expanduser()))
+    """Open the data set at `path`: every image is listed, none is opened. Raises `DataError`."""
+    path = Path(os.path.abspath(os.path.expanduser(path)))
     if path.is_dir():
         return _open_folders(path)
     if path.is_file() and path.suffix.lower() in (".csv", ".parquet"):
         return _open_table(path)
-    state = "is another file" if path.exists() else "is missing"
     raise DataError(
-        f"folder: takes a folder of images, a .csv or a .parquet: '{path}' {state}. "
+        f"folder: needs a folder of images, a .csv or a .parquet: '{path}' is {kind_of(path)}. "
         "Give the path of one."
     )
 
 
 def _dataset(
-    path: Path, root: Path, lists: Lists, dealt: bool, prompts: dict[str, list[str]] | None = None
+    path: Path,
+    root: Path,
+    lists: Lists,
+    generated: bool,
+    prompts: dict[str, list[str]] | None = None,
+    skipped: Sequence[str] = (),
 ) -> ListedDataset:
     names = checked(lists, f"'{path}'")
-    notice = f"The images of '{path}' were split here, {DEALT}."
+    rule = f"The split of '{path}' was generated {RULE}."
     return ListedDataset(
         f"folder:{path}",
         root,
         names,
         lists,
-        (notice,) if dealt else (),
+        ((rule,) if generated else ()) + skipped_caveat(skipped),
         tuple(tuple(prompts[name]) for name in names) if prompts else (),
         identity="folder",
     )
@@ -65,45 +71,44 @@ def _dataset(
 
 
 def _open_folders(path: Path) -> ListedDataset:
-    found = folders_in(path)
+    found, skipped = folders_in(path), list[str]()
     if "train" in found and ("val" in found or "test" in found):
-        absent = [part for part in REPORTS_PER_TRIAL if part not in found]
+        absent = [part for part in SPLITS if part not in found]
         if absent:
             raise DataError(
-                f"A split folder has train, val and test: '{path / absent[0]}' is missing. Add "
-                "it, or give one folder of class sub-folders, which is split here."
+                f"A split folder must have train, val and test: '{path / absent[0]}' is missing. "
+                "Add it, or give one folder of class sub-folders, whose split is generated."
             )
         labels = {name: label for label, name in enumerate(folders_in(path / "train"))}
-        lists: Lists = {part: _class_rows(path, f"{part}/", labels) for part in REPORTS_PER_TRIAL}
-        return _dataset(path, path, lists, dealt=False)
+        lists: Lists = {part: _class_rows(path, f"{part}/", labels, skipped) for part in SPLITS}
+        return _dataset(path, path, lists, False, skipped=skipped)
     labels = {name: label for label, name in enumerate(found)}
     if len(labels) < 2:
         raise DataError(
-            f"A folder of images has a sub-folder for each of at least 2 classes: '{path}' has "
+            f"A folder of images must have sub-folders for at least 2 classes: '{path}' has "
             f"{len(labels)}. Sort the images into class sub-folders, or give a table."
         )
-    return _dataset(
-        path, path, split_by_hash(_class_rows(path, "", labels), f"'{path}'"), dealt=True
-    )
+    rows = _class_rows(path, "", labels, skipped)
+    return _dataset(path, path, split_by_hash(rows, f"'{path}'"), True, skipped=skipped)
 
 
-def _class_rows(path: Path, prefix: str, labels: dict[str, int]) -> list[Row]:
-    """The images of every class folder in `path/prefix`, sorted."""
+def _class_rows(path: Path, prefix: str, labels: dict[str, int], skipped: list[str]) -> list[Row]:
+    """The images of every class folder in `path/prefix`, sorted; see `images_in` for `skipped`."""
     rows = []
     for name in folders_in(path / prefix):
         folder = path / prefix / name
         if name not in labels:
             raise DataError(
                 f"Every class needs training images: '{folder}' is a class that is absent from "
-                f"'{path / 'train'}'. Add it there, or leave it out."
+                f"'{path / 'train'}'. Add it there, or remove it here."
             )
         inner = folders_in(folder)
         if inner:
             raise DataError(
-                f"Images lie directly in their class folder: '{folder / inner[0]}' is a folder "
+                f"Images must be directly in their class folder: '{folder / inner[0]}' is a folder "
                 "in one. Move its images up, or give a table."
             )
-        images = images_in(folder)
+        images = images_in(folder, skipped)
         rows += [Row(f"{prefix}{name}/{image}", labels[name], name) for image in images]
     return rows
 
@@ -116,13 +121,13 @@ def _open_table(path: Path) -> ListedDataset:
     for need in ("path", "label"):
         if need not in columns:
             raise DataError(
-                f"A table has the columns path and label: '{path}' has no '{need}'. "
+                f"A table must have the columns path and label: '{path}' has no '{need}'. "
                 "Rename a column, or add it."
             )
     images = [_text(value, "path", row, path) for row, value in enumerate(columns["path"], 1)]
     names = [_text(value, "label", row, path) for row, value in enumerate(columns["label"], 1)]
     if not images:
-        raise DataError(f"A table has a row for each image: '{path}' has no row. Add some.")
+        raise DataError(f"A table must have a row per image: '{path}' has none. Add some.")
     labels = {name: label for label, name in enumerate(_in_order(names))}
     rows = [
         Row(_relative(image, path.parent), labels[name], name)
@@ -132,12 +137,12 @@ def _open_table(path: Path) -> ListedDataset:
     if "split" not in columns:
         _refuse_twice(rows, path)
         return _dataset(path, path.parent, split_by_hash(rows, f"'{path}'"), True, prompts)
-    lists: dict[Part, list[Row]] = {part: [] for part in REPORTS_PER_TRIAL}
+    lists: dict[AnySplit, list[Row]] = {part: [] for part in SPLITS}
     for number, (part, row) in enumerate(zip(columns["split"], rows, strict=True), 1):
         if part not in lists:
             raise DataError(
-                f"A split is train, val or test: row {number} of '{path}' has '{part}'. Correct "
-                "it, or leave the column out to have a split made."
+                f"A split must be train, val or test: row {number} of '{path}' has '{part}'. "
+                "Correct it, or remove the column to have a split generated."
             )
         lists[part].append(row)
     _refuse_untrained(lists, path)
@@ -145,7 +150,7 @@ def _open_table(path: Path) -> ListedDataset:
 
 
 def _read_columns(path: Path) -> dict[str, list[Any]]:
-    """Column -> values. A CSV's values are text, so that a label 007 stays what it is."""
+    """Column -> values. All of a CSV are text, so that a label 007 keeps its zeros."""
     import pyarrow as pa
     from pyarrow import csv, parquet
 
@@ -167,19 +172,20 @@ def _read_columns(path: Path) -> dict[str, list[Any]]:
 
 
 def _text(value: Any, column: str, row: int, path: Path) -> str:
-    """A path is text; a label is text or a whole number, which is then the class name."""
+    """A path (text) or a label (text or a whole number, whose digits are the class name)."""
     whole = column == "label" and isinstance(value, int) and not isinstance(value, bool)
     text = str(value) if whole or isinstance(value, str) else ""
     if not text.strip():
-        rule = "is text or a whole number" if column == "label" else "is text"
+        rule = "text or a whole number" if column == "label" else "text"
         raise DataError(
-            f"A {column} {rule}, not empty: row {row} of '{path}' has {value!r}. Correct it."
+            f"A {column} must be {rule}, not empty: row {row} of '{path}' has {value!r}. Correct "
+            "it."
         )
     return text
 
 
 def _in_order(names: Sequence[str]) -> list[str]:
-    """Class names sorted; as numbers where all are."""
+    """Class names, sorted; numerically if all are numbers."""
     unique = sorted(set(names))
     if all(name.isdecimal() for name in unique):
         unique.sort(key=int)
@@ -187,7 +193,7 @@ def _in_order(names: Sequence[str]) -> list[str]:
 
 
 def _relative(image: str, folder: Path) -> str:
-    """An absolute path inside the table's folder as a relative one: the data may then move."""
+    """Make an absolute path inside the table's folder relative: the data may then move."""
     image = os.path.normpath(image)
     inside = os.path.isabs(image) and Path(image).is_relative_to(folder)
     return os.path.relpath(image, folder) if inside else image
@@ -198,7 +204,7 @@ def _refuse_twice(rows: Sequence[Row], path: Path) -> None:
     for row in rows:
         if row.path in seen:
             raise DataError(
-                f"An image has one row: '{row.path}' has more in '{path}'. Leave one of them."
+                f"An image must have one row: '{row.path}' has more in '{path}'. Keep one of them."
             )
         seen.add(row.path)
 
@@ -209,16 +215,23 @@ def _refuse_untrained(lists: Lists, path: Path) -> None:
         if row.label not in trained:
             raise DataError(
                 f"Every class needs training images: class '{row.class_name}' of '{path}' is "
-                "absent from train. Add some, or leave the class out."
+                "absent from train. Add some, or remove the class."
             )
 
 
 def _prompts(column: Sequence[Any], names: Sequence[str], path: Path) -> dict[str, list[str]]:
-    """Class name -> its different texts in order of appearance; empty where no class has any."""
+    """Class name -> its different texts in order of appearance; empty if no class has any."""
     texts: dict[str, list[str]] = {name: [] for name in names}
     for row, (text, name) in enumerate(zip(column, names, strict=True), 1):
         if text is not None and not isinstance(text, str):
-            raise DataError(f"A prompt is text: row {row} of '{path}' has {text!r}. Correct it.")
+            raise DataError(
+                f"A prompt must be text: row {row} of '{path}' has {text!r}. Correct it."
+            )
+        if text and (fault := unprintable(text)):
+            raise DataError(
+                f"A prompt must be printable text: row {row} of '{path}' contains {fault}. Correct "
+                "it."
+            )
         if text and text.strip() and text not in texts[name]:
             texts[name].append(text)
     if not any(texts.values()):
@@ -226,7 +239,7 @@ def _prompts(column: Sequence[Any], names: Sequence[str], path: Path) -> dict[st
     for name, found in texts.items():
         if not found:
             raise DataError(
-                f"Either every class has a prompt or none has: class '{name}' of '{path}' has "
-                "none. Add one, or leave the column out."
+                f"Every class or no class must have a prompt: class '{name}' of '{path}' has none. "
+                "Add one, or remove the column."
             )
     return texts

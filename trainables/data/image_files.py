@@ -126,10 +126,10 @@ def images_in(folder: Path, skipped: list[str] | None = None) -> list[str]:
         elif entry.name.lower() not in _IGNORED and not _is(entry, "a folder"):
             others.append(os.path.join(folder, entry.name))
     if not found:
-        only = f" but {_kinds(others)}" if others else ""
+        only = f", but {_kinds(others)}" if others else ""
         raise DataError(
-            f"Every class folder must contain images: '{folder}' contains none{only}. Add some, "
-            "convert them to a format that Pillow reads, or remove the class."
+            f"Every class folder must contain images: '{folder}' has none{only}. Add some, or "
+            "remove the class."
         )
     if skipped is not None:
         skipped += sorted(others)

@@ -1,4 +1,4 @@
-"""Data sets that are lists of image files: rows are checked once, and splits made by one rule.
+"""Data sets that are lists of image files: checks of the lists, and the rule of generated splits.
 
 Notation: n images of a class.
 """
@@ -16,40 +16,48 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from trainables.data.base import DataError, Split, SplitName, fingerprint
-from trainables.data.images import ImageFiles
+from trainables.data.base import (
+    DataError,
+    Permit,
+    Split,
+    SplitName,
+    check_class_names,
+    check_is_open,
+    fingerprint,
+)
+from trainables.data.image_files import ImageFiles
 from trainables.data.prompts import PromptSet, PromptVariant, prompt_set
-from trainables.data.sealed import SealedError, TestPermit
+from trainables.text import unprintable
 
-Part = Literal["train", "val", "test"]
-REPORTS_PER_TRIAL: tuple[Part, ...] = ("train", "val", "test")
+AnySplit = Literal["train", "val", "test"]
+SPLITS: tuple[AnySplit, ...] = ("train", "val", "test")
 
 
 class Row(NamedTuple):
     """One image of a list."""
 
     path: str
-    """Relative to the folder of the images, with slashes."""
+    """Relative to the folder of the images, with slashes, or absolute."""
     label: int
     """A position in the class names."""
     class_name: str
-    """What the list calls the class."""
+    """Name of the class in the list."""
 
 
-Lists = Mapping[Part, Sequence[Row]]
-"""The rows of each part, in the list's own order."""
+Lists = Mapping[AnySplit, Sequence[Row]]
+"""The rows of each split, in the list's own order."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How many classes and images a data set has."""
+    """Numbers of classes and images of a data set."""
 
     classes: int
     """Classes."""
     train: int
-    """Training images; none for a shift."""
+    """Training images; 0 for a shift."""
     val: int
-    """Validation images; none for a shift."""
+    """Validation images; 0 for a shift."""
     test: int
     """Test images."""
 
@@ -58,8 +66,8 @@ class Counts:
             f"{self.classes:,} classes, {self.train:,} train, {self.val:,} val, {self.test:,} test"
         )
 
-    def beside(self, published: Counts) -> str:
-        """What to know of figures where these are not the published counts; else empty."""
+    def mismatch(self, published: Counts) -> str:
+        """Return a caveat if these are not the published counts, else an empty string."""
         if self == published:
             return ""
         return (
@@ -70,21 +78,21 @@ class Counts:
 
 @dataclass(frozen=True)
 class ListedDataset:
-    """Images below a folder, by checked lists; implements `Dataset`."""
+    """Images below a folder, in checked lists; implements `Dataset`."""
 
     name: str
-    """What it is called on the command line."""
+    """Name on the command line."""
     root: Path
     """The folder of the images."""
     class_names: tuple[str, ...] = field(repr=False)
-    """One name a class."""
+    """One name per class."""
     _lists: Lists = field(repr=False)
-    notices: tuple[str, ...] = ()
-    """See `Dataset`."""
+    caveats: tuple[str, ...] = ()
+    """What a reader of its figures should know."""
     given_prompts: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
-    """Texts of each class, where the lists bring them."""
+    """Texts of each class, if the lists provide them."""
     identity: str = ""
-    """What its fingerprints call it, where the name says where it lies."""
+    """Name in its fingerprints, if `name` contains a path."""
 
     @property
     def flip(self) -> bool:
@@ -92,17 +100,17 @@ class ListedDataset:
         return True
 
     def prompts(self, variant: PromptVariant) -> PromptSet:
-        """The data set's templates, or the texts that came with it."""
+        """The data set's templates, or the texts that its lists provide."""
         return prompt_set(self.name, self.class_names, variant, self.given_prompts)
 
     def counts(self) -> Counts:
-        """What the lists hold, whether or not the images are there."""
-        train, val, test = (len(self._lists[part]) for part in REPORTS_PER_TRIAL)
+        """Numbers in the lists, whether or not the images exist."""
+        train, val, test = (len(self._lists[part]) for part in SPLITS)
         return Counts(len(self.class_names), train, val, test)
 
     def missing(self) -> list[str]:
-        """Paths of images, of all parts, that are listed and not there, in order."""
-        wanted = sorted({row.path for part in REPORTS_PER_TRIAL for row in self._lists[part]})
+        """Return the paths of listed images that do not exist, sorted."""
+        wanted = sorted({row.path for part in SPLITS for row in self._lists[part]})
         there: dict[Path, set[str]] = {}
         for folder in {(self.root / path).parent for path in wanted}:
             there[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
@@ -111,33 +119,36 @@ class ListedDataset:
 
     def split(self, name: SplitName) -> Split:
         """`train` or `val`, in the list's order; raises `SealedError` for anything else."""
-        if name not in ("train", "val"):
-            raise SealedError(f"Only 'train' and 'val' are open, got '{name}'.")
+        check_is_open(name)
         return fresh(self._open[name])
 
-    def sealed_split(self, permit: TestPermit) -> Split:
-        """See `Dataset`."""
+    def sealed_split(self, permit: Permit) -> Split:
+        """The test split; raises `SealedError`."""
         permit.check(self.name)
         return self._rows("test")
 
     @cached_property
     def _open(self) -> dict[SplitName, Split]:
-        """Every draw asks for both."""
+        """Both pools, which every draw needs."""
         return {"train": self._rows("train"), "val": self._rows("val")}
 
-    def _rows(self, part: Part) -> Split:
+    def _rows(self, part: AnySplit) -> Split:
         rows = [(row.path, row.label) for row in self._lists[part]]
         return image_split(self.identity or self.name, part, self.root, rows)
 
 
-def image_split(identity: str, part: Part, root: Path, rows: Sequence[tuple[str, int]]) -> Split:
-    """A split of (path relative to `root`, label) rows, in their order.
+def image_split(
+    identity: str, part: AnySplit, root: Path, rows: Sequence[tuple[str, int]]
+) -> Split:
+    """Return a split of (path relative to `root`, label) rows, in this order.
 
-    Its fingerprint is the same for every order of the rows, and wherever the images lie. Raises
-    `DataError` for no rows.
+    Its fingerprint is the same for every order of the rows and on every machine. Raises `DataError`
+    if there are no rows.
     """
     if not rows:
-        raise DataError(f"Every part needs images: '{part}' in '{root}' has none. Unpack it again.")
+        raise DataError(
+            f"Every split needs images: '{part}' of '{root}' has none. Unpack it again."
+        )
     facts = sorted(f"{path}\0{label}".encode() for path, label in rows)
     return Split(
         ImageFiles(root, tuple(path for path, _ in rows)),
@@ -147,23 +158,29 @@ def image_split(identity: str, part: Part, root: Path, rows: Sequence[tuple[str,
 
 
 def fresh(split: Split) -> Split:
-    """The same split with labels of its own, which its reader may change."""
+    """Return the split with a copy of its labels, which the caller may change."""
     return Split(split.images, split.labels.clone(), split.fingerprint)
 
 
-# --- what every list must keep -------------------------------------------------------------------
+# --- rules that every list must follow -----------------------------------------------------------
 
 
 def checked(lists: Lists, source: str) -> tuple[str, ...]:
-    """The class names of lists that keep every rule; `source` says in messages whose they are.
+    """Return the class names of lists that follow every rule; `source` names them in messages.
 
-    Raises `DataError`: labels are 0..c-1, a label has one class name and a class name one label,
-    no image stands in two rows, no part is empty, and every class has images to train on and to
-    be judged by.
+    Raises `DataError` unless labels are 0..c-1, each label has one printable class name and each
+    class name one label, no image is in two rows, no split is empty, and every class has training
+    and validation images.
     """
-    for part in REPORTS_PER_TRIAL:
+    for part in SPLITS:
         if not lists[part]:
-            raise DataError(f"Every part needs images: '{part}' of {source} has none. Add some.")
+            raise DataError(f"Every split needs images: '{part}' of {source} has none. Add some.")
+        for number, row in enumerate(lists[part], 1):
+            if found := unprintable(row.path):
+                raise DataError(
+                    f"Paths must be printable text: '{row.path}', {part} row {number} of {source}, "
+                    f"contains {found}. Rename the file."
+                )
     names = _one_name_a_label(lists, source)
     _no_image_twice(lists, source)
     for part in ("train", "val"):
@@ -171,25 +188,26 @@ def checked(lists: Lists, source: str) -> tuple[str, ...]:
         if absent:
             raise DataError(
                 f"Every class needs images in train and in val: class '{names[min(absent)]}' of "
-                f"{source} is absent from {part}. Add some, or leave the class out."
+                f"{source} is absent from {part}. Add some, or remove the class."
             )
+    check_class_names(names, source)
     return names
 
 
 def _one_name_a_label(lists: Lists, source: str) -> tuple[str, ...]:
     names: dict[int, str] = {}
-    for part in REPORTS_PER_TRIAL:
+    for part in SPLITS:
         for row in lists[part]:
             if names.setdefault(row.label, row.class_name) != row.class_name:
                 raise DataError(
-                    f"A label has one class name: label {row.label} of {source} is "
+                    f"A label must have one class name: label {row.label} of {source} is "
                     f"'{names[row.label]}' and '{row.class_name}'. Restore the list."
                 )
     for label in names:
         if not 0 <= label < len(names):
             raise DataError(
-                f"Labels count from 0 to c-1 without a gap: label {label} of {source} is out of "
-                f"range, as it has {len(names)} different labels. Restore the list."
+                f"Labels must be 0 to {len(names) - 1}, as {source} has {len(names)} different "
+                f"ones, got label {label}. Restore the list."
             )
     labels: dict[str, int] = {}
     for label, name in sorted(names.items()):
@@ -206,40 +224,40 @@ def _one_name_a_label(lists: Lists, source: str) -> tuple[str, ...]:
 
 
 def _no_image_twice(lists: Lists, source: str) -> None:
-    seen: dict[str, Part] = {}
-    for part in REPORTS_PER_TRIAL:
+    seen: dict[str, AnySplit] = {}
+    for part in SPLITS:
         for row in lists[part]:
             path = os.path.normpath(row.path)
             if path in seen:
                 where = "twice" if seen[path] == part else f"in {seen[path]} and"
                 raise DataError(
-                    f"An image has one row and belongs to one part: '{row.path}' of {source} is "
-                    f"{where} in {part}. Leave one row."
+                    f"An image must have one row, in one split: '{row.path}' of {source} is "
+                    f"{where} in {part}. Keep one row."
                 )
             seen[path] = part
 
 
-# --- splits that are made here -------------------------------------------------------------------
+# --- generated splits ----------------------------------------------------------------------------
 
 
 def by_hash(paths: Iterable[str]) -> list[str]:
-    """Paths by the SHA-256 of their text: an order that looks random and is the same everywhere."""
+    """Sort paths by the SHA-256 of their text: the order looks random and is always the same."""
     return sorted(paths, key=lambda path: hashlib.sha256(path.encode()).digest())
 
 
 def split_by_hash(rows: Iterable[Row], source: str) -> Lists:
-    """50 % of each class to train, 20 % to val, the rest to test, by `by_hash`.
+    """Assign 50 % of each class to train, 20 % to val and the rest to test, in `by_hash` order.
 
-    Counts are rounded; val and test get at least one image, so a class needs three. Raises
-    `DataError`. Parts are sorted by label and path.
+    Counts are rounded; val and test get at least one image, so a class needs three. Splits are
+    sorted by label and path. Raises `DataError`.
     """
-    parts: dict[Part, list[Row]] = {part: [] for part in REPORTS_PER_TRIAL}
+    parts: dict[AnySplit, list[Row]] = {part: [] for part in SPLITS}
     for members in _classes(rows):
         n = len(members)
         if n < 3:
             raise DataError(
-                f"Every class needs at least 3 images, one for each part: class "
-                f"'{members[0].class_name}' of {source} has {n}. Add some, or leave the class out."
+                f"Every class needs at least 3 images, one per split: class "
+                f"'{members[0].class_name}' of {source} has {n}. Add some, or remove the class."
             )
         val = max(1, round(0.2 * n))
         train = min(round(0.5 * n), n - val - 1)
@@ -250,10 +268,10 @@ def split_by_hash(rows: Iterable[Row], source: str) -> Lists:
 
 
 def split_val_by_hash(rows: Iterable[Row], source: str) -> tuple[list[Row], list[Row]]:
-    """Train and val of an official training set: 20 % of each class to val, by `by_hash`.
+    """Split an official training set: 20 % of each class to val, in `by_hash` order.
 
-    The count is rounded and at least 1, so a class needs two images. Raises `DataError`. Both are
-    sorted by label and path.
+    The count is rounded and at least 1, so a class needs two images. Both splits are sorted by
+    label and path. Raises `DataError`.
     """
     train: list[Row] = []
     val: list[Row] = []
@@ -270,7 +288,7 @@ def split_val_by_hash(rows: Iterable[Row], source: str) -> tuple[list[Row], list
 
 
 def _classes(rows: Iterable[Row]) -> list[list[Row]]:
-    """The rows of each class, by label, within it by `by_hash`."""
+    """The rows of each class, classes by label and rows in `by_hash` order."""
     classes: dict[int, dict[str, Row]] = defaultdict(dict)
     for row in rows:
         classes[row.label][row.path] = row

@@ -1,8 +1,8 @@
-"""Few-shot draws that somebody has published: lists of images, matched to a data set's pools.
+"""Published few-shot draws: lists of images, matched to a data set's pools.
 
 A file is JSON, `{"train": ROWS, "val": ROWS}`. ROWS is a list, or an object with the list under
-`data`; a row is `{"impath": PATH, "label": LABEL, "classname": NAME}` or `[PATH, LABEL, NAME]`. A
-path may lie anywhere: an image is known by the end of it.
+`data`; a row is `{"impath": PATH, "label": LABEL, "classname": NAME}` or `[PATH, LABEL, NAME]`. An
+image is recognised by the end of its path.
 
 Notation: m listed images.
 """
@@ -10,6 +10,8 @@ Notation: m listed images.
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +20,13 @@ import torch
 from torch import Tensor
 
 from trainables.data.base import DataError, Dataset, Split, SplitName
+from trainables.data.image_files import read_list
+from trainables.images.decode import kind_of
+from trainables.text import unprintable
 
 _KEYS = ("impath", "label", "classname")
+_BRACES = re.compile(r"\{\{|\}\}|\{(dataset|shots|seed)\}|[{}]")
+"""What is replaced in a pattern; the last alternative is an error."""
 
 
 @dataclass(frozen=True)
@@ -32,23 +39,34 @@ class _Row:
 
 
 def shots_file(pattern: str, dataset: str, shots: int, seed: int) -> Path:
-    """The file that `pattern` names; it may contain {dataset}, {shots} and {seed}.
-
+    """Return the file that `pattern` names; it may contain {dataset}, {shots} and {seed}, and
+    doubled braces stand for themselves. Format specifications and conversions are never evaluated.
     Raises `DataError` for anything else in braces.
     """
-    try:
-        return Path(pattern.format(dataset=dataset, shots=shots, seed=seed)).expanduser()
-    except (LookupError, ValueError, AttributeError, TypeError) as error:
+    values = {"dataset": dataset, "shots": str(shots), "seed": str(seed)}
+
+    def replaced(found: re.Match[str]) -> str:
+        if found[1]:
+            return values[found[1]]
+        if len(found[0]) == 2:
+            return found[0][0]
         raise DataError(
-            f"--shots-file may contain {{dataset}}, {{shots}} and {{seed}}, got '{pattern}': "
-            "double other braces."
-        ) from error
+            f"--shots-file may contain {{dataset}}, {{shots}} and {{seed}}, got '{pattern}': write "
+            "these without a format, and double other braces."
+        )
+
+    path = _BRACES.sub(replaced, pattern)
+    if fault := unprintable(path):
+        raise DataError(
+            f"--shots-file must be printable text, '{pattern}' contains {fault}: rename the file."
+        )
+    return Path(os.path.expanduser(path))
 
 
 def shots_file_problems(
     pattern: str, datasets: Sequence[str], shots: Sequence[int], seeds: Sequence[int]
 ) -> list[str]:
-    """What is wrong with `pattern` for all these draws, before any file is read: one line each."""
+    """Return the errors of `pattern` for all these draws, before any file is read."""
     chosen = {"dataset": datasets, "shots": shots, "seed": seeds}
     try:
         wanted = [
@@ -57,17 +75,18 @@ def shots_file_problems(
     except DataError as error:
         return [str(error)]
     found = [
-        f"--shots-file must contain {{{key}}} where there are several, got '{pattern}' for "
+        f"--shots-file must contain {{{key}}} if there are several, got '{pattern}' for "
         f"{key} {', '.join(map(str, values))}: name a file for each."
         for key, values in chosen.items()
         if len(set(values)) > 1 and f"{{{key}}}" not in pattern
     ]
-    missing = [str(path) for path in dict.fromkeys(wanted) if not path.is_file()]
+    missing = [path for path in dict.fromkeys(wanted) if kind_of(path) != "a file"]
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        more = f", as are {len(missing) - 1} more" if len(missing) > 1 else ""
         found.append(
-            f"--shots-file must name a file for every draw, there is no '{missing[0]}'{more}: "
-            "check the pattern, or choose the shots and seeds that were published."
+            f"--shots-file must name a file for every draw, '{missing[0]}' is "
+            f"{kind_of(missing[0])}{more}: check the pattern, or choose the shots and seeds that "
+            "were published."
         )
     return found
 
@@ -75,10 +94,10 @@ def shots_file_problems(
 def listed_shots(
     path: Path, dataset: Dataset, pools: Mapping[SplitName, Split], shots: Mapping[SplitName, int]
 ) -> dict[SplitName, Tensor]:
-    """Positions of the listed images in each of the data set's `pools`: int64 [m] each.
+    """Return the positions of the listed images in each of the data set's `pools`, int64 [m].
 
-    Both may be one pool. `shots`: images a class of each; a class that has fewer gives all of them.
-    Raises `DataError` where the list is not one of this data set, its split and that many shots.
+    Both may be one pool. `shots`: images per class of each; a smaller class has all of its images.
+    Raises `DataError` if the list belongs to another data set, split or number of shots.
     """
     different = {id(pool): pool.images for pool in pools.values()}
     positions = {
@@ -94,7 +113,7 @@ def listed_shots(
     train, val = ({pools[s].images.name(i) for i in index.tolist()} for s, index in found.items())
     if twice := train & val:
         raise DataError(
-            f"An image is drawn once, got '{min(twice)}' among the train and the val rows of "
+            f"An image must be drawn once, got '{min(twice)}' among the train and the val rows of "
             f"'{path}': remove one."
         )
     return found
@@ -113,9 +132,9 @@ def _match(
         position = _find(row.path, names[split])
         if position is None:
             other = [s for s, pool in names.items() if _find(row.path, pool) is not None]
-            where = f"it lies in {other[0]}" if other else "it lies in neither split"
+            where = f"it is in {other[0]}" if other else "it is in neither split"
             raise DataError(
-                f"Listed {split} images must lie in the {split} split of '{dataset.name}', got "
+                f"Listed {split} images must be in the {split} split of '{dataset.name}', got "
                 f"'{row.path}' in '{path}' ({where}): this is a list of another data set or split."
             )
         label = int(labels[position])
@@ -128,7 +147,7 @@ def _match(
             )
         if position in found:
             raise DataError(
-                f"An image is drawn once, got '{found[position]}' and '{row.path}' among the "
+                f"An image must be drawn once, got '{found[position]}' and '{row.path}' among the "
                 f"{split} rows of '{path}': remove one."
             )
         found[position] = row.path
@@ -152,7 +171,7 @@ def _check_counts(
 
 
 def _find(path: str, pool: Mapping[str, int]) -> int | None:
-    """The image whose name is the longest end of `path`, whole folders at a time."""
+    """Position of the image whose name is the longest end of `path`, in whole folders."""
     return next((pool[end] for end in _ends(path) if end in pool), None)
 
 
@@ -162,11 +181,12 @@ def _ends(path: str) -> Iterator[str]:
 
 
 def _read(path: Path) -> dict[SplitName, list[_Row]]:
+    text = read_list(path, "A list of shots")
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise DataError(
-            f"A list of shots is a JSON file, '{path}' cannot be read as one "
+            f"A list of shots must be JSON, '{path}' cannot be read as such "
             f"({str(error)[:200]}): check --shots-file."
         ) from error
     return {"train": _rows(path, "train", content), "val": _rows(path, "val", content)}
@@ -178,7 +198,7 @@ def _rows(path: Path, split: str, content: object) -> list[_Row]:
         rows = rows.get("data")
     if not isinstance(rows, list):
         raise DataError(
-            f"A list of shots holds rows under 'train' and 'val', '{path}' has none under "
+            f"A list of shots must have rows under 'train' and 'val', '{path}' has none under "
             f"'{split}': check --shots-file."
         )
     return [_row(path, split, number, row) for number, row in enumerate(rows)]
@@ -190,6 +210,6 @@ def _row(path: Path, split: str, number: int, row: object) -> _Row:
             return _Row(image, label, name)
         case _:
             raise DataError(
-                f"A listed image is {{impath, label, classname}} or [path, label, name], got "
+                f"A listed image must be {{impath, label, classname}} or [path, label, name], got "
                 f"{str(row)[:100]} as {split} row {number} of '{path}': check --shots-file."
             )

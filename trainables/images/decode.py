@@ -96,7 +96,9 @@ def open_regular(path: str | Path) -> BinaryIO:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        raise OSError(f"it is {kind_of(path)}" if kind_of(path) != "a file" else str(error)) from None
+        raise OSError(
+            f"it is {kind_of(path)}" if kind_of(path) != "a file" else str(error)
+        ) from None
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(f"it is {kind_of(path)}, not a regular file")

@@ -34,7 +34,7 @@ from search.evaluation.prediction_table import (
 from search.evaluation.predictions import PREDICTIONS, read_predictions, write_predictions
 from search.evaluation.record import Evaluation, Label
 from trainables.data.base import FeatureRows, PixelRows
-from trainables.data.images import ImageFiles
+from trainables.data.image_files import ImageFiles
 from trainables.storage import LocalStorage
 from trainables.trial import Episode
 

@@ -37,7 +37,7 @@ from search.reporting.residuals import MAGNITUDES, Measured
 from search.reporting.shots import shots_section
 from search.reporting.source import Source
 from search.reporting.tables import Table, mean_of, percent
-from trainables.data.benchmarks.coop_layouts import IMAGENET_SHIFTS
+from trainables.data.benchmarks.layouts import IMAGENET_SHIFTS
 from trainables.storage import LocalStorage
 from trainables.trial import Episode, TaskSpec
 

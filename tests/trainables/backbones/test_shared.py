@@ -11,7 +11,7 @@ import pytest
 
 from trainables.backbones.registry import BACKBONES, absolute_spec, load_backbone
 from trainables.backbones.shared import fetch_weights, share_weights
-from trainables.data.source import DataSource
+from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask
 from trainables.storage import LocalStorage, StorageError
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainables.data.base import DataError, Split, SplitName, fingerprint
+from trainables.data.base import DataError, Permit, Split, SplitName, fingerprint
 from trainables.data.prompts import PromptSet, PromptVariant, prompt_set
-from trainables.data.sealed import TestPermit
 
 Row = tuple[str, int]
 
@@ -58,16 +57,16 @@ class Listed:
     test: tuple[Row, ...] = ()
     name: str = "listed"
     flip: bool = True
-    notices: tuple[str, ...] = ("A notice.",)
+    caveats: tuple[str, ...] = ("A notice.",)
     broken: frozenset[str] = frozenset()
 
     def prompts(self, variant: PromptVariant) -> PromptSet:
         return prompt_set(self.name, self.class_names, variant)
 
     def split(self, name: SplitName) -> Split:
-        return listed_split(self.train if name == "train" else self.val)
+        return listed_split(self.train if name == "train" else self.val, self.broken)
 
-    def sealed_split(self, permit: TestPermit) -> Split:
+    def sealed_split(self, permit: Permit) -> Split:
         permit.check(self.name)
         return listed_split(self.test, self.broken)
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from tests.trainables.trials import TASK, mask_trial, residual_trial, zero_shot_trial
 from trainables.data import digits
-from trainables.data.base import Split, SplitName
+from trainables.data.base import SealedError, Split, SplitName
 from trainables.data.digits import Digits
 from trainables.data.registry import DATASETS
-from trainables.data.sealed import SealedError, TestPermit, read_test_split
+from trainables.data.sealed import TestPermit, read_test_split
 from trainables.trainable import Assignment, FewShotTrainable, Message
 from trainables.trial import TaskSpec, TrialConfig
 
@@ -74,9 +74,9 @@ def main(folder: Path) -> dict[str, Any]:
     watched, curious = Watched("digits"), Curious("curious")
     DATASETS.update(
         {
-            "digits": lambda name, root, made_split: watched,
-            "curious": lambda name, root, made_split: curious,
-            "forging": lambda name, root, made_split: Forging(name),
+            "digits": lambda name, root, generate_split: watched,
+            "curious": lambda name, root, generate_split: curious,
+            "forging": lambda name, root, generate_split: Forging(name),
         }
     )
     worker: FewShotTrainable | None = None

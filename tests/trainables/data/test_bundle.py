@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from tests.trainables.data.bundles import METADATA, NAMES, tensors, write_bundle
 from tests.trainables.data.shared import shared_data
-from trainables.data.base import DataError, FeatureRows, Split
+from trainables.data.base import DataError, FeatureRows, SealedError, Split, distinct
 from trainables.data.bundle import Bundle, open_bundle
 from trainables.data.few_shot import draw_few_shot
-from trainables.data.sealed import SealedError, TestPermit, check_test_split, read_test_split
+from trainables.data.sealed import TestPermit, check_test_split, read_test_split
 
 Tensors = dict[str, Tensor]
 
@@ -53,8 +53,8 @@ def test_a_bundle_is_what_its_file_says(path: Path) -> None:
         assert features(bundle.split(split)).equal(found[f"{split}_features"].float())
         assert bundle.split(split).labels.equal(found[f"{split}_labels"])
     assert features(sealed_of(bundle)).equal(found["test_features"].float())
-    assert any("none is cropped" in notice for notice in bundle.notices)
-    assert any("has 4 training rows" in notice for notice in bundle.notices)
+    assert any("none is cropped" in notice for notice in bundle.caveats)
+    assert any("has 4 training rows" in notice for notice in bundle.caveats)
 
 
 def test_its_images_are_not_there(path: Path) -> None:
@@ -67,7 +67,7 @@ def test_test_rows_are_sealed(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     bundle = open_bundle(write_bundle(path, tensors()))
     with pytest.raises(SealedError, match="does not open"):
         bundle.sealed_split(TestPermit("digits"))
-    with pytest.raises(SealedError, match="Only 'train' and 'val' are open"):
+    with pytest.raises(SealedError, match="'train' and 'val' are open"):
         bundle.split("test")  # type: ignore[arg-type]
     monkeypatch.setenv("FEWSHOT_TEST_SPLIT_SEALED", "1")
     with pytest.raises(SealedError, match="cannot be read in a process that trains"):
@@ -87,7 +87,7 @@ def test_opening_reads_no_test_value(path: Path) -> None:
     found = tensors()
     found["test_labels"][5] = 3
     bundle = open_bundle(write_bundle(path, found))
-    with pytest.raises(DataError, match=r"lie in 0..2, got 3 in row 5 of test_labels"):
+    with pytest.raises(DataError, match=r"must be in 0..2, got 3 in row 5 of test_labels"):
         check_test_split(bundle)
 
 
@@ -110,7 +110,7 @@ def test_few_shot_sets_are_drawn_from_its_rows(path: Path) -> None:
     assert drawn.train.labels.tolist() == [0, 0, 1, 1, 2, 2]
     pool = {tuple(row) for row in features(bundle.split("train")).tolist()}
     assert {tuple(row) for row in features(drawn.train).tolist()} < pool
-    with pytest.raises(DataError, match="class 0 has 4, shots is 5"):
+    with pytest.raises(DataError, match="has 4 in train, shots is 5"):
         draw_few_shot(bundle, 5, seed=1)
 
 
@@ -157,7 +157,7 @@ def _at(row: int, value: float) -> Callable[[Tensor], Tensor]:
         (_with("test_features", lambda x: x[:, :4]), "got 4 in test_features .* another backbone"),
         (
             _with("train_labels", _at(7, 3)),
-            r"3 classes lie in 0..2, got 3 in row 7 of train_labels",
+            r"3 classes must be in 0..2, got 3 in row 7 of train_labels",
         ),
         (_with("val_labels", _at(0, -1)), r"got -1 in row 0 of val_labels"),
         (_with("train_features", _at(5, float("nan"))), "NaN or infinity in row 5 of train_feat"),
@@ -189,15 +189,19 @@ def test_wrong_tensors(path: Path, change: Callable[[Tensors], Tensors], message
         ({"class_names": '["owl", 1, "newt"]'}, "are a JSON list of names"),
         ({"class_names": '["owl", " ", "newt"]'}, "are a JSON list of names"),
         ({"class_names": "[" * 100_000}, "are a JSON list of names"),
-        ({"class_names": '["owl", "newt", "owl"]'}, "'owl' stands there twice"),
+        ({"class_names": '["owl", "\\u001b[31mnewt", "elk"]'}, "contains U\\+001B"),
+        ({"class_names": '["owl", "\\ud800", "elk"]'}, "contains U\\+D800"),
+        ({"class_names": '["owl", "ne\\u0000wt", "elk"]'}, "contains U\\+0000"),
+        ({"logit_scale": "1e30"}, "from 1 to 1000, got '1e30'"),
+        ({"logit_scale": "0.01"}, "from 1 to 1000, got '0.01'"),
         ({"class_names": '["owl", "newt"]'}, "got 2 names and 3 class_features"),
         ({"backbone": None}, "missing: backbone"),
         ({"logit_scale": None}, "missing: logit_scale"),
-        ({"logit_scale": "hot"}, "is a positive number, got 'hot'"),
-        ({"logit_scale": "0"}, "is a positive number, got '0'"),
-        ({"logit_scale": "-3"}, "is a positive number, got '-3'"),
-        ({"logit_scale": "inf"}, "is a positive number, got 'inf'"),
-        ({"logit_scale": "nan"}, "is a positive number, got 'nan'"),
+        ({"logit_scale": "hot"}, "from 1 to 1000, got 'hot'"),
+        ({"logit_scale": "0"}, "from 1 to 1000, got '0'"),
+        ({"logit_scale": "-3"}, "from 1 to 1000, got '-3'"),
+        ({"logit_scale": "inf"}, "from 1 to 1000, got 'inf'"),
+        ({"logit_scale": "nan"}, "from 1 to 1000, got 'nan'"),
         ({"template": "a photo."}, "has one {} for the name, got 'a photo.'"),
         ({"template": "a {} of {}."}, "has one {} for the name"),
         ({"template": "a {} of {name}."}, "has one {} for the name"),
@@ -213,10 +217,63 @@ def test_wrong_metadata(path: Path, metadata: dict[str, str | None] | None, mess
     assert "\n" not in str(caught.value)
 
 
-def test_files_that_are_no_bundle(path: Path) -> None:
-    with pytest.raises(DataError, match="there is none at"):
+def test_two_classes_of_one_name(path: Path) -> None:
+    names = {"class_names": '["crane", "owl", "crane"]'}
+    bundle = open_bundle(write_bundle(path, tensors(), METADATA | names))
+    assert bundle.class_names == ("crane", "owl", "crane")
+    assert distinct(bundle.class_names) == ("crane (0)", "owl", "crane (2)")
+    assert distinct(("a", "a (0)", "a")) == ("a (0) (0)", "a (0)", "a (2)")
+
+
+def test_one_class_is_no_task(path: Path) -> None:
+    write_bundle(path, tensors(classes=1), METADATA | {"class_names": '["owl"]'})
+    with pytest.raises(DataError, match="at least 2 classes, got 1"):
         open_bundle(path)
-    with pytest.raises(DataError, match="there is none at"):
+
+
+@pytest.mark.parametrize("name", ["train_features", "val_features", "class_features"])
+@pytest.mark.parametrize("factor", [0.0, 1e-6, 1e5])
+def test_features_have_a_plausible_length(path: Path, name: str, factor: float) -> None:
+    found = {
+        key: tensor.float() if tensor.is_floating_point() else tensor
+        for key, tensor in tensors().items()
+    }
+    found[name][2] *= factor
+    write_bundle(path, found)
+    with pytest.raises(DataError, match=rf"length from 0.001 to 10000, got .* in row 2 of {name}"):
+        open_bundle(path)
+
+
+def test_test_features_have_a_plausible_length(path: Path) -> None:
+    found = tensors()
+    found["test_features"][4] = 0
+    bundle = open_bundle(write_bundle(path, found))
+    with pytest.raises(DataError, match="got 0 in row 4 of test_features"):
+        check_test_split(bundle)
+
+
+@pytest.mark.parametrize(("scale", "said"), [("4.6052", "logarithm of 100.0"), ("100", "")])
+def test_a_logarithm_in_place_of_the_scale_is_noticed(path: Path, scale: str, said: str) -> None:
+    bundle = open_bundle(write_bundle(path, tensors(), METADATA | {"logit_scale": scale}))
+    assert any("logarithm" in caveat for caveat in bundle.caveats) == bool(said)
+    assert any(said in caveat for caveat in bundle.caveats)
+
+
+@pytest.mark.timeout(10)
+def test_something_else_in_a_bundles_place(path: Path) -> None:
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="is a named pipe"):
+        open_bundle(path)
+    path.unlink()
+    path.symlink_to(path)
+    with pytest.raises(DataError, match="leads to itself"):
+        open_bundle(path)
+
+
+def test_files_that_are_no_bundle(path: Path) -> None:
+    with pytest.raises(DataError, match="must be a file"):
+        open_bundle(path)
+    with pytest.raises(DataError, match="must be a file"):
         open_bundle(path.parent)
     for content in (b"", b"hello", os.urandom(4096)):
         path.write_bytes(content)
@@ -235,7 +292,7 @@ def test_a_file_that_is_cut_off(path: Path, share: float) -> None:
 def test_a_file_that_changes_before_its_test_rows_are_read(path: Path) -> None:
     bundle = open_bundle(write_bundle(path, tensors()))
     path.unlink()
-    with pytest.raises(DataError, match="there is none at"):
+    with pytest.raises(DataError, match="must be a file"):
         sealed_of(bundle)
     write_bundle(path, _without("test_labels")(tensors()))
     with pytest.raises(DataError, match="missing: test_labels"):

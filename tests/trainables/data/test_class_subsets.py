@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from tests.trainables.data.listed import Listed, listed
 from tests.trainables.data.shared import shared_data
-from trainables.data.base import DataError
+from trainables.data.base import DataError, SealedError
 from trainables.data.class_subsets import classes_of, half_of
 from trainables.data.few_shot import draw_few_shot
-from trainables.data.sealed import SealedError, TestPermit, check_test_split, read_test_split
+from trainables.data.sealed import TestPermit, check_test_split, read_test_split
 
 patient = settings(deadline=None, max_examples=30)
 
@@ -42,7 +42,7 @@ def test_a_half_is_a_data_set_of_its_own() -> None:
     assert base.class_names == ("class 0", "class 1", "class 2")
     assert new.class_names == ("class 3", "class 4")
     assert new.prompts("paper").texts() == whole.prompts("paper").texts()[3:]
-    assert (new.name, new.flip, new.notices) == ("listed", True, ("A notice.",))
+    assert (new.name, new.flip, new.caveats) == ("listed", True, ("A notice.",))
     images = new.split("val").images
     assert [images.name(i) for i in range(10)] == [
         f"val/c{c}/{i}.jpg" for c in (3, 4) for i in range(5)

@@ -10,10 +10,10 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from trainables.data.base import Images, PixelRows, Split
+from trainables.data.base import Images, PixelRows, SealedError, Split
 from trainables.data.digits import Digits
 from trainables.data.registry import open_dataset
-from trainables.data.sealed import SealedError, read_test_split
+from trainables.data.sealed import read_test_split
 
 SIZES = {"train": 605, "val": 296, "test": 896}
 FINGERPRINTS = {

@@ -27,11 +27,18 @@ from trainables.data.few_shot import (
     draws_problems,
     readable,
     sample_shots,
+    size_caveat,
 )
 
 DIGITS = Digits("digits")
 MOST = 6
 patient = settings(deadline=None)  # busy machines are no failure
+
+
+def sample(labels: Tensor, shots: int, seed: int, fingerprint: str = "") -> Tensor:
+    """Positions of a draw, class by class."""
+    drawn = sample_shots(labels, shots, seed, fingerprint)
+    return torch.tensor([position for rows in drawn.values() for position in rows])
 
 
 @st.composite
@@ -52,7 +59,7 @@ seeds = st.integers(-(2**40), 2**40)
 def test_every_class_gives_exactly_its_shots_and_no_image_twice(
     labels: Tensor, shots: int, seed: int, fingerprint: str
 ) -> None:
-    chosen = sample_shots(labels, shots, seed, fingerprint)
+    chosen = sample(labels, shots, seed, fingerprint)
     assert chosen.dtype == torch.int64
     assert len(set(chosen.tolist())) == len(chosen)
     classes, counts = labels[chosen].unique(return_counts=True)
@@ -65,7 +72,7 @@ def test_every_class_gives_exactly_its_shots_and_no_image_twice(
 @patient
 @given(labelings(), seeds)
 def test_more_shots_keep_the_images_of_fewer(labels: Tensor, seed: int) -> None:
-    draws = [sample_shots(labels, k, seed).tolist() for k in range(1, MOST + 1)]
+    draws = [sample(labels, k, seed).tolist() for k in range(1, MOST + 1)]
     for fewer, more in pairwise(draws):
         assert set(fewer) < set(more)
     for k, chosen in enumerate(draws, start=1):  # each class's draw begins with the smaller one
@@ -76,13 +83,13 @@ def test_more_shots_keep_the_images_of_fewer(labels: Tensor, seed: int) -> None:
 @patient
 @given(labelings(), shots_, seeds)
 def test_a_draw_neither_reads_nor_moves_global_state(labels: Tensor, shots: int, seed: int) -> None:
-    before = sample_shots(labels, shots, seed)
+    before = sample(labels, shots, seed)
     torch.manual_seed(seed % 1000)
     random.seed(seed)
     np.random.seed(seed % 1000)
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     copy = labels.clone()
-    assert torch.equal(sample_shots(labels, shots, seed), before)
+    assert torch.equal(sample(labels, shots, seed), before)
     assert torch.equal(labels, copy)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
@@ -94,25 +101,25 @@ def test_a_draw_neither_reads_nor_moves_global_state(labels: Tensor, shots: int,
 def test_a_class_draws_alone(labels: Tensor, seed: int) -> None:
     """Another class's images, in any number, do not change what a class draws."""
     label = int(labels[0])
-    chosen = sample_shots(labels, 3, seed)
+    chosen = sample(labels, 3, seed)
     own = chosen[labels[chosen] == label]
     more = torch.cat([labels, torch.full((9,), 99)])
-    again = sample_shots(more, 3, seed)
+    again = sample(more, 3, seed)
     assert torch.equal(again[more[again] == label], own)
 
 
 def test_seeds_fingerprints_and_classes_draw_differently() -> None:
     labels = torch.arange(5).repeat(40)
-    seen = {tuple(sample_shots(labels, 4, seed).tolist()) for seed in range(50)}
-    seen |= {tuple(sample_shots(labels, 4, 0, f"data {i}").tolist()) for i in range(50)}
+    seen = {tuple(sample(labels, 4, seed).tolist()) for seed in range(50)}
+    seen |= {tuple(sample(labels, 4, 0, f"data {i}").tolist()) for i in range(50)}
     assert len(seen) == 100
-    rows = (sample_shots(labels, 4, seed=0) // 5).view(5, 4)  # the position among its class
+    rows = (sample(labels, 4, seed=0) // 5).view(5, 4)  # the position among its class
     assert len({tuple(row) for row in rows.tolist()}) == 5
 
 
 def test_every_image_can_be_drawn_and_all_equally_often() -> None:
     labels = torch.zeros(10, dtype=torch.int64)
-    drawn = torch.cat([sample_shots(labels, 2, seed) for seed in range(1000)])
+    drawn = torch.cat([sample(labels, 2, seed) for seed in range(1000)])
     counts = drawn.bincount(minlength=10)
     assert (counts - 200).abs().max() < 60  # over 4.7 standard deviations of a fair draw
 
@@ -120,18 +127,18 @@ def test_every_image_can_be_drawn_and_all_equally_often() -> None:
 @pytest.mark.parametrize("shots", [0, -1])
 def test_no_shots(shots: int) -> None:
     with pytest.raises(DataError, match=rf"shots must be at least 1, got {shots}"):
-        sample_shots(torch.tensor([0, 1]), shots, 0)
+        draw_few_shot(DIGITS, shots, 0)
 
 
-def test_too_few_images_say_rule_value_and_remedy() -> None:
-    labels = torch.tensor([0, 0, 0, 7, 7, 0, 9, 9, 9])
-    with pytest.raises(DataError) as caught:
-        sample_shots(labels, 5, 0)
-    message = str(caught.value)
-    assert "Every class needs at least as many images as there are shots" in message
-    assert "class 7 has 2, shots is 5" in message
-    assert "--shots 2" in message
-    assert len(sample_shots(labels, 2, 0)) == 6  # the remedy helps
+def test_an_image_that_cannot_be_used_is_replaced_by_the_next() -> None:
+    labels = torch.zeros(20, dtype=torch.int64)
+    order = sample_shots(labels, 20, 7)[0]
+    assert sample_shots(labels, 3, 7, usable=lambda row: row != order[1])[0] == [
+        order[0],
+        order[2],
+        order[3],
+    ]
+    assert sample_shots(labels, 3, 7, usable=lambda row: row in order[-2:])[0] == order[-2:]
 
 
 def pixels(split: Split) -> list[bytes]:
@@ -172,18 +179,64 @@ def test_drawn_images_come_with_their_labels_and_a_fingerprint(dataset: Digits, 
 
 
 def test_too_many_shots_for_a_data_set() -> None:
-    rule = r"class 8 has 58, shots is 61\. Use at most --shots 58"
-    with pytest.raises(DataError, match=rf"in train of 'digits' the smallest is 'eight', {rule}"):
+    rule = r"class 8 \('eight'\) of 'digits' has 58 in train, shots is 61\. Use --shots 58, or"
+    with pytest.raises(DataError, match=rule):
         draw_few_shot(DIGITS, 61, 1)
 
 
-def test_too_few_validation_images_for_the_shots_that_were_asked_for() -> None:
-    rule = (
-        r"in val as many up to 4: in val of .*, class 0 has 3, shots is 8\. Use at most --shots 3"
-    )
-    with pytest.raises(DataError, match=rule):
-        draw_few_shot(listed(val=3), 8, 1)
-    assert len(draw_few_shot(listed(val=3), 3, 1).val.labels) == 9  # the remedy helps
+def sized(train: dict[int, int], val: dict[int, int]) -> Listed:
+    """A data set with so many images per class."""
+    rows = {
+        part: tuple(
+            (f"{part}/{label}/{number}.jpg", label)
+            for label, n in counts.items()
+            for number in range(n)
+        )
+        for part, counts in (("train", train), ("val", val))
+    }
+    return Listed(tuple(f"class {label}" for label in train), **rows)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "largest", "where"),
+    [
+        ({0: 2, 1: 100}, {0: 1, 1: 40}, 1, r"class 0 .* has 1 in val"),
+        ({0: 100, 1: 5}, {0: 2, 1: 9}, 2, r"class 0 .* has 2 in val"),
+        ({0: 7, 1: 5}, {0: 4, 1: 4}, 5, r"class 1 .* has 5 in train"),
+        ({0: 3, 1: 5}, {0: 4, 1: 3}, 3, r"class 0 .* has 3 in train"),
+        ({0: 20, 1: 20}, {0: 20, 1: 3}, 3, r"class 1 .* has 3 in val"),
+    ],
+)
+def test_one_message_names_the_largest_number_that_works(
+    train: dict[int, int], val: dict[int, int], largest: int, where: str
+) -> None:
+    data = sized(train, val)
+    with pytest.raises(DataError, match=rf"{where}, shots is 16\. Use --shots {largest}, or"):
+        draw_few_shot(data, 16, 1)
+    drawn = draw_few_shot(data, largest, 1)
+    assert len(drawn.train.labels) == largest * len(train)
+    with pytest.raises(DataError, match=f"Use --shots {largest}, or"):
+        draw_few_shot(data, largest + 1, 1)
+
+
+def test_smaller_classes_may_have_fewer_images() -> None:
+    data = sized({0: 5, 1: 200}, {0: 2, 1: 80})
+    drawn = draw_few_shot(data, 16, 1, "seeded-capped")
+    assert drawn.train.labels.bincount().tolist() == [5, 16]
+    assert drawn.val.labels.bincount().tolist() == [2, 4]
+    (caveat,) = size_caveat(data, drawn, 16)
+    assert "1 class has fewer training images" in caveat
+    assert "'class 0' with 5" in caveat
+    assert size_caveat(data, draw_few_shot(data, 2, 1), 2) == ()
+    few = draw_few_shot(data, 2, 1)
+    assert names(draw_few_shot(data, 2, 1, "seeded-capped").train) == names(few.train)
+
+
+def test_seeds_and_shots_have_64_bits() -> None:
+    assert draws_problems("seeded", ["listed"], [1], [2**63 - 1]) == []
+    for seeds_, shots_of in (([1, 2**63], [1]), ([1], [10**30])):
+        (problem,) = draws_problems("coop", ["listed"], shots_of, seeds_)
+        assert "must be at most 9223372036854775807" in problem
 
 
 @pytest.mark.parametrize("draws", ["seeded", "coop"])
@@ -198,7 +251,7 @@ def test_a_class_without_images_is_named(draws: str) -> None:
 
 @pytest.mark.parametrize("draws", ["", "Own", "own:x", "coop:", "file", "file:", "fil:x"])
 def test_rules_that_do_not_exist(draws: str) -> None:
-    with pytest.raises(DataError, match=f"'seeded', 'coop' or 'file:PATTERN', got '{draws}'"):
+    with pytest.raises(DataError, match=f"'coop' or 'file:PATTERN', got '{draws}'"):
         draw_few_shot(listed(), 1, 1, draws)
     (problem,) = draws_problems(draws, ["listed"], [1], [1])
     assert f"got '{draws}'" in problem
@@ -299,6 +352,31 @@ def test_a_class_without_a_readable_image(broken: set[str]) -> None:
     ) as e:
         readable(listed_split(rows, frozenset(broken)))
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("draws", ["seeded", "seeded-capped", "coop"])
+def test_unreadable_images_are_never_drawn(draws: str) -> None:
+    data = listed(classes=2, train=6, val=6)
+    sound = draw_few_shot(data, 4, 3, draws)
+    assert names(draw_few_shot(data, 4, 3, draws, skip_unreadable=True).train) == names(sound.train)
+    bad = {names(sound.train)[0], names(sound.train)[5], names(sound.val)[1]}
+    broken = replace(data, broken=frozenset(bad))
+    drawn = draw_few_shot(broken, 4, 3, draws, skip_unreadable=True)
+    for split in (drawn.train, drawn.val):
+        assert split.labels.bincount().tolist() == [4, 4]
+        assert len(set(names(split))) == 8
+        assert not bad & set(names(split))
+    kept = [name for name in names(sound.train) if name not in bad]
+    assert set(kept) < set(names(drawn.train))
+
+
+def test_too_few_readable_images_are_one_message() -> None:
+    data = listed(classes=2, train=6, val=6)
+    broken = frozenset([name for name, label in data.train if label == 1][:3])
+    data = replace(data, broken=broken)
+    with pytest.raises(DataError, match=r"readable images.*class 1 .* has 3 in train.*--shots 3"):
+        draw_few_shot(data, 5, 3, skip_unreadable=True)
+    assert len(draw_few_shot(data, 3, 3, skip_unreadable=True).train.labels) == 6
 
 
 def test_features_have_been_read_already() -> None:

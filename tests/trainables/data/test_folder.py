@@ -69,12 +69,15 @@ def test_a_folder_that_is_split(split_folder: Path) -> None:
     (split_folder / "train" / "ant" / "notes.txt").write_text("no image")
     (split_folder / "train" / "ant" / ".hidden.jpg").write_text("no image")
     (split_folder / "README.md").write_text("no folder")
+    (split_folder / "train" / "ant" / "Thumbs.db").write_text("no image")
     before = snapshot(split_folder)
     dataset = opened(split_folder)
     assert dataset.name == f"folder:{split_folder}"
     assert dataset.class_names == CLASSES
     assert dataset.flip
-    assert dataset.caveats == ()
+    (caveat,) = dataset.caveats
+    assert "1 file is not used, because Pillow reads no .txt (1)" in caveat
+    assert "train/ant/notes.txt" in caveat
     assert dataset.counts() == Counts(3, 9, 6, 3)
     for part, split in parts(split_folder).items():
         for i, (name, label) in enumerate(rows(split)):
@@ -85,7 +88,7 @@ def test_a_folder_that_is_split(split_folder: Path) -> None:
     assert snapshot(split_folder) == before
 
 
-def test_a_folder_of_classes_is_dealt(flat_folder: Path) -> None:
+def test_a_folder_of_classes_is_split(flat_folder: Path) -> None:
     dataset = opened(flat_folder)
     assert dataset.class_names == CLASSES
     assert "50 % train, 20 % val, 30 % test" in dataset.caveats[0]
@@ -132,11 +135,63 @@ def test_a_name_that_is_not_utf_8(path: bytes, flat_folder: Path) -> None:
     message.encode()
 
 
+@pytest.mark.timeout(20)
+def test_only_regular_files_are_images(flat_folder: Path) -> None:
+    before = opened(flat_folder).counts()
+    os.mkfifo(flat_folder / "ant" / "pipe.jpg")
+    (flat_folder / "ant" / "device.png").symlink_to("/dev/zero")
+    for name in ("a.heic", "b.HEIC", "c.svg"):
+        (flat_folder / CLASSES[1] / name).write_bytes(b"")
+    dataset = opened(flat_folder)
+    assert dataset.counts() == before
+    caveat = dataset.caveats[-1]
+    for words in ("5 files are not used", ".heic (2)", ".svg (1)", "named pipe (1)", "device (1)"):
+        assert words in caveat
+
+
+def test_every_format_of_pillow_is_listed(flat_folder: Path) -> None:
+    before = opened(flat_folder).counts()
+    for number, suffix in enumerate((".avif", ".jfif", ".jp2", ".WebP", ".tga")):
+        paint(flat_folder / "ant" / f"n{number}.png", 0)
+        (flat_folder / "ant" / f"n{number}.png").rename(flat_folder / "ant" / f"n{number}{suffix}")
+    after = opened(flat_folder).counts()
+    assert after.train + after.val + after.test == before.train + before.val + before.test + 5
+
+
+def test_a_link_to_itself_is_named(flat_folder: Path) -> None:
+    for link in (flat_folder / "ant" / "7.jpg", flat_folder / "ant" / "more", flat_folder / "loop"):
+        link.symlink_to(link)
+        message = refused(flat_folder)
+        assert f"'{link}' is a symbolic link that leads to itself" in message
+        link.unlink()
+    loop = flat_folder.parent / "loop"
+    loop.symlink_to(loop)
+    for path in (loop, loop / "below"):
+        assert f"'{path}' is a symbolic link that leads to itself" in refused(path)
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31mred", "two\nlines", "\u202eturned", "\u2028"])
+def test_class_names_must_be_printable(name: str, flat_folder: Path) -> None:
+    (flat_folder / "ant").rename(flat_folder / name)
+    message = refused(flat_folder)
+    assert f"U+{ord(next(c for c in name if not c.isprintable())):04X}" in message
+    assert message.isprintable()
+    table = flat_folder.parent / "own.csv"
+    rows = (f'{label}{i}.jpg,"{n}"\n' for label, n in enumerate((name, "owl")) for i in range(3))
+    table.write_text("path,label\n" + "".join(rows), "utf-8")
+    assert "must be" in refused(table)
+
+
+@pytest.mark.parametrize("path", ["own\0", "own\udcff", "own\x1b[2J", "~nobody-here/x"])
+def test_a_path_that_no_folder_has(path: str) -> None:
+    refused(Path(path)).encode()
+
+
 def test_a_path_that_is_nothing(tmp_path: Path) -> None:
     assert f"'{tmp_path / 'no'}' is missing" in refused(tmp_path / "no")
     (tmp_path / "a.txt").write_text("")
-    assert "is another file" in refused(tmp_path / "a.txt")
-    with pytest.raises(DataError, match="A path follows 'folder:'"):
+    assert "is a file" in refused(tmp_path / "a.txt")
+    with pytest.raises(DataError, match="A path must follow 'folder:'"):
         open_dataset("folder:")
 
 
@@ -234,10 +289,10 @@ def test_a_table_with_a_split(suffix: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_a_table_without_a_split_is_dealt(suffix: str, tmp_path: Path) -> None:
+def test_a_table_without_a_split_is_split(suffix: str, tmp_path: Path) -> None:
     file = write(tmp_path / f"own{suffix}", table_of(tmp_path, split=False))
     assert opened(file).counts() == Counts(2, 8, 2, 4)
-    assert "were split here" in opened(file).notices[0]
+    assert "was generated" in opened(file).caveats[0]
 
 
 def test_a_table_and_the_same_table_in_parquet_have_one_fingerprint(tmp_path: Path) -> None:

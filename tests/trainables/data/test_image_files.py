@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import struct
+import tempfile
 import threading
 import warnings
 import zlib
@@ -17,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from trainables.data.base import DataError
-from trainables.data.images import SUFFIXES, ImageFiles
+from trainables.data.image_files import ImageFiles
+from trainables.images.decode import image_formats, image_suffixes
 
 
 def read(file: Path) -> Tensor:
@@ -30,7 +33,23 @@ def gradient(width: int = 6, height: int = 4) -> np.ndarray:
     return np.stack([x * 40, y * 60, x * y * 10], -1).astype(np.uint8)
 
 
-@pytest.mark.parametrize("suffix", [s for s in SUFFIXES if s not in (".jpg", ".jpeg", ".gif")])
+LOSSLESS = (
+    ".png",
+    ".bmp",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".apng",
+    ".jp2",
+    ".qoi",
+    ".tga",
+    ".dib",
+)
+LOSSY = (".jpg", ".jpeg", ".gif", ".JPEG", ".jfif", ".avif")
+
+
+@pytest.mark.parametrize("suffix", LOSSLESS)
 def test_lossless_formats_are_read_pixel_by_pixel(suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"a{suffix}"
     Image.fromarray(gradient()).save(file, **({"lossless": True} if suffix == ".webp" else {}))
@@ -41,7 +60,7 @@ def test_lossless_formats_are_read_pixel_by_pixel(suffix: str, tmp_path: Path) -
     assert np.array_equal(found.permute(1, 2, 0).numpy(), gradient())
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".gif", ".JPEG"])
+@pytest.mark.parametrize("suffix", LOSSY)
 def test_lossy_formats_are_read_as_pillow_decodes_them(suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"a{suffix}"
     Image.fromarray(gradient()).save(file)
@@ -58,6 +77,54 @@ def test_every_mode_becomes_rgb_as_the_fields_loaders_do(tmp_path: Path) -> None
         with Image.open(file) as image:
             expected = np.array(image.convert("RGB"))
         assert np.array_equal(read(file).permute(1, 2, 0).numpy(), expected), mode
+
+
+@pytest.mark.parametrize("mode", ["LAB", "YCbCr", "PA", "RGBX"])
+def test_modes_of_tiff_become_rgb(mode: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.tif"
+    source = Image.fromarray(gradient())
+    (source.convert("P") if mode == "PA" else source).convert(mode).save(file)
+    with Image.open(file) as image:
+        expected = np.array(image.convert("RGB"))
+    assert np.array_equal(read(file).permute(1, 2, 0).numpy(), expected)
+
+
+DEEP = np.linspace(0, 65535, 24).astype(np.uint16).reshape(4, 6)
+
+
+def deep(file: Path) -> None:
+    if file.suffix == ".pgm":
+        file.write_bytes(b"P5 6 4 65535\n" + DEEP.astype(">u2").tobytes())
+    else:
+        Image.fromarray(DEEP).save(file)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm", ".jp2"])
+def test_16_bits_are_scaled_to_8(suffix: str, tmp_path: Path) -> None:
+    deep(tmp_path / f"a{suffix}")
+    found = read(tmp_path / f"a{suffix}")
+    assert found[0].equal(found[1])
+    assert found[0].equal(found[2])
+    assert np.abs(found[0].numpy() - DEEP / 257).max() <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("pixels", "kind"),
+    [(DEEP.astype(np.float32), "floating-point"), (DEEP.astype(np.int32), "32-bit integers")],
+)
+def test_pixels_without_a_defined_white_are_refused(
+    pixels: np.ndarray, kind: str, tmp_path: Path
+) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    message = refused(tmp_path / "a.tif")
+    assert kind in message
+    assert "Convert it to 8 or 16 bits" in message
+
+
+def test_every_format_of_pillow_is_read_that_needs_no_other_program() -> None:
+    assert {".jfif", ".avif", ".jp2", ".webp", ".tga", ".pbm"} <= image_suffixes()
+    assert not {".eps", ".ps", ".wmf", ".pdf", ".txt", ".heic"} & image_suffixes()
+    assert list(image_formats())[:2] == ["JPEG", "PNG"]
 
 
 def test_transparency_is_dropped_without_a_warning(tmp_path: Path) -> None:
@@ -110,7 +177,7 @@ def test_no_image_at_all(content: bytes, tmp_path: Path) -> None:
     assert "JPEG" in refused(tmp_path / "a.jpg")
 
 
-@pytest.mark.parametrize("suffix", [s for s in SUFFIXES if s != ".jpeg"])
+@pytest.mark.parametrize("suffix", [s for s in (*LOSSLESS, *LOSSY) if s != ".tga"])
 def test_a_truncated_file(suffix: str, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     file = tmp_path / f"a{suffix}"
@@ -146,12 +213,42 @@ def test_a_decompression_bomb(tmp_path: Path) -> None:
         data = b"IDAT" + zlib.compress(b"")
         rest = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
         (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + rest)
-        assert "bomb" in refused(tmp_path / "a.png")
+        message = refused(tmp_path / "a.png")
+        assert f"({side**2} pixels) exceeds limit" in message
+        assert "Scale it down" in message
 
 
-def test_a_folder_in_an_images_place(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").mkdir()
-    refused(tmp_path / "a.jpg")
+def make_special(path: Path, kind: str) -> None:
+    """Something that is no regular file."""
+    match kind:
+        case "a folder":
+            path.mkdir()
+        case "a named pipe":
+            os.mkfifo(path)
+        case "a socket":
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind(str(path))
+        case "a symbolic link that leads to itself":
+            path.symlink_to(path)
+        case _:
+            path.symlink_to("/dev/zero")
+
+
+SPECIAL = (
+    *("a folder", "a named pipe", "a socket", "a device"),
+    "a symbolic link that leads to itself",
+)
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.timeout(10)
+def test_something_else_in_an_images_place(kind: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path must be short
+        file = Path(folder) / "a.jpg"
+        make_special(file, kind)
+        assert f"it is {kind}" in refused(file)
+        with pytest.raises(DataError, match=f"it is {kind}"):
+            ImageFiles(file.parent, (file.name,)).content()
 
 
 def test_threads_neither_warn_nor_lose_the_filters_of_others(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from trainables.data.base import DataError
 from trainables.data.lists import (
-    REPORTS_PER_TRIAL,
+    SPLITS,
     Row,
     by_hash,
     checked,
@@ -31,12 +31,10 @@ def rows_of(sizes: list[int]) -> list[Row]:
 def test_deal(sizes: list[int], rng: object) -> None:
     rows = rows_of(sizes)
     parts = split_by_hash(rows, "x")
-    assert sorted(row for part in REPORTS_PER_TRIAL for row in parts[part]) == sorted(rows)
+    assert sorted(row for part in SPLITS for row in parts[part]) == sorted(rows)
     assert len(checked(parts, "x")) == len(sizes)
     for label, size in enumerate(sizes):
-        train, val, test = (
-            sum(row.label == label for row in parts[part]) for part in REPORTS_PER_TRIAL
-        )
+        train, val, test = (sum(row.label == label for row in parts[part]) for part in SPLITS)
         assert min(train, val, test) >= 1
         assert abs(train - 0.5 * size) <= 1
         assert abs(val - 0.2 * size) <= 0.5

@@ -21,17 +21,15 @@ from tests.trainables.data.listed import listed
 from tests.trainables.trials import TASK, mask_trial, residual_trial
 from trainables import trial_run
 from trainables.data import digits
-from trainables.data.base import DataError, Images, PixelRows, Split
+from trainables.data.base import DataError, Images, PixelRows, SealedError, Split
 from trainables.data.digits import Digits
-from trainables.data.registry import open_dataset
+from trainables.data.registry import DataSource, open_dataset
 from trainables.data.sealed import (
-    SealedError,
     TestPermit,
     check_test_split,
     read_test_split,
     seal_process,
 )
-from trainables.data.source import DataSource
 from trainables.encoded_task import EncodedTask
 from trainables.storage import LocalStorage
 from trainables.store import Store
@@ -131,7 +129,7 @@ def test_a_breach_would_be_seen(source: str, key: str) -> None:
 
 def test_what_a_data_set_needs_is_no_breach() -> None:
     source = """
-from trainables.data.sealed import SealedError, TestPermit
+from trainables.data.sealed import TestPermit
 class Pets:
     def sealed_split(self, permit: TestPermit) -> Split:
         permit.check(self.name)

@@ -65,7 +65,7 @@ def test_the_longest_end_of_a_path_counts_by_whole_folders(path: Path) -> None:
     content["train"]["data"][0]["impath"] = "train/c0/7.jpg"  # where it lies is left out
     assert draw(path, content).train.images.name(0) == "train/c0/7.jpg"
     content["train"]["data"][0]["impath"] = "data/strain/c0/7.jpg"
-    with pytest.raises(DataError, match="it lies in neither split"):
+    with pytest.raises(DataError, match="it is in neither split"):
         draw(path, content)
 
 
@@ -96,8 +96,8 @@ def _add(split: str, row: dict[str, Any]) -> Lists:
             _set("train", 1, impath="x/dog.jpg"),
             r"'x/dog.jpg' .* neither split\): .* another data set",
         ),
-        (_set("train", 1, impath="val/c0/0.jpg"), r"'val/c0/0.jpg' .* lies in val\)"),
-        (_set("val", 1, impath="train/c0/0.jpg"), r"'train/c0/0.jpg' .* lies in train\)"),
+        (_set("train", 1, impath="val/c0/0.jpg"), r"'val/c0/0.jpg' .* is in val\)"),
+        (_set("val", 1, impath="train/c0/0.jpg"), r"'train/c0/0.jpg' .* is in train\)"),
         (_set("train", 1, impath="test/c0/0.jpg"), "neither split"),
         (_set("train", 2, label=0), "got 0 'class 1' in place of 1 'class 1' for '.*c1/0.jpg'"),
         (_set("val", 2, classname="cat"), "got 1 'cat' in place of 1 'class 1' for '.*c1/4.jpg'"),
@@ -136,23 +136,32 @@ def test_a_list_of_another_number_of_shots(path: Path, shots: int) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
 def test_a_file_that_is_no_json(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"is a JSON file, '.*' cannot be read as one"):
+    with pytest.raises(DataError, match=r"must be JSON, '.*' cannot be read as such"):
         draw_few_shot(listed(), 1, 1, f"file:{path}")
 
 
 def test_a_file_that_is_not_there(path: Path) -> None:
-    with pytest.raises(DataError, match="No such file"):
+    with pytest.raises(DataError, match="it is missing"):
         draw_few_shot(listed(), 1, 1, f"file:{path}")
 
 
 # --- the pattern ---------------------------------------------------------------------------------
 
 
-def test_a_pattern_names_a_file_a_draw() -> None:
+def test_a_pattern_names_a_file_per_draw() -> None:
+    assert shots_file("/l/{{a}}-{{seed}}-{seed}", "dtd", 4, 2) == Path("/l/{a}-{seed}-2")
+    assert shots_file("/l/{dataset}", "folder:/x/{seed}", 4, 2) == Path("/l/folder:/x/{seed}")
     assert shots_file("/l/{dataset}/{shots}-{seed}.json", "dtd", 4, 2) == Path("/l/dtd/4-2.json")
 
 
-@pytest.mark.parametrize("pattern", ["{data}", "{", "}", "{0}", "{}", "{shots.x}", "{seed:q}"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("{data}", "{", "}", "{0}", "{}", "{shots.x}", "{seed:q}", "{seed:>1000000000}"),
+        *("{seed!r}", "{seed.__class__}", "{seed[0]}", "{shots:{seed}}", "{ seed }", "{seed:}"),
+        "a}{seed}",
+    ],
+)
 def test_other_braces(pattern: str) -> None:
     with pytest.raises(DataError, match=r"may contain {dataset}, {shots} and {seed}, got"):
         shots_file(pattern, "dtd", 1, 1)
@@ -166,9 +175,9 @@ def test_problems_before_anything_is_opened(tmp_path: Path) -> None:
     pattern = f"file:{tmp_path}/{{dataset}}-{{shots}}-{{seed}}.json"
     assert draws_problems(pattern, ["dtd"], [1, 2], [1]) == []
     (problem,) = draws_problems(pattern, ["dtd"], [1, 2], [1, 2])
-    assert f"there is no '{tmp_path}/dtd-1-2.json' and 1 more" in problem
+    assert f"'{tmp_path}/dtd-1-2.json' is missing, as are 1 more" in problem
     (problem,) = draws_problems(f"file:{tmp_path}/dtd-1-1.json", ["dtd"], [1], [1, 2])
-    assert "must contain {seed} where there are several" in problem
+    assert "must contain {seed} if there are several" in problem
     assert "seed 1, 2" in problem
     for rule in ("seeded", "coop"):
         assert draws_problems(rule, ["dtd"], [1], [1]) == []

@@ -9,7 +9,7 @@ from torch.nn import functional
 from trainables.backbones.base import Backbone
 from trainables.backbones.registry import load_backbone
 from trainables.data.prompts import PromptVariant, class_features, prompt_set
-from trainables.data.source import DataSource
+from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask
 from trainables.methods.base import Batch, BuildContext, ClassTexts, MethodError, Schedule
 from trainables.methods.enhanced_base import EnhancedBase, EnhancedBaseConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -18,19 +19,19 @@ from tests.trainables.data.trees import (
     snapshot,
     write_split,
 )
-from trainables.data.base import DataError, Split
-from trainables.data.benchmarks.coop_layouts import (
+from trainables.data.base import DataError, SealedError, Split
+from trainables.data.benchmarks.layouts import (
     ALL11,
     IMAGENET_SHIFTS,
     LAYOUTS,
-    counts_notice,
+    counts_caveat,
     find_folder,
 )
-from trainables.data.benchmarks.coop_official import CALTECH_NAMES, EUROSAT_NAMES, OFFICIAL
-from trainables.data.images import ImageFiles
+from trainables.data.benchmarks.official_lists import CALTECH_NAMES, EUROSAT_NAMES, OFFICIAL
+from trainables.data.image_files import ImageFiles
 from trainables.data.lists import Counts, ListedDataset
 from trainables.data.registry import BASE_TASKS, DATASETS, SHIFTS, open_dataset
-from trainables.data.sealed import SealedError, TestPermit, read_test_split
+from trainables.data.sealed import TestPermit, read_test_split
 
 LISTED = tuple(OFFICIAL)
 WITH_FILE = tuple(name for name in LISTED if LAYOUTS[name].split_file)
@@ -48,8 +49,8 @@ def tree(request: pytest.FixtureRequest, trees: dict[str, Tree]) -> Tree:
     return trees[request.param]
 
 
-def parts(name: str, root: Path, made_split: bool = False) -> dict[str, Split]:
-    dataset = open_dataset(name, str(root), made_split)
+def parts(name: str, root: Path, generate_split: bool = False) -> dict[str, Split]:
+    dataset = open_dataset(name, str(root), generate_split)
     return {
         "train": dataset.split("train"),
         "val": dataset.split("val"),
@@ -84,10 +85,10 @@ def test_published_counts() -> None:
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_other_counts_than_the_published_ones_are_told(name: str, trees: dict[str, Tree]) -> None:
     published = LAYOUTS[name].counts
-    assert counts_notice(name, published) == ()
+    assert counts_caveat(name, published) == ()
     assert (
         f"Published: {published.classes:,} classes"
-        in (open_dataset(name, str(trees["dtd"].root)).notices[-1])
+        in (open_dataset(name, str(trees["dtd"].root)).caveats[-1])
     )
 
 
@@ -202,10 +203,10 @@ def test_a_missing_split_file_is_named_and_a_split_made_only_on_request(
     before = snapshot(tmp_path)
     with pytest.raises(DataError, match=rf"'{tree.split_file}' is missing.*--generate-split"):
         open_dataset(name, str(tmp_path))
-    dataset = open_dataset(name, str(tmp_path), made_split=True)
+    dataset = open_dataset(name, str(tmp_path), generate_split=True)
     assert dataset.class_names == tree.class_names
     assert tree.split_file.name in dataset.caveats[0]
-    made = parts(name, tmp_path, made_split=True)
+    made = parts(name, tmp_path, generate_split=True)
     listed = [row for found in tree.rows.values() for row in found]
     assert Counter(row for split in made.values() for row in rows(split)) == Counter(listed)
     sizes = {part: Counter(split.labels.tolist()) for part, split in made.items()}
@@ -216,7 +217,7 @@ def test_a_missing_split_file_is_named_and_a_split_made_only_on_request(
         assert [sizes["train"][label] for label in range(4)] == [8, 8, 8, 5]
         assert [sizes["val"][label] for label in range(4)] == [3, 3, 3, 2]
         assert [sizes["test"][label] for label in range(4)] == [5, 5, 5, 3]
-    again = parts(name, tmp_path, made_split=True)
+    again = parts(name, tmp_path, generate_split=True)
     assert {p: s.fingerprint for p, s in again.items()} == {
         p: s.fingerprint for p, s in made.items()
     }
@@ -225,9 +226,39 @@ def test_a_missing_split_file_is_named_and_a_split_made_only_on_request(
 
 def test_a_split_file_is_read_even_where_one_could_be_made(trees: dict[str, Tree]) -> None:
     tree = trees["dtd"]
-    notices = open_dataset("dtd", str(tree.root), made_split=True).notices
-    assert not [notice for notice in notices if "was made here" in notice]
-    assert rows(parts("dtd", tree.root, made_split=True)["val"]) == tree.rows["val"]
+    notices = open_dataset("dtd", str(tree.root), generate_split=True).caveats
+    assert not [notice for notice in notices if "was generated" in notice]
+    assert rows(parts("dtd", tree.root, generate_split=True)["val"]) == tree.rows["val"]
+
+
+@pytest.mark.parametrize("name", [name for name in WITH_FILE if LAYOUTS[name].makes])
+def test_a_partial_tree_names_all_missing_lists_and_ways_on(name: str, tmp_path: Path) -> None:
+    tree = TREES[name](tmp_path)
+    assert tree.split_file is not None
+    tree.split_file.unlink()
+    for file in LAYOUTS[name].makes:
+        (tree.folder / file).unlink()
+    with pytest.raises(DataError) as caught:
+        open_dataset(name, str(tmp_path), generate_split=True)
+    for words in (*LAYOUTS[name].makes, tree.split_file.name, "folder:PATH", "official download"):
+        assert words in str(caught.value)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["pipe", "loop", "folder"])
+def test_lists_that_are_no_files(kind: str, tmp_path: Path) -> None:
+    for name in ("dtd", "fgvc_aircraft", "stanford_cars"):
+        tree = TREES[name](tmp_path)
+        files = [*LAYOUTS[name].needs, *filter(None, [LAYOUTS[name].split_file])]
+        for file in files:
+            path = tree.folder / file
+            content = path.read_bytes()
+            path.unlink()
+            {"pipe": os.mkfifo, "loop": lambda p: p.symlink_to(p), "folder": Path.mkdir}[kind](path)
+            with pytest.raises(DataError, match=r"named pipe|leads to itself|a folder"):
+                open_dataset(name, str(tmp_path))
+            path.rmdir() if kind == "folder" else path.unlink()
+            path.write_bytes(content)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +288,7 @@ def test_broken_official_lists_are_one_clear_error(
     if text is not None:
         path.write_text(text)
     with pytest.raises(DataError) as caught:
-        open_dataset(name, str(tmp_path), made_split=True)
+        open_dataset(name, str(tmp_path), generate_split=True)
     assert "\n" not in str(caught.value)
 
 
@@ -266,9 +297,9 @@ def test_broken_official_lists_are_one_clear_error(
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_missing_folder_and_a_missing_root_are_named(name: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"'{name}' lies in a folder of yours.*--data ROOT"):
+    with pytest.raises(DataError, match=f"'{name}' needs --data ROOT"):
         open_dataset(name)
-    with pytest.raises(DataError, match=f"'{tmp_path / 'nowhere'}' is none"):
+    with pytest.raises(DataError, match=f"'{tmp_path / 'nowhere'}' is missing"):
         open_dataset(name, str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=f"'{tmp_path / LAYOUTS[name].folders[0]}'"):
         open_dataset(name, str(tmp_path))
@@ -366,8 +397,8 @@ def test_real_textures(real_dtd: Path) -> None:
         assert split.images.read(17).shape[0] == 3
 
 
-def test_real_textures_dealt_here(real_dtd: Path) -> None:
+def test_real_textures_split_here(real_dtd: Path) -> None:
     """The published rule gives the published counts."""
     (real_dtd / "dtd" / LAYOUTS["dtd"].split_file).unlink()
-    found = parts("dtd", real_dtd, made_split=True)
+    found = parts("dtd", real_dtd, generate_split=True)
     assert [len(split.labels) for split in found.values()] == [600, 240, 360]

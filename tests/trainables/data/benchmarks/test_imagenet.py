@@ -21,14 +21,14 @@ from tests.trainables.data.trees import (
     paint,
     snapshot,
 )
-from trainables.data import listing
-from trainables.data.base import DataError, Split
-from trainables.data.benchmarks.coop_layouts import IMAGENET_SHIFTS
+from trainables.data import image_files
+from trainables.data.base import DataError, SealedError, Split
 from trainables.data.benchmarks.imagenet import ImageNet, ImageNetShift
+from trainables.data.benchmarks.layouts import IMAGENET_SHIFTS
 from trainables.data.few_shot import FewShot, draw_few_shot
 from trainables.data.lists import Counts
 from trainables.data.registry import open_dataset, open_shift
-from trainables.data.sealed import SealedError, TestPermit, check_test_split, read_test_split
+from trainables.data.sealed import TestPermit, check_test_split, read_test_split
 
 
 def opened(root: Path) -> ImageNet:
@@ -113,7 +113,7 @@ def test_names_and_test_are_read_without_listing_train(
             seen.append(str(path))
             return os.listdir(path)
 
-    monkeypatch.setattr(listing, "os", Watched())
+    monkeypatch.setattr(image_files, "os", Watched())
     dataset = opened(tmp_path)
     assert len(dataset.class_names) == 12
     dataset.prompts("paper")
@@ -158,7 +158,7 @@ def test_published_draws_have_both_parts_from_the_official_training_set(tmp_path
         drawn(train=0, val=0)
     for path, label in tree.rows["test"]:
         images[label].append(path)
-    with pytest.raises(DataError, match="lies in neither split"):
+    with pytest.raises(DataError, match="it is in neither split"):
         drawn(train=0, val=-1)
 
 
@@ -172,14 +172,14 @@ def test_class_names_missing_or_broken(tmp_path: Path) -> None:
     for text, match in (
         ("", "at least 2 classes"),
         ("n01440764 tench\n", "at least 2 classes"),
-        (good + "n09999999\n", "each id once: 'n09999999'"),
-        (good + "n01440764 tench\n", "each id once: 'n01440764 tench'"),
+        (good + "n09999999\n", "each id once, got 'n09999999'"),
+        (good + "n01440764 tench\n", "each id once, got 'n01440764 tench'"),
     ):
         file.write_text(text)
         with pytest.raises(DataError, match=match):
             opened(tmp_path)
     file.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="must be UTF-8"):
         opened(tmp_path)
     file.unlink()
     with pytest.raises(DataError, match=f"'{file}' is missing"):
@@ -301,7 +301,7 @@ def test_a_class_folder_without_test_images(name: str, tmp_path: Path) -> None:
     for victim in empty.iterdir():
         victim.unlink()
     dataset = open_dataset(name, str(tmp_path))
-    with pytest.raises(DataError, match=f"Every class folder holds images: '{empty}' has none"):
+    with pytest.raises(DataError, match=f"class folder must contain images: '{empty}' has none"):
         check_test_split(dataset)
 
 

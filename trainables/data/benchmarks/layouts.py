@@ -1,4 +1,4 @@
-"""Where the field's data sets lie below one root, in the layout that CoOp gave them."""
+"""Layout of the benchmark data sets below one root, as in CoOp's instructions."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ from pathlib import Path
 
 from trainables.data.base import DataError
 from trainables.data.lists import Counts
+from trainables.images.decode import kind_of
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One data set in its original layout."""
+    """Folders, files and published counts of one data set."""
 
     folders: tuple[str, ...]
-    """Its folder below the root; further ones are other people's names for it."""
+    """Its folder below the root, and other common names of it."""
     images: str
-    """The folder in it that list paths are relative to; empty for itself."""
+    """The folder in it that listed paths are relative to; empty for itself."""
     counts: Counts
-    """As published, for the parts as they are used here."""
+    """Published counts, for the splits as used here."""
     split_file: str = ""
-    """The published train, val and test lists; empty where the parts are official."""
+    """The published train, val and test lists; empty if the splits are official."""
     unpacked: tuple[str, ...] = ("",)
-    """Folders below that of the images which are there once the images have been unpacked."""
+    """Folders below that of the images that exist once the images are unpacked."""
     needs: tuple[str, ...] = ()
-    """Files in its folder that are always needed, beside the images and the split file."""
+    """Files in its folder that are always needed, besides the images and the split file."""
     makes: tuple[str, ...] = ()
-    """Files that are needed only where the split file is missing and a split is made."""
+    """Files that are needed only to generate a missing split."""
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -114,7 +115,7 @@ LAYOUTS: dict[str, Layout] = {
     "imagenet_a": Layout(("imagenet-adversarial",), "imagenet-a", Counts(200, 0, 0, 7500)),
     "imagenet_r": Layout(("imagenet-rendition",), "imagenet-r", Counts(200, 0, 0, 30_000)),
 }
-"""All that the data sets differ in, but for how a split of each is made."""
+"""All differences between the data sets, except how a split is generated."""
 
 ALL11 = (
     *("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101"),
@@ -127,28 +128,28 @@ IMAGENET_SHIFTS = ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 
 
 def find_folder(name: str, root: Path) -> Path:
-    """The folder of a data set below `root`: of several, the one that has what is needed.
+    """Return the folder of a data set below `root`: of several, one with the files it needs.
 
     Raises `DataError`.
     """
     layout = LAYOUTS[name]
     if not root.is_dir():
         raise DataError(
-            f"The root of the data sets must be a folder: '{root}' is none. Give --data ROOT, the "
-            f"folder in which '{layout.folders[0]}' lies."
+            f"The root of the data sets must be a folder: '{root}' is {kind_of(root)}. Give "
+            f"--data ROOT, the folder that contains '{layout.folders[0]}'."
         )
     found = [root / folder for folder in layout.folders if (root / folder).is_dir()]
     if not found:
         looked = "', '".join(str(root / folder) for folder in layout.folders)
         raise DataError(
-            f"The data set '{name}' must lie in a folder below the root: there is no '{looked}'. "
+            f"The data set '{name}' must be in a folder below the root: there is no '{looked}'. "
             "Put it there, or give another --data ROOT."
         )
     whole = [folder for folder in found if all((folder / need).is_file() for need in layout.needs)]
     return (whole or found)[0]
 
 
-def counts_notice(name: str, counts: Counts) -> tuple[str, ...]:
-    """That a data set has other counts than the published one of its name, where it has."""
-    why = counts.beside(LAYOUTS[name].counts)
+def counts_caveat(name: str, counts: Counts) -> tuple[str, ...]:
+    """Return a caveat if a data set does not have its published counts."""
+    why = counts.mismatch(LAYOUTS[name].counts)
     return (f"'{name}' has {counts}. {why}",) if why else ()

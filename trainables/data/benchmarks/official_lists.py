@@ -1,4 +1,5 @@
-"""The official lists of the field's data sets, and splits made from them by the published rules.
+"""The official lists of the benchmark data sets, and splits generated from them by the published
+rules.
 
 Each function takes the data set's folder and returns rows whose paths are relative to the folder
 of its images; each raises `DataError`.
@@ -9,19 +10,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trainables.data.base import DataError
-from trainables.data.benchmarks.coop_layouts import LAYOUTS
-from trainables.data.listing import folders_in, images_in, read_lines
+from trainables.data.benchmarks.layouts import LAYOUTS
+from trainables.data.image_files import folders_in, images_in, read_lines, read_list
 from trainables.data.lists import Lists, Row, split_by_hash, split_val_by_hash
 
 Official = Callable[[Path], Lists]
 
-# --- one folder a class, dealt 50/20/30 ----------------------------------------------------------
+# --- one folder per class, split 50/20/30 --------------------------------------------------------
 
 CALTECH_LEFT_OUT = ("BACKGROUND_Google", "Faces_easy")
 CALTECH_NAMES: dict[str, str] = {
@@ -45,26 +47,26 @@ EUROSAT_NAMES: dict[str, str] = {
 
 
 def caltech101(folder: Path) -> Lists:
-    """Two folders are left out, four classes renamed after sorting."""
-    return _dealt_folders(folder, "caltech101", CALTECH_NAMES, CALTECH_LEFT_OUT)
+    """Omit two folders and rename four classes after sorting."""
+    return _class_folders(folder, "caltech101", CALTECH_NAMES, CALTECH_LEFT_OUT)
 
 
 def food101(folder: Path) -> Lists:
-    """Not the official 750/250 a class."""
-    return _dealt_folders(folder, "food101")
+    """Images per class folder, not the official 750/250 per class."""
+    return _class_folders(folder, "food101")
 
 
 def dtd(folder: Path) -> Lists:
-    """Not one of the ten official splits."""
-    return _dealt_folders(folder, "dtd")
+    """Images per class folder, not one of the ten official splits."""
+    return _class_folders(folder, "dtd")
 
 
 def eurosat(folder: Path) -> Lists:
-    """The classes have names that can be read."""
-    return _dealt_folders(folder, "eurosat", EUROSAT_NAMES)
+    """Images per class folder, with readable class names."""
+    return _class_folders(folder, "eurosat", EUROSAT_NAMES)
 
 
-def _dealt_folders(
+def _class_folders(
     folder: Path, name: str, renamed: dict[str, str] | None = None, left_out: Sequence[str] = ()
 ) -> Lists:
     images = folder / LAYOUTS[name].images
@@ -77,16 +79,18 @@ def _dealt_folders(
 
 
 def oxford_flowers(folder: Path) -> Lists:
-    """Labels by image number in a MATLAB file, names in a JSON file; dealt 50/20/30."""
+    """Labels by image number in a MATLAB file, names in a JSON file; split 50/20/30."""
     file, names_file = folder / "imagelabels.mat", folder / "cat_to_name.json"
     ids = np.atleast_1d(_mat(file, "labels"))
     try:
-        names: dict[str, str] = json.loads(names_file.read_text(encoding="utf-8"))
+        names: dict[str, str] = json.loads(read_list(names_file))
         rows = [
             Row(f"image_{number:05d}.jpg", int(label) - 1, names[str(int(label))])
             for number, label in enumerate(ids, start=1)
         ]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(
             f"'{names_file}' must name every label of '{file}' ({type(error).__name__}: {error}). "
             "Fetch it again."
@@ -98,7 +102,7 @@ def oxford_flowers(folder: Path) -> Lists:
 
 
 def oxford_pets(folder: Path) -> Lists:
-    """The breed is the file's name without its number, lower-cased."""
+    """Class names are the file names without their numbers, in lower case."""
 
     def read(name: str) -> list[Row]:
         rows = []
@@ -114,7 +118,7 @@ def oxford_pets(folder: Path) -> Lists:
 
 
 def stanford_cars(folder: Path) -> Lists:
-    """The year moves to the front of the name."""
+    """The year moves to the front of the class name."""
     meta = folder / "devkit" / "cars_meta.mat"
     names = [
         " ".join([name.split(" ")[-1], *name.split(" ")[:-1]])
@@ -129,8 +133,8 @@ def stanford_cars(folder: Path) -> Lists:
                 rows.append(Row(f"{images}/{entry['fname']}", label, names[label]))
             except (LookupError, TypeError, ValueError):
                 raise DataError(
-                    f"An annotation has fname, and class as a number of '{meta}': one of "
-                    f"'{file}' has not. Fetch both again."
+                    f"An annotation must have an fname, and a class that is a number of '{meta}': "
+                    f"one of '{file}' has not. Fetch both again."
                 ) from None
         return rows
 
@@ -142,7 +146,8 @@ def stanford_cars(folder: Path) -> Lists:
 
 
 def sun397(folder: Path) -> Lists:
-    """Labels by the lines of ClassName.txt; `/w/wrestling_ring/indoor` is read backwards."""
+    """Labels by the lines of ClassName.txt; `/w/wrestling_ring/indoor` becomes `indoor
+    wrestling_ring`."""
     classes = [line.strip("/") for line in read_lines(folder / "ClassName.txt")]
     labels = {entry: label for label, entry in enumerate(classes)}
 
@@ -182,11 +187,11 @@ def _official(name: str, trainval: list[Row], test: list[Row]) -> Lists:
     return {"train": train, "val": val, "test": test}
 
 
-# --- three official parts ------------------------------------------------------------------------
+# --- three official splits -----------------------------------------------------------------------
 
 
 def fgvc_aircraft(folder: Path) -> Lists:
-    """Labels by the lines of variants.txt; the parts are official, nothing is made."""
+    """Labels by the lines of variants.txt; all three splits are official."""
     labels = {variant: label for label, variant in enumerate(read_lines(folder / "variants.txt"))}
 
     def read(part: str) -> list[Row]:
@@ -212,22 +217,23 @@ OFFICIAL: dict[str, Official] = {
     "eurosat": eurosat,
     "ucf101": ucf101,
 }
-"""How the parts of each data set come about without a split file."""
+"""Reads the splits of each data set without a split file."""
 
 
 # --- files ---------------------------------------------------------------------------------------
 
 
 def _mat(file: Path, key: str) -> Any:
-    """One variable of a MATLAB file; structures are dictionaries."""
+    """Return one variable of a MATLAB file; structures are dictionaries."""
     from scipy.io import loadmat
 
+    content = BytesIO(read_list(file, "A MATLAB file of the data set"))
     try:
-        return loadmat(str(file), simplify_cells=True)[key]
+        return loadmat(content, simplify_cells=True)[key]
     # A broken file raises whatever its first wrong byte leads to.
     except Exception as error:
         raise DataError(
-            f"A MATLAB file with '{key}' is needed: '{file}' is none "
+            f"'{file}' must be a MATLAB file with '{key}' and is not "
             f"({type(error).__name__}: {error}). Fetch it again."
         ) from None
 
@@ -236,21 +242,22 @@ def _fields(line: str, count: int, file: Path) -> list[str]:
     fields = line.split()
     if len(fields) < count:
         raise DataError(
-            f"A line of '{file}' has at least {count} fields: '{line}' has not. Fetch it again."
+            f"A line of '{file}' must have at least {count} fields: '{line}' has not. Fetch it "
+            "again."
         )
     return fields
 
 
 def _number(field: str, line: str) -> int:
     if not field.isdecimal():
-        raise DataError(f"A class number is a number: '{field}' in '{line}'. Fetch the list again.")
+        raise DataError(f"A label must be a number: '{field}' in '{line}'. Fetch the list again.")
     return int(field)
 
 
 def _known(labels: dict[str, int], entry: str, file: Path) -> int:
     if entry not in labels:
         raise DataError(
-            f"Every image is of a listed class: '{entry}' in '{file}' is not listed. "
+            f"Every image must be of a listed class: '{entry}' in '{file}' is not. "
             "Fetch the lists again."
         )
     return labels[entry]
