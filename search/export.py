@@ -67,7 +67,7 @@ def build_parser() -> Parser:
         "--output",
         default="",
         metavar="FOLDER",
-        help="folder to make (default: NAME-TRIAL-FORMAT in the current one; none with --register)",
+        help="folder to create (default: exports/NAME-TRIAL-FORMAT; with --register, none)",
     )
     parser.add_argument(
         "--register",
@@ -125,7 +125,7 @@ def export(options: argparse.Namespace) -> Exported:
         raise UsageError([did_you_mean("format", kind, FORMATS)])
     if problems := _registration_problems(options, kind):
         raise UsageError(problems)
-    output = Path(options.output or f"{options.name}-{_title(options)}-{kind}")
+    output = Path(options.output or f"exports/{options.name}-{_title(options)}-{kind}")
     output = output.expanduser().absolute()
     is_kept = bool(options.output) or options.register is None
     if is_kept and os.path.lexists(output):

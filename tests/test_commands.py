@@ -92,9 +92,7 @@ TOUR = {
         "the winner",
     ),
     "python -m search.export first --format merged": Short(says="it says the same about"),
-    "python -m search.export first --trial 0 --format onnx --output model": Short(
-        says="it says the same about"
-    ),
+    "python -m search.export first --trial 0 --format onnx": Short(says="it says the same about"),
     "python -m search.export first --register digits-taskres": Short(
         says="Registered as version 1 of digits-taskres"
     ),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from search.exporting.mlflow_model import write_mlflow
 from search.exporting.model import Model
-from search.exporting.network import IMAGES, LOGITS, merged, program
+from search.exporting.network import IMAGES, LOGITS, NoGraphError
 from trainables.backbones.bundle import FeatureBackbone
 from trainables.backbones.folder import write_folder
 from trainables.methods.masking.masks import FORMAT as MASKS
@@ -48,7 +48,7 @@ def unfit(model: Model, kind: str) -> str:
     if not why:
         return ""
     fit = [name for name, other in FORMATS.items() if not other.refusal(model)]
-    return f"--format {kind} does not go with this trial: {why}. What does: {', '.join(fit)}."
+    return f"--format {kind} does not fit this trial: {why}. Formats that do: {', '.join(fit)}."
 
 
 def _fits(model: Model) -> str:
@@ -68,24 +68,40 @@ def _no_tower(model: Model) -> str:
     return ""
 
 
-def _not_linear(model: Model) -> str:
+def _not_mergeable(model: Model) -> str:
     if why := _no_tower(model):
         return why
-    if merged(model.training) is None:
+    if model.merged is not None:
+        return ""
+    if model.training.method.linear_head() is not None:
         return (
-            f"the method {model.chosen.trial.methods} is more than a CLIP and a linear classifier "
-            "of its image features"
+            f"the method {model.chosen.trial.methods} adds a constant to the image features, which "
+            f"the image tower of '{model.chosen.task.backbone}' has no layer for"
+        )
+    return (
+        f"the method {model.chosen.trial.methods} is more than a CLIP and a linear classifier of "
+        "its image features"
+    )
+
+
+def _no_graph(model: Model) -> str:
+    if why := _no_tower(model):
+        return why
+    try:
+        model.graph  # noqa: B018 - computed once, and written later
+    except NoGraphError as error:
+        return (
+            f"the method {model.chosen.trial.methods} cannot be written as one graph for any "
+            f"number of images ({error})"
         )
     return ""
 
 
 def _no_onnx(model: Model) -> str:
-    if why := _no_tower(model):
-        return why
     missing = [package for package in _ONNX if find_spec(package) is None]
-    if missing:
+    if missing and not _no_tower(model):
         return f"{', '.join(missing)} must be installed (pip install '.[export]')"
-    return ""
+    return _no_graph(model)
 
 
 def _write_artifact(model: Model, card: Card, folder: Path, beside: Path) -> None:
@@ -96,9 +112,8 @@ def _write_artifact(model: Model, card: Card, folder: Path, beside: Path) -> Non
 
 def _write_merged(model: Model, card: Card, folder: Path, beside: Path) -> None:
     del beside
-    found = merged(model.training)
-    assert found is not None  # see `_not_linear`
-    backbone, linear_head = found
+    assert model.merged is not None, "the caller checks whether the format fits"
+    backbone, linear_head = model.merged
     write_folder(backbone, folder)
     classifier: dict[str, Tensor] = {"weight": linear_head.weight.detach().contiguous()}
     if linear_head.bias is not None:
@@ -116,13 +131,13 @@ def _write_merged(model: Model, card: Card, folder: Path, beside: Path) -> None:
 def _write_torch(model: Model, card: Card, folder: Path, beside: Path) -> None:
     del beside
     extra = {"card.json": json.dumps(card)}
-    torch.export.save(program(model.training), folder / "model.pt2", extra_files=extra)
+    torch.export.save(model.graph, folder / "model.pt2", extra_files=extra)
 
 
 def _write_onnx(model: Model, card: Card, folder: Path, beside: Path) -> None:
     del beside
     path = folder / "model.onnx"
-    graph = program(model.training)
+    graph = model.graph
     size = sum(tensor.numel() * tensor.element_size() for tensor in graph.state_dict.values())
     with _silence():
         written: Any = torch.onnx.export(
@@ -134,7 +149,7 @@ def _write_onnx(model: Model, card: Card, folder: Path, beside: Path) -> None:
 
 def _write_mlflow(model: Model, card: Card, folder: Path, beside: Path) -> None:
     network = beside / "model.pt2"
-    torch.export.save(program(model.training), network)
+    torch.export.save(model.graph, network)
     with _silence():
         write_mlflow(network, card, folder, beside)
 
@@ -158,10 +173,10 @@ FORMATS: dict[str, Format] = {
     "merged": Format(
         "a CLIP in open_clip's layout with everything folded in, and its classifier",
         _write_merged,
-        _not_linear,
+        _not_mergeable,
     ),
-    "torch": Format("images to logits as a .pt2 of torch.export", _write_torch, _no_tower),
+    "torch": Format("images to logits as a .pt2 of torch.export", _write_torch, _no_graph),
     "onnx": Format("the same as ONNX", _write_onnx, _no_onnx),
-    "mlflow": Format("an MLflow model: images to class names", _write_mlflow, _no_tower),
+    "mlflow": Format("an MLflow model: images to class names", _write_mlflow, _no_graph),
 }
 """By the name that `--format` takes."""

@@ -10,15 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from search.core.config import differences
 from search.core.problems import UsageError
 from search.core.task import task_fingerprints
 from search.exporting.chosen import Chosen
-from trainables.backbones.base import BackboneError
+from search.exporting.network import merged, program
+from trainables.backbones.base import Backbone, BackboneError
 from trainables.data.base import DataError, Images
 from trainables.encoded_task import EncodedTask
-from trainables.methods.base import MethodError
+from trainables.methods.base import Head, MethodError
 from trainables.stages import Training, open_training
 from trainables.tensor_file import Content, read_tensors
 from trainables.trainer import accuracy
@@ -82,6 +84,16 @@ class Model:
     def logits(self) -> Tensor:
         """float32 [n, c] of the validation images: what every export must say too."""
         return self.training.logits(self.training.val).float()
+
+    @cached_property
+    def merged(self) -> tuple[Backbone, Head] | None:
+        """See `network.merged`."""
+        return merged(self.training)
+
+    @cached_property
+    def graph(self) -> ExportedProgram:
+        """See `network.program`; raises `NoGraphError`."""
+        return program(self.training)
 
     @property
     def val_images(self) -> Images:

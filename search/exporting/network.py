@@ -6,14 +6,15 @@ Notation: b images, c classes, s image side.
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional
 
-from search.core.problems import UsageError
 from trainables.backbones.base import Backbone
+from trainables.backbones.feature_offset import add_feature_offset
 from trainables.methods.base import Head, Method
 from trainables.stages import Training
 
@@ -21,24 +22,30 @@ IMAGES, LOGITS = "images", "logits"
 """Names of what goes in and what comes out."""
 
 
+class NoGraphError(Exception):
+    """Why a model cannot be written as one graph, in one line."""
+
+
 class LinearNetwork(nn.Module):
-    """A CLIP's image tower and a linear classifier: what most methods amount to."""
+    """A CLIP's image tower and a linear classifier, which is what most methods amount to."""
 
     weight: Tensor
     bias: Tensor | None
+    offset: Tensor | None
 
     def __init__(self, visual: nn.Module, linear_head: Head) -> None:
         super().__init__()
         self.visual = visual
-        self.register_buffer("weight", linear_head.weight.detach().clone())
-        self.register_buffer(
-            "bias", None if linear_head.bias is None else linear_head.bias.detach().clone()
-        )
+        for name in ("weight", "bias", "offset"):
+            tensor: Tensor | None = getattr(linear_head, name)
+            self.register_buffer(name, None if tensor is None else tensor.detach().clone())
 
     def forward(self, images: Tensor) -> Tensor:
         """float32 [b, 3, s, s] -> logits [b, c]."""
-        unit = functional.normalize(self.visual(images), dim=-1)
-        return functional.linear(unit, self.weight, self.bias)
+        features = self.visual(images)
+        if self.offset is not None:
+            features = features + self.offset
+        return functional.linear(functional.normalize(features, dim=-1), self.weight, self.bias)
 
 
 class MethodNetwork(nn.Module):
@@ -56,8 +63,27 @@ class MethodNetwork(nn.Module):
 
 
 def merged(training: Training) -> tuple[Backbone, Head] | None:
-    """The backbone with what was learned folded in, and the linear classifier behind it; none where
-    the method is more than that."""
+    """The backbone with everything learned folded in, and the linear classifier behind it. None if
+    the method is more than that, or its image tower cannot carry an offset of the features."""
+    found = _linear(training)
+    if found is None:
+        return None
+    backbone, linear_head = found
+    if linear_head.offset is None:
+        return found
+    shifted = add_feature_offset(backbone, linear_head.offset)
+    return None if shifted is None else (shifted, replace(linear_head, offset=None))
+
+
+def network(training: Training) -> nn.Module:
+    """The model as one network, in evaluation mode."""
+    found = _linear(training)
+    if found is not None:
+        return LinearNetwork(found[0].visual, found[1]).eval()
+    return MethodNetwork(training.backbone.visual, training.method).eval()
+
+
+def _linear(training: Training) -> tuple[Backbone, Head] | None:
     method = training.method
     linear_head = method.linear_head()
     if linear_head is None:
@@ -65,17 +91,9 @@ def merged(training: Training) -> tuple[Backbone, Head] | None:
     return method.merged_backbone() if method.changes_backbone else training.backbone, linear_head
 
 
-def network(training: Training) -> nn.Module:
-    """The model as one network, in evaluation mode."""
-    simple = merged(training)
-    if simple is not None:
-        return LinearNetwork(simple[0].visual, simple[1]).eval()
-    return MethodNetwork(training.backbone.visual, training.method).eval()
-
-
 def program(training: Training) -> ExportedProgram:
-    """The model as a graph of torch's own operations, for any number of images at least 1; raises
-    `UsageError` for a method whose computation cannot be written down as one."""
+    """The model as a graph of torch's own operations, for one image or more. Raises `NoGraphError`
+    if the computation of its method cannot be expressed as one."""
     side = training.backbone.preprocess.image_size
     example = torch.zeros(2, 3, side, side)
     fused = torch.backends.mha.get_fastpath_enabled()
@@ -86,14 +104,8 @@ def program(training: Training) -> ExportedProgram:
             warnings.simplefilter("ignore")  # torch's own, about torch
             shapes = {IMAGES: {0: Dim("batch", min=1)}}
             return torch.export.export(network(training), (example,), dynamic_shapes=shapes)
-    except Exception as error:  # whatever a method does that a graph cannot hold
+    except Exception as error:  # whatever a method does that a graph cannot express
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UsageError(
-            [
-                f"A model is exported as one graph for any number of images, which "
-                f"{type(training.method).__name__} does not allow ({reason}): use --format "
-                "artifact."
-            ]
-        ) from error
+        raise NoGraphError(reason) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

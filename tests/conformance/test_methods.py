@@ -196,6 +196,8 @@ def test_a_linear_head_says_what_the_method_says(
         return
     if method.changes_backbone:
         features = method.merged_backbone().encode_image(world.images)
+    if linear_head.offset is not None:
+        features = features + linear_head.offset
     unit = torch.nn.functional.normalize(features, dim=-1)
     found = torch.nn.functional.linear(unit, linear_head.weight, linear_head.bias)
     torch.testing.assert_close(found, run.logits(), atol=1e-3, rtol=0)

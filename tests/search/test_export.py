@@ -322,25 +322,23 @@ def test_the_travelling_code_resizes_as_we_do(
         assert (difference != 0).double().mean() < 0.03  # in another order of the axes: 0.2
 
 
-def test_a_method_that_is_no_linear_head(export: Export, tmp_path: Path) -> None:
-    """TaskRes with a residual on the images: refused as a merged model, exact as a network."""
+def test_a_residual_on_the_images_is_merged(export: Export, tmp_path: Path) -> None:
+    """TaskRes with a residual on the images: a constant in a bias of the image tower."""
     task = TaskSpec(("digits",), "tiny", (4,), (1, 2))
     made(tmp_path, "images", TASKRES, task)
-    refused = export("images", "--trial", "0", "--format", "merged", storage=tmp_path)
-    assert refused.code == 2
-    assert "more than a CLIP and a linear classifier" in refused.err
-    assert "What does: artifact, torch, onnx, mlflow." in refused.err
     out = tmp_path / "out"
-    options = ("--trial", "0", "--format", "torch", "--output", str(out), "--episode", "seed2")
+    options = ("--trial", "0", "--format", "merged", "--output", str(out), "--episode", "seed2")
     said = export("images", *options, storage=tmp_path)
     assert said.code == 0, said.err
     expected = probe(Sweeps(tmp_path).model("images", "0", "seed2"), tmp_path / "given")
-    code = (
-        "network = torch.export.load(f'{folder}/model.pt2').module()\n"
-        "found = {'logits': network(load_file(given)['images'])}\n"
-    )
-    found = elsewhere(tmp_path, code, str(out), str(tmp_path / "given"))
-    torch.testing.assert_close(found["logits"], expected, atol=1e-3, rtol=0)
+    plain, merged = load_backbone("tiny"), load_backbone(f"local-dir:{out}")
+    states = [b.model.state_dict() for b in (plain, merged)]
+    changed = {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
+    assert changed == {"visual.ln_post.bias"}
+    head = load_file(out / "classifier.safetensors")
+    images = load_file(tmp_path / "given")["images"]
+    unit = torch.nn.functional.normalize(merged.encode_image(images), dim=-1)
+    torch.testing.assert_close(unit @ head["weight"].T, expected, atol=1e-3, rtol=0)
     winner = export("images", storage=tmp_path)
     assert winner.code == 2
     assert "has not been evaluated" in winner.err
@@ -355,7 +353,7 @@ def test_features_without_a_tower(export: Export, tmp_path: Path) -> None:
         said = export("bundle", "--trial", "0", "--format", kind, storage=tmp_path)
         assert said.code == 2
         assert "holds features, and no network that reads images" in said.err
-        assert "What does: artifact." in said.err
+        assert "Formats that do: artifact." in said.err
     out = tmp_path / "out"
     said = export("bundle", "--trial", "0", "--output", str(out), storage=tmp_path)
     assert said.code == 0, said.err
@@ -373,7 +371,10 @@ def test_features_without_a_tower(export: Export, tmp_path: Path) -> None:
         (("rmt", "--trial", "first"), "--trial must be best or a trial's number, got 'first'"),
         (("rmt", "--episode", "seed9"), "There is no episode 'seed9'. Known: seed2, seed3."),
         (("rmt", "--format", "onx"), "Did you mean 'onnx'?"),
-        (("taskres", "--format", "mask"), "What does: artifact, merged, torch, onnx, mlflow."),
+        (
+            ("taskres", "--format", "mask"),
+            "Formats that do: artifact, merged, torch, onnx, mlflow.",
+        ),
         (("rmt", "--frmat", "onnx"), "--frmat"),
     ],
 )
@@ -390,6 +391,20 @@ def test_mistakes(
     assert expected in said.err
     assert len(said.err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_the_default_folder(
+    export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exports are in a folder of their own, which git ignores."""
+    monkeypatch.chdir(tmp_path)
+    said = export("taskres", "--trial", "0")
+    assert said.code == 0, said.err
+    folder = Path("exports/taskres-trial0-artifact")
+    assert str(folder.absolute()) in said.out
+    assert sorted(path.name for path in folder.iterdir()) == ["artifact.safetensors", "card.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["exports"]
+    assert "/exports/" in Path(__file__).parents[2].joinpath(".gitignore").read_text().splitlines()
 
 
 def test_what_is_there_is_not_touched(export: Export, tmp_path: Path) -> None:

@@ -109,12 +109,14 @@ class BuildContext:
 
 @dataclass(frozen=True)
 class Head:
-    """A linear classifier of unit image features: logits = z / |z| W^T + b, [b, c]."""
+    """A linear classifier of unit image features: logits = (z + o) / |z + o| W^T + b, [b, c]."""
 
     weight: Tensor
     """W, float32 [c, d], the logit scale multiplied in."""
     bias: Tensor | None = None
-    """float32 [c]; none where it is zero."""
+    """b, float32 [c]; None if it is zero."""
+    offset: Tensor | None = None
+    """o, float32 [d]; None if it is zero."""
 
 
 @dataclass(frozen=True)

@@ -238,12 +238,11 @@ class TaskRes(Method):
             self.residual = nn.Parameter(torch.zeros_like(base))
 
     @torch.no_grad()
-    def linear_head(self) -> Head | None:
-        """s (t + alpha x) / |t + alpha x|; none where images have a residual."""
-        if self.image_residual is not None:
-            return None
+    def linear_head(self) -> Head:
+        """s (t + alpha x) / |t + alpha x|, behind the offset alpha y of the images."""
         factors = self._factors(self.base[:1])
-        return Head(self.scale * factors.weight / factors.length[:, None])
+        offset = None if self.image_residual is None else self.alpha * self.image_residual[0]
+        return Head(self.scale * factors.weight / factors.length[:, None], offset=offset)
 
     @torch.no_grad()
     def progress(self) -> dict[str, float]:

@@ -1,0 +1,122 @@
+"""Every method in every format: what fits is what the documentation says, and is exact."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from search.core.config import SweepConfig
+from search.driver.preflight import load_record
+from search.exporting.card import card
+from search.exporting.check import ask_merged, ask_onnx
+from search.exporting.chosen import choose
+from search.exporting.formats import FORMATS, unfit
+from search.exporting.model import Model, open_model
+from tests.search.made import made
+from trainables.methods.base import MethodConfig
+from trainables.methods.registry import METHODS
+from trainables.methods.taskres import TaskResConfig
+from trainables.optim import OptimConfig
+from trainables.storage import LocalStorage
+from trainables.trial import TaskSpec, TrialConfig
+
+pytestmark = pytest.mark.timeout(900)
+
+DOCS = Path(__file__).parents[3] / "docs" / "results.md"
+TASK = TaskSpec(("digits",), "tiny", (2,), (1,))
+OPTIM = OptimConfig(lr=2e-3, epochs=1, batch_size=32)
+TOLERANCE = 1e-3
+
+
+def cases() -> Iterator[tuple[str, MethodConfig]]:
+    for name, method in METHODS.items():
+        yield name, method.Config()
+    yield "taskres", TaskResConfig(residual="image")
+    yield "taskres", TaskResConfig(residual="both", learn_alpha=True)
+
+
+def documented() -> dict[str, set[str]]:
+    """Formats by method, from the table in the documentation."""
+    rows: dict[str, set[str]] = {}
+    heading: list[str] = []
+    for line in DOCS.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] == "Method":
+            heading = [cell.strip("`") for cell in cells[1:]]
+        elif heading and line.startswith("| `"):
+            fits = {name for name, cell in zip(heading, cells[1:], strict=True) if cell == "yes"}
+            rows |= dict.fromkeys(re.findall(r"`([^`]+)`", cells[0]), fits)
+        elif heading and not line.startswith("|"):
+            break
+    assert heading == list(FORMATS)
+    return rows
+
+
+@dataclass(frozen=True)
+class Trial:
+    model: Model
+    method: str
+    folder: Path
+
+    def written(self, kind: str) -> Path:
+        folder = self.folder / kind
+        folder.mkdir()
+        FORMATS[kind].write(self.model, card(self.model, kind), folder, self.folder)
+        return folder
+
+    @property
+    def probe(self) -> Path:
+        """The preprocessed validation images, as `check` reads them."""
+        path = self.folder / "probe.safetensors"
+        views = self.model.training.val.images(torch.arange(len(self.model.logits)))
+        inputs = self.model.training.backbone.preprocess.normalise(views)
+        save_file({"inputs": inputs}, path)
+        return path
+
+
+@pytest.fixture(params=cases(), ids=lambda case: f"{case[0]}-{getattr(case[1], 'residual', '')}")
+def trial(request: pytest.FixtureRequest, tmp_path: Path) -> Trial:
+    """A trained trial of one method."""
+    name, config = request.param
+    made(tmp_path, "sweep", TrialConfig(name, "search", config, OPTIM), TASK)
+    sweep = LocalStorage(tmp_path / "sweep")
+    record = load_record(sweep)
+    chosen = choose(sweep, record, SweepConfig.from_dict(record["config"]), "0", "")
+    return Trial(open_model(chosen, ""), name, tmp_path)
+
+
+def test_every_method_is_documented() -> None:
+    assert set(documented()) == set(METHODS)
+
+
+@torch.no_grad()
+def test_a_method_has_the_documented_formats(trial: Trial) -> None:
+    """What fits says what the trial says, and what does not names the formats that do."""
+    expected, fits = trial.model.logits, documented()[trial.method]
+    assert {kind for kind in FORMATS if not unfit(trial.model, kind)} == fits
+    for kind in set(FORMATS) - fits:
+        named = unfit(trial.model, kind).rpartition("Formats that do: ")[2].rstrip(".")
+        assert named.split(", ") == [other for other in FORMATS if other in fits]
+    if "merged" in fits:
+        found = ask_merged(trial.written("merged"), trial.probe)["logits"]
+        torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
+    if "torch" in fits:
+        views = trial.model.training.val.images(torch.arange(len(expected)))
+        inputs = trial.model.training.backbone.preprocess.normalise(views)
+        found = trial.model.graph.module()(inputs)
+        torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "trial", [("taskres", TaskResConfig(residual="both"))], indirect=True, ids=["both"]
+)
+def test_an_offset_of_the_features_as_onnx(trial: Trial) -> None:
+    found = ask_onnx(trial.written("onnx"), trial.probe)["logits"]
+    torch.testing.assert_close(found, trial.model.logits, atol=TOLERANCE, rtol=0)
