@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 
 from search.core.problems import UsageError
-from search.reporting.build import REPORT
 from search.reporting.source import comparable, read_source
 from search.terminal.console import open_console, print_errors
 from search.terminal.parser import Parser
@@ -28,7 +27,8 @@ def build_parser() -> Parser:
         nargs="+",
         default=[],
         metavar="OTHER",
-        help="sweeps to show beside it: same backbone, protocol and rule of draws",
+        help="sweeps to show beside it, in a report of its own: same backbone, protocol and "
+        "rule of draws",
     )
     parser.add_storage()
     return parser
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         others = [read_source(name, options.storage) for name in options.compare]
         comparable(source, others)
         from search.reporting.page import notices
-        from search.reporting.write import PAGE, write_report
+        from search.reporting.write import PAGE, report_folder, write_report
 
         write_report(source, others)
     except UsageError as error:
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     for notice in notices((source, *others)):
         console.print(notice, style="yellow")
-    place = join(without_password(source.sweep.location), REPORT)
+    place = join(without_password(source.sweep.location), report_folder(others))
     console.print(f"Report: {join(place, PAGE)}")
     return 0
 

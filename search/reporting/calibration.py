@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from search.evaluation.record import Label
 from search.reporting.evaluated import EvaluatedEpisode, chosen_note, places, shown_episode
-from search.reporting.figures import BLACK, COLOURS, MARKERS, STYLE, Figure, finish, legend
+from search.reporting.figures import BLACK, COLOURS, MARKERS, Figure, finish, legend, painting
 from search.reporting.section import Section
 from search.reporting.shots import LABELS
 from search.reporting.source import Source
@@ -98,7 +97,7 @@ def calibration_table(found: Sequence[EvaluatedEpisode]) -> Table:
 
 
 def _figure(place: EvaluatedEpisode) -> Figure:
-    with mpl.rc_context(STYLE):
+    with painting():
         canvas = Canvas(figsize=(6.4, 5.0), layout="constrained")
         upper, lower = canvas.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         for i, label in enumerate(get_args(Label)):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from search.evaluation.record import Label
 from search.reporting.classes import MOST_CLASSES
 from search.reporting.evaluated import EvaluatedEpisode, chosen_note, places, shown_episode
-from search.reporting.figures import SEQUENCE, Figure, draw, plain
+from search.reporting.figures import SEQUENCE, Figure, draw, plain, shortened
 from search.reporting.section import Section
 from search.reporting.shots import LABELS
 from search.reporting.source import Source
@@ -65,7 +65,7 @@ def pairs_table(place: EvaluatedEpisode) -> Table:
 
 
 def _figure(place: EvaluatedEpisode) -> Figure:
-    names = [plain(name[:24]) for name in place.sheet.classes]
+    names = [plain(shortened(name)) for name in place.sheet.classes]
     matrix = counts(place, "winner")
     with np.errstate(invalid="ignore"):  # a class without test images has no row
         shares = 100 * matrix / matrix.sum(1, keepdims=True)

@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Sequence
 
-import matplotlib as mpl
 import optuna
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
@@ -17,7 +16,16 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState, create_trial
 
 from search.ledger.results import Result
-from search.reporting.figures import BLUE, SEQUENCE, STYLE, Figure, draw, finish, logarithmic
+from search.reporting.figures import (
+    BLUE,
+    SEQUENCE,
+    Figure,
+    draw,
+    finish,
+    logarithmic,
+    painting,
+    shortened,
+)
 from search.reporting.section import Section
 from search.reporting.source import Source
 
@@ -104,16 +112,13 @@ def _parallel(complete: Sequence[Result]) -> Figure:
     ranked = sorted(complete, key=lambda r: -(r.value or 0.0))[:_MOST_LINES]
     names = varied(ranked)
     # Optuna lays its axes out in a way that only cropping makes room for.
-    style = STYLE | {"axes.grid": False, "backend": "agg", "savefig.bbox": "tight"}
-    with mpl.rc_context(style):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            axes = plot_parallel_coordinate(
-                _study(ranked),
-                params=names,
-                target=lambda trial: 100 * (trial.value or 0.0),
-                target_name=_ACCURACY,
-            )
+    with painting(**{"axes.grid": False, "backend": "agg"}):
+        axes = plot_parallel_coordinate(
+            _study(ranked),
+            params=names,
+            target=lambda trial: 100 * (trial.value or 0.0),
+            target_name=_ACCURACY,
+        )
         canvas = axes.get_figure(root=True)
         assert canvas is not None
         axes.set_title("")
@@ -124,7 +129,9 @@ def _parallel(complete: Sequence[Result]) -> Figure:
         for lines in axes.collections:
             lines.set_cmap(SEQUENCE)
             lines.set(alpha=0.7, rasterized=True)
-        axes.set_xticks(axes.get_xticks(), [_short(t.get_text()) for t in axes.get_xticklabels()])
+        axes.set_xticks(
+            axes.get_xticks(), [shortened(t.get_text()) for t in axes.get_xticklabels()]
+        )
         axes.tick_params(axis="x", rotation=20)
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
@@ -144,7 +151,7 @@ def _slices(complete: Sequence[Result]) -> Figure:
     names = varied(complete)
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
-    with mpl.rc_context(STYLE):
+    with painting():
         canvas = Canvas(figsize=(2.6 * columns + 0.8, 2.3 * rows + 0.3), layout="constrained")
         grid = canvas.subplots(rows, columns, sharey=True, squeeze=False)
         everything = list(grid.flat)
@@ -176,7 +183,7 @@ def _slice(axes: Axes, name: str, complete: Sequence[Result]) -> PathCollection:
     else:
         words = sorted({str(v) for v in values})
         places = [float(words.index(str(v))) for v in values]
-        axes.set_xticks(range(len(words)), [_short(w, 12) for w in words], fontsize=8)
+        axes.set_xticks(range(len(words)), [shortened(w, 12) for w in words], fontsize=8)
         axes.set_xlim(-0.5, len(words) - 0.5)
         if len(words) > 3:
             axes.tick_params(axis="x", rotation=30)
@@ -211,7 +218,3 @@ def _importance_figure(found: dict[str, float], trials: int) -> Figure:
     )
     height = 1.1 + 0.32 * len(found)
     return draw("importances", "Hyper-parameter importances", caption, paint, height=height)
-
-
-def _short(text: str, most: int = 26) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"

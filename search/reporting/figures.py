@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import warnings
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from search.core.text import printable
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
@@ -75,20 +78,27 @@ def draw(
 ) -> Figure:
     """One pair of axes, `width` by `height` inches, painted by `paint`, and the legend of what it
     has labelled."""
-    with mpl.rc_context(STYLE):
+    with painting():
         canvas = Canvas(figsize=(width, height), layout="constrained")
         paint(canvas.subplots())
         legend(canvas)
         return finish(name, title, caption, canvas)
 
 
+@contextmanager
+def painting(**style: object) -> Iterator[None]:
+    """Our style, and silence: Matplotlib warns about glyphs that a font lacks and axes without
+    room or positive values, which a reader of the page sees and a reader of the terminal cannot
+    change."""
+    with mpl.rc_context(STYLE | style), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def finish(name: str, title: str, caption: str, canvas: Canvas) -> Figure:
-    """A figure of what was drawn elsewhere; inside `STYLE`."""
+    """A figure of what was drawn elsewhere; inside `painting`."""
     wide = bool(canvas.get_figwidth() > _WIDE)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a glyph that the font lacks is a box, not an end
-        png, svg = _saved(canvas, "png"), _saved(canvas, "svg")
-    return Figure(name, title, caption, png, svg, wide)
+    return Figure(name, title, caption, _saved(canvas, "png"), _saved(canvas, "svg"), wide)
 
 
 def _saved(canvas: Canvas, kind: str) -> bytes:
@@ -105,14 +115,22 @@ def look(place: int) -> tuple[str, str]:
 
 
 def plain(name: str) -> str:
-    """A name from outside as a label: what lies between two dollars is no formula."""
-    return name.replace("$", r"\$")
+    """A name from outside as a label: text between two dollars is no formula."""
+    return printable(name).replace("$", r"\$")
+
+
+def shortened(text: str, most: int = 26) -> str:
+    """A name that fits beside a tick; an ellipsis stands for what is cut."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
-    """A logarithmic axis with few, plain numbers on it."""
-    axes.set(**{f"{which}scale": "log"})
+    """A logarithmic axis with few, plain numbers on it; linear if the data has no positive
+    number."""
     axis = axes.xaxis if which == "x" else axes.yaxis
+    if axis.get_data_interval()[1] <= 0:
+        return
+    axes.set(**{f"{which}scale": "log"})
     low, high = sorted(axis.get_view_interval())
     ratio = high / low
     subs = (1, 2, 5) if ratio < 50 else (1,)

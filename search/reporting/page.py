@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from search.core.task import described
+from search.core.text import printable
 from search.reporting.section import Section
 from search.reporting.source import Source
 
@@ -16,7 +18,9 @@ from search.reporting.source import Source
 def render(source: Source, others: Sequence[Source], sections: Sequence[Section]) -> str:
     """Sections as one page; every text is escaped."""
     template = files("search.reporting").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_finalize
+    )
     against = f", beside {', '.join(o.name for o in others)}" if others else ""
     made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     return environment.from_string(template).render(
@@ -26,6 +30,10 @@ def render(source: Source, others: Sequence[Source], sections: Sequence[Section]
         notices=notices((source, *others)),
         sections=sections,
     )
+
+
+def _finalize(value: object) -> object:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def notices(sources: Sequence[Source]) -> list[str]:

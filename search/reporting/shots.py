@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from search.evaluation.record import Evaluation, Label, Part, Score
 from search.evaluation.statistics import summary
 from search.reporting.evaluated import place_name
-from search.reporting.figures import STYLE, Figure, finish, legend, look, plain
+from search.reporting.figures import Figure, finish, legend, look, painting, plain
 from search.reporting.published import Published, comparable_rows
 from search.reporting.section import Section
 from search.reporting.source import Source
@@ -188,7 +187,7 @@ def _figure(rows: Sequence[_Row], published: Sequence[Published], part: Part) ->
     columns = min(3, len(panels))
     height = math.ceil(len(panels) / columns)
     size = (5.6, 3.5) if len(panels) == 1 else (3.0 * columns + 0.4, 2.5 * height + 0.3)
-    with mpl.rc_context(STYLE):
+    with painting():
         canvas = Canvas(figsize=size, layout="constrained")
         grid = list(canvas.subplots(height, columns, squeeze=False).flat)
         known: set[str] = set()  # in the legend

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from search.core.text import printable
 
 _LATEX = str.maketrans(
     {
@@ -19,6 +22,10 @@ _LATEX = str.maketrans(
         "−": "$-$",
     }
 )
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_NUMBER = re.compile(r"-|[-+]?[\d.,]+(e[-+]?\d+)?( ± [\d.]+)?( \[[-+\d., ]+\])?")
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,13 @@ class Table:
     labels: int = 1
     """How many columns are words."""
 
+    def __post_init__(self) -> None:
+        """Names of classes and files may contain anything."""
+        for name in ("title", "note"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
+        object.__setattr__(self, "headings", tuple(map(printable, self.headings)))
+        object.__setattr__(self, "rows", tuple(tuple(map(printable, row)) for row in self.rows))
+
     def markdown(self) -> str:
         """As GitHub reads it; what would be markup is escaped."""
         marks = ["---" if i < self.labels else "---:" for i in range(len(self.headings))]
@@ -55,9 +69,10 @@ class Table:
         return "\n".join([*(f"% {' '.join(word.split())}" for word in words), *body]) + "\n"
 
     def csv(self) -> str:
-        """Headings and rows."""
+        """Headings and rows. Spreadsheets run text that looks like a formula: it gets a quote."""
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([self.headings, *self.rows])
+        lines = (map(_in_csv, line) for line in (self.headings, *self.rows))
+        csv.writer(text, lineterminator="\n").writerows(lines)
         return text.getvalue()
 
 
@@ -73,6 +88,11 @@ def mean_of(values: Sequence[float]) -> str:
     found = summary(values)
     spread = "" if found.deviation is None else f" ± {percent(found.deviation)}"
     return percent(found.mean) + spread
+
+
+def _in_csv(text: str) -> str:
+    formula = text.lstrip(" \xa0\u2003\n").startswith(_FORMULA) and not _NUMBER.fullmatch(text)
+    return f"'{text}" if formula else text
 
 
 def _in_markdown(text: str) -> str:

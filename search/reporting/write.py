@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 from search.reporting.build import REPORT
@@ -24,6 +25,7 @@ from search.reporting.trials import trials_parquet
 from search.reporting.winner_section import winner_section
 
 PAGE = "report.html"
+_LONGEST = 80  # characters of the names of compared sweeps in a folder's name
 _OWN = ("tables/", "figures/")  # folders in which all files are a report's; a person may add others
 
 
@@ -48,11 +50,24 @@ def sections_of(source: Source, others: Sequence[Source] = ()) -> list[Section]:
     return [section for section in found if section is not None]
 
 
+def report_folder(others: Sequence[Source] = ()) -> str:
+    """The folder of a report in the sweep's folder: a comparison has one of its own.
+
+    Many or long names are shortened to a hash of them all.
+    """
+    if not others:
+        return REPORT
+    names = "+".join(other.name for other in others)
+    if len(names) > _LONGEST:
+        names = hashlib.sha256(names.encode()).hexdigest()[:12]
+    return f"{REPORT}/compare-{names}"
+
+
 def write_report(source: Source, others: Sequence[Source] = ()) -> list[str]:
-    """Write the report; returns the names of its files in the folder. The page comes last, so that
-    what it stands beside is as new as it is. Raises `StorageError`."""
+    """Write the report into `report_folder(others)`; returns the names of its files there. The page
+    comes last, so that its tables and figures are never older. Raises `StorageError`."""
     sections = sections_of(source, others)
-    folder = source.sweep.child(REPORT)
+    folder = source.sweep.child(report_folder(others))
     files = {"trials.parquet": trials_parquet(source)}
     for section in sections:
         for table in (*section.tables, *section.files):

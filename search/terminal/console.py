@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from search.core.text import printable
 from search.terminal.parser import DEFAULT_STORAGE
 from trainables.credentials import without_password
 
@@ -40,14 +41,6 @@ def open_console(stderr: bool = False) -> Console:
         highlight=False,
         soft_wrap=not terminal,
         width=None if terminal else _UNLIMITED,
-    )
-
-
-def printable(text: str) -> str:
-    """Replace control characters, except tabs and line breaks, and lone surrogates by escapes."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t\xa0\u2003" else c.encode("unicode_escape").decode()
-        for c in text
     )
 
 

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from search.core.problems import UsageError
+from search.core.text import printable
 from trainables.credentials import take_secrets
 
 DEFAULT_STORAGE = "sweeps"
@@ -180,7 +181,7 @@ def duration(value: str) -> float:
 def shortened(value: str) -> str:
     """The beginning of a long value, printable."""
     shown = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}… ({len(value)} characters)"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+    return printable(shown)
 
 
 def quoted(value: str) -> str:

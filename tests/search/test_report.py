@@ -99,8 +99,8 @@ class Page(HTMLParser):
             self.tables[self._caption][-1][-1] += data
 
 
-def page(sweep: Sweep) -> Page:
-    return Page((sweep.folder / "report/report.html").read_text(encoding="utf-8"))
+def page(sweep: Sweep, folder: str = "report") -> Page:
+    return Page((sweep.folder / folder / "report.html").read_text(encoding="utf-8"))
 
 
 def values(sweep: Sweep, label: str) -> list[float]:
@@ -519,8 +519,11 @@ def test_compared_sweeps_stand_side_by_side(copy: Sweep) -> None:
     record = json.loads((copy.storage / "other/sweep.json").read_text())
     record["config"]["name"] = "other"
     (copy.storage / "other/sweep.json").write_text(json.dumps(record))
+    assert main(["done", "--storage", str(copy.storage)]) == 0
+    own = {p: p.read_bytes() for p in (copy.folder / "report").rglob("*") if p.is_file()}
     assert main(["done", "--compare", "other", "--storage", str(copy.storage)]) == 0
-    rows = page(copy).tables["Test accuracy on digits (%)"]
+    assert {path: path.read_bytes() for path in own} == own
+    rows = page(copy, "report/compare-other").tables["Test accuracy on digits (%)"]
     # One zero-shot model for both: it was measured on the same draws.
     assert [row[0] for row in rows[1:]] == [
         "zero-shot (done)",

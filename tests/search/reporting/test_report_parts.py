@@ -20,6 +20,7 @@ from optuna.distributions import FloatDistribution, distribution_to_json
 from PIL import Image
 
 from search.core.config import SweepConfig
+from search.core.text import printable
 from search.evaluation.record import Evaluation, Label, Score
 from search.evaluation.statistics import harmonic
 from search.ledger.results import Result, State
@@ -127,10 +128,45 @@ ROWS = st.lists(st.tuples(st.text(), st.text()), max_size=4)
 
 @given(ROWS)
 def test_a_csv_is_read_back_as_it_was(rows: list[tuple[str, str]]) -> None:
+    """But for quotes before what a spreadsheet would run, and escapes of what nobody can see."""
     # Line ends of other systems are the one thing that Python's reader unifies.
     rows = [tuple(c.replace("\r", "") for c in row) for row in rows]  # type: ignore[misc]
     text = Table("t", "T", ("a", "b"), tuple(rows)).csv()
-    assert list(csv.reader(io.StringIO(text, newline=""))) == [["a", "b"], *map(list, rows)]
+    (heading, *read) = csv.reader(io.StringIO(text, newline=""))
+    assert heading == ["a", "b"]
+    for found, row in zip(read, rows, strict=True):
+        assert [cell.removeprefix("'") for cell in found] == [
+            printable(cell).removeprefix("'") for cell in row
+        ]
+
+
+@pytest.mark.parametrize(
+    "cell", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", " =1", "-0.5;=1"]
+)
+def test_no_spreadsheet_runs_a_cell(cell: str) -> None:
+    (_, (found, *_)) = csv.reader(io.StringIO(Table("t", "T", ("a",), ((cell,),)).csv()))
+    assert found == f"'{cell}"
+
+
+@pytest.mark.parametrize(
+    "cell", ["-0.50", "+1.25", "-", "84.13 ± 0.52", "+1.2 [-0.3, +2.7]", "1e-5"]
+)
+def test_numbers_stay_numbers(cell: str) -> None:
+    assert Table("t", "T", ("a",), ((cell,),)).csv() == f"a\n{_quoted(cell)}\n"
+
+
+def _quoted(cell: str) -> str:
+    return f'"{cell}"' if "," in cell else cell
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "a\u202eb", "\udc80", "nul\0", "\x07"])
+def test_control_characters_are_escaped_everywhere(name: str) -> None:
+    table = Table("t", name, (name,), ((name,),), name)
+    for text in (table.markdown(), table.latex(), table.csv(), plain(name)):
+        text.encode()
+        assert not set(text) & set("\x1b\u202e\0\x07")
+    figure = draw("f", "F", "", lambda axes: axes.set_title(plain(name)))
+    assert b"\x1b" not in figure.svg
 
 
 @given(ROWS)
