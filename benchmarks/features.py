@@ -33,11 +33,11 @@ from torch import Tensor
 
 from benchmarks.mask_step import open_shape
 from trainables.backbones.base import Backbone
-from trainables.backbones.registry import load_backbone
 from trainables.data.base import FeatureRows, Split
 from trainables.data.image_files import ImageFiles
 from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask
+from trainables.load_backbone import load_backbone
 from trainables.methods.base import ClassTexts
 from trainables.methods.taskres import TaskResConfig
 from trainables.optim import OptimConfig

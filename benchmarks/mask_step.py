@@ -41,8 +41,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainables.backbones.base import Backbone, Preprocess
 from trainables.backbones.open_clip import open_clip
-from trainables.backbones.registry import load_backbone
 from trainables.encoded_task import zero_shot_logits
+from trainables.load_backbone import load_backbone
 from trainables.methods.base import Batch, BuildContext, ClassTexts, Schedule
 from trainables.methods.masking.rmt import MaskTuning, MaskTuningConfig
 from trainables.optim import OptimConfig, make_optimiser

@@ -171,7 +171,8 @@ def check_backbone(spec: str) -> Finding:
             facts = examiner.facts()
     except BackboneError as error:
         return Finding("backbone", "wrong", spec, str(error))
-    return Finding("backbone", "fine", f"{spec}: {facts.tower}, {facts.fingerprint[:12]}")
+    words = f"{spec}: {facts.tower}, {facts.fingerprint[:12]}"
+    return Finding("backbone", "fine", words, " ".join(facts.notices))
 
 
 def check_storage(place: str) -> Finding:

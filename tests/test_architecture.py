@@ -166,6 +166,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "matplotlib": ("search/reporting/", "tools/tiny/glyphs.py"),
     "jinja2": ("search/reporting/",),
     "open_clip": ("trainables/backbones/open_clip.py",),
+    "huggingface_hub": ("trainables/backbones/open_clip.py",),
     "sklearn": ("trainables/data/", "tools/tiny/pretrain.py"),
 }
 """Which files may import a dependency."""

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainables.backbones.base import Backbone
-from trainables.backbones.registry import load_backbone
-from trainables.backbones.shared import fetch_weights
+from trainables.backbones.shared_weights import fetch_weights
 from trainables.data.base import Split
 from trainables.data.bundle import PREFIX, Bundle
 from trainables.data.class_subsets import Half
 from trainables.data.prompts import PromptVariant, class_features
 from trainables.data.registry import DataSource
+from trainables.load_backbone import load_backbone
 from trainables.methods.base import ClassTexts
 from trainables.progress import Listener, Progress
 from trainables.store import Store

@@ -54,7 +54,7 @@ class Assignment:
     checkpoint_seconds: float
     """Least time between two checkpoints, in seconds."""
     weights: str = ""
-    """Where the backbone's files were shared, see `trainables.backbones.shared`; or empty."""
+    """Where the backbone's files are shared, see `shared_weights`; or empty."""
     stages: str = ""
     """Where the sweep keeps what fixed stages have learned, see `trainables.fixed`; or empty."""
 

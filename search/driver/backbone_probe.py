@@ -14,10 +14,10 @@ from typing import Any, Literal, Protocol, Self
 import torch
 
 from search.core.child_process import ChildError, ChildProcess
-from trainables.backbones.base import Backbone, BackboneError
+from trainables.backbones.base import Backbone, BackboneError, check_features
 from trainables.backbones.bundle import FeatureBackbone
-from trainables.backbones.registry import load_backbone
 from trainables.data.prompts import PromptSet
+from trainables.load_backbone import load_backbone
 from trainables.methods.base import BuildContext, ClassTexts, MethodError, Schedule
 from trainables.methods.registry import METHODS
 from trainables.text import did_you_mean
@@ -35,6 +35,8 @@ class Facts:
     """Digest of architecture, activation, weights and preprocessing."""
     tower: Literal["vit", "resnet", "other"]
     """Family of the image tower."""
+    notices: tuple[str, ...] = ()
+    """What the user should check: activation and preprocessing."""
 
 
 class Examiner(Protocol):
@@ -58,8 +60,10 @@ class BackboneProbe(Examiner):
         self._backbone: Backbone | None = None
 
     def facts(self) -> Facts:
-        self._backbone = load_backbone(self._spec)
-        return Facts(self._backbone.fingerprint, self._backbone.tower)
+        backbone = self._backbone = load_backbone(self._spec)
+        if not isinstance(backbone, FeatureBackbone):
+            check_features(backbone)
+        return Facts(backbone.fingerprint, backbone.tower, backbone.notices)
 
     def check_methods(
         self, paper: TrialConfig, names: Sequence[Sequence[str]], images: int, metric: str = ""
@@ -122,7 +126,8 @@ class BackboneProbeProcess(Examiner):
         self._child.__exit__(kind, error, trace)
 
     def facts(self) -> Facts:
-        return Facts(**self._call("facts_as_json"))
+        found = self._call("facts_as_json")
+        return Facts(**found | {"notices": tuple(found["notices"])})
 
     def check_methods(
         self, paper: TrialConfig, names: Sequence[Sequence[str]], images: int, metric: str = ""

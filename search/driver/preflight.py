@@ -170,7 +170,7 @@ def _check(
     metric = parse_objective(config.second_objective).metric if config.second_objective else ""
     if problem := examiner.check_methods(plan.space.paper, names, plan.setting.images, metric):
         raise UsageError([problem])
-    notices += [*task_notices(config.task, source), *_toy_notices(config)]
+    notices += [*facts.notices, *task_notices(config.task, source), *_toy_notices(config)]
     with _storage_in_words():
         _compare(plan, open_storage(plan.config.location))
     return replace(plan, notices=tuple(notices))

@@ -39,7 +39,7 @@ from search.evaluation.winner import share_start
 from search.execution.resources import Placement
 from search.ledger.ledger import Ledger
 from spaces.base import preset_trial
-from trainables.backbones.shared import share_weights
+from trainables.backbones.shared_weights import share_weights
 from trainables.data.base import Dataset, Shift
 from trainables.data.class_subsets import Half, classes_of
 from trainables.data.sealed import read_test_split

@@ -64,7 +64,7 @@ def ask_mlflow(folder: Path, probe: Path) -> Answer:
 
 def ask_merged(folder: Path, probe: Path) -> Answer:
     """A folder in open_clip's layout with a classifier beside it."""
-    from trainables.backbones.registry import load_backbone
+    from trainables.load_backbone import load_backbone
 
     backbone = load_backbone(f"local-dir:{folder}")
     classifier = load_file(folder / "classifier.safetensors")

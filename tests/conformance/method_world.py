@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from trainables.backbones.base import Backbone, Preprocess
 from trainables.backbones.open_clip import open_clip
-from trainables.backbones.registry import load_backbone
 from trainables.data.prompts import PromptVariant, class_features, prompt_set
+from trainables.load_backbone import load_backbone
 from trainables.methods.base import ClassTexts
 
 TRANSFORM = Preprocess(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), resize_mode="squash")

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainables.backbones.base import Backbone
-from trainables.backbones.registry import load_backbone
 from trainables.data.prompts import PromptSet, prompt_set
+from trainables.load_backbone import load_backbone
 
 FOLDER = Path(
     os.environ.get("GOLDEN_DIR", Path(__file__).resolve().parents[2].parent / "shared" / "golden")

@@ -1,18 +1,18 @@
-"""CLIP models through open_clip: the one file of the project that knows it.
+"""CLIP models through open_clip: the one file of the project that imports it.
 
-The rule it holds: weights trained with QuickGELU never run with plain GELU by accident, and the
-other way round. After loading, the modules themselves are asked what they run.
+The rule it keeps: weights trained with QuickGELU never run with plain GELU by accident, nor the
+reverse. After loading, the modules themselves are checked.
 """
 
 from __future__ import annotations
 
 import copy
-import difflib
+import hashlib
+import importlib.util
 import json
-import math
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -21,25 +21,17 @@ import torch
 from torch import Tensor, nn
 
 from trainables.backbones.base import Backbone, BackboneError, Preprocess
-from trainables.backbones.folder import CONFIG_FILE, MERGES_FILE, WEIGHTS_FILE
-from trainables.backbones.weights import (
-    digest,
-    is_half_precision,
-    load_strictly,
-    read_weights,
-    sha256,
-)
+from trainables.backbones.registry import MERGES_FILE
+from trainables.backbones.weights import digest, load_strictly, sha256
 from trainables.images.resample import Interpolation, ResizeMode
-from trainables.text import did_you_mean
 
 
 def _provide_torchvision_operators() -> None:
-    """Let `import torchvision` succeed where its compiled operators cannot load.
+    """Let `import torchvision` succeed if its compiled operators cannot be loaded.
 
-    A CPU build of torch beside a CUDA build of torchvision dies at import time with
-    «operator torchvision::nms does not exist». Nothing in this project calls those operators, so
-    an empty stand-in for the module that registers their shapes is enough. Where the operators
-    are present, nothing is touched.
+    A CPU build of torch with a CUDA build of torchvision fails at import time: "operator
+    torchvision::nms does not exist". This project calls none of those operators, so an empty
+    module in place of the one that registers their shapes is enough.
     """
     if "torchvision" in sys.modules:
         return
@@ -53,141 +45,116 @@ def _provide_torchvision_operators() -> None:
 _provide_torchvision_operators()
 
 import open_clip  # noqa: E402 - the operators must be provided first
+from huggingface_hub import snapshot_download  # noqa: E402
 from open_clip.convert import convert_state_dict  # noqa: E402
+from open_clip.hf_model import HFTextEncoder  # noqa: E402
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, convert_to_custom_text_state_dict  # noqa: E402
-from open_clip.pretrained import download_pretrained, get_pretrained_cfg  # noqa: E402
+from open_clip.pretrained import (  # noqa: E402
+    download_pretrained,
+    download_pretrained_from_hf,
+    get_pretrained_cfg,
+)
 from open_clip.timm_model import TimmModel  # noqa: E402
+from open_clip.tokenizer import HFTokenizer  # noqa: E402
 from open_clip.transform import PreprocessCfg  # noqa: E402
 from open_clip.transformer import QuickGELU  # noqa: E402
 
-__all__ = ["open_clip", "open_folder", "open_openai_file", "open_spec"]
+__all__ = ["download_pretrained", "open_clip"]
 
 CLIP_VOCABULARY = 49408
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "vocab.txt")
+"""Any of them in a folder is a Hugging Face tokenizer."""
+_SCALES = (1e-2, 1e4)
+"""Between which a CLIP's logit scale lies; CLIP's is 100."""
 
 Config = dict[str, Any]
+Published = Mapping[str, Any]
+"""open_clip's entry for published weights: address, preprocessing, activation."""
 Tokenizer = Callable[[list[str]], Tensor]
 
 
-def open_spec(spec: str) -> Backbone:
-    """A backbone by its specification, on the CPU; raises `BackboneError`.
-
-    `ARCH` (the same as `ARCH:openai`), `ARCH:TAG` (downloaded), `ARCH:FILE`, `ARCH-gelu:FILE`
-    (plain GELU on purpose), `openai:FILE` (dimensions inferred), `DIR` or `local-dir:DIR`.
-    """
-    head, _, rest = spec.partition(":")
-    if head == "local-dir" or Path(spec).is_dir():
-        return open_folder(Path(rest if head == "local-dir" else spec), spec)
-    if head == "openai":
-        return open_openai_file(Path(rest), spec)
-    plain = head.endswith("-gelu") and head not in open_clip.list_models()
-    arch = head.removesuffix("-gelu") if plain else head
-    if arch not in open_clip.list_models():
-        raise BackboneError(_unknown(head))
-    tags = open_clip.list_pretrained_tags_by_model(arch)
-    tag = rest or "openai"
-    if plain and (tag in tags or not _is_file_name(tag)):
-        raise BackboneError(
-            f"'-gelu' takes a file, got {spec!r}: say '{head}:FILE', or '{arch}:TAG' for published "
-            "weights, which say themselves which activation they need"
-        )
-    if tag in tags:
-        return _open_tag(arch, tag, spec)
-    if not _is_file_name(tag):
-        raise BackboneError(did_you_mean(f"file or published weights of {arch}", tag, tags))
-    return _open_file(arch, Path(tag), spec, plain)
+def architecture(arch: str) -> Config:
+    """open_clip's configuration of an architecture."""
+    config: Config = open_clip.get_model_config(arch)
+    return config
 
 
-def open_folder(folder: Path, name: str) -> Backbone:
-    """A folder with `open_clip_config.json` and `open_clip_model.safetensors`.
+def published_weights(arch: str) -> dict[str, Published]:
+    """Published weights of an architecture, by tag; the tag decides the activation."""
+    always = bool(architecture(arch).get("quick_gelu"))
+    entries = {
+        tag: get_pretrained_cfg(arch, tag) for tag in open_clip.list_pretrained_tags_by_model(arch)
+    }
+    return {
+        tag: entry | {"quick_gelu": bool(always or entry.get("quick_gelu"))}
+        for tag, entry in entries.items()
+    }
 
-    A `bpe_merges.txt.gz` beside them is the tokenizer's vocabulary.
-    """
+
+def has_both_activations(arch: str) -> bool:
+    """Whether there are models of this architecture with GELU and with QuickGELU."""
+    plain, known = arch.removesuffix("-quickgelu"), open_clip.list_models()
+    tags = published_weights(arch).values()
+    return {plain, f"{plain}-quickgelu"} <= {*known} or len({t["quick_gelu"] for t in tags}) > 1
+
+
+def recognise(arch: str, path: Path) -> str:
+    """The tag of a file whose digest is part of its published address; empty if there is none."""
+    found = sha256(path)
+    if found in openai_digests():
+        return "openai"
+    for tag, entry in published_weights(arch).items():
+        address = Path(entry.get("url", ""))
+        end = address.stem.rpartition("-")[2]
+        if "mlfoundations" in str(address) and len(end) >= 8 and found.startswith(end):
+            return tag
+    return ""
+
+
+def openai_digests() -> set[str]:
+    """SHA-256 of every file that OpenAI published: part of its address."""
+    urls = [get_pretrained_cfg(arch, "openai").get("url", "") for arch in open_clip.list_models()]
+    return {url.split("/")[-2] for url in urls if "openaipublic" in url}
+
+
+def download_repository(repository: str) -> Path:
+    """The folder with a model of the Hugging Face hub, from the cache if it is there; raises in
+    many ways."""
+    small = ["*.json", "*.txt", "*.model", "*.gz"]
     try:
-        content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        config, preprocess = content["model_cfg"], content.get("preprocess_cfg", {})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BackboneError(
-            f"a model folder holds {CONFIG_FILE} with a model_cfg, {str(folder)!r} does not "
-            f"({error!r}): check the path"
-        ) from error
-    model = _construct(config, name)
-    load_strictly(model, read_weights(folder / WEIGHTS_FILE).tensors, name)
-    merges = folder / MERGES_FILE
-    own = merges if merges.is_file() else None
-    return _finish(name, model, config, preprocess, _tokenizer(config, name, own), own)
+        folder = Path(snapshot_download(repository, allow_patterns=small, local_files_only=True))
+        if any(folder.glob("open_clip_*.safetensors")) or any(folder.glob("open_clip_*.bin")):
+            return folder
+    except (OSError, ValueError):
+        pass
+    download_pretrained_from_hf(repository)
+    return Path(snapshot_download(repository, allow_patterns=small))
 
 
-def open_openai_file(path: Path, name: str) -> Backbone:
-    """A state dict in OpenAI's layout: dimensions from its shapes, QuickGELU always.
+def construct(config: Config, name: str, folder: Path | None = None) -> nn.Module:
+    """An untrained model; the global random state is left as it was. Raises `BackboneError`.
 
-    Weights keep their precision; open_clip's own builder would pass them through float16.
+    The configuration of a text tower of Hugging Face is read from its folder in `folder`, if there
+    is one. Of a captioner (CoCa), the two contrastive towers are built, without the decoder.
     """
-    tensors = read_weights(path).tensors
-    config = _openai_config(tensors, path)
-    model = _construct(config, name)
-    load_strictly(model, tensors, str(path))
-    return _finish(name, model, config, {}, _tokenizer(config, name))
-
-
-def _open_tag(arch: str, tag: str, name: str) -> Backbone:
-    """Published weights, which say themselves whether they need QuickGELU."""
-    published = get_pretrained_cfg(arch, tag)
-    config = open_clip.get_model_config(arch)
-    # `create_model` only warns here and then runs the wrong activation.
-    config["quick_gelu"] = bool(config.get("quick_gelu") or published.get("quick_gelu"))
-    model = _construct(config, name)
-    try:
-        path = Path(download_pretrained(published))
-    except Exception as error:  # each transport fails in its own way
-        spelling = "-gelu" if not config["quick_gelu"] else "-quickgelu"
-        raise BackboneError(
-            f"{name!r} must be downloaded once, which failed ({type(error).__name__}: "
-            f"{str(error)[:200]}): connect to the network, or copy its file here and say "
-            f"'{arch.removesuffix('-quickgelu')}{spelling}:FILE'"
-        ) from error
-    tensors = convert_state_dict(model, read_weights(path).tensors)
-    if "positional_embedding" in tensors and not hasattr(model, "positional_embedding"):
-        tensors = convert_to_custom_text_state_dict(tensors)
-    load_strictly(model, tensors, name)
-    return _finish(name, model, config, published, _tokenizer(config, name, arch=arch))
-
-
-def _open_file(arch: str, path: Path, name: str, plain: bool) -> Backbone:
-    """A local file for a named architecture; nobody says which activation it was trained with."""
-    weights = read_weights(path)
-    config = open_clip.get_model_config(arch)
-    openai = weights.openai or sha256(path) in _openai_digests()
-    if plain and (openai or config.get("quick_gelu")):
-        raise BackboneError(
-            f"'-gelu' means plain GELU, but {str(path)!r} or {arch} needs QuickGELU: "
-            f"say 'openai:{path}'"
-        )
-    if openai:
-        config["quick_gelu"] = True
-    elif not plain and not config.get("quick_gelu") and is_half_precision(weights.tensors):
-        raise BackboneError(
-            "OpenAI's weights need QuickGELU, and these may be OpenAI's, since every one is a "
-            f"float16 number; got {name!r}: say '{arch}-quickgelu:{path}' or 'openai:{path}' if "
-            f"they are, '{arch}-gelu:{path}' if they were trained with plain GELU"
-        )
-    model = _construct(config, name)
-    load_strictly(model, weights.tensors, str(path))
-    return _finish(name, model, config, {}, _tokenizer(config, name, arch=arch))
-
-
-def _construct(config: Config, name: str) -> nn.Module:
-    """An untrained model; the global random state is left as it was."""
     config = copy.deepcopy(config)
     try:
         vision, text = config["vision_cfg"], config["text_cfg"]
+        if tower := text.get("hf_model_name"):
+            require_transformers(name)
+            if folder is not None and (folder / tower).is_dir():
+                text["hf_model_name"] = str(folder / tower)
         # Never fetch the towers' own weights: ours follow.
         vision["timm_model_pretrained"] = text["hf_model_pretrained"] = False
-        if "multimodal_cfg" in config:
-            raise ValueError("a captioner has more than two towers")
         custom = config.pop("custom_text", False) or text.get("hf_model_name")
+        if config.pop("multimodal_cfg", None) is not None:
+            vision["output_tokens"] = text["output_tokens"] = False
+            custom = True
         kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
         with torch.random.fork_rng(devices=[]):
             model: nn.Module = kind(**config)
+    except BackboneError:
+        raise
     except Exception as error:  # open_clip checks little: a wrong value fails wherever it is used
         raise BackboneError(
             f"the architecture must be one that open_clip {open_clip.__version__} can build, "
@@ -196,19 +163,36 @@ def _construct(config: Config, name: str) -> nn.Module:
     return model
 
 
-def _finish(
+def build(
     name: str,
-    model: nn.Module,
     config: Config,
+    tensors: Mapping[str, Tensor],
     preprocess: Mapping[str, Any],
     tokenizer: tuple[Tokenizer, str],
+    notices: tuple[str, ...] = (),
     merges: Path | None = None,
+    folder: Path | None = None,
 ) -> Backbone:
-    """Freeze, check and identify a model that has its weights."""
+    """A frozen backbone: construct, load, check and identify it. Raises `BackboneError`.
+
+    A `{}` in `notices` is replaced by activation and preprocessing.
+    """
+    model = construct(config, name, folder)
+    load_strictly(model, _converted(model, tensors, "multimodal_cfg" in config), name)
     model.float().eval().requires_grad_(False)
+    scale = float(model.get_parameter("logit_scale").exp())
+    if not _SCALES[0] <= scale <= _SCALES[1]:
+        raise BackboneError(
+            f"the logit scale must be between {_SCALES[0]:g} and {_SCALES[1]:g} (CLIP's is 100), "
+            f"got {scale:g} in {name!r}: check the file's logit_scale, its logarithm"
+        )
     activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
     _check_activation(model, activation, name)
     transform = _preprocess(model, preprocess, name)
+    if "multimodal_cfg" in config:
+        config = {k: v for k, v in config.items() if k != "multimodal_cfg"} | {"custom_text": True}
+        towers = ("vision_cfg", "text_cfg")
+        config |= {tower: config[tower] | {"output_tokens": False} for tower in towers}
     facts = {
         "architecture": _canonical(config),
         "activation": activation,
@@ -216,6 +200,7 @@ def _finish(
         "tokenizer": tokenizer[1],
     }
     fingerprint = digest(model.state_dict(), json.dumps(facts, sort_keys=True).encode())
+    words = f"{'QuickGELU' if activation == 'quick_gelu' else 'plain GELU'}; {transform.describe()}"
     return Backbone(
         name,
         model,
@@ -225,20 +210,39 @@ def _finish(
         fingerprint,
         architecture=config,
         merges=merges,
+        notices=tuple(notice.replace("{}", words) for notice in notices),
     )
+
+
+def _converted(
+    model: nn.Module, tensors: Mapping[str, Tensor], captioner: bool
+) -> Mapping[str, Tensor]:
+    """`tensors` by the names of this version of open_clip."""
+    found: dict[str, Tensor] = convert_state_dict(model, dict(tensors))
+    if "positional_embedding" in found and not hasattr(model, "positional_embedding"):
+        found = convert_to_custom_text_state_dict(found)
+    own = model.state_dict()
+    if "logit_bias" in own and "logit_scale" in found:  # a CLIP's weights in a SigLIP: no bias
+        found.setdefault("logit_bias", torch.zeros_like(found["logit_scale"]))
+    unused = {"text.transformer.embeddings.position_ids"} - own.keys()  # of older transformers
+    return {
+        name: tensor
+        for name, tensor in found.items()
+        if name not in unused and not (captioner and name.startswith("text_decoder."))
+    }
 
 
 def _check_activation(model: nn.Module, expected: str, name: str) -> None:
     """The modules must really run what we say they run."""
-    visual = model.get_submodule("visual")
-    # timm's towers have an activation of their own, which the switch does not touch.
-    skipped = set(visual.modules()) if isinstance(visual, TimmModel) else set()
+    # Towers of timm and transformers have an activation of their own, whatever the switch says.
+    foreign = [m for m in model.modules() if isinstance(m, TimmModel | HFTextEncoder)]
+    skipped = {inner for module in foreign for inner in module.modules()}
     found = {
         "quick_gelu" if isinstance(module, QuickGELU) else "gelu"
         for module in model.modules()
         if isinstance(module, QuickGELU | nn.GELU) and module not in skipped
     }
-    if found != {expected}:
+    if found != {expected} and not (foreign and not found):
         raise BackboneError(
             f"{name!r} must run {expected}, but its layers run {sorted(found) or 'neither'}: "
             "use a CLIP whose text tower is open_clip's own"
@@ -257,6 +261,8 @@ def _preprocess(model: nn.Module, given: Mapping[str, Any], name: str) -> Prepro
         problems.append(f"interpolation {fields['interpolation']!r} is unknown")
     if fields["resize_mode"] not in get_args(ResizeMode):
         problems.append(f"resize mode {fields['resize_mode']!r} is unknown")
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     try:
         mean, std = (tuple(float(v) for v in fields[key]) for key in ("mean", "std"))
         if not (len(mean) == len(std) == 3 and min(std) > 0):
@@ -264,93 +270,97 @@ def _preprocess(model: nn.Module, given: Mapping[str, Any], name: str) -> Prepro
     except (TypeError, ValueError):
         problems.append("mean and std are not numbers")
     if problems:
+        known = " or ".join(get_args(ResizeMode))
         raise BackboneError(
-            f"the preprocessing of {name!r} must be a square crop, bicubic or bilinear, shortest "
-            f"or squash, but {'; '.join(problems)}: use another model, or mend its configuration"
+            f"the preprocessing of {name!r} must be a square crop, bicubic or bilinear, {known}, "
+            f"but {'; '.join(problems)}: use another model, or correct its configuration"
         )
     return Preprocess(sides[0], mean, std, fields["interpolation"], fields["resize_mode"])  # type: ignore[arg-type]
 
 
-def _tokenizer(
-    config: Config, name: str, merges: Path | None = None, arch: str | None = None
-) -> tuple[Tokenizer, str]:
-    """The tokenizer and what identifies it. open_clip would take CLIP's for any vocabulary."""
-    text = config["text_cfg"]
-    length = int(text.get("context_length", 77))
-    vocabulary = int(text.get("vocab_size", CLIP_VOCABULARY))
+def find_tokenizer(
+    config: Config, name: str, folder: Path | None = None
+) -> tuple[Tokenizer, str, Path | None]:
+    """The tokenizer, what identifies it, and the file of its vocabulary if it is the model's own.
+
+    In a `folder` the files beside the model come first. Raises `BackboneError`.
+    """
+    text = config.get("text_cfg")
+    if not isinstance(text, dict):
+        raise BackboneError(f"a model_cfg holds a text_cfg, {name!r} does not: check its file")
+    length = int(text.get("context_length") or 77)
+    vocabulary = int(text.get("vocab_size") or CLIP_VOCABULARY)
+    merges = None if folder is None else folder / MERGES_FILE
+    merges = merges if merges is not None and merges.is_file() else None
     try:
         if merges is not None:
             tokenizer = open_clip.SimpleTokenizer(str(merges), context_length=length)
             identity = sha256(merges)
-        elif arch is not None:
-            tokenizer, identity = open_clip.get_tokenizer(arch), arch
-            if isinstance(tokenizer, open_clip.SimpleTokenizer):
-                identity = "clip"
+        elif text.get("hf_tokenizer_name"):
+            return (*_hf_tokenizer(text, length, name, folder), None)
         else:
-            tokenizer, identity = open_clip.SimpleTokenizer(context_length=length), "clip"
-    except Exception as error:  # a damaged vocabulary, or one that must be downloaded
+            options = text.get("tokenizer_kwargs") or {}
+            tokenizer = open_clip.SimpleTokenizer(context_length=length, **options)
+            identity = "clip"
+    except BackboneError:
+        raise
+    except Exception as error:  # a damaged vocabulary
         raise BackboneError(
             f"the tokenizer of {name!r} must be readable, which failed ({type(error).__name__}: "
-            f"{str(error)[:200]}): restore {MERGES_FILE}, or connect to the network"
+            f"{str(error)[:200]}): restore {MERGES_FILE}"
         ) from error
-    if isinstance(tokenizer, open_clip.SimpleTokenizer) and tokenizer.vocab_size != vocabulary:
+    if tokenizer.vocab_size != vocabulary:
         raise BackboneError(
             f"the tokenizer's vocabulary must have the model's size {vocabulary}, got "
             f"{tokenizer.vocab_size} for {name!r}: put the model's {MERGES_FILE} into its folder"
         )
-    return tokenizer, identity
+    return tokenizer, identity, merges
 
 
-def _openai_config(tensors: Mapping[str, Tensor], path: Path) -> Config:
-    """The architecture of a state dict in OpenAI's layout, whose heads are 64 wide."""
-    try:
-        text_width = tensors["ln_final.weight"].shape[0]
-        return {
-            "embed_dim": tensors["text_projection"].shape[1],
-            "quick_gelu": True,
-            "vision_cfg": _openai_vision(tensors),
-            "text_cfg": {
-                "context_length": tensors["positional_embedding"].shape[0],
-                "vocab_size": tensors["token_embedding.weight"].shape[0],
-                "width": text_width,
-                "heads": text_width // 64,
-                "layers": _count(tensors, "transformer.resblocks."),
-                "mlp_ratio": tensors["transformer.resblocks.0.mlp.c_fc.bias"].shape[0] / text_width,
-            },
-        }
-    except (KeyError, IndexError) as error:
+def _hf_tokenizer(
+    text: Mapping[str, Any], length: int, name: str, folder: Path | None
+) -> tuple[Tokenizer, str]:
+    """A Hugging Face tokenizer: of the folder, else of the cache, else downloaded."""
+    require_transformers(name)
+    beside = folder is not None and any((folder / file).is_file() for file in _TOKENIZER_FILES)
+    source = str(folder) if beside else str(text["hf_tokenizer_name"])
+    options = dict(text.get("tokenizer_kwargs") or {}) | {"trust_remote_code": False}
+    for local in (True, False) if not beside else (True,):
+        try:
+            tokenizer = HFTokenizer(
+                source,
+                context_length=length,
+                tokenizer_mode=text.get("tokenizer_mode"),
+                local_files_only=local,
+                **options,
+            )
+            sample = tokenizer(["a photo of a cat.", "", "Été, 2024: _Größe_ 猫"])
+            break
+        except Exception as error:  # absent, damaged, or of a kind that transformers refuses
+            failure = error
+    else:
         raise BackboneError(
-            f"'openai:FILE' needs a state dict in OpenAI's layout, {str(path)!r} lacks {error}: "
-            "name its architecture instead, 'ARCH:FILE'"
-        ) from error
+            f"the tokenizer '{source}' of {name!r} must be readable, which failed "
+            f"({type(failure).__name__}: {' '.join(str(failure).split())[:200]}): connect to the "
+            f"network once, or put its files (tokenizer.json, tokenizer_config.json) into a folder "
+            "with the model and its open_clip_config.json, and name the folder"
+        ) from failure
+    if text.get("vocab_size") and int(sample.max()) >= int(text["vocab_size"]):
+        raise BackboneError(
+            f"token ids must be below the model's vocabulary size {text['vocab_size']}, the "
+            f"tokenizer '{source}' of {name!r} gives {int(sample.max())}: use the model's own"
+        )
+    words = json.dumps(sorted(tokenizer.tokenizer.get_vocab().items())) + str(sample.tolist())
+    return tokenizer, hashlib.sha256(words.encode()).hexdigest()
 
 
-def _openai_vision(tensors: Mapping[str, Tensor]) -> Config:
-    if "visual.proj" not in tensors:
-        grid = math.isqrt(tensors["visual.attnpool.positional_embedding"].shape[0] - 1)
-        return {
-            "layers": [_count(tensors, f"visual.layer{stage}.") for stage in (1, 2, 3, 4)],
-            "width": tensors["visual.layer1.0.conv1.weight"].shape[0],
-            "patch_size": None,
-            "image_size": 32 * grid,
-        }
-    width, _, patch, _ = tensors["visual.conv1.weight"].shape
-    grid = math.isqrt(tensors["visual.positional_embedding"].shape[0] - 1)
-    prefix = "visual.transformer.resblocks."
-    return {
-        "layers": _count(tensors, prefix),
-        "width": width,
-        "patch_size": patch,
-        "image_size": patch * grid,
-        "mlp_ratio": tensors[f"{prefix}0.mlp.c_fc.bias"].shape[0] / width,
-    }
-
-
-def _count(names: Iterable[str], prefix: str) -> int:
-    """How many numbers follow `prefix` in `names`."""
-    return len(
-        {name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)}
-    )
+def require_transformers(name: str) -> None:
+    """Raises `BackboneError` if the extra `hf` is not installed."""
+    if missing := [m for m in ("transformers", "tokenizers") if not importlib.util.find_spec(m)]:
+        raise BackboneError(
+            f"{name!r} has a tokenizer or a text tower of Hugging Face, which needs the package "
+            f"{' and '.join(missing)}: pip install 'fewshot-clip-search[hf]'"
+        )
 
 
 def _canonical(config: Config) -> Config:
@@ -358,23 +368,3 @@ def _canonical(config: Config) -> Config:
     vision = asdict(CLIPVisionCfg(**config["vision_cfg"]))
     text = asdict(CLIPTextCfg(**config["text_cfg"]))
     return config | {"vision_cfg": vision, "text_cfg": text, "quick_gelu": None}
-
-
-def _openai_digests() -> set[str]:
-    """SHA-256 of every file that OpenAI published: part of its address."""
-    urls = [get_pretrained_cfg(arch, "openai").get("url", "") for arch in open_clip.list_models()]
-    return {url.split("/")[-2] for url in urls if "openaipublic" in url}
-
-
-def _unknown(name: str) -> str:
-    # All hundred and fifty architectures would bury the one that was meant.
-    near = difflib.get_close_matches(name, ["tiny", *open_clip.list_models()], n=3)
-    hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
-    return (
-        f"A backbone is 'tiny', an architecture of open_clip (ARCH, ARCH:TAG, ARCH:FILE), "
-        f"'openai:FILE' or a model folder; there is no {name!r}.{hint}"
-    )
-
-
-def _is_file_name(text: str) -> bool:
-    return "/" in text or "\\" in text or Path(text).suffix != "" or Path(text).exists()

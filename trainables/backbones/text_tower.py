@@ -1,18 +1,20 @@
-"""A text tower from the inside: from the embeddings of tokens to features, with a gradient.
+"""The inside of a text tower: from token embeddings to features, and its last layer alone.
 
-`Backbone.encode_text` begins with token ids; who learns vectors in the place of tokens begins one
-step later, here. The weights are the backbone's own, and frozen.
+`Backbone.encode_text` begins with token ids; methods that learn vectors in place of tokens begin
+one step later, here. The weights are the backbone's own, and frozen.
 
 Notation: t texts, l places for tokens, w the tower's width, d feature dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from trainables.backbones.base import Backbone, BackboneError
@@ -20,13 +22,13 @@ from trainables.backbones.base import Backbone, BackboneError
 PIECES = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
 
 AT_ONCE = 128
-"""Texts that go through the tower together. A step on more of them runs forward twice, so that it
-keeps the inner values of this many only: a thousand classes would need tens of gigabytes."""
+"""Texts that go through the tower together. A step on more of them runs the forward pass twice, so
+that it stores activations for this many only: a thousand classes would need tens of gigabytes."""
 
 
 @dataclass(frozen=True)
 class TextTower:
-    """The tower of CLIP, piece by piece; made by `text_tower`."""
+    """The parts of CLIP's text tower; built by `text_tower`."""
 
     tokens: nn.Embedding
     """Token ids -> [..., w]."""
@@ -39,9 +41,9 @@ class TextTower:
     project: Callable[[Tensor], Tensor]
     """[t, w] -> [t, d]."""
     mask: Tensor | None
-    """[l, l], added to the attention's logits; None where every place sees all others."""
+    """[l, l], added to the attention's logits; None if every place attends to all others."""
     causal: bool
-    """Whether no place sees a later one."""
+    """Whether no place attends to a later one."""
 
     @property
     def places(self) -> int:
@@ -55,27 +57,27 @@ class TextTower:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.positions.device
 
     def ends(self, ids: Tensor) -> Tensor:
-        """Token ids [t, l] -> int64 [t]: the place of the end-of-text token, whose id is the
-        largest of all. There the tower reads a text's feature."""
+        """Token ids [t, l] -> int64 [t]: the place of the end-of-text token (the largest id), from
+        which the tower reads a text's feature."""
         return ids.argmax(dim=-1)
 
     @torch.no_grad()
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [t, l] -> embeddings [t, l', w], without positions.
 
-        In a causal tower l' ends with the longest text: what comes after can change nothing, and
-        a class name with its context fills a third of CLIP's 77 places.
+        In a causal tower l' ends with the longest text, since later places change nothing; a
+        class name with its context fills a third of CLIP's 77 places.
         """
         used = int(self.ends(ids).max()) + 1 if self.causal else ids.shape[1]
         embeddings: Tensor = self.tokens(ids[:, :used])
         return embeddings
 
     def encode(self, embeddings: Tensor, ends: Tensor) -> Tensor:
-        """Embeddings [t, l', w] and where their texts end [t] -> [t, d], not normalised.
+        """Embeddings [t, l', w] and the places of their ends [t] -> [t, d], not normalised.
 
         Differentiable in the embeddings; at most `AT_ONCE` texts are held in memory.
         """
@@ -94,12 +96,12 @@ class TextTower:
         mask = None if self.mask is None else self.mask[:used, :used]
         inner = self.transformer(embeddings + self.positions[:used], attn_mask=mask)
         rows = torch.arange(len(inner), device=inner.device)
-        # The norm acts on each place alone: only the one that is read needs it.
+        # The norm acts on each place separately, and only one place is read.
         return self.project(self.norm(inner[rows, ends]))
 
 
 def text_tower(backbone: Backbone) -> TextTower:
-    """The tower of `backbone`; raises `BackboneError` where it is not one of CLIP's kind."""
+    """The tower of `backbone`; raises `BackboneError` if it is not of CLIP's kind."""
     model = backbone.model
     # A CLIP carries the pieces itself, a CustomTextCLIP in a module of their own.
     part: nn.Module = getattr(model, "text", model)
@@ -141,3 +143,56 @@ def _refuse(backbone: Backbone, what: str) -> None:
         f"end-of-text token; '{backbone.name}' {what}: use e.g. ViT-B-16, or a method that needs "
         "features alone (--space taskres)"
     )
+
+
+_PLACES = ("text_projection", "text.text_projection")  # of `CLIP` and of `CustomTextCLIP`
+
+
+@dataclass(frozen=True)
+class TextProjection:
+    """The last layer of a text tower: text features are an affine function of its states."""
+
+    backbone: Backbone
+    """The backbone with this layer."""
+    path: str
+    """Its name in the model."""
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Its tensors by the names of the model's parameters: [w, d], or [d, w] and perhaps [d] of
+        an `nn.Linear`."""
+        return {
+            name: parameter.detach()
+            for name, parameter in self.backbone.model.named_parameters()
+            if name == self.path or name.startswith(f"{self.path}.")
+        }
+
+    def project(self, states: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """States [t, w] -> text features [t, d], not normalised, by `weights` of the layer's names
+        and shapes."""
+        if self.path in weights:
+            return states @ weights[self.path]
+        bias = weights.get(f"{self.path}.bias")
+        return functional.linear(states, weights[f"{self.path}.weight"], bias)
+
+    def states(self, texts: Sequence[str]) -> Tensor:
+        """t texts -> float32 [t, w]: the layer's input: the text transformer's output after its
+        last norm at the place that the model reads (CLIP: the end token).
+
+        Texts are encoded 256 at a time.
+        """
+        kept = [*self.backbone.model.parameters(), *self.backbone.model.buffers()]
+        model = copy.deepcopy(self.backbone.model, {id(tensor): tensor for tensor in kept})
+        owner, _, own = self.path.rpartition(".")
+        setattr(model.get_submodule(owner), own, None)  # the tower without this layer
+        bare = replace(self.backbone, model=model)
+        return torch.cat([bare.encode_text(texts[i : i + 256]) for i in range(0, len(texts), 256)])
+
+
+def text_projection(backbone: Backbone) -> TextProjection | None:
+    """The layer of `backbone`, or None if it has none."""
+    parameters = dict(backbone.model.named_parameters())
+    for path in _PLACES:
+        if path in parameters or f"{path}.weight" in parameters:
+            return TextProjection(backbone, path)
+    return None

@@ -1,24 +1,29 @@
-"""Reading files of weights without running anything that they contain."""
+"""Reading weight files without running anything they contain."""
 
 from __future__ import annotations
 
 import hashlib
-import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from trainables.backbones.archive import check_zip, is_torchscript, read_torchscript
 from trainables.backbones.base import BackboneError
 
 OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")
 """Numbers that OpenAI's archives keep among the weights."""
+_NPZ_RATIO = 20.0
+"""Most times its own size that a compressed .npz file may unpack to."""
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+"""Entries of a training checkpoint that hold the state dict."""
+_WRAPPER_MODULES = frozenset({"module", "_orig_mod"})
+"""Path components that DistributedDataParallel and torch.compile add to names."""
 
 
 @dataclass(frozen=True)
@@ -32,25 +37,28 @@ class Weights:
 
 
 def read_weights(path: Path) -> Weights:
-    """Weights from .safetensors, .pt, .pth, .bin (never unpickling code) or .npz.
+    """Read a state dict from .safetensors, .pt, .pth, .bin, .ckpt or .npz.
 
-    Raises `BackboneError` for whatever is not a finite state dict.
+    Training checkpoints are unwrapped: a state dict below `state_dict` or `model`, names with
+    `module.`, `_orig_mod.` or one common prefix. Raises `BackboneError` for everything that is not
+    a finite state dict.
     """
-    reader = _READERS.get(path.suffix)
-    if reader is None:
+    if path.suffix not in _READERS:
         known = ", ".join(_READERS)
-        raise BackboneError(f"a weights file ends in {known}, got {path.name!r}: rename or convert")
+        raise BackboneError(
+            f"a weights file ends in {known}, got {path.name!r}: rename or convert it"
+        )
     if not path.is_file():
         raise BackboneError(f"a weights file must exist, got {str(path)!r}: check the path")
-    archive = _is_torchscript(path)
+    archive = path.suffix in _TORCH_SUFFIXES and is_torchscript(path)
     try:
-        content = _read_torchscript(path) if archive else reader(path)
+        content = read_torchscript(path) if archive else _READERS[path.suffix](path)
     except Exception as error:  # each parser fails in its own ways on damage
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise BackboneError(
             f"a weights file must be readable without running code, got {str(path)!r} "
-            f"({path.stat().st_size} bytes; {reason}): download it again, or save a plain state "
-            "dict as .safetensors"
+            f"({path.stat().st_size} bytes; {reason}): download it again or, if you trust it, save "
+            "its state dict alone: safetensors.torch.save_file(state_dict, 'weights.safetensors')"
         ) from error
     tensors = _state_dict(content, path)
     marks = [tensors.pop(name, None) for name in OPENAI_MARKS]
@@ -63,13 +71,20 @@ def read_weights(path: Path) -> Weights:
     return Weights(tensors, archive or any(mark is not None for mark in marks))
 
 
+def read_torch(path: Path) -> object:
+    """Read what `torch.save` wrote, tensors and plain containers only; raises in many ways."""
+    if zipfile.is_zipfile(path):
+        check_zip(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Copy `tensors` into `model`, name by name and shape by shape; raises `BackboneError`."""
     own = model.state_dict()
     given = dict(tensors)
-    scale = given.get("logit_scale")
-    if scale is not None and scale.numel() == 1:  # stored as [] or [1]
-        given["logit_scale"] = scale.reshape(own["logit_scale"].shape)
+    for name in ("logit_scale", "logit_bias"):  # stored as [] or [1]
+        if name in own and name in given and given[name].numel() == 1:
+            given[name] = given[name].reshape(own[name].shape)
     for name, tensor in own.items():  # a counter that older files lack and evaluation ignores
         if name.endswith("num_batches_tracked"):
             given.setdefault(name, tensor)
@@ -90,7 +105,7 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str) 
 
 
 def is_half_precision(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether every floating-point weight survives a passage through float16 unchanged."""
+    """Whether every floating-point weight is a float16 number."""
     floats = (t for t in tensors.values() if t.is_floating_point())
     return all(torch.equal(t.half().to(t.dtype), t) for t in floats)
 
@@ -111,43 +126,25 @@ def digest(tensors: Mapping[str, Tensor], header: bytes) -> str:
     return total.hexdigest()
 
 
-def _read_torch(path: Path) -> object:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
 def _read_npz(path: Path) -> object:
+    check_zip(path, _NPZ_RATIO)
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
 
 
+_TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _READERS: dict[str, Callable[[Path], object]] = {
     ".safetensors": load_file,
-    ".pt": _read_torch,
-    ".pth": _read_torch,
-    ".bin": _read_torch,
+    **dict.fromkeys(_TORCH_SUFFIXES, read_torch),
     ".npz": _read_npz,
 }
 
 
-def _is_torchscript(path: Path) -> bool:
-    if path.suffix not in (".pt", ".pth", ".bin") or not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(Path(name).name == "constants.pkl" for name in archive.namelist())
-
-
-def _read_torchscript(path: Path) -> object:
-    # OpenAI's releases. The archive is parsed, its code is never called.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the format is being retired; these files stay
-        module: Any = torch.jit.load(str(path), map_location="cpu")
-    return dict(module.state_dict())
-
-
 def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
-    """The name -> tensor mapping in a file's content, training checkpoints unwrapped."""
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    """The name -> tensor mapping in a file's content, without wrappers."""
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
     if (
         not isinstance(content, Mapping)
         or not content
@@ -157,4 +154,25 @@ def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
             f"a weights file must hold a state dict (names with tensors), {str(path)!r} does not: "
             "save model.state_dict()"
         )
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    size = sum(tensor.numel() * tensor.element_size() for tensor in content.values())
+    if path.suffix in _TORCH_SUFFIXES and size > 4 * path.stat().st_size:
+        raise BackboneError(
+            f"tensors must be stored in full, but those of {str(path)!r} claim {size} bytes, more "
+            "than the file has: save model.state_dict()"
+        )
+    names = {name: _without_wrappers(name) for name in content}
+    prefix = _common_prefix(names.values())
+    return {names[name].removeprefix(prefix): tensor for name, tensor in content.items()}
+
+
+def _without_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPER_MODULES)
+
+
+def _common_prefix(names: Collection[str]) -> str:
+    """What stands before all names of a model that is an attribute of another, e.g. of a
+    Lightning module: whatever precedes its `logit_scale`."""
+    owners = [name.removesuffix("logit_scale") for name in names if name.endswith("logit_scale")]
+    if len(owners) == 1 and all(name.startswith(owners[0]) for name in names):
+        return owners[0]
+    return ""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 Interpolation = Literal["bicubic", "bilinear"]
-ResizeMode = Literal["shortest", "squash"]
+ResizeMode = Literal["shortest", "longest", "squash"]
 
 _RADIUS: dict[Interpolation, float] = {"bicubic": 2.0, "bilinear": 1.0}
 """Half the width of a filter, in pixels of the coarser of the two grids."""
@@ -59,7 +59,8 @@ def centre_cut(sizes: Tensor, side: int, mode: ResizeMode) -> Crop:
     """The test transform of torchvision and open_clip, for images of `sizes` [b, 2].
 
     `shortest`: the shorter side becomes `side`, the longer one is rounded down, and the centre is
-    cut out, half pixels to even. `squash`: both sides become `side`.
+    cut out, half pixels to even. `longest`: the longer side becomes `side`, and black fills the
+    rest, half a pixel more below and to the right. `squash`: both sides become `side`.
     """
     scaled = torch.full_like(sizes, side)
     if mode == "shortest":
@@ -69,7 +70,15 @@ def centre_cut(sizes: Tensor, side: int, mode: ResizeMode) -> Crop:
             for h, w in sizes.tolist()
         ]
         scaled = torch.tensor(rows, dtype=torch.int64).view(-1, 2)
+    if mode == "longest":
+        rows = [
+            (max(1, round(side * h / max(h, w))), max(1, round(side * w / max(h, w))))
+            for h, w in sizes.tolist()
+        ]
+        scaled = torch.tensor(rows, dtype=torch.int64).view(-1, 2)
     corner = ((scaled - side).double() / 2).round().long()
+    if mode == "longest":
+        corner = -((side - scaled) // 2)
     box = torch.cat([torch.zeros_like(sizes), sizes], 1)
     return Crop(box, scaled, corner, torch.zeros(len(sizes), dtype=torch.bool))
 
@@ -146,11 +155,13 @@ def _weights(
     radius = _RADIUS[interpolation] * stretch
     centre = (output + 0.5) * scale
     first = (centre - radius + 0.5).trunc().clamp(min=0)
-    last = torch.minimum((centre + radius + 0.5).trunc(), length.double()[:, None])
+    last = torch.minimum((centre + radius + 0.5).trunc(), length.double()[:, None]).clamp(min=0)
     taps = first[..., None] + torch.arange(2 * math.ceil(float(radius.max())) + 1)  # [b, s, k]
     weights = _filter((taps - centre[..., None] + 0.5) / stretch[..., None], interpolation)
     weights = weights.masked_fill(taps >= last[..., None], 0)
     weights = (weights / weights.sum(-1, keepdim=True)).float()
+    outside = (output < 0) | (output >= scaled[:, None])  # black
+    weights = weights.masked_fill(outside[..., None], 0)
     table = torch.zeros(*output.shape, extent)
     table.scatter_add_(2, taps.long().clamp(max=extent - 1), weights)
     parts = []

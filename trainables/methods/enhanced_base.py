@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainables.backbones.base import Backbone
-from trainables.backbones.text_projection import TextProjection, text_projection
+from trainables.backbones.text_tower import TextProjection, text_projection
 from trainables.data.prompts import PromptSet, merged
 from trainables.methods.artifacts import TensorArtifact, described
 from trainables.methods.autograd import LossMethod

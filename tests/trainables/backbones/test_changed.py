@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainables.backbones.base import Backbone, BackboneError
-from trainables.backbones.registry import load_backbone
+from trainables.load_backbone import load_backbone
 
 NAME = "visual.transformer.resblocks.0.mlp.c_fc.weight"
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))

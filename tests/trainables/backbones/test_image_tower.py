@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trainables.backbones.base import Backbone, BackboneError, Preprocess
 from trainables.backbones.image_tower import image_tower
 from trainables.backbones.open_clip import open_clip
-from trainables.backbones.registry import load_backbone
+from trainables.load_backbone import load_backbone
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 3, "head_width": 16}
 TEXT = {"context_length": 24, "vocab_size": 1536, "width": 32, "heads": 2, "layers": 1}

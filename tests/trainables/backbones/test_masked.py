@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.trainables.trials import TASK, mask_trial, residual_trial
 from trainables.backbones.base import BackboneError
-from trainables.backbones.masked import split_masked
-from trainables.backbones.registry import BACKBONES, absolute_spec, load_backbone
-from trainables.backbones.shared import fetch_weights, share_weights
+from trainables.backbones.registry import BACKBONES, absolute_spec, split_masks
+from trainables.backbones.shared_weights import fetch_weights, share_weights
 from trainables.encoded_task import EncodedTask
+from trainables.load_backbone import load_backbone
 from trainables.methods.base import MethodError
 from trainables.methods.masking.masks import pack_bits, unpack_masks
 from trainables.methods.registry import METHODS
@@ -136,7 +136,7 @@ def test_a_method_is_trained_on_it(artifact: Path, masks: Trainer, bench: Encode
     ],
 )
 def test_specifications(spec: str, parts: tuple[str, str] | None) -> None:
-    assert split_masked(spec) == parts
+    assert split_masks(spec) == parts
 
 
 def test_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from trainables.backbones import open_clip as loader
 from trainables.backbones.base import Backbone, BackboneError
 from trainables.backbones.open_clip import open_clip
-from trainables.backbones.registry import BACKBONES, load_backbone
+from trainables.backbones.registry import BACKBONES, CONFIG_FILE, MERGES_FILE, WEIGHTS_FILE
+from trainables.load_backbone import load_backbone
 
 ARCH = "small-test-clip"
+MIXED = "small-test-mixed"
 VISION = {"image_size": 16, "layers": 1, "width": 64, "patch_size": 8}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
 RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 4, "patch_size": None}
@@ -38,13 +40,13 @@ def _small_architectures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     configs = {
         ARCH: config(),
         f"{ARCH}-quickgelu": config(quick_gelu=True),
-        "small-test-resnet": config(vision_cfg=dict(RESNET), embed_dim=16),
+        MIXED: config(),
     }
+    clip = {"mean": (0.4, 0.4, 0.4), "std": (0.2, 0.2, 0.2)}
+    squash = {"interpolation": "bilinear", "resize_mode": "squash"}
     tags = {
-        ARCH: {
-            "openai": {"quick_gelu": True, "mean": (0.4, 0.4, 0.4), "std": (0.2, 0.2, 0.2)},
-            "laion": {"quick_gelu": False, "interpolation": "bilinear", "resize_mode": "squash"},
-        }
+        ARCH: {"openai": clip | {"quick_gelu": True}, "laion": clip | {"quick_gelu": False}},
+        MIXED: {"one": clip, "two": clip | squash},
     }
     factory, pretrained = open_clip.factory, open_clip.pretrained
     monkeypatch.setattr(factory, "_MODEL_CONFIGS", factory._MODEL_CONFIGS | configs)
@@ -120,7 +122,7 @@ def test_published_weights_run_what_their_tag_says() -> None:
 
 @pytest.mark.usefixtures("downloads")
 def test_preprocessing_comes_from_the_tag() -> None:
-    transform = load_backbone(f"{ARCH}:laion").preprocess
+    transform = load_backbone(f"{MIXED}:two").preprocess
     assert (transform.interpolation, transform.resize_mode) == ("bilinear", "squash")
     transform = load_backbone(f"{ARCH}:openai").preprocess
     assert (transform.mean, transform.std) == ((0.4,) * 3, (0.2,) * 3)
@@ -177,12 +179,12 @@ def test_file_with_a_published_digest_runs_quick_gelu(
     path = tmp_path / "w.pt"
     torch.save(weights(half=True), path)
     assert "QuickGELU" in refusal(f"{ARCH}:{path}")
-    monkeypatch.setattr(loader, "_openai_digests", lambda: {loader.sha256(path)})
+    monkeypatch.setattr(loader, "openai_digests", lambda: {loader.sha256(path)})
     check(load_backbone(f"{ARCH}:{path}"), "quick_gelu")
 
 
 def test_published_digests_are_read_from_open_clip() -> None:
-    digests = loader._openai_digests()
+    digests = loader.openai_digests()
     assert "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f" in digests  # B/16
     assert len(digests) >= 9
     assert all(len(digest) == 64 for digest in digests)
@@ -193,9 +195,9 @@ def test_wrong_activation_after_loading_is_noticed(
 ) -> None:
     path = tmp_path / "w.pt"
     torch.save(weights(half=True), path)
-    construct = loader._construct
-    plain: Callable[..., nn.Module] = lambda c, n: construct(c | {"quick_gelu": False}, n)  # noqa: E731
-    monkeypatch.setattr(loader, "_construct", plain)
+    construct = loader.construct
+    plain: Callable[..., nn.Module] = lambda c, *more: construct(c | {"quick_gelu": False}, *more)  # noqa: E731
+    monkeypatch.setattr(loader, "construct", plain)
     assert "must run quick_gelu" in refusal(f"openai:{path}")
 
 
@@ -260,7 +262,7 @@ def test_fingerprint_sees_every_change(folder: Path) -> None:
         assert fingerprint not in seen
         seen.add(fingerprint)
 
-    content = json.loads((folder / loader.CONFIG_FILE).read_text())
+    content = json.loads((folder / CONFIG_FILE).read_text())
     for section, key, value in (
         ("model_cfg", "quick_gelu", True),
         ("preprocess_cfg", "mean", [0.5, 0.5, 0.4]),
@@ -270,18 +272,18 @@ def test_fingerprint_sees_every_change(folder: Path) -> None:
     ):
         changed = copy.deepcopy(content)
         changed[section][key] = value
-        (folder / loader.CONFIG_FILE).write_text(json.dumps(changed))
+        (folder / CONFIG_FILE).write_text(json.dumps(changed))
         expect_new()
     changed = copy.deepcopy(content)
     changed["model_cfg"]["vision_cfg"]["head_width"] = 64  # same weights, another network
-    (folder / loader.CONFIG_FILE).write_text(json.dumps(changed))
+    (folder / CONFIG_FILE).write_text(json.dumps(changed))
     expect_new()
-    (folder / loader.CONFIG_FILE).write_text(json.dumps(content, indent=7))
+    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=7))
     assert load_backbone(str(folder)).fingerprint in seen
-    tensors = load_file(folder / loader.WEIGHTS_FILE)
+    tensors = load_file(folder / WEIGHTS_FILE)
     name = "visual.transformer.resblocks.1.ln_2.bias"
     tensors[name][3] += 2**-6
-    save_file(tensors, folder / loader.WEIGHTS_FILE)
+    save_file(tensors, folder / WEIGHTS_FILE)
     expect_new()
 
 
@@ -292,23 +294,22 @@ def test_loading_leaves_the_random_state_alone() -> None:
 
 
 def test_vocabulary_must_fit(folder: Path) -> None:
-    (folder / loader.MERGES_FILE).unlink()
+    (folder / MERGES_FILE).unlink()
     assert "vocabulary must have the model's size 1536" in refusal(str(folder))
-    (folder / loader.MERGES_FILE).write_bytes(gzip.compress(b"header\na b"))
+    (folder / MERGES_FILE).write_bytes(gzip.compress(b"header\na b"))
     assert "vocabulary must have the model's size 1536" in refusal(str(folder))
-    (folder / loader.MERGES_FILE).write_bytes(b"not gzip")
+    (folder / MERGES_FILE).write_bytes(b"not gzip")
     assert "tokenizer" in refusal(str(folder))
 
 
 @pytest.mark.parametrize(
     ("section", "change", "message"),
     [
-        ("model_cfg", {"multimodal_cfg": {}}, "captioner"),
         ("model_cfg", {"embed_dim": "x"}, "can build"),
         ("model_cfg", {"vision_cfg": {"unheard": 1}}, "can build"),
         ("model_cfg", {"embed_dim": 64}, "must fit the architecture"),
         ("preprocess_cfg", {"interpolation": "nearest"}, "interpolation 'nearest'"),
-        ("preprocess_cfg", {"resize_mode": "longest"}, "resize mode 'longest'"),
+        ("preprocess_cfg", {"resize_mode": "crop"}, "resize mode 'crop'"),
         ("preprocess_cfg", {"mean": [0.5]}, "three channels"),
         ("preprocess_cfg", {"std": [0.5, 0.5, 0]}, "three channels"),
         ("preprocess_cfg", {"std": "x"}, "not numbers"),
@@ -317,21 +318,21 @@ def test_vocabulary_must_fit(folder: Path) -> None:
 def test_bad_configuration(
     folder: Path, section: str, change: dict[str, Any], message: str
 ) -> None:
-    content = json.loads((folder / loader.CONFIG_FILE).read_text())
+    content = json.loads((folder / CONFIG_FILE).read_text())
     content[section] |= change
-    (folder / loader.CONFIG_FILE).write_text(json.dumps(content))
+    (folder / CONFIG_FILE).write_text(json.dumps(content))
     assert message in refusal(str(folder))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "{", '{"model_cfg": 3}', "3", "\0"])
 def test_unreadable_configuration(folder: Path, text: str) -> None:
-    (folder / loader.CONFIG_FILE).write_text(text)
+    (folder / CONFIG_FILE).write_text(text)
     refusal(str(folder))
 
 
 def test_folder_without_a_model(tmp_path: Path) -> None:
-    assert loader.CONFIG_FILE in refusal(str(tmp_path))
-    assert loader.CONFIG_FILE in refusal(f"local-dir:{tmp_path}/none")
+    assert CONFIG_FILE in refusal(str(tmp_path))
+    assert CONFIG_FILE in refusal(f"local-dir:{tmp_path}/none")
 
 
 # Names that do not exist
@@ -364,8 +365,8 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "download_pretrained", offline)
     message = refusal(f"{ARCH}:openai")
     assert "Name or service not known" in message
-    assert f"{ARCH}-quickgelu:FILE" in message
-    assert f"{ARCH}-gelu:FILE" in refusal(f"{ARCH}:laion")
+    assert f"'{ARCH}:openai@FILE'" in message
+    assert f"'{ARCH}:laion@FILE'" in refusal(f"{ARCH}:laion")
 
 
 # Files that are not weights
@@ -442,8 +443,8 @@ def test_not_in_openai_layout(tmp_path: Path, drop: str) -> None:
 
 
 def test_unknown_suffix(tmp_path: Path) -> None:
-    (tmp_path / "w.ckpt").write_bytes(b"x")
-    assert "ends in .safetensors" in refusal(f"openai:{tmp_path}/w.ckpt")
+    (tmp_path / "w.h5").write_bytes(b"x")
+    assert "ends in .safetensors" in refusal(f"openai:{tmp_path}/w.h5")
 
 
 def archive(tensors: dict[str, Tensor], path: Path) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from trainables.backbones.registry import BACKBONES, absolute_spec, load_backbone
-from trainables.backbones.shared import fetch_weights, share_weights
+from trainables.backbones.registry import BACKBONES, absolute_spec
+from trainables.backbones.shared_weights import fetch_weights, share_weights
 from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask
+from trainables.load_backbone import load_backbone
 from trainables.storage import LocalStorage, StorageError
 
 
@@ -91,7 +92,7 @@ def test_the_processes_of_a_node_fetch_it_once(tmp_path: Path, cache: Path) -> N
     spec = f"RN50:{path}"
     location = share_weights(spec, LocalStorage(tmp_path / "sweep"))
     code = (
-        "import sys; from trainables.backbones.shared import fetch_weights;"
+        "import sys; from trainables.backbones.shared_weights import fetch_weights;"
         "print(fetch_weights(*sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, spec, location]

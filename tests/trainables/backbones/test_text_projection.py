@@ -7,9 +7,9 @@ from torch.nn import functional
 
 from trainables.backbones.base import Backbone
 from trainables.backbones.open_clip import open_clip
-from trainables.backbones.registry import load_backbone
-from trainables.backbones.text_projection import text_projection
+from trainables.backbones.text_tower import text_projection
 from trainables.data.prompts import class_features, merged, prompt_set
+from trainables.load_backbone import load_backbone
 
 VISION = {"image_size": 32, "layers": 1, "width": 32, "head_width": 32, "patch_size": 16}
 TEXT = {"context_length": 24, "vocab_size": 1536, "width": 48, "heads": 2, "layers": 1}

@@ -12,8 +12,8 @@ from trainables.backbones import text_tower as module
 from trainables.backbones.base import Backbone, BackboneError, Preprocess
 from trainables.backbones.bundle import FeatureBackbone
 from trainables.backbones.open_clip import open_clip
-from trainables.backbones.registry import load_backbone
 from trainables.backbones.text_tower import TextTower, text_tower
+from trainables.load_backbone import load_backbone
 
 TEXT = {"context_length": 24, "vocab_size": 1536, "width": 32, "heads": 2, "layers": 2}
 VISION = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}

@@ -15,8 +15,8 @@ from torch.nn import functional
 from trainables.backbones.base import Backbone, Preprocess
 from trainables.backbones.bundle import FeatureBackbone
 from trainables.backbones.open_clip import open_clip
-from trainables.backbones.registry import load_backbone
 from trainables.data.prompts import class_features, prompt_set
+from trainables.load_backbone import load_backbone
 from trainables.methods.base import Batch, BuildContext, ClassTexts, MethodError, Schedule
 from trainables.methods.clip_lora import ClipLora, ClipLoraConfig
 from trainables.methods.low_rank import Branch, Dropout, attach, sites

@@ -9,8 +9,8 @@ from torch.nn import functional
 
 from trainables.backbones import text_tower
 from trainables.backbones.base import Backbone
-from trainables.backbones.registry import load_backbone
 from trainables.data.prompts import class_features, prompt_set
+from trainables.load_backbone import load_backbone
 from trainables.methods.base import Batch, BuildContext, ClassTexts, MethodError, Schedule
 from trainables.methods.cocoop import CoCoOp, CoCoOpConfig
 

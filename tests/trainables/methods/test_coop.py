@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from trainables.backbones.base import Backbone
 from trainables.backbones.bundle import FeatureBackbone
-from trainables.backbones.registry import load_backbone
 from trainables.data.prompts import PromptSet, class_features, prompt_set
+from trainables.load_backbone import load_backbone
 from trainables.methods.base import Batch, BuildContext, ClassTexts, MethodError, Schedule
 from trainables.methods.context import ContextConfig
 from trainables.methods.coop import CoOp

@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional
 
 from trainables.backbones.base import Backbone
-from trainables.backbones.registry import load_backbone
 from trainables.data.prompts import PromptVariant, class_features, prompt_set
 from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask
+from trainables.load_backbone import load_backbone
 from trainables.methods.base import Batch, BuildContext, ClassTexts, MethodError, Schedule
 from trainables.methods.enhanced_base import EnhancedBase, EnhancedBaseConfig
 from trainables.methods.taskres import TaskRes

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from trainables.backbones.registry import load_backbone
+from trainables.load_backbone import load_backbone
 from trainables.methods.base import Batch, BuildContext, ClassTexts, MethodError, Schedule, Support
 from trainables.methods.key_cache import KeyCache
 from trainables.methods.tip_adapter import TipAdapter, TipAdapterConfig

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainables.backbones.registry import load_backbone
+from trainables.load_backbone import load_backbone
 from trainables.methods.base import (
     Batch,
     BuildContext,

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainables.backbones.base import Backbone
-from trainables.backbones.registry import load_backbone
 from trainables.data.prompts import class_features, prompt_set
+from trainables.load_backbone import load_backbone
 from trainables.methods.base import Batch, BuildContext, ClassTexts, MethodError, Schedule
 from trainables.methods.prograd import WORDS, ProGrad, ProGradConfig, aligned, divergence
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainables.backbones.registry import load_backbone
 from trainables.data.prompts import PromptSet
+from trainables.load_backbone import load_backbone
 from trainables.methods.base import ClassTexts, MethodError
 from trainables.methods.prompt_tokens import ClassPosition, PromptWriter
 

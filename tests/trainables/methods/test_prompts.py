@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from trainables.backbones.registry import load_backbone
 from trainables.data.prompts import (
     SEVEN,
     TEMPLATES,
@@ -16,6 +15,7 @@ from trainables.data.prompts import (
     prompt_set,
     prompt_templates,
 )
+from trainables.load_backbone import load_backbone
 
 NAMES = ("American_bulldog", "pug")
 

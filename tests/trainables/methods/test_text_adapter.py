@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from trainables.backbones.base import Backbone
-from trainables.backbones.registry import load_backbone
+from trainables.load_backbone import load_backbone
 from trainables.methods.base import BuildContext, ClassTexts, MethodError, Schedule
 from trainables.methods.text_adapter import TextAdapter, TextAdapterConfig
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainables.backbones.weights import read_torch
 from trainables.methods.base import MethodError
 
 FORMAT = "binary-mask"
@@ -121,7 +122,7 @@ def read_released_masks(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> di
     in the file, are refused. Raises `MethodError`.
     """
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        content: Any = read_torch(path)
         state = content.get("state_dict", content)
         stored = {key: value for key, value in state.items() if isinstance(value, bytes)}
     except Exception as error:  # the reader fails in many ways, at anything that might run code

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from trainables.backbones.open_clip import open_clip
-from trainables.backbones.registry import load_backbone
+from trainables.load_backbone import load_backbone
 from trainables.methods.base import MethodError
 from trainables.methods.masking.layers import image_names, maskable, text_names, unclassified
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from trainables.backbones.base import Backbone
 from trainables.backbones.open_clip import open_clip
-from trainables.backbones.registry import load_backbone
 from trainables.data.prompts import PromptVariant, class_features, prompt_set
+from trainables.load_backbone import load_backbone
 from trainables.methods.base import Batch, BuildContext, ClassTexts, MethodError, Schedule
 from trainables.methods.masking import masked_text
 from trainables.methods.masking.layers import text_names

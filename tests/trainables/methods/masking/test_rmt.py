@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from trainables.backbones.base import Backbone
 from trainables.backbones.open_clip import open_clip
-from trainables.backbones.registry import load_backbone
+from trainables.load_backbone import load_backbone
 from trainables.methods.base import Batch, BuildContext, ClassTexts, MethodError, Schedule, Support
 from trainables.methods.masking.gradient_rules import GRADIENT_RULES, Dropping, RuleName
 from trainables.methods.masking.layers import Masked

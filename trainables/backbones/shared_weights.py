@@ -1,7 +1,6 @@
-"""Local weight files for workers on other machines: through the sweep's storage, once a node.
+"""Local weight files for workers on other machines, through the sweep's storage, once per node.
 
-What is shared is named by its content, so a node can never train with another file that happens to
-lie under the same path.
+Shared files are named by their content, so a node never trains with another file of the same path.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from trainables.backbones.masked import split_masked
+from trainables.backbones.registry import split_masks, split_path
 from trainables.cache import cache_folder
 from trainables.storage import Storage, StorageError, open_storage
 
 
 def share_weights(spec: str, sweep: Storage) -> str:
-    """Copy the files or folders that `spec` names into the sweep's folder, if they are not there.
+    """Copy the files or folders that `spec` names into the sweep's folder unless they are there.
 
-    Returns the location of the copy; empty where `spec` names nothing on this machine, e.g. a
-    model that is part of the project or is downloaded by every node itself.
+    Returns the location of the copy; empty if `spec` names no file on this machine, e.g. a model
+    that is part of the project or that every node downloads itself.
     """
     files = dict(_files([path for path in _paths_in(spec) if path.exists()]))
     if not files:
@@ -37,9 +36,9 @@ def share_weights(spec: str, sweep: Storage) -> str:
 
 
 def fetch_weights(spec: str, location: str) -> str:
-    """`spec` with its paths replaced by this node's own copies of what was shared at `location`.
+    """`spec` with its paths replaced by this node's copies of the files shared at `location`.
 
-    The first process of a node that asks fetches it, the others wait. Raises `StorageError`.
+    The first process of a node that calls this fetches them, others wait. Raises `StorageError`.
     """
     if not location:
         return spec
@@ -78,12 +77,11 @@ def _cache() -> Path:
 
 
 def _parts(spec: str) -> list[tuple[str, str]]:
-    """What stands before each path, and the path, which may be a mere name."""
-    if masked := split_masked(spec):
+    """What precedes each path, and the path, which may be a mere name."""
+    if masked := split_masks(spec):
         (head, path), *others = _parts(masked[1])
         return [("", masked[0]), (f"@{head}", path), *others]
-    head, colon, path = spec.partition(":")
-    return [(f"{head}:", path)] if colon else [("", head)]
+    return [split_path(spec)]
 
 
 def _paths_in(spec: str) -> list[Path]:
@@ -95,8 +93,8 @@ def _moved(spec: str, copies: Mapping[str, Path]) -> str:
 
 
 def _files(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:
-    """Names under which the files are shared: below the last part of the path, and below its
-    number where there are several."""
+    """Names of the shared files: below the last part of the path, and below the path's number if
+    there are several."""
     for index, path in enumerate(paths):
         top = f"{index}/{path.name}" if len(paths) > 1 else path.name
         if path.is_file():

@@ -1,39 +1,43 @@
-"""A backbone with masks folded in that somebody has learned: `FILE.safetensors@BACKBONE`, or
-`FILE.pth.tar@BACKBONE` for those of R-AMT's released code."""
+"""Backbones by specification, with learned masks folded in if it names any."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from trainables.backbones.base import Backbone, BackboneError
+from trainables.backbones.registry import open_backbone, split_masks
 from trainables.methods.base import MethodError
 from trainables.methods.masking.layers import maskable
 from trainables.methods.masking.masks import FORMAT, read_released_masks, unpack_masks
 from trainables.storage import LocalStorage, StorageError
 from trainables.tensor_file import read_tensors
 
-_MASKED = re.compile(r"(.*?\.(?:safetensors|pth\.tar(?:-\d+)?|pth|pt))@(.*)", re.DOTALL)
-
 _Masks = tuple[str, dict[str, Tensor]]
-"""What stands before the names of the masked weights in the model, and masks by these names."""
+"""The prefix of the masked weights' names in the model, and masks by the names after it."""
 
 
-def split_masked(spec: str) -> tuple[str, str] | None:
-    """The masks' path and the backbone's specification; none where there are no masks."""
-    found = _MASKED.fullmatch(spec)
-    return (found[1], found[2]) if found else None
+def load_backbone(spec: str, device: torch.device | str = "cpu") -> Backbone:
+    """The backbone `spec` on `device`; raises `BackboneError`.
+
+    `spec` is that of `registry.open_backbone`, or `FILE.safetensors@SPEC` (with the masks of an
+    artifact that was trained on SPEC), or `FILE.pth.tar@SPEC` (.pth, .pt; with the masks of a
+    checkpoint of R-AMT's released code).
+    """
+    if masked := split_masks(spec):
+        return mask_backbone(load_backbone(masked[1], device), Path(masked[0]))
+    return open_backbone(spec, device)
 
 
 def mask_backbone(backbone: Backbone, path: Path) -> Backbone:
-    """`backbone` with W B in place of W, where `path` is an artifact of mask tuning on it, or a
-    checkpoint of R-AMT's code. Raises `BackboneError`."""
+    """`backbone` with weights W B in place of W for the masks B in `path`, an artifact of mask
+    tuning on it or a checkpoint of R-AMT's code. Raises `BackboneError`."""
     if not path.is_file():
         raise BackboneError(
-            f"what stands before '@' must be a mask artifact, and '{path}' does not exist: check "
+            f"the file before '@' must be a mask artifact, and '{path}' does not exist: check "
             "the path"
         )
     try:
@@ -50,30 +54,29 @@ def mask_backbone(backbone: Backbone, path: Path) -> Backbone:
 
 
 def _artifact(backbone: Backbone, path: Path) -> _Masks:
-    """Those that a trial has left."""
+    """Masks that a trial has learned."""
     try:
         content = read_tensors(LocalStorage(path.parent), path.name)
     except StorageError as error:
-        raise BackboneError(f"what stands before '@' must be readable: {error}") from error
+        raise BackboneError(f"the file before '@' must be readable: {error}") from error
     if content is None:
         raise BackboneError(
-            f"what stands before '@' must be a mask artifact, and '{path}' is damaged: copy it "
-            "again"
+            f"the file before '@' must be a mask artifact, and '{path}' is damaged: copy it again"
         )
     tensors, metadata = content
     if metadata.get("format") != FORMAT:
         raise BackboneError(
-            f"what stands before '@' must be a mask artifact, and '{path}' has the format "
+            f"the file before '@' must be a mask artifact, and '{path}' has the format "
             f"{metadata.get('format', 'of something else')!r}: only masks can be folded into a "
             "backbone without more; to go on from another method's winner, use --init-from"
         )
-    # The image tower's there were alone before there were others.
+    # Older artifacts have none: their masks were all of the image tower.
     return metadata.get("prefix", "visual."), unpack_masks(tensors, metadata, backbone.fingerprint)
 
 
 def _released(backbone: Backbone, path: Path) -> _Masks:
-    """Those of R-AMT's code, on the image tower: which layers, their names say. Which weights they
-    were trained on the file does not, so that only shapes are compared."""
+    """Masks of R-AMT's code, for the image tower. Names give the layers; the file does not record
+    which weights they were trained on, so only shapes are compared."""
     tower = backbone.visual
     groups = maskable(tower)
     shapes = {name: tuple(tower.get_parameter(name).shape) for name in groups}
