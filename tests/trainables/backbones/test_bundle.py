@@ -58,7 +58,7 @@ def test_the_fingerprint_is_of_what_makes_the_logits(tmp_path: Path, path: Path)
 
 
 def test_a_wrong_bundle_is_a_backbone_error(tmp_path: Path) -> None:
-    with pytest.raises(BackboneError, match="there is none at"):
+    with pytest.raises(BackboneError, match="is missing: check the path"):
         load_backbone(f"bundle:{tmp_path / 'none.safetensors'}")
 
 
