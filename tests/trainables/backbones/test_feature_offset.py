@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from trainables.backbones.base import Backbone
 from trainables.backbones.feature_offset import add_feature_offset
-from trainables.backbones.folder import write_folder
-from trainables.backbones.open_clip import open_clip, open_folder
-from trainables.backbones.registry import load_backbone
+from trainables.backbones.open_clip import open_clip
+from trainables.backbones.registry import write_folder
+from trainables.backbones.specs import open_folder
+from trainables.load_backbone import load_backbone
 
 TEXT = {"context_length": 24, "vocab_size": 1536, "width": 32, "heads": 2, "layers": 1}
 SMALL = {"image_size": 32, "patch_size": 16, "layers": 1, "width": 64, "head_width": 32}
