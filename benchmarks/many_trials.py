@@ -33,7 +33,7 @@ quiet_environment()  # Ray reads its settings when it is imported
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
-    from spaces.base import TaskFacts
+    from trainables.methods.base import TaskFacts
     from trainables.trial import TrialConfig
 
 _NOBODY = "http://127.0.0.1:9"  # the port of the discard service: nothing listens there

@@ -24,11 +24,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.mask_step import open_shape
-from spaces.base import TaskFacts, preset_trial
+from spaces.base import preset_trial
 from trainables.data.prompts import class_features, prompt_set
 from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask
-from trainables.methods.base import BuildContext, ClassTexts, Preset, Schedule
+from trainables.methods.base import BuildContext, ClassTexts, Preset, Schedule, TaskFacts
 from trainables.methods.registry import METHODS
 from trainables.trainer import Trainer, accuracy
 from trainables.trial import Episode, TrialConfig
@@ -128,7 +128,7 @@ def sizes() -> dict[str, tuple[int, int]]:
     images = 16 * CLASSES
     found = {}
     for name, method in METHODS.items():
-        recipe = method.preset("paper", dataset="caltech101", shots=16, images=images, tower="vit")
+        recipe = method.preset("paper", TaskFacts("caltech101", 16, images))
         schedule = Schedule(recipe.optim.learning_rates(images))
         built = method.build(recipe.config, BuildContext(backbone, classes, schedule, images))
         count = sum(tensor.numel() for tensor in built.trainable().values())

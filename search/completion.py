@@ -19,7 +19,7 @@ from search.terminal.console import end_with_the_reader, print_errors
 from search.terminal.parser import Parser
 from spaces.registry import SPACES
 from trainables.data.registry import DATASETS
-from trainables.trial import Protocol
+from trainables.protocols import Protocol
 
 COMMANDS: Mapping[str, Callable[[], argparse.ArgumentParser]] = {
     "search.run": run.build_parser,

@@ -1,41 +1,28 @@
 """The interface of a search space.
 
-A space turns an Optuna trial into a `TrialConfig`, and it is the only thing that does: the same
-`suggest` samples a new trial, rebuilds a stored one (`FrozenTrial`), completes one that a crash cut
-short, and is tested with a `FixedTrial`.
+A space turns an Optuna trial into a `TrialConfig`. The same `suggest` samples a new trial, rebuilds
+a stored one (`FrozenTrial`), completes one that a crash interrupted, and is tested with a
+`FixedTrial`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
 
-from trainables.methods.base import Preset
+from trainables.methods.base import Preset, TaskFacts
 from trainables.methods.registry import METHODS
-from trainables.trial import TrialConfig
+from trainables.trial import PER_EPISODE, EpisodeSettings, TrialConfig
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
-
-@dataclass(frozen=True)
-class TaskFacts:
-    """The facts about a task that decide what is worth varying, and what the papers' setting is."""
-
-    dataset: str
-    """Registry name of the data set."""
-    shots: int
-    """Labelled training images a class."""
-    images: int
-    """Training images in all."""
-    tower: Literal["vit", "resnet", "other"]
-    """Family of the image tower."""
-    pixels: bool = True
-    """Whether there are images, which can be cropped; else there are features only."""
+Value = float | int | str | bool
+"""Value of a parameter."""
 
 
 class Space(Protocol):
-    """Implementations hold no state but their `TaskFacts`."""
+    """What a sweep needs of a search space. Implementations hold no state but their facts."""
 
     @property
     def name(self) -> str:
@@ -43,23 +30,45 @@ class Space(Protocol):
 
     @property
     def paper(self) -> TrialConfig:
-        """The paper's setting: trial 0 of every sweep."""
+        """The paper's setting: trial 0 of every sweep. It has settings per episode if the paper's
+        differ between the task's data sets or numbers of shots."""
 
     @property
-    def paper_parameters(self) -> dict[str, float | int | str | bool]:
-        """The parameters with which `suggest` returns `paper`."""
+    def paper_parameters(self) -> dict[str, Value]:
+        """The parameters for which `suggest` returns `paper`."""
 
     def suggest(self, trial: BaseTrial) -> TrialConfig:
-        """One point of the space."""
+        """One point of the space, with the preset `search` unless it is `paper`.
+
+        Each parameter has the name, type and value of a field of the method's configuration, of
+        `OptimConfig` or of `TrialConfig`, except `flip_budget`, see `spaces.masks`.
+        """
 
 
-def preset_trial(method: str, preset: Preset, setting: TaskFacts) -> TrialConfig:
-    """A method's preset for this task."""
-    config, optim, crop_scale = METHODS[method].preset(
-        preset,
-        dataset=setting.dataset,
-        shots=setting.shots,
-        images=setting.images,
-        tower=setting.tower,
+def preset_trial(method: str, preset: Preset, facts: TaskFacts) -> TrialConfig:
+    """A method's preset for a task."""
+    make = METHODS[method].preset
+    general = make(preset, facts)
+    each = tuple(
+        EpisodeSettings(own.dataset, own.shots, *make(preset, replace(own, after=facts.after)))
+        for own in facts.each
     )
-    return TrialConfig(method, preset, config, optim, crop_scale)
+    differ = any((own.method_config, own.optim, own.crop_scale) != general for own in each)
+    return TrialConfig(method, preset, *general, per_episode=each if differ else ())
+
+
+def searched(found: TrialConfig, paper: TrialConfig) -> TrialConfig:
+    """A suggested configuration as a trial has it: `paper` itself if nothing differs."""
+    return paper if found == paper else replace(found, preset="search", per_episode=())
+
+
+def parameters_per_episode(space: Space) -> frozenset[str]:
+    """The parameters whose value in the paper's setting differs between the task's episodes."""
+    stages = [stage for stage in space.paper.stages if not stage.fixed]
+    names = {
+        f"{number}.{name}" if len(stages) > 1 else name
+        for number, stage in enumerate(stages, start=1)
+        for name, value in replace(stage, before=None).flat().items()
+        if value == PER_EPISODE
+    }
+    return frozenset(names & space.paper_parameters.keys())

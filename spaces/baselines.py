@@ -1,15 +1,16 @@
-"""Rivals that read frozen features: what is worth varying in each, as tables.
+"""Baselines that the papers and their successors compare with.
 
-The intervals hold the grids that the authors search, where they search one.
+The intervals include the grids that the authors search, if they search any.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from spaces.declared import CROPS, Categorical, Float, Int, Range
+from spaces.declared import CROPS, Categorical, DeclaredSpace, Float, Int, Ranges
+from trainables.methods.base import TaskFacts
 
-BASELINES: Mapping[str, Mapping[str, Range]] = {
+ON_FEATURES: Mapping[str, Ranges] = {
     # CLIP sweeps C from 1e-6 to 1e6.
     "linear-probe": {"inverse_penalty": Float(1e-6, 1e6, log=True), **CROPS},
     "clip-adapter": {
@@ -19,7 +20,7 @@ BASELINES: Mapping[str, Mapping[str, Range]] = {
         "epochs": Int(25, 200),
         **CROPS,
     },
-    # The authors' grids end between 3 and 50, differently for each data set.
+    # The authors' grids end between 3 and 50, depending on the data set.
     "tip-adapter": {
         "alpha": Float(0.1, 50.0, log=True),
         "beta": Float(0.1, 50.0, log=True),
@@ -61,4 +62,69 @@ BASELINES: Mapping[str, Mapping[str, Range]] = {
         **CROPS,
     },
 }
-"""Method -> field -> what it may be. Each space is named after its method."""
+"""Method -> ranges, for methods on frozen features. Each space is named after its method."""
+
+_CONTEXT: Ranges = {
+    # Up to the published lengths, for which every class name of these data sets leaves room.
+    "context_tokens": Categorical((4, 8, 16)),
+    "init_words": Categorical(("", "a photo of a")),
+    "lr": Float(2e-4, 2e-1, log=True),
+    "epochs": Int(5, 200, log=True),
+    "weight_decay": Categorical((0.0, 5e-4, 5e-3)),
+}
+
+LEARNED_PROMPTS: Mapping[str, Ranges] = {
+    # The four versions of the paper.
+    "coop": {
+        **_CONTEXT,
+        "class_specific": Categorical((False, True)),
+        "class_position": Categorical(("end", "middle")),
+        **CROPS,
+    },
+    "prograd": {
+        **_CONTEXT,
+        "projection": Float(0.1, 1.0),
+        "temperature": Float(0.5, 4.0, log=True),
+        **CROPS,
+    },
+    # Short contexts and few epochs: each step encodes every class once per image.
+    "cocoop": {
+        "context_tokens": Categorical((4, 8)),
+        "init_words": Categorical(("", "a photo of a")),
+        "reduction": Categorical((4, 16, 64)),
+        "lr": Float(2e-4, 2e-2, log=True),
+        "epochs": Int(2, 20, log=True),
+        "batch_size": Categorical((1, 4)),
+        **CROPS,
+    },
+}
+"""Method -> ranges, for methods that learn the text tower's input."""
+
+_LORA: Ranges = {
+    "matrices": Categorical(("v", "q,v", "q,k,v", "q,k,v,o", "q,k,v,o,up,down")),
+    "rank": Categorical((1, 2, 4, 8, 16)),
+    "lora_alpha": Float(0.25, 16.0, log=True),
+    "dropout": Float(0.0, 0.5),
+    "lr": Float(2e-5, 2e-3, log=True),
+    "weight_decay": Float(1e-4, 1e-1, log=True),
+    "epochs": Int(10, 400, log=True),
+    **CROPS,
+}
+
+VPT: Ranges = {
+    "tokens": Int(4, 50, log=True),
+    "deep": Categorical((True, False)),
+    "lr": Float(2.5e-4, 2.5e-1, log=True),
+    "batch_size": Categorical((4, 8, 16, 32)),
+    "epochs": Int(5, 200, log=True),
+    "warmup_epochs": Int(0, 2),
+    **CROPS,
+}
+"""Number of tokens, the blocks that have their own, and their training."""
+
+
+def clip_lora_space(facts: TaskFacts) -> DeclaredSpace:
+    """Adapted matrices of either encoder, their rank, and their training."""
+    encoders: Ranges = {"encoders": Categorical(("both", "image", "text"))}
+    own = encoders if facts.tower == "vit" else {}  # otherwise the text encoder only
+    return DeclaredSpace(facts, "clip-lora", "clip-lora", {**own, **_LORA})

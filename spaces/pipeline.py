@@ -1,5 +1,5 @@
-"""Spaces one after another: `rmt+taskres` varies the masks, and the residual that is then trained
-on what they leave."""
+"""Spaces of several stages: `rmt+taskres` searches the masks, and the residual that is trained on
+the masked model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
-from spaces.base import Space
+from spaces.base import Space, Value
 from trainables.trial import TrialConfig
 
 if TYPE_CHECKING:
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PipelineSpace:
-    """Every stage's parameters under the stage's number: `1.lr`, `2.lr`."""
+    """The parameters of every stage, prefixed with the stage's number: `1.lr`, `2.lr`."""
 
     stages: tuple[Space, ...]
-    """In the order of the training."""
+    """In the order of training."""
 
     @property
     def name(self) -> str:
@@ -29,12 +29,12 @@ class PipelineSpace:
 
     @property
     def paper(self) -> TrialConfig:
-        """The papers' settings, one after another."""
+        """The papers' settings of all stages."""
         return _chain([stage.paper for stage in self.stages])
 
     @property
-    def paper_parameters(self) -> dict[str, float | int | str | bool]:
-        """See `paper`."""
+    def paper_parameters(self) -> dict[str, Value]:
+        """Those of every stage, with its number."""
         return {
             f"{number}.{name}": value
             for number, stage in enumerate(self.stages, start=1)
@@ -42,7 +42,7 @@ class PipelineSpace:
         }
 
     def suggest(self, trial: BaseTrial) -> TrialConfig:
-        """See `Space`."""
+        """One point of every stage's space."""
         found = _chain(
             [
                 stage.suggest(_Numbered(trial, number))  # type: ignore[arg-type]
@@ -54,7 +54,7 @@ class PipelineSpace:
 
 @dataclass(frozen=True)
 class _Numbered:
-    """What a space asks of a trial, with a number before the names."""
+    """The methods of an Optuna trial that spaces call, with a prefix for the parameters' names."""
 
     trial: BaseTrial
     number: int
@@ -71,30 +71,30 @@ class _Numbered:
 
 @dataclass(frozen=True)
 class StartedSpace:
-    """A space whose trials all begin with what was learned elsewhere; nothing of that varies."""
+    """A space whose trials all begin with stages that were trained in another sweep."""
 
     space: Space
-    """What varies."""
+    """What is searched."""
     start: TrialConfig
-    """What comes before: fixed stages."""
+    """The fixed stages before it."""
 
     @property
     def name(self) -> str:
-        """Registry name of what varies."""
+        """Registry name of the space that is searched."""
         return self.space.name
 
     @property
     def paper(self) -> TrialConfig:
-        """The paper's setting, after the start."""
+        """The paper's setting, after the fixed stages."""
         return self.space.paper.after(self.start)
 
     @property
-    def paper_parameters(self) -> dict[str, float | int | str | bool]:
-        """See `paper`."""
+    def paper_parameters(self) -> dict[str, Value]:
+        """Those of the space that is searched."""
         return self.space.paper_parameters
 
     def suggest(self, trial: BaseTrial) -> TrialConfig:
-        """See `Space`."""
+        """One point of the space that is searched, after the fixed stages."""
         return self.space.suggest(trial).after(self.start)
 
 

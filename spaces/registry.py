@@ -1,102 +1,88 @@
-"""The spaces that can be named on the command line."""
+"""The search spaces that `--space` can name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
-from spaces.base import Space, TaskFacts
-from spaces.baselines import BASELINES
-from spaces.declared import DeclaredSpace
+from spaces.base import Space
+from spaces.baselines import LEARNED_PROMPTS, ON_FEATURES, VPT, clip_lora_space
+from spaces.declared import DeclaredSpace, Ranges
+from spaces.masks import rmt_budget_space, rmt_space, variants_space
 from spaces.pipeline import PipelineSpace
-from spaces.prompts import COCOOP, COOP, PROGRAD
-from spaces.rmt import MaskSpace
-from spaces.rmt_variants import MaskVariantSpace
-from spaces.taskres import TaskResSpace
-from spaces.text_classifier import ENHANCED_BASE, TextAdapterSpace
-from spaces.towers import clip_lora_space, vpt_space
+from spaces.text_classifiers import ENHANCED_BASE, TASKRES, TEXT_ADAPTER
+from trainables.methods.base import TaskFacts
 from trainables.text import did_you_mean
 
 
 @dataclass(frozen=True)
 class SpaceEntry:
-    """A space, and the effort that suits what its trials cost."""
+    """A space, with a default size of its sweep that suits the cost of its trials."""
 
     build: Callable[[TaskFacts], Space]
-    """Makes the space for a task."""
+    """Builds the space for a task."""
     trials: int
-    """Trials of a sweep where the user does not say."""
+    """Default number of trials of a sweep."""
     seeds: tuple[int, ...]
-    """Few-shot draws a trial is averaged over where the user does not say."""
-
-
-def _joined(setting: TaskFacts, names: tuple[str, ...]) -> Space:
-    return PipelineSpace(tuple(SPACES[name].build(setting) for name in names))
-
-
-SPACES: dict[str, SpaceEntry] = {
-    # A mask trial is seconds to hours of training; a residual trial on cached features is not
-    # even one second, so three draws, which make its value much less noisy, cost nothing.
-    "rmt": SpaceEntry(MaskSpace, trials=16, seeds=(1,)),
-    "rmt-budget": SpaceEntry(partial(MaskSpace, vary="flip_budget"), trials=16, seeds=(1,)),
-    "rmt-variants": SpaceEntry(MaskVariantSpace, trials=24, seeds=(1,)),
-    "rmt-text": SpaceEntry(partial(MaskVariantSpace, method="rmt-text"), trials=24, seeds=(1,)),
-    "rmt-both": SpaceEntry(partial(MaskVariantSpace, method="rmt-both"), trials=24, seeds=(1,)),
-    "clip-lora": SpaceEntry(clip_lora_space, trials=16, seeds=(1,)),
-    "vpt": SpaceEntry(vpt_space, trials=16, seeds=(1,)),
-    "taskres": SpaceEntry(TaskResSpace, trials=40, seeds=(1, 2, 3)),
-    "text-adapter": SpaceEntry(TextAdapterSpace, trials=40, seeds=(1, 2, 3)),
-    "enhanced-base": SpaceEntry(
-        partial(DeclaredSpace, name="enhanced-base", method="enhanced-base", ranges=ENHANCED_BASE),
-        trials=40,
-        seeds=(1, 2, 3),
-    ),
-    # On frozen features too: a second or a few, or nothing but one fit.
-    **{
-        name: SpaceEntry(
-            partial(DeclaredSpace, name=name, method=name, ranges=ranges),
-            trials=40,
-            seeds=(1, 2, 3),
-        )
-        for name, ranges in BASELINES.items()
-    },
-    # Every step passes all classes through the text tower; CoCoOp's for every single image.
-    "coop": SpaceEntry(
-        partial(DeclaredSpace, name="coop", method="coop", ranges=COOP),
-        trials=24,
-        seeds=(1,),
-    ),
-    "cocoop": SpaceEntry(
-        partial(DeclaredSpace, name="cocoop", method="cocoop", ranges=COCOOP),
-        trials=12,
-        seeds=(1,),
-    ),
-    "prograd": SpaceEntry(
-        partial(DeclaredSpace, name="prograd", method="prograd", ranges=PROGRAD),
-        trials=24,
-        seeds=(1,),
-    ),
-    # As many trials as its largest stage asks for, and the draws of the dearest.
-    "rmt+taskres": SpaceEntry(partial(_joined, names=("rmt", "taskres")), trials=40, seeds=(1,)),
-    "rmt+tip-adapter-f": SpaceEntry(
-        partial(_joined, names=("rmt", "tip-adapter-f")), trials=40, seeds=(1,)
-    ),
-    "rmt+coop": SpaceEntry(partial(_joined, names=("rmt", "coop")), trials=24, seeds=(1,)),
-    "enhanced-base+taskres": SpaceEntry(
-        partial(_joined, names=("enhanced-base", "taskres")), trials=40, seeds=(1, 2, 3)
-    ),
-}
+    """Default few-shot draws that a trial is averaged over."""
 
 
 class SpaceError(ValueError):
-    """There is no such space: rule, value and remedy."""
+    """No such space; the message suggests one."""
+
+
+def _declared(
+    method: str, ranges: Ranges, trials: int = 40, seeds: tuple[int, ...] = (1, 2, 3)
+) -> SpaceEntry:
+    """A table of one method. By default it trains on frozen features: a trial takes seconds, so
+    three draws, which make its value much less noisy, cost little."""
+    build = partial(DeclaredSpace, name=method, method=method, ranges=ranges)
+    return SpaceEntry(build, trials, seeds)
+
+
+def _pipeline(names: tuple[str, ...], trials: int, seeds: tuple[int, ...]) -> SpaceEntry:
+    def build(facts: TaskFacts) -> PipelineSpace:
+        stages: list[Space] = []
+        for name in names:
+            after = tuple(config.method for stage in stages for config in stage.paper.stages)
+            own = replace(facts, after=(*facts.after, *after))
+            stages.append(SPACES[name].build(own))
+        return PipelineSpace(tuple(stages))
+
+    return SpaceEntry(build, trials, seeds)
+
+
+SPACES: dict[str, SpaceEntry] = {
+    # Trained on images: seconds to hours per trial.
+    "rmt": SpaceEntry(rmt_space, trials=16, seeds=(1,)),
+    "rmt-budget": SpaceEntry(rmt_budget_space, trials=16, seeds=(1,)),
+    "rmt-variants": SpaceEntry(variants_space, trials=24, seeds=(1,)),
+    "rmt-text": SpaceEntry(partial(variants_space, method="rmt-text"), trials=24, seeds=(1,)),
+    "rmt-both": SpaceEntry(partial(variants_space, method="rmt-both"), trials=24, seeds=(1,)),
+    "clip-lora": SpaceEntry(clip_lora_space, trials=16, seeds=(1,)),
+    "vpt": _declared("vpt", VPT, trials=16, seeds=(1,)),
+    "taskres": _declared("taskres", TASKRES),
+    "text-adapter": _declared("text-adapter", TEXT_ADAPTER),
+    "enhanced-base": _declared("enhanced-base", ENHANCED_BASE),
+    **{name: _declared(name, ranges) for name, ranges in ON_FEATURES.items()},
+    # Each step encodes the prompts of all classes; CoCoOp's once per image.
+    **{
+        name: _declared(name, ranges, trials=12 if name == "cocoop" else 24, seeds=(1,))
+        for name, ranges in LEARNED_PROMPTS.items()
+    },
+    # As many trials as the largest stage asks for, and the draws of the most expensive one.
+    "rmt+taskres": _pipeline(("rmt", "taskres"), trials=40, seeds=(1,)),
+    "rmt+tip-adapter-f": _pipeline(("rmt", "tip-adapter-f"), trials=40, seeds=(1,)),
+    "rmt+coop": _pipeline(("rmt", "coop"), trials=24, seeds=(1,)),
+    "enhanced-base+taskres": _pipeline(("enhanced-base", "taskres"), trials=40, seeds=(1, 2, 3)),
+}
 
 
 def find_space(name: str) -> SpaceEntry:
-    """A space of the registry, or several with `+` between them, which are stages of a pipeline.
+    """A space of the registry, or several joined by `+`, which are the stages of a pipeline.
 
-    Raises `SpaceError`. Whether one stage can follow another is told by `TrialConfig.problems`.
+    Raises `SpaceError`. `TrialConfig.problems` reports stages that cannot follow each other.
     """
     if name in SPACES:
         return SPACES[name]
@@ -108,8 +94,5 @@ def find_space(name: str) -> SpaceEntry:
             known = [other for other in SPACES if "+" not in other]
             raise SpaceError(did_you_mean("stage", stage, known))
     entries = [SPACES[stage] for stage in stages]
-    return SpaceEntry(
-        partial(_joined, names=stages),
-        trials=max(entry.trials for entry in entries),
-        seeds=min((entry.seeds for entry in entries), key=len),
-    )
+    trials = max(entry.trials for entry in entries)
+    return _pipeline(stages, trials, min((entry.seeds for entry in entries), key=len))

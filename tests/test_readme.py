@@ -14,9 +14,10 @@ from search.exporting.formats import FORMATS
 from spaces.registry import SPACES
 from trainables.backbones.registry import BACKBONES
 from trainables.data.registry import DATASETS
-from trainables.methods.masking.mask_recipe import CLEAN_FLIP_BUDGET
+from trainables.methods.base import TaskFacts
+from trainables.methods.masking.rmt import CLEAN_FLIP_BUDGET
 from trainables.methods.registry import METHODS
-from trainables.trial import Protocol
+from trainables.protocols import Protocol
 from trainables.view import AUGMENTED_VIEWS
 
 ROOT = Path(__file__).parent.parent
@@ -83,15 +84,15 @@ def test_every_choice_is_listed(option: str, names: dict[str, object]) -> None:
     ],
 )
 def test_paper_presets(method: str, shots: int, dataset: str, facts: dict[str, object]) -> None:
-    recipe = METHODS[method].preset("paper", dataset=dataset, shots=shots, images=160)
+    recipe = METHODS[method].preset("paper", TaskFacts(dataset, shots, 160))
     known = vars(recipe.config) | vars(recipe.optim)
     assert {name: known[name] for name in facts} == facts
 
 
 def test_other_presets() -> None:
-    options = {"dataset": "digits", "shots": 16, "images": 160}
-    taskres = METHODS["taskres"].preset("reference", **options)  # type: ignore[arg-type]
-    masks = METHODS["rmt"].preset("reference", **options)  # type: ignore[arg-type]
+    facts = TaskFacts("digits", 16, 160)
+    taskres = METHODS["taskres"].preset("reference", facts)
+    masks = METHODS["rmt"].preset("reference", facts)
     assert taskres.optim.weight_decay == 5e-4
     assert vars(masks.config)["patch_embedding"]
     assert vars(masks.config)["norm_weight"] == 1e-4

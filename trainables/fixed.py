@@ -53,8 +53,9 @@ def stage_name(config: TrialConfig, episode: Episode, source: DataSource, backbo
     """The file's name. `backbone` is the fingerprint of the one that the stage is trained on, the
     stages before it included. Raises `DataError`."""
     drawn = source.draw(episode.dataset, episode.shots, episode.seed, episode.half)
+    own = config.for_episode(episode)
     facts = {
-        "config": config.to_dict() | {"before": None, "fixed": True, "preset": ""},
+        "config": own.to_dict() | {"before": None, "fixed": True, "preset": ""},
         "episode": asdict(episode),
         "split": drawn.train.fingerprint,
         "content": drawn.train.images.content(),

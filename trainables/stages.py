@@ -78,7 +78,11 @@ class Training(Protocol):
 
 
 def open_training(config: TrialConfig, bench: EncodedTask, episode: Episode) -> Training:
-    """A trial's training on one cell; raises `MethodError`, `DataError`, `BackboneError`."""
+    """Training of a trial on one episode, with the episode's own settings if it has any.
+
+    Raises `MethodError`, `DataError`, `BackboneError`.
+    """
+    config = config.for_episode(episode)
     return Pipeline(config, bench, episode) if config.before else Trainer(config, bench, episode)
 
 

@@ -9,21 +9,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from trainables.protocols import Protocol
 
 if TYPE_CHECKING:
     from trainables.data.class_subsets import Half
     from trainables.data.registry import DataSource
     from trainables.methods.base import Method, MethodConfig
     from trainables.optim import OptimConfig
-
-Protocol = Literal["few-shot", "base-to-new", "domain-generalization", "cross-dataset"]
-"""What the search trains on, and what the evaluation at its end judges.
-
-`few-shot`: every data set, on its own test split. `base-to-new`: the first half of the classes,
-then both halves' test images, each among its own classes. `domain-generalization`: one data set,
-then its shifts, which nothing is trained on. `cross-dataset`: the first data set, then the others.
-"""
 
 
 @dataclass(frozen=True)
@@ -143,6 +137,26 @@ def _plain(spec: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", PurePath(spec).stem).strip("-") or "data"
 
 
+PER_EPISODE = "per data set"
+"""Shown in place of a value that differs between the data sets or numbers of shots of a trial."""
+
+
+@dataclass(frozen=True)
+class EpisodeSettings:
+    """The settings of a preset for one data set and number of shots."""
+
+    dataset: str
+    """Specification of the data set."""
+    shots: int
+    """Labelled training images per class."""
+    method_config: MethodConfig
+    """The method's own configuration."""
+    optim: OptimConfig
+    """Optimiser and schedule."""
+    crop_scale: float
+    """Smallest share of an image's area that a random crop shows."""
+
+
 @dataclass(frozen=True)
 class TrialConfig:
     """One point of a space, resolved: everything that training depends on but the task."""
@@ -164,10 +178,17 @@ class TrialConfig:
     """The stage before this one, whose method changes the backbone that this one is trained on."""
     fixed: bool = False
     """Whether all trials of the sweep begin with this stage as it is: what it learns is kept."""
+    per_episode: tuple[EpisodeSettings, ...] = ()
+    """For a preset whose settings differ between the data sets or numbers of shots of a task: the
+    settings of each. The fields above then hold the general setting. See `for_episode`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return dataclasses.asdict(self)
+        """Plain JSON types; without the field `per_episode` if it is empty."""
+        plain = dataclasses.asdict(self)
+        plain["before"] = self.before.to_dict() if self.before else None
+        if not self.per_episode:
+            del plain["per_episode"]
+        return plain
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> TrialConfig:
@@ -179,12 +200,40 @@ class TrialConfig:
         fields["optim"] = OptimConfig(**fields["optim"])
         if fields.get("before"):
             fields["before"] = cls.from_dict(fields["before"])
+        fields["per_episode"] = tuple(
+            EpisodeSettings(
+                **settings
+                | {
+                    "method_config": _method(fields["method"]).Config(**settings["method_config"]),
+                    "optim": OptimConfig(**settings["optim"]),
+                }
+            )
+            for settings in fields.get("per_episode", ())
+        )
         return cls(**fields)
+
+    def for_episode(self, episode: Episode) -> TrialConfig:
+        """The configuration that is trained on `episode`: this one, with the settings for its data
+        set and number of shots in every stage that has such settings."""
+        before = self.before.for_episode(episode) if self.before else None
+        found = dataclasses.replace(self, before=before, per_episode=())
+        for own in self.per_episode:
+            if (own.dataset, own.shots) == (episode.dataset, episode.shots):
+                return dataclasses.replace(
+                    found,
+                    method_config=own.method_config,
+                    optim=own.optim,
+                    crop_scale=own.crop_scale,
+                )
+        return found
 
     @property
     def epochs(self) -> int:
-        """Of this stage: 0 for a method with nothing to train."""
-        return 0 if _method(self.method).training_free else self.optim.epochs
+        """Epochs of this stage, 0 for a method with nothing to train. With settings per episode,
+        the fewest of any: a report step is a share of the training, see `TrialRun`."""
+        if _method(self.method).training_free:
+            return 0
+        return min((own.optim.epochs for own in self.per_episode), default=self.optim.epochs)
 
     @property
     def stages(self) -> tuple[TrialConfig, ...]:
@@ -208,16 +257,19 @@ class TrialConfig:
         return dataclasses.replace(self, seed=seed, before=before)
 
     def flat(self) -> dict[str, object]:
-        """Field -> value without nesting, as a person reads it in a table of parameters."""
-        plain: dict[str, dict[str, object]] = self.to_dict()
-        del plain["before"]
+        """Field -> value without nesting, as a person reads it in a table of parameters;
+        `PER_EPISODE` for a value that differs between episodes."""
+        found = dict(vars(self))
+        for name in ("method_config", "optim", "before", "per_episode"):
+            del found[name]
+        found = vars(self.method_config) | vars(self.optim) | found
+        for own in self.per_episode:
+            values = vars(own.method_config) | vars(own.optim) | {"crop_scale": own.crop_scale}
+            for name, value in values.items():
+                if value != found[name]:
+                    found[name] = PER_EPISODE
         before = self.before.flat() if self.before else {}
-        return (
-            plain.pop("method_config")
-            | plain.pop("optim")
-            | plain
-            | {f"before.{name}": value for name, value in before.items()}
-        )
+        return found | {f"before.{name}": value for name, value in before.items()}
 
     def fingerprint(self) -> str:
         """Hex digest of the configuration."""
@@ -227,6 +279,9 @@ class TrialConfig:
         """Every broken rule of method and optimiser; empty when all is well."""
         found = self.before.problems() if self.before else []
         found += [*self.method_config.problems(), *self.optim.problems()]
+        for own in self.per_episode:
+            found += [*own.method_config.problems(), *own.optim.problems()]
+        found = list(dict.fromkeys(found))
         if self.before and not _method(self.before.method).changes_backbone:
             from trainables.methods.registry import METHODS
 

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from trainables.encoded_task import EncodedTask
-from trainables.stages import open_training
+from trainables.stages import Training, open_training
 from trainables.storage import Storage
 from trainables.tensor_file import read_checked, write_checked, write_tensors
 from trainables.trial import TaskSpec, TrialConfig
@@ -102,17 +102,30 @@ class TrialRun:
 
     def _train_cell(self) -> list[dict[str, float]]:
         episode = self.episodes[self.step]
-        first = self.step * max(1, episode.epochs)
+        first = sum(max(1, done.epochs) for done in self.episodes[: self.step])
         return [
             _stamped(episode.run_epoch(), first + episode.epoch) for _ in range(episode.epochs)
         ] or [_stamped(episode.validate(), first)]
 
     def _train_side_by_side(self) -> list[dict[str, float]]:
-        lead = self.episodes[0]
+        begun = self._ends[self.step - 1] if self.step else 0
         return [
-            _stamped(_mean([episode.run_epoch() for episode in self.episodes]), lead.epoch)
-            for _ in range(self._ends[self.step] - lead.epoch)
+            _stamped(_mean([_train_until(e, self._epochs_of(e, end)) for e in self.episodes]), end)
+            for end in range(begun + 1, self._ends[self.step] + 1)
         ] or [_stamped(_mean([episode.validate() for episode in self.episodes]), 0)]
+
+    def _epochs_of(self, training: Training, epoch: int) -> int:
+        """The epochs that an episode has trained when the trial has trained `epoch`.
+
+        They differ only for settings per episode: the episode with the fewest epochs sets the
+        pace in every stage, and the others train the same share of theirs.
+        """
+        target = 0
+        for own, pace in zip(training.config.stages, self.config.stages, strict=True):
+            if not own.fixed and pace.epochs:
+                target += math.ceil(min(epoch, pace.epochs) * own.epochs / pace.epochs)
+                epoch = max(0, epoch - pace.epochs)
+        return target
 
     @cached_property
     def _ends(self) -> list[int]:
@@ -177,6 +190,14 @@ class TrialRun:
     def _identity(self) -> str:
         mode = "sequence" if self.in_sequence else "side-by-side"
         return f"{self.config.fingerprint()}/{self.task}/{mode}"
+
+
+def _train_until(training: Training, epoch: int) -> dict[str, float]:
+    """Trains one or more epochs; returns the metrics of the last."""
+    row = training.run_epoch()
+    while training.epoch < epoch:
+        row = training.run_epoch()
+    return row
 
 
 def _stamped(row: dict[str, float], epoch: int) -> dict[str, float]:

@@ -20,13 +20,15 @@ from search.core.init_from import Start
 from search.core.objectives import SAMPLERS_OF_TWO, parse_objective
 from search.core.pruners import PRUNERS
 from search.core.samplers import SAMPLERS
-from spaces.base import Space, TaskFacts
+from spaces.base import Space
 from spaces.pipeline import StartedSpace
 from spaces.registry import SPACES, SpaceError, find_space
 from trainables.credentials import without_password
+from trainables.methods.base import TaskFacts
+from trainables.protocols import Protocol
 from trainables.storage import join
 from trainables.text import did_you_mean
-from trainables.trial import Protocol, TaskSpec
+from trainables.trial import TaskSpec
 
 IDENTITY = ("space", "task", "sampler", "pruner", "seed")
 """Settings that may not change when a sweep is resumed; neither may `init_from` and
@@ -119,10 +121,13 @@ class SweepConfig:
             {"second_objective": self.second_objective} if self.second_objective else {}
         )
 
-    def open_space(self, setting: TaskFacts) -> Space:
+    def open_space(self, facts: TaskFacts) -> Space:
         """The space for a task; raises `SpaceError`."""
-        space = find_space(self.space).build(setting)
-        return StartedSpace(space, self.init_from.stage) if self.init_from else space
+        if self.init_from is None:
+            return find_space(self.space).build(facts)
+        before = tuple(stage.method for stage in self.init_from.stage.stages)
+        space = find_space(self.space).build(dataclasses.replace(facts, after=before))
+        return StartedSpace(space, self.init_from.stage)
 
     @property
     def sweep_name(self) -> str:

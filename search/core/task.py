@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import PurePath
-from typing import Literal, get_args
+from typing import get_args
 
 from search.core.config import SweepConfig
 from search.evaluation.evaluation_sets import evaluation_sets
 from search.evaluation.seeds import fresh_seeds
 from search.evaluation.statistics import effective_images
-from spaces.base import TaskFacts
 from trainables.data.base import DataError, FeatureRows, PixelRows, fingerprint
 from trainables.data.few_shot import FewShot, draws_problems
 from trainables.data.prompts import PromptVariant
 from trainables.data.registry import DataSource
 from trainables.data.sealed import check_test_split
-from trainables.trial import Episode, Protocol, TaskSpec
-
-Tower = Literal["vit", "resnet", "other"]
+from trainables.methods.base import TaskFacts, Tower
+from trainables.protocols import Protocol
+from trainables.trial import Episode, TaskSpec
 
 
 def data_problems(config: SweepConfig, source: DataSource) -> list[str]:
@@ -64,16 +63,24 @@ def data_problems(config: SweepConfig, source: DataSource) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def setting(
+def task_facts(
     task: TaskSpec, source: DataSource, tower: Tower, episode: Episode | None = None
 ) -> TaskFacts:
-    """The facts about one cell. Without one, those about the set: its largest number of shots, and
-    no data set's name where there are several, so that the paper's general setting is meant."""
-    several = episode is None and len(task.sources) > 1
-    episode = episode or Episode(task.sources[0], max(task.shots), task.seeds[0], task.half)
+    """The facts about one episode, or about the whole task.
+
+    For several data sets or numbers of shots, those of the task describe a general setting: the
+    largest number of shots, and no data set's name if there are several. They contain the facts of
+    each data set and number of shots.
+    """
+    if episode is None:
+        first = replace(task, seeds=task.seeds[:1]).episodes
+        each = tuple(task_facts(task, source, tower, one) for one in first)
+        general = max(each, key=lambda facts: facts.shots)
+        name = "" if len(task.sources) > 1 else general.dataset
+        return replace(general, dataset=name, each=each if len(each) > 1 else ())
     images = _draw(source, episode).train.images
-    name = "" if several else episode.dataset
-    return TaskFacts(name, episode.shots, len(images), tower, not isinstance(images, FeatureRows))
+    pixels = not isinstance(images, FeatureRows)
+    return TaskFacts(episode.dataset, episode.shots, len(images), tower, pixels, task.protocol)
 
 
 def all_class_names(task: TaskSpec, source: DataSource, variant: PromptVariant) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from search.core.sweep_identity import SWEEP_FILE, own_id, write_record
 from search.core.task import (
     all_class_names,
     data_problems,
-    setting,
+    task_facts,
     task_fingerprints,
     task_notices,
     val_images,
@@ -29,10 +29,11 @@ from search.driver.backbone_probe import BackboneProbeProcess, Examiner, Facts
 from search.execution.resources import Placement, place, this_machine
 from search.ledger.store import ledger_problems
 from search.tracking.uri import TrackingError, check_tracking_uri, sqlite_uri
-from spaces.base import Space, TaskFacts
+from spaces.base import Space
 from trainables.backbones.base import BackboneError
 from trainables.credentials import shown, without_password
 from trainables.data.registry import DataSource
+from trainables.methods.base import TaskFacts
 from trainables.methods.registry import METHODS
 from trainables.storage import (
     Storage,
@@ -243,7 +244,7 @@ def uri_afterwards(given: str, config: SweepConfig) -> str:
 def _plan(
     config: SweepConfig, source: DataSource, facts: Facts, placement: Placement | None, uri: str
 ) -> Plan:
-    facts_of_task = setting(config.task, source, facts.tower)
+    facts_of_task = task_facts(config.task, source, facts.tower)
     space = config.open_space(facts_of_task)
     fingerprints = {"backbone": facts.fingerprint} | task_fingerprints(config.task, source)
     named = SweepConfig.from_dict(config.to_dict() | {"name": config.sweep_name})

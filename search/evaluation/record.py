@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from search.evaluation.statistics import harmonic, harmonic_of_means, mean_of_harmonics
+from trainables.protocols import Protocol
 from trainables.storage import Storage
-from trainables.trial import Protocol
 
 EVALUATION = "evaluation.json"
 READS = "test_reads.jsonl"

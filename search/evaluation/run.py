@@ -21,7 +21,7 @@ from torch import Tensor
 
 from search.core.config import SweepConfig
 from search.core.problems import EvaluationError
-from search.core.task import fresh_draws, setting
+from search.core.task import fresh_draws, task_facts
 from search.driver.preflight import Plan
 from search.evaluation.evaluation_sets import EvaluationSet, evaluation_sets
 from search.evaluation.examples import MOST, Example, take_examples, write_examples
@@ -180,7 +180,7 @@ def _gather(what: str, references: list[Any], tell: Tell) -> Any:
 
 def _wanted(plan: Plan, episode: Episode, winner: TrialConfig) -> dict[Label, TrialConfig]:
     """Who is judged. The papers set some things by data set and shots: so does this row."""
-    facts = setting(plan.config.task, plan.source, plan.setting.tower, episode)
+    facts = task_facts(plan.config.task, plan.source, plan.setting.tower, episode)
     paper = plan.config.open_space(facts).paper
     return {
         "zero-shot": preset_trial("zero-shot", "paper", facts),

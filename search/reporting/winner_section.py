@@ -10,7 +10,8 @@ from search.reporting.section import Section
 from search.reporting.shots import LABELS
 from search.reporting.source import Source
 from search.reporting.tables import Table, percent
-from trainables.trial import Protocol, TrialConfig
+from trainables.protocols import Protocol
+from trainables.trial import TrialConfig
 
 _FIGURES: dict[Protocol, str] = {
     "few-shot": "test accuracy",

@@ -17,8 +17,8 @@ from search.terminal.console import module_command, relative, tool
 from search.terminal.progress import short
 from search.tracking.uri import page_of, ui_command
 from trainables.credentials import without_password
+from trainables.protocols import Protocol
 from trainables.storage import LocalStorage, Storage, join
-from trainables.trial import Protocol
 
 _NAMES: dict[Label, str] = {
     "zero-shot": "zero-shot",

@@ -12,13 +12,11 @@ from trainables.methods.gda import GdaConfig
 from trainables.methods.linear_probe import LinearProbeConfig
 from trainables.methods.lp_plus_plus import LpPlusPlusConfig
 from trainables.methods.masking.mask_method import MaskConfig
-from trainables.methods.masking.rmt import MaskTuningConfig
-from trainables.methods.masking.rmt_both import MaskedTowersConfig
+from trainables.methods.masking.rmt import MaskedTowersConfig, MaskTuningConfig
 from trainables.methods.prograd import ProGradConfig
 from trainables.methods.taskres import TaskResConfig
 from trainables.methods.text_adapter import TextAdapterConfig
 from trainables.methods.tip_adapter import TipAdapterConfig
-from trainables.methods.tip_adapter_f import TipAdapterFConfig
 from trainables.methods.vpt import VptConfig
 from trainables.methods.zero_shot import ZeroShotConfig
 from trainables.optim import OptimConfig
@@ -31,7 +29,7 @@ CASES: dict[str, list[MethodConfig]] = {
     ],
     "clip-adapter": [ClipAdapterConfig(), ClipAdapterConfig(ratio=1.0, reduction=8)],
     "tip-adapter": [TipAdapterConfig(), TipAdapterConfig(alpha=3.0, beta=1.0)],
-    "tip-adapter-f": [TipAdapterFConfig(), TipAdapterFConfig(alpha=3.0, beta=1.0)],
+    "tip-adapter-f": [TipAdapterConfig(), TipAdapterConfig(alpha=3.0, beta=1.0)],
     "cross-modal": [CrossModalConfig(), CrossModalConfig(text_share=0.0)],
     "lp-plus-plus": [
         LpPlusPlusConfig(),

@@ -29,6 +29,7 @@ from trainables.methods.base import (
     Preset,
     Schedule,
     Support,
+    TaskFacts,
 )
 from trainables.methods.registry import METHODS
 from trainables.optim import OptimConfig, make_optimiser
@@ -308,7 +309,8 @@ def test_presets_are_valid(name: str, preset: Preset, world: World) -> None:
     built = set()
     for dataset, shots in itertools.product(("digits", "imagenet", "oxford_flowers"), (1, 4, 16)):
         config, optim, crop_scale = METHODS[name].preset(
-            preset, dataset=dataset, shots=shots, images=10 * shots, tower=world.backbone.tower
+            preset,
+            TaskFacts(dataset, shots, 10 * shots, tower=world.backbone.tower),
         )
         assert type(config) is METHODS[name].Config
         assert config.problems() == optim.problems() == []

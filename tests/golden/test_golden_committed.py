@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trainables.backbones.base import Backbone, Preprocess
 from trainables.methods.base import Batch, BuildContext, ClassTexts, Schedule
-from trainables.methods.masking.gradient_rules import keep
+from trainables.methods.gradient_rules import keep
 from trainables.methods.taskres import TaskRes, TaskResConfig
 from trainables.optim import OptimConfig, make_optimiser
 

@@ -20,12 +20,12 @@ from search.driver.backbone_probe import BackboneProbe, BackboneProbeProcess
 from search.driver.preflight import preflight
 from search.ledger.lock import SweepLock
 from search.run import build_parser, configure, main
-from spaces.base import TaskFacts
 from spaces.registry import SPACES
 from tests.trainables.data.trees import paint
 from trainables.backbones.base import BackboneError
 from trainables.backbones.registry import BACKBONES
 from trainables.credentials import without_password
+from trainables.methods.base import TaskFacts
 from trainables.storage import LocalStorage
 
 CORES = len(os.sched_getaffinity(0))

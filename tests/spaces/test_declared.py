@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import FixedTrial
 
-from spaces.base import TaskFacts
 from spaces.declared import CROPS, Categorical, DeclaredSpace, Float, Int, Range
+from trainables.methods.base import TaskFacts
 from trainables.trial import TrialConfig
 
-SETTING = TaskFacts("digits", 16, 160, "vit")
+FACTS = TaskFacts("digits", 16, 160, "vit")
 RANGES: dict[str, Range] = {
     "alpha": Float(0.1, 1.0, log=True),
     "lr": Float(1e-4, 1e-3, log=True),
@@ -24,7 +24,7 @@ RANGES: dict[str, Range] = {
     "learn_alpha": Categorical((True,)),
     **CROPS,
 }
-SPACE = DeclaredSpace(SETTING, "table", "taskres", RANGES)
+SPACE = DeclaredSpace(FACTS, "table", "taskres", RANGES)
 
 
 def chosen(space: DeclaredSpace, seed: int, count: int = 50) -> list[TrialConfig]:
@@ -79,7 +79,7 @@ def test_one_change_changes_one_field(name: str) -> None:
 
 
 def test_features_are_not_cropped() -> None:
-    space = replace(SPACE, setting=replace(SETTING, pixels=False))
+    space = replace(SPACE, facts=replace(FACTS, pixels=False))
     assert "crop_scale" not in space.paper_parameters
     assert {config.crop_scale for config in chosen(space, seed=1)} == {1.0}
 
@@ -113,6 +113,6 @@ def test_choices_hold_the_paper_once(values: list[int], paper: int) -> None:
 
 
 def test_a_row_that_is_no_field() -> None:
-    space = DeclaredSpace(SETTING, "table", "taskres", {"alfa": Float(0, 1)})
+    space = DeclaredSpace(FACTS, "table", "taskres", {"alfa": Float(0, 1)})
     with pytest.raises(KeyError, match="alfa"):
         chosen(space, seed=0, count=1)

@@ -8,16 +8,16 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import FixedTrial
-
-from spaces.base import TaskFacts
-from spaces.pipeline import PipelineSpace, StartedSpace
-from spaces.registry import SPACES, SpaceError, find_space
 from spaces.rmt import MaskSpace
 from spaces.taskres import TaskResSpace
+
+from spaces.pipeline import PipelineSpace, StartedSpace
+from spaces.registry import SPACES, SpaceError, find_space
+from trainables.methods.base import TaskFacts
 from trainables.trial import TrialConfig
 
-SETTING = TaskFacts("digits", 4, 40, "vit")
-SPACE = PipelineSpace((MaskSpace(SETTING), TaskResSpace(SETTING)))
+FACTS = TaskFacts("digits", 4, 40, "vit")
+SPACE = PipelineSpace((MaskSpace(FACTS), TaskResSpace(FACTS)))
 
 
 def test_the_stages_are_chained() -> None:
@@ -26,22 +26,22 @@ def test_the_stages_are_chained() -> None:
     assert [stage.method for stage in paper.stages] == ["rmt", "taskres"]
     assert paper.preset == "paper"
     masks, residual = (replace(stage, before=None) for stage in paper.stages)
-    assert (masks, residual) == (MaskSpace(SETTING).paper, TaskResSpace(SETTING).paper)
+    assert (masks, residual) == (MaskSpace(FACTS).paper, TaskResSpace(FACTS).paper)
     assert SPACE.suggest(FixedTrial(dict(SPACE.paper_parameters))) == paper
 
 
 def test_every_parameter_belongs_to_one_stage() -> None:
     """Names that both have, as `lr`, are told apart, and a change of one changes one stage."""
     parameters = SPACE.paper_parameters
-    expected = {f"1.{name}" for name in MaskSpace(SETTING).paper_parameters}
-    expected |= {f"2.{name}" for name in TaskResSpace(SETTING).paper_parameters}
+    expected = {f"1.{name}" for name in MaskSpace(FACTS).paper_parameters}
+    expected |= {f"2.{name}" for name in TaskResSpace(FACTS).paper_parameters}
     assert parameters.keys() == expected
     assert {"1.lr", "2.lr", "1.epochs", "2.epochs"} < expected
     for name, value in (("1.lr", 1e-3), ("2.lr", 1e-3), ("1.masked", "all"), ("2.alpha", 1.0)):
         changed = SPACE.suggest(FixedTrial(dict(parameters) | {name: value}))
         first, second = changed.stages
         assert (first == SPACE.paper.before) is name.startswith("2")
-        assert (replace(second, before=None) == TaskResSpace(SETTING).paper) is not (
+        assert (replace(second, before=None) == TaskResSpace(FACTS).paper) is not (
             name.startswith("2")
         ) or second.preset == "search"
         assert changed.preset == "search"
@@ -59,7 +59,7 @@ def test_a_stored_trial_is_the_same_again() -> None:
 
 
 def test_three_stages_may_be_of_one_kind() -> None:
-    space = find_space("rmt+rmt-budget+taskres").build(SETTING)
+    space = find_space("rmt+rmt-budget+taskres").build(FACTS)
     assert space.name == "rmt+rmt-budget+taskres"
     assert [stage.method for stage in space.paper.stages] == ["rmt", "rmt", "taskres"]
     assert {"1.lr", "2.flip_budget", "3.lr"} < set(space.paper_parameters)
@@ -75,7 +75,7 @@ def test_a_name_of_the_registry_is_found(name: str) -> None:
 def test_known_combinations_are_what_any_would_be(name: str) -> None:
     """Rows of the registry, for the sake of its lists, with nothing of their own."""
     entry, stages = SPACES[name], [SPACES[stage] for stage in name.split("+")]
-    space = entry.build(SETTING)
+    space = entry.build(FACTS)
     assert isinstance(space, PipelineSpace)
     assert space.name == name
     assert entry.trials == max(stage.trials for stage in stages)
@@ -86,7 +86,7 @@ def test_known_combinations_are_what_any_would_be(name: str) -> None:
 def test_any_combination() -> None:
     entry = find_space("rmt-budget+taskres")
     assert (entry.trials, entry.seeds) == (SPACES["taskres"].trials, SPACES["rmt-budget"].seeds)
-    space: Any = entry.build(SETTING)
+    space: Any = entry.build(FACTS)
     assert [stage.name for stage in space.stages] == ["rmt-budget", "taskres"]
 
 
@@ -111,17 +111,17 @@ def test_an_unknown_name(name: str, words: list[str]) -> None:
 
 
 def test_the_wrong_order_is_told() -> None:
-    space = find_space("taskres+rmt").build(SETTING)
+    space = find_space("taskres+rmt").build(FACTS)
     (problem,) = space.paper.problems()
     assert "must change the backbone, and 'taskres' does not" in problem
     assert "use one of" in problem
 
 
 def test_a_started_space_varies_nothing_of_its_start() -> None:
-    start = replace(MaskSpace(SETTING).paper.seeded(5), fixed=True)
-    space = StartedSpace(TaskResSpace(SETTING), start)
+    start = replace(MaskSpace(FACTS).paper.seeded(5), fixed=True)
+    space = StartedSpace(TaskResSpace(FACTS), start)
     assert space.name == "taskres"
-    assert space.paper_parameters == TaskResSpace(SETTING).paper_parameters
+    assert space.paper_parameters == TaskResSpace(FACTS).paper_parameters
     assert space.suggest(FixedTrial(dict(space.paper_parameters))) == space.paper
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=3))
     for _ in range(20):
@@ -132,7 +132,7 @@ def test_a_started_space_varies_nothing_of_its_start() -> None:
 
 
 def test_a_started_pipeline() -> None:
-    start = replace(MaskSpace(SETTING).paper, fixed=True)
+    start = replace(MaskSpace(FACTS).paper, fixed=True)
     space = StartedSpace(SPACE, start)
     methods = [(stage.method, stage.fixed) for stage in space.paper.stages]
     assert methods == [("rmt", True), ("rmt", False), ("taskres", False)]

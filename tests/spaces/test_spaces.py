@@ -12,19 +12,20 @@ import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial
 
-from spaces.base import TaskFacts
+from spaces.base import parameters_per_episode
 from spaces.registry import SPACES
 from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask
+from trainables.methods.base import TaskFacts
 from trainables.trainer import Trainer
-from trainables.trial import Episode, TrialConfig
+from trainables.trial import PER_EPISODE, Episode, TrialConfig
 
 SHOTS = 4
-SETTING = TaskFacts("digits", SHOTS, 10 * SHOTS, "vit")
+FACTS = TaskFacts("digits", SHOTS, 10 * SHOTS, "vit")
 
-# A base from which every parameter has an effect: bits flip, decay and norm loss are on.
+# A base from which every parameter has an effect: bits flip, weight decay and norm loss are on.
 ACTIVE: dict[str, dict[str, Any]] = {
-    "taskres": {"lr": 5e-2, "decay": True, "weight_decay": 1e-3, "epochs": 25},
+    "taskres": {"lr": 5e-2, "weight_decay": 1e-3, "epochs": 25},
     "text-adapter": {"epochs": 25, "weight_decay": 0.0},
     "linear-probe": {},
     "clip-adapter": {"lr": 1e-3, "epochs": 25},
@@ -35,7 +36,7 @@ ACTIVE: dict[str, dict[str, Any]] = {
     "clap": {"epochs": 50},
     "gda": {},
     "enhanced-base": {"epochs": 10, "weight_decay": 0.0},
-    "rmt": {"lr": 1e-3, "norm_loss": True, "norm_weight": 1e-3, "epochs": 10, "batch_size": 16},
+    "rmt": {"lr": 1e-3, "norm_weight": 1e-3, "epochs": 10, "batch_size": 16},
     "clip-lora": {"lr": 1e-3, "epochs": 10},
     "vpt": {"epochs": 5, "batch_size": 16},
     "coop": {"epochs": 5, "weight_decay": 5e-4},
@@ -44,12 +45,11 @@ ACTIVE: dict[str, dict[str, Any]] = {
     "rmt-variants": {"lr": 1e-3, "epochs": 10},
     "rmt-text": {"lr": 1e-3, "epochs": 10},
     "rmt-both": {"lr": 1e-3, "epochs": 10},
-    "rmt-budget": {"flip_budget": 8.0, "epochs": 10, "batch_size": 16, "norm_loss": True},
+    "rmt-budget": {"flip_budget": 8.0, "epochs": 10, "batch_size": 16},
 }
 EXTRA = {
     "weight_decay": 1e-3,
     "norm_weight": 1e-3,
-    "alpha_start": 0.5,
     "warmup_lr": 1e-5,
     "leak_kl": 1.0,
 }
@@ -61,14 +61,14 @@ def bench() -> EncodedTask:
 
 
 def parameters(name: str) -> dict[str, Any]:
-    space = SPACES[name].build(SETTING)
+    space = SPACES[name].build(FACTS)
     return dict(space.paper_parameters) | EXTRA | ACTIVE[name]
 
 
 def distributions(name: str) -> dict[str, Any]:
     """All distributions of a space, those behind conditions included."""
     found: dict[str, Any] = {}
-    space = SPACES[name].build(SETTING)
+    space = SPACES[name].build(FACTS)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(40):
         trial = study.ask()
@@ -112,7 +112,7 @@ def learned(config: TrialConfig, bench: EncodedTask) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name", SPACES)
 def test_the_paper_is_in_the_space(name: str) -> None:
-    space = SPACES[name].build(SETTING)
+    space = SPACES[name].build(FACTS)
     config = space.suggest(FixedTrial(dict(space.paper_parameters)))
     assert config == space.paper
     assert config.preset == "paper"
@@ -121,10 +121,97 @@ def test_the_paper_is_in_the_space(name: str) -> None:
         assert distribution._contains(distribution.to_internal_repr(value)), parameter
 
 
+DERIVED = {"flip_budget"}
+"""Parameters that are no field of a configuration."""
+
+
+@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize("tower", ["vit", "resnet", "other"])
+@pytest.mark.parametrize("pixels", [True, False])
+def test_parameters_are_fields(name: str, tower: Any, pixels: bool) -> None:
+    """A parameter has the name, type and value of a field of its stage's configuration."""
+    space = SPACES[name].build(dataclasses.replace(FACTS, tower=tower, pixels=pixels))
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=2))
+    points = [FixedTrial(dict(space.paper_parameters)), *(study.ask() for _ in range(60))]
+    for trial in points:
+        stages = space.suggest(trial).stages
+        assert trial.params
+        for parameter, value in trial.params.items():
+            number, dot, field = parameter.rpartition(".")
+            stage = stages[int(number) - 1] if dot else stages[-1]
+            own = vars(stage.method_config) | vars(stage.optim) | {"crop_scale": stage.crop_scale}
+            if field not in DERIVED:
+                assert own[field] == value
+                assert type(own[field]) is type(value)
+
+
+def test_a_learned_alpha_starts_below_one() -> None:
+    space = SPACES["taskres"].build(FACTS)
+    base = parameters("taskres")
+    learned = space.suggest(FixedTrial(base | {"alpha": 0.9, "learn_alpha": True}))
+    fixed = space.suggest(FixedTrial(base | {"alpha": 1.5, "learn_alpha": True}))
+    assert vars(learned.method_config)["learn_alpha"]
+    assert not vars(fixed.method_config)["learn_alpha"]
+
+
+def test_all_layers_include_the_patch_embedding() -> None:
+    """A parameter is suggested only if it makes a difference."""
+    space = SPACES["rmt"].build(FACTS)
+    for masked, suggested in (("mhsa", True), ("mlp", True), ("all", False), ("dynamic", False)):
+        trial = FixedTrial(parameters("rmt") | {"masked": masked, "patch_embedding": True})
+        assert space.suggest(trial).problems() == []
+        assert ("patch_embedding" in trial.params) is suggested
+
+
+SETS = ("digits", "imagenet", "oxford_flowers")
+SEVERAL = dataclasses.replace(
+    FACTS,
+    dataset="",
+    shots=16,
+    images=160,
+    each=tuple(TaskFacts(dataset, shots, 100) for dataset in SETS for shots in (1, 16)),
+)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_the_papers_setting_is_that_of_each_data_set(name: str) -> None:
+    """For every episode, the first trial is what a sweep on this data set alone would begin with;
+    any other trial is the same for all."""
+    space, entry = SPACES[name].build(SEVERAL), SPACES[name]
+    paper = space.suggest(FixedTrial(dict(space.paper_parameters)))
+    assert paper == space.paper
+    assert TrialConfig.from_dict(paper.to_dict()) == paper
+    assert paper.problems() == []
+    for facts in SEVERAL.each:
+        own = paper.for_episode(Episode(facts.dataset, facts.shots, 1))
+        assert own == entry.build(facts).paper
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=3))
+    other = space.suggest(study.ask())
+    assert {other.for_episode(Episode(f.dataset, f.shots, 1)) for f in SEVERAL.each} == {other}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("taskres", {"alpha", "lr", "epochs"}),
+        ("rmt", {"leak", "lr", "epochs"}),
+        ("rmt+taskres", {"1.leak", "1.lr", "1.epochs", "2.alpha", "2.lr", "2.epochs"}),
+        ("gda", set()),
+    ],
+)
+def test_what_differs_is_said(name: str, parameters: set[str]) -> None:
+    space = SPACES[name].build(SEVERAL)
+    assert parameters_per_episode(space) == parameters
+    flat = space.paper.flat()
+    shown = {key for key, value in flat.items() if value == PER_EPISODE}
+    assert {key.rpartition(".")[2] for key in shown} == {p.rpartition(".")[2] for p in parameters}
+    assert parameters_per_episode(SPACES[name].build(FACTS)) == frozenset()
+
+
 @pytest.mark.parametrize("name", SPACES)
 @pytest.mark.parametrize("tower", ["vit", "resnet"])
 def test_every_point_is_valid(name: str, tower: Any) -> None:
-    space = SPACES[name].build(dataclasses.replace(SETTING, tower=tower))
+    space = SPACES[name].build(dataclasses.replace(FACTS, tower=tower))
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     for _ in range(100):
         trial = study.ask()
@@ -139,11 +226,9 @@ def test_every_point_is_valid(name: str, tower: Any) -> None:
 @pytest.mark.parametrize(("name", "parameter"), list(cases()))
 def test_parameter_reaches_training(name: str, parameter: str, bench: EncodedTask) -> None:
     base = parameters(name)
-    if parameter == "alpha_start":
-        base["learn_alpha"] = True
     if parameter == "leak_kl":
         base["rule"] = "sign"
-    space = SPACES[name].build(SETTING)
+    space = SPACES[name].build(FACTS)
     changed = base | {parameter: other(distributions(name)[parameter], base[parameter])}
     first, second = (space.suggest(FixedTrial(chosen)) for chosen in (base, changed))
     assert first != second
@@ -154,8 +239,8 @@ def test_parameter_reaches_training(name: str, parameter: str, bench: EncodedTas
 
 
 def test_flip_budget_is_what_was_asked_for() -> None:
-    space = SPACES["rmt-budget"].build(SETTING)
+    space = SPACES["rmt-budget"].build(FACTS)
     config = space.suggest(FixedTrial(parameters("rmt-budget")))
     method: Any = config.method_config
-    total = sum(config.optim.learning_rates(SETTING.images))
+    total = sum(config.optim.learning_rates(FACTS.images))
     assert total / (method.init - method.threshold) == pytest.approx(8.0)

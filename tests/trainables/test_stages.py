@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.trainables.trials import TASK, TWO_SEEDS, mask_trial, residual_trial
 from trainables.encoded_task import EncodedTask
-from trainables.methods.base import MethodError
+from trainables.methods.base import MethodError, TaskFacts
 from trainables.methods.registry import METHODS
 from trainables.stages import Pipeline, open_training
 from trainables.storage import LocalStorage
@@ -161,7 +161,7 @@ def test_other_classes_keep_the_masks(bench: EncodedTask) -> None:
 
 def test_nothing_to_train_at_the_end(bench: EncodedTask) -> None:
     """The last row is that of the last stage: a cache of the masked backbone's features."""
-    recipe = METHODS["tip-adapter"].preset("paper", dataset="digits", shots=2, images=20)
+    recipe = METHODS["tip-adapter"].preset("paper", TaskFacts("digits", 2, 20))
     last = TrialConfig("tip-adapter", "paper", recipe.config, recipe.optim)
     pipeline = Pipeline(last.after(MASKS), bench, CELL)
     assert pipeline.epochs == 2
@@ -197,7 +197,7 @@ def test_a_stage_that_none_can_follow(bench: EncodedTask) -> None:
     (problem,) = wrong.problems()
     assert "'taskres' does not: use one of" in problem
     assert "rmt" in problem
-    with pytest.raises(MethodError, match="use it as the last one"):
+    with pytest.raises(MethodError, match="use it as the last stage"):
         trained(wrong, bench)
 
 

@@ -176,7 +176,7 @@ def test_a_warm_worker_keeps_its_workbench(job: Job) -> None:
     ("bad", "words"),
     [
         ({"trial": residual_trial(2, lr=1e30)}, "NonFiniteError: residual/norm became inf"),
-        ({"trial": mask_trial(2, leak=3.0)}, "MethodError: leak must lie in 0..1, got 3.0"),
+        ({"trial": mask_trial(2, leak=3.0)}, "MethodError: leak must be in [0, 1], got 3.0"),
         ({"task": replace(TASK, shots=(59,))}, "DataError: Every class needs as many"),
         ({"task": replace(TASK, datasets=("digit",))}, "DataError: There is no data set 'digit'"),
         ({"task": replace(TASK, backbone="tinny")}, "BackboneError: "),

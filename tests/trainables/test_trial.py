@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tests.trainables.trials import mask_trial, residual_trial, zero_shot_trial
+from trainables.methods.base import TaskFacts
 from trainables.methods.registry import METHODS
-from trainables.trial import TaskSpec, TrialConfig
+from trainables.trial import EpisodeSettings, TaskSpec, TrialConfig
 
 PRESETS = ("paper", "reference", "clean")
 
@@ -19,7 +20,7 @@ PRESETS = ("paper", "reference", "clean")
 def presets() -> list[TrialConfig]:
     """Every method in every preset."""
     return [
-        TrialConfig(name, preset, *method.preset(preset, dataset="digits", shots=4, images=40))
+        TrialConfig(name, preset, *method.preset(preset, TaskFacts("digits", 4, 40)))
         for name, method in METHODS.items()
         for preset in PRESETS
     ]
@@ -46,7 +47,8 @@ def test_the_flat_form_loses_no_field(trial: TrialConfig) -> None:
     """Two fields of one name would hide each other."""
     flat = trial.flat()
     parts = (trial.method_config, trial.optim)
-    own = {f.name for f in dataclasses.fields(trial)} - {"method_config", "optim", "before"}
+    nested = {"method_config", "optim", "before", "per_episode"}
+    own = {f.name for f in dataclasses.fields(trial)} - nested
     fields = [f.name for part in parts for f in dataclasses.fields(part)]
     assert len(flat) == len(own) + len(fields)
     assert {name: flat[name] for name in own} == {name: getattr(trial, name) for name in own}
@@ -57,7 +59,9 @@ def test_the_flat_form_loses_no_field(trial: TrialConfig) -> None:
 
 @pytest.mark.parametrize("trial", [residual_trial(), mask_trial(), zero_shot_trial()])
 def test_the_fingerprint_sees_every_field(trial: TrialConfig) -> None:
+    each = (EpisodeSettings("digits", 1, trial.method_config, trial.optim, 1.0),)
     other: dict[type, Any] = {float: 0.123, int: 77, str: "x", type(None): zero_shot_trial()}
+    other[tuple] = each
 
     def changed(record: Any) -> list[Any]:
         return [
@@ -88,7 +92,7 @@ def test_all_problems_at_once() -> None:
     trial = replace(trial, optim=replace(trial.optim, lr=-1.0, epochs=0))
     found = trial.problems()
     assert len(found) == 4
-    for words in ("leak must lie in 0..1, got 2.0", "lr must be", "epochs must be", "crop_scale"):
+    for words in ("leak must be in [0, 1], got 2.0", "lr must be", "epochs must be", "crop_scale"):
         assert sum(words in problem for problem in found) == 1
 
 

@@ -23,7 +23,7 @@ from trainables.methods.base import BuildContext, Schedule
 from trainables.methods.registry import METHODS
 from trainables.storage import LocalStorage, StorageError
 from trainables.trainer import NonFiniteError, Trainer
-from trainables.trial import Episode, TaskSpec, TrialConfig
+from trainables.trial import Episode, EpisodeSettings, TaskSpec, TrialConfig
 from trainables.trial_run import REPORTS_PER_TRIAL, Report, TrialRun
 
 Content = tuple[dict[str, Any], dict[str, torch.Tensor]]
@@ -59,6 +59,94 @@ def equal(first: Content, second: Content) -> bool:
         and list(first[1]) == list(second[1])
         and all(map(torch.equal, first[1].values(), second[1].values()))
     )
+
+
+# --- settings per episode ------------------------------------------------------------------------
+
+TWO_SETS = TaskSpec(("digits", "digits-rotated"), "tiny", shots=(1, 2), seeds=(1,))
+
+
+def paper_trial(**epochs: int) -> TrialConfig:
+    """Other settings for each data set and number of shots; `epochs` by data set."""
+    general = residual_trial(4)
+    each = tuple(
+        EpisodeSettings(
+            dataset,
+            shots,
+            replace(general.method_config, alpha=0.1 * shots),  # type: ignore[call-arg]
+            replace(general.optim, lr=1e-3 * shots, epochs=epochs[dataset.replace("-", "_")]),
+            1.0,
+        )
+        for dataset in TWO_SETS.datasets
+        for shots in TWO_SETS.shots
+    )
+    return replace(general, preset="paper", per_episode=each)
+
+
+@pytest.mark.parametrize("in_sequence", [False, True])
+@pytest.mark.parametrize(("one", "other"), [(3, 3), (3, 7), (20, 10), (9, 8)])
+def test_each_episode_is_trained_with_its_own_settings(
+    one: int, other: int, in_sequence: bool, bench: EncodedTask
+) -> None:
+    config = paper_trial(digits=one, digits_rotated=other)
+    run = TrialRun(config, TWO_SETS, bench, in_sequence)
+    reports = to_the_end(run)
+    assert len(reports) == run.steps <= REPORTS_PER_TRIAL
+    epochs = [row["epoch"] for report in reports for row in report.rows]
+    total = 2 * (one + other) if in_sequence else min(one, other)
+    assert epochs == list(range(1, total + 1))
+    for training in run.episodes:
+        own = config.for_episode(training.episode)
+        assert (own.optim.epochs, training.epoch) == (training.epochs, training.epochs)
+        alone = TrialRun(own, replace(TWO_SETS, **_only(training.episode)), bench)
+        to_the_end(alone)
+        assert equal_states(alone.episodes[0].state()[0], training.state()[0])
+
+
+def _only(episode: Episode) -> dict[str, Any]:
+    return {"datasets": (episode.dataset,), "shots": (episode.shots,), "seeds": (episode.seed,)}
+
+
+def equal_states(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
+
+
+def test_settings_per_episode_survive_an_interruption(bench: EncodedTask, tmp_path: Path) -> None:
+    config = paper_trial(digits=3, digits_rotated=7)
+    straight, broken = (TrialRun(config, TWO_SETS, bench) for _ in range(2))
+    to_the_end(straight)
+    broken.advance()
+    broken.save(*at(tmp_path / "c.safetensors"))
+    again = TrialRun(
+        TrialConfig.from_dict(json.loads(json.dumps(config.to_dict()))), TWO_SETS, bench
+    )
+    assert again.load(*at(tmp_path / "c.safetensors"))
+    to_the_end(again)
+    assert equal(content(straight, tmp_path / "a"), content(again, tmp_path / "b"))
+
+
+def test_stages_keep_step_with_each_other(bench: EncodedTask) -> None:
+    """Stages that differ in epochs: every report is of the same stage in all episodes."""
+    first = replace(
+        residual_trial(2),
+        method="enhanced-base",
+        method_config=METHODS["enhanced-base"].Config(),
+        per_episode=tuple(
+            EpisodeSettings(dataset, shots, METHODS["enhanced-base"].Config(), optim, 1.0)
+            for dataset, optim in (
+                ("digits", replace(residual_trial().optim, epochs=2)),
+                ("digits-rotated", replace(residual_trial().optim, epochs=5)),
+            )
+            for shots in TWO_SETS.shots
+        ),
+    )
+    run = TrialRun(paper_trial(digits=6, digits_rotated=3).after(first), TWO_SETS, bench)
+    while not run.finished:
+        run.advance()
+        assert len({type(training.method) for training in run.episodes}) == 1
+    assert [training.epoch for training in run.episodes] == [8, 8, 8, 8]
 
 
 # --- reports -------------------------------------------------------------------------------------

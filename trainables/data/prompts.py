@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-PromptVariant = Literal["paper", "reference", "clean", "single", "photo"]
+PromptVariant = Literal["paper", "reference", "clean", "single", "photo", "ensemble"]
 """Whose texts describe the classes.
 
 `paper`: TaskRes, table 7 (seven templates on ImageNet); `_` in a class name read as a space.
@@ -21,6 +21,8 @@ PromptVariant = Literal["paper", "reference", "clean", "single", "photo"]
 class names fed raw, so that the tokenizer sees `_` as a token of its own.
 `single`: R-AMT, text and code: one template per data set, names lower-cased with `_` as a space.
 `photo`: CLIP-LoRA, and MaPLe's code for VPT: «a photo of a {}.» whatever the data set.
+`ensemble`: Tip-Adapter's code and its successors: seven templates on ImageNet, with each text's
+feature scaled to unit length before their mean, else those of `single`.
 `clean`: `paper`, with each text's feature scaled to unit length before the mean over templates.
 """
 
@@ -119,7 +121,7 @@ def prompt_set(
     return PromptSet(
         names,
         () if given else prompt_templates(dataset, variant),
-        normalise_each=variant == "clean",
+        normalise_each=variant in ("clean", "ensemble"),
         given=tuple(tuple(row) for row in given),
     )
 

@@ -1,11 +1,11 @@
 """The interface of a few-shot tuning method.
 
-Notation: b batch, c classes, d feature dimension, n training images, s image side.
+Notation: b batch size, c classes, d feature dimension, n training images, s image side.
 
-A method owns its trainable tensors and nothing else. It never sees labels outside `backward` and
-`prepare`, never touches the backbone's weights, draws random numbers from the generator that it is
-handed and no other, and does its own backward pass, so that a method whose gradient is not that of
-one loss (gradient dropout) needs no special case in the trainer.
+A method owns its trainable tensors and nothing else. It sees labels only in `backward` and
+`prepare`, never changes the backbone's weights, and draws random numbers only from the generators
+it is given. It computes its own gradients, so that a method whose update is not the gradient of a
+single loss (gradient dropout) needs no special case in the trainer.
 """
 
 from __future__ import annotations
@@ -21,59 +21,83 @@ from torch import Tensor, nn
 from trainables.backbones.base import Backbone
 from trainables.data.prompts import PromptSet, PromptVariant
 from trainables.optim import OptimConfig
+from trainables.protocols import Protocol
 
 Preset = Literal["paper", "reference", "clean"]
-"""`paper`: the text. `reference`: the authors' code, bug for bug. `clean`: documented mends."""
-
+"""`paper`: the paper's text. `reference`: the authors' code, including its bugs. `clean`: our
+setting, with documented fixes."""
 
 Tower = Literal["vit", "resnet", "other"]
-"""The family of an image tower, see `Backbone.tower`."""
+"""Family of an image tower, see `Backbone.tower`."""
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """Facts about a task that determine the papers' settings and the search space."""
+
+    dataset: str
+    """Registry name of the data set; empty for a general setting."""
+    shots: int
+    """Labelled training images per class."""
+    images: int
+    """n, the number of training images."""
+    tower: Tower = "vit"
+    """Family of the image tower."""
+    pixels: bool = True
+    """Whether the data set has images, which can be cropped, rather than features."""
+    protocol: Protocol = "few-shot"
+    """Protocol of the evaluation."""
+    after: tuple[str, ...] = ()
+    """Registry names of the methods of earlier stages."""
+    each: tuple[TaskFacts, ...] = ()
+    """For several data sets or numbers of shots: the facts of each. Presets ignore this field."""
 
 
 class MethodError(ValueError):
-    """A method and its surroundings do not fit: rule, value and remedy in one message."""
+    """A method does not fit its backbone, classes or artifact. The message gives the rule, the
+    value and the fix."""
 
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """Base of all method configurations; every field is documented where it is declared."""
+    """Base class of all method configurations."""
 
     prompts: PromptVariant = "paper"
-    """Which variant of the data set's prompt templates the class features are made from."""
+    """Variant of the data set's prompt templates that the class features are computed from."""
 
     def problems(self) -> list[str]:
-        """Every broken rule, with value and remedy; empty when all is well."""
+        """One message per broken rule, with value and fix; empty if there is none."""
         if self.prompts in get_args(PromptVariant):
             return []
         return [f"prompts must be one of {get_args(PromptVariant)}, got {self.prompts!r}"]
 
 
 class Recipe(NamedTuple):
-    """A preset: everything about a training that the paper, its code or we have settled."""
+    """Everything that a preset determines."""
 
     config: Any
     """An instance of the method's `Config`."""
     optim: OptimConfig
-    """How long and how fast."""
+    """Optimiser and schedule."""
     crop_scale: float
-    """Smallest share of the image's area a random crop may take; 1 = no augmentation."""
+    """Smallest share of the image's area that a random crop may take; 1 for no augmentation."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One training step's data."""
+    """The data of one training step."""
 
     inputs: Tensor
-    """Image features [b, d] or preprocessed images [b, 3, s, s], as the method `input_kind`."""
+    """Image features [b, d] or preprocessed images [b, 3, s, s], see `Method.input_kind`."""
     labels: Tensor
     """int64 [b], in 0..c-1."""
     zero_shot_logits: Tensor | None = None
-    """[b, c]: the zero-shot model on the same views; given when the method `uses_zero_shot`."""
+    """[b, c]: the zero-shot model's logits for `inputs`, if the method `uses_zero_shot`."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a method may know of the training that lies ahead."""
+    """What a method may know about its training in advance."""
 
     learning_rates: tuple[float, ...]
     """One per optimiser step, in order."""
@@ -83,100 +107,113 @@ class Schedule:
 
 @dataclass(frozen=True)
 class ClassTexts:
-    """The classes that are told apart."""
+    """The classes of a task."""
 
     features: Tensor
-    """float32 [c, d], one text vector a class, not normalised."""
+    """float32 [c, d]: one text feature per class, not normalised."""
     prompts: PromptSet | None = None
-    """The texts; None where only their features are at hand, as in a bundle."""
+    """The texts; None if only their features are known, as in a feature bundle."""
 
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What a method is built from."""
+    """Everything besides its configuration that a method is built from."""
 
     backbone: Backbone
     """Frozen."""
     classes: ClassTexts
-    """Those of the training."""
+    """The classes that are trained on."""
     schedule: Schedule
-    """Of the training."""
+    """The schedule of the training."""
     images: int = 0
-    """n, the size of the training set."""
+    """n, the number of training images."""
     rng: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
-    """For first values that are drawn at random: a generator on the CPU."""
+    """Draws random initial values, on the CPU."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """A linear classifier of unit image features: logits = (z + o) / |z + o| W^T + b, [b, c]."""
+    """A linear classifier of image features: logits = (z + o) / |z + o| W^T + b, [b, c]."""
 
     weight: Tensor
-    """W, float32 [c, d], the logit scale multiplied in."""
+    """W, float32 [c, d], multiplied by the logit scale."""
     bias: Tensor | None = None
-    """b, float32 [c]; None if it is zero."""
+    """b, float32 [c]; None for zero."""
     offset: Tensor | None = None
-    """o, float32 [d]; None if it is zero."""
+    """o, float32 [d]; None for zero."""
 
 
 @dataclass(frozen=True)
 class Support:
-    """The whole training set, for what a method computes once before its first step."""
+    """The whole training set, for computations before the first step."""
 
     labels: Tensor
     """int64 [n], in 0..c-1, on the backbone's device."""
     views: int
-    """How many different views of every image there are: 1 without augmentation."""
+    """Number of augmented views of each image; 1 without augmentation."""
     features: Callable[[int], Tensor]
     """View 0..views-1 -> image features [n, d], not normalised, in the order of `labels`."""
     batches: Callable[[], Iterator[Batch]]
-    """One epoch in random order, as a training reads it."""
+    """One epoch of training batches in random order."""
 
 
 class Method(nn.Module, ABC):
-    """One way to tune a frozen backbone on a few labelled images."""
+    """A way to tune a frozen backbone on a few labelled images.
 
+    The base class keeps `config` and `backbone`.
+    """
+
+    name: ClassVar[str]
+    """Registry name."""
     Config: ClassVar[type[MethodConfig]]
+    """Class of its configurations."""
     input_kind: ClassVar[Literal["features", "images"]]
+    """What `forward` takes."""
     changes_backbone: ClassVar[bool] = False
-    """Whether `merged_backbone` can fold what is learned into the backbone, for another stage."""
+    """Whether `merged_backbone` can fold what is learned into the backbone for a later stage."""
     training_free: ClassVar[bool] = False
-    """Whether there is nothing to train: `prepare` does it all."""
+    """Whether there is nothing to train because `prepare` computes everything."""
     is_zero_shot_at_init: ClassVar[bool] = True
-    """Whether the untrained method is the zero-shot model."""
+    """Whether the untrained method equals the zero-shot model."""
+
+    def __init__(self, config: Any, context: BuildContext) -> None:
+        """For `build`, which has checked the configuration. Raises `MethodError` if configuration,
+        backbone and classes do not fit."""
+        super().__init__()
+        self.config = config
+        self.backbone = context.backbone
 
     @classmethod
     @abstractmethod
-    def preset(
-        cls, name: Preset, *, dataset: str, shots: int, images: int, tower: Tower = "vit"
-    ) -> Recipe:
-        """The settings for `dataset` (a registry name) at `shots` images a class.
+    def preset(cls, name: Preset, facts: TaskFacts) -> Recipe:
+        """The settings of the preset `name` for a task."""
 
-        `images` is the size n of the training set; `tower` the family of the image tower.
+    @classmethod
+    def build(cls, config: Any, context: BuildContext) -> Self:
+        """An untrained method; `config` is an instance of `cls.Config`.
+
+        Raises `MethodError` with every broken rule.
         """
-
-    @classmethod
-    @abstractmethod
-    def build(cls, config: Any, material: BuildContext) -> Self:
-        """A fresh method; `config` is an instance of `cls.Config`. Raises `MethodError` where
-        config, backbone and classes do not fit."""
+        if problems := config.problems():
+            raise MethodError("; ".join(problems))
+        return cls(config, context)
 
     @abstractmethod
     def forward(self, inputs: Tensor) -> Tensor:
-        """Inputs (see `input_kind`) -> logits [b, c], already multiplied by the logit scale."""
+        """Inputs (see `input_kind`) -> logits [b, c], multiplied by the logit scale."""
 
     @abstractmethod
     def backward(self, batch: Batch, rng: torch.Generator) -> dict[str, float]:
-        """Fills `.grad` of every trainable tensor; returns scalars, `train/loss` among them."""
+        """Sets `.grad` of every trainable tensor; returns scalars, including `train/loss`."""
 
     @abstractmethod
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The tensors that the optimiser moves, by name, in a fixed order; may be empty."""
+        """The tensors that the optimiser updates, by name, in a fixed order; may be empty."""
 
     @abstractmethod
     def set_classes(self, classes: ClassTexts) -> None:
-        """Tell other classes apart from now on. What was learned stays as far as it does not
-        belong to single classes. Training is over."""
+        """Switches to other classes after training. What was learned is kept unless it belongs to
+        single classes."""
 
     @property
     def uses_zero_shot(self) -> bool:
@@ -184,21 +221,23 @@ class Method(nn.Module, ABC):
         return False
 
     def prepare(self, support: Support) -> None:
-        """Called once, before the first step and whatever `forward` is asked; never for a method
-        that `load_artifact` or `load_state_dict` fills. Nothing by default."""
+        """Called once before the first step and the first `forward`, unless `load_artifact` or
+        `load_state_dict` restores the method. Does nothing by default."""
 
     def merged_backbone(self) -> Backbone:
-        """The backbone with what was learned folded in, under a fingerprint of its own. Raises
-        `MethodError` where nothing of it belongs to the backbone."""
+        """The backbone with what was learned folded in, under a new fingerprint.
+
+        Raises `MethodError` if nothing that is learned belongs to the backbone.
+        """
         raise MethodError(
             f"what {type(self).__name__} learns does not belong to the backbone, so that no other "
-            "stage can follow: use it as the last one"
+            "stage can follow: use it as the last stage"
         )
 
     def linear_head(self) -> Head | None:
-        """The linear classifier that says what `forward` says, on the features of the backbone, or
-        of `merged_backbone` if the method changes it. None, the default, if the method
-        computes more than a CLIP's image tower and a linear classifier."""
+        """The linear classifier that computes the same logits as `forward` on features of the
+        backbone, or of `merged_backbone` if the method changes it. None, the default, if the
+        method is more than a CLIP image tower and a linear classifier."""
         return None
 
     def forecast(self) -> dict[str, float]:
@@ -206,7 +245,7 @@ class Method(nn.Module, ABC):
         return {}
 
     def warnings(self) -> list[str]:
-        """Sentences the user should read before training, e.g. that no bit can flip."""
+        """Sentences to show before training, e.g. that no bit can flip."""
         return []
 
     def progress(self) -> dict[str, float]:
@@ -216,8 +255,8 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """What was learned, without optimiser state: tensors for a safetensors file, and its
-        string metadata with `format` and `format_version`."""
+        string metadata, including `format` and `format_version`."""
 
     @abstractmethod
     def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """The inverse of `artifact`; raises `MethodError` for damage or another format."""
+        """Restores an `artifact`; raises `MethodError` for damage or another format."""

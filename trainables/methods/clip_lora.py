@@ -1,22 +1,22 @@
 """CLIP-LoRA: low-rank changes of both encoders (Zanella and Ben Ayed 2024, arXiv:2405.18541).
 
-Notation: A [r, i], B [o, r], s as in `low_rank.py`; c classes, d feature dimension.
+Notation: A [r, i], B [o, r], s as in `low_rank.py`; b batch size, c classes, d feature dimension.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from trainables.backbones.base import Backbone, BackboneError
-from trainables.methods.artifacts import TensorArtifact, described
-from trainables.methods.autograd import LossMethod
+from trainables.backbones.text_tower import AT_ONCE, text_tower
+from trainables.data.prompts import PromptSet
 from trainables.methods.base import (
     Batch,
     BuildContext,
@@ -26,41 +26,41 @@ from trainables.methods.base import (
     MethodError,
     Preset,
     Recipe,
-    Tower,
+    TaskFacts,
 )
 from trainables.methods.low_rank import Branch, Dropout, Encoder, Matrix, Site, attach, sites
-from trainables.methods.tuned_texts import TunedTexts
+from trainables.methods.recipes import DASSL_CROP_SCALE
+from trainables.methods.tensor_method import TensorMethod
 from trainables.optim import OptimConfig
 
 Encoders = Literal["image", "text", "both"]
 Scaling = Literal["rank", "root"]
 
 STEPS_PER_SHOT = 500
-"""Training steps for each labelled image of a class, whatever the number of classes."""
+"""Training steps per shot, whatever the number of classes."""
 
 
 @dataclass(frozen=True)
 class ClipLoraConfig(MethodConfig):
-    """Which matrices get a branch, and how strong it is."""
+    """The matrices that have a branch, and its strength."""
 
     encoders: Encoders = "both"
-    """Whose matrices: the `image` encoder's, which must be a transformer, the `text` encoder's,
-    or those of `both`."""
+    """The encoders that are adapted; an `image` encoder must be a transformer."""
     matrices: str = "q,k,v"
-    """Some of q, k, v, o (attention), up and down (MLP), with commas between them."""
+    """Some of q, k, v, o (attention), up and down (MLP), separated by commas."""
     rank: int = 2
     """r."""
     lora_alpha: float = 1.0
-    """The numerator of s."""
+    """Numerator of s."""
     scaling: Scaling = "rank"
-    """s is alpha / r by `rank`, as LoRA defines it, and alpha / sqrt(r) by `root`, as CLIP-LoRA's
-    released code has it (loralib/layers.py)."""
+    """`rank`: s is alpha / r, as LoRA defines it. `root`: s is alpha / sqrt(r), as in CLIP-LoRA's
+    released code (loralib/layers.py)."""
     dropout: float = 0.25
-    """Share of a branch's inputs that are zero in a training step, drawn anew for each branch."""
+    """Probability of a branch's inputs being zeroed in a training step, drawn per branch."""
 
     @property
     def names(self) -> tuple[Matrix, ...]:
-        """`matrices` one by one, in the order of `Matrix`."""
+        """`matrices` as a tuple, in the order of `Matrix`."""
         asked = self.matrices.split(",")
         return tuple(matrix for matrix in get_args(Matrix) if matrix in asked)
 
@@ -70,7 +70,6 @@ class ClipLoraConfig(MethodConfig):
         return self.lora_alpha / (self.rank if self.scaling == "rank" else math.sqrt(self.rank))
 
     def problems(self) -> list[str]:
-        """See `MethodConfig.problems`."""
         found = super().problems()
         for name, kind in (("encoders", Encoders), ("scaling", Scaling)):
             if getattr(self, name) not in get_args(kind):
@@ -86,67 +85,53 @@ class ClipLoraConfig(MethodConfig):
         if not (math.isfinite(self.lora_alpha) and self.lora_alpha > 0):
             found.append(f"lora_alpha must be positive and finite, got {self.lora_alpha}: use 1")
         if not 0 <= self.dropout < 1:
-            found.append(f"dropout must lie in 0..1, below 1, got {self.dropout}: use e.g. 0.25")
+            found.append(f"dropout must be in [0, 1), got {self.dropout}: use e.g. 0.25")
         return found
 
 
-class ClipLora(TensorArtifact, LossMethod):
-    """logits = exp(logit_scale) cos(z, t), where both z and t come from encoders with W + s B A in
-    place of W.
+class ClipLora(TensorMethod):
+    """logits = exp(logit_scale) cos(z, t), with W + s B A in place of W in the encoders of z and t.
 
-    It reads images even where only the text encoder is tuned. The released code has 100 in place
-    of exp(logit_scale) and trains in float16 with gradient scaling.
+    It reads images even if only the text encoder is adapted. The released code uses 100 for
+    exp(logit_scale) and trains in float16 with gradient scaling.
     """
 
+    name: ClassVar[str] = "clip-lora"
     Config: ClassVar[type[MethodConfig]] = ClipLoraConfig
     input_kind: ClassVar[Literal["features", "images"]] = "images"
     changes_backbone: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        config: ClipLoraConfig,
-        backbone: Backbone,
-        classes: ClassTexts,
-        where: list[Site],
-        rng: torch.Generator,
-    ) -> None:
-        """`where`: the matrices that get a branch; `rng` draws the first A."""
-        super().__init__()
-        self.config, self._backbone = config, backbone
-        scale = {"scale": repr(config.scale)}
-        self.description = described("clip-lora", backbone.fingerprint) | scale
+    def __init__(self, config: ClipLoraConfig, context: BuildContext) -> None:
+        super().__init__(config, context)
         self.downs, self.ups = nn.ParameterDict(), nn.ParameterDict()
         self._dropout = Dropout(config.dropout)
         self._branches: dict[Site, Branch] = {}
-        for site in where:
-            weight = site.of(backbone.model.get_parameter(site.parameter))
+        for site in _sites(config, self.backbone):
+            weight = site.of(self.backbone.model.get_parameter(site.parameter))
             rows, columns = weight.shape
             # Kaiming's uniform with a = sqrt(5), as in the code: U(-1, 1) / sqrt(i).
-            first = torch.empty(config.rank, columns).uniform_(-1, 1, generator=rng)
+            first = torch.empty(config.rank, columns).uniform_(-1, 1, generator=context.rng)
             down = nn.Parameter(first.div_(math.sqrt(columns)).to(weight.device))
             up = nn.Parameter(torch.zeros(rows, config.rank, device=weight.device))
             self.downs[site.name], self.ups[site.name] = down, up
             self._branches[site] = Branch(down, up, config.scale, self._dropout)
         # Not a submodule: its tensors are the backbone's and this method's.
-        self._tuned = backbone.changed({})
+        self._tuned = self.backbone.changed({})
         attach(self._tuned.model, self._branches)
         self._texts: Callable[[], Tensor]
-        self.set_classes(classes)
+        self.set_classes(context.classes)
 
     @classmethod
-    def preset(
-        cls, name: Preset, *, dataset: str, shots: int, images: int, tower: Tower = "vit"
-    ) -> Recipe:
+    def preset(cls, name: Preset, facts: TaskFacts) -> Recipe:
         """The published settings, which are the same for all data sets.
 
-        `reference` scales by the root of the rank, as only the code does. `clean` describes the
-        classes by the data set's own template instead of «a photo of a {}.». A ResNet has no
-        matrices of this kind, so that its text encoder is tuned alone.
+        `reference` scales by the root of the rank, as only the code does. `clean` uses the data
+        set's own template instead of "a photo of a {}.". A ResNet has no such matrices, so only
+        its text encoder is adapted.
         """
-        del dataset
         config = ClipLoraConfig(
             prompts="single" if name == "clean" else "photo",
-            encoders="both" if tower == "vit" else "text",
+            encoders="both" if facts.tower == "vit" else "text",
             scaling="root" if name == "reference" else "rank",
         )
         optim = OptimConfig(
@@ -158,38 +143,21 @@ class ClipLora(TensorArtifact, LossMethod):
             decay="step",
             min_lr=1e-6,
         )
-        # Whole epochs, at least as many steps as published. The released loader also reads the
-        # last incomplete batch of an epoch, which is dropped here as everywhere.
-        epochs = -(-STEPS_PER_SHOT * shots // optim.steps_per_epoch(images))
-        return Recipe(config, replace(optim, epochs=epochs), crop_scale=0.08)
+        # Whole epochs, with at least as many steps as published. The released loader also uses the
+        # last incomplete batch of an epoch, which is dropped here.
+        epochs = -(-STEPS_PER_SHOT * facts.shots // optim.steps_per_epoch(facts.images))
+        return Recipe(config, replace(optim, epochs=epochs), DASSL_CROP_SCALE)
 
-    @classmethod
-    def build(cls, config: ClipLoraConfig, material: BuildContext) -> Self:
-        """See `Method.build`; refuses encoders that are not made of plain transformer blocks."""
-        if problems := config.problems():
-            raise MethodError("; ".join(problems))
-        backbone = material.backbone
-        encoders: tuple[Encoder, ...] = ("image", "text")
-        where: list[Site] = []
-        for encoder in encoders:
-            if config.encoders not in (encoder, "both"):
-                continue
-            own = sites(backbone.model, encoder, config.names)
-            if not own:
-                raise MethodError(
-                    f"encoders={config.encoders!r} needs a transformer of plain blocks as "
-                    f"{encoder} encoder, {backbone.name} ({backbone.tower}) has none: use "
-                    + ("encoders='text', or a ViT" if encoder == "image" else "another backbone")
-                )
-            where += own
-        return cls(config, backbone, material.classes, where, material.rng)
+    def metadata(self) -> dict[str, str]:
+        """With the scale of the branches."""
+        return super().metadata() | {"scale": repr(self.config.scale)}
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Images [b, 3, s, s] -> logits [b, c]."""
         features: Tensor = self._tuned.visual(inputs)
         unit = functional.normalize(features.float(), dim=-1)
         texts = functional.normalize(self._texts(), dim=-1)
-        logits: Tensor = self._backbone.logit_scale.detach() * unit @ texts.T
+        logits: Tensor = self.backbone.logit_scale.detach() * unit @ texts.T
         return logits
 
     def losses(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
@@ -198,7 +166,7 @@ class ClipLora(TensorArtifact, LossMethod):
             return {"train/loss": functional.cross_entropy(self(batch.inputs), batch.labels)}
 
     def set_classes(self, classes: ClassTexts) -> None:
-        """The branches stay, and the text encoder's change other classes' features too."""
+        """The branches are kept; those of the text encoder change other classes' features, too."""
         texts = [b for site, b in self._branches.items() if not site.block.startswith("visual.")]
         if not texts:
             fixed = classes.features.detach()
@@ -211,15 +179,15 @@ class ClipLora(TensorArtifact, LossMethod):
             )
         tensors = [tensor for b in texts for tensor in (b.down, b.up)]
         try:
-            self._texts = TunedTexts(self._tuned, classes.prompts, tensors).features
+            self._texts = _TunedTexts(self._tuned, classes.prompts, tensors).features
         except BackboneError as error:
             raise MethodError(f"encoders={self.config.encoders!r}: {error}") from error
 
     @torch.no_grad()
     def progress(self) -> dict[str, float]:
-        """Length of all changes s B A over that of the weights they change."""
+        """Length of all changes s B A relative to the weights they change."""
         changes = torch.stack([b.change().square().sum() for b in self._branches.values()])
-        model = self._backbone.model
+        model = self.backbone.model
         weights = [site.of(model.get_parameter(site.parameter)) for site in self._branches]
         whole = torch.stack([weight.square().sum() for weight in weights])
         return {"lora/change": (changes.sum() / whole.sum()).sqrt().item()}
@@ -229,17 +197,74 @@ class ClipLora(TensorArtifact, LossMethod):
         """Both encoders with W + s B A in place of W."""
         weights: dict[str, Tensor] = {}
         for site, branch in self._branches.items():
-            whole = self._backbone.model.get_parameter(site.parameter)
+            whole = self.backbone.model.get_parameter(site.parameter)
             site.of(weights.setdefault(site.parameter, whole.clone())).add_(branch.change())
-        return self._backbone.changed(weights)
+        return self.backbone.changed(weights)
 
     @torch.no_grad()
     def linear_head(self) -> Head:
         """The tuned text features."""
         texts = functional.normalize(self._texts(), dim=-1)
-        return Head(self._backbone.logit_scale.detach() * texts)
+        return Head(self.backbone.logit_scale.detach() * texts)
 
     def learned(self) -> dict[str, Tensor]:
-        """A and B of every matrix; s is part of the description."""
+        """A and B of every matrix."""
         downs = {f"{name}/A": down for name, down in self.downs.items()}
         return downs | {f"{name}/B": up for name, up in self.ups.items()}
+
+
+def _sites(config: ClipLoraConfig, backbone: Backbone) -> list[Site]:
+    """The matrices that get a branch; raises `MethodError` for encoders that do not consist of
+    plain transformer blocks."""
+    encoders: tuple[Encoder, ...] = ("image", "text")
+    found: list[Site] = []
+    for encoder in encoders:
+        if config.encoders not in (encoder, "both"):
+            continue
+        own = sites(backbone.model, encoder, config.names)
+        if not own:
+            raise MethodError(
+                f"encoders={config.encoders!r} needs a transformer of plain blocks as "
+                f"{encoder} encoder, {backbone.name} ({backbone.tower}) has none: use "
+                + ("encoders='text', or a ViT" if encoder == "image" else "another backbone")
+            )
+        found += own
+    return found
+
+
+class _TunedTexts:
+    """The features of some classes, computed by a text tower that contains trainable tensors."""
+
+    def __init__(self, backbone: Backbone, prompts: PromptSet, tensors: Sequence[Tensor]) -> None:
+        """`tensors`: all tensors that the features depend on and that may change.
+
+        Raises `BackboneError` for a tower of an unknown kind.
+        """
+        self._tower = text_tower(backbone)
+        rows = prompts.texts()
+        ids = backbone.tokenizer([text for row in rows for text in row]).to(backbone.device)
+        self._sizes = [len(row) for row in rows]
+        self._normalise_each = prompts.normalise_each
+        self._inputs, self._ends = self._tower.embed(ids), self._tower.ends(ids)
+        self._tensors = tuple(tensors)
+        self._cached: tuple[Tensor, Tensor] | None = None
+
+    def features(self) -> Tensor:
+        """float32 [c, d], not normalised. Without gradients, cached until one of the tensors
+        changes."""
+        if torch.is_grad_enabled():
+            return self._encode()
+        # Compared by value: PyTorch's fused optimisers do not increase a tensor's version.
+        state = torch.cat([tensor.detach().flatten() for tensor in self._tensors])
+        if self._cached is None or not torch.equal(self._cached[0], state):
+            self._cached = state, self._encode()
+        return self._cached[1]
+
+    def _encode(self) -> Tensor:
+        """Merged as in `class_features`. All activations are kept for the gradient: a second
+        forward pass would draw other dropout."""
+        parts = zip(self._inputs.split(AT_ONCE), self._ends.split(AT_ONCE), strict=True)
+        features = torch.cat([self._tower.encode(*part).float() for part in parts])
+        if self._normalise_each:
+            features = functional.normalize(features, dim=-1)
+        return torch.stack([part.mean(dim=0) for part in features.split(self._sizes)])

@@ -1,38 +1,176 @@
-"""What CoOp and its relatives share: a context of learned vectors, and the classifier it makes.
+"""Learned prompts: class names as tokens, a context of learned vectors beside them, and the
+classifier that both give.
 
-Notation: b batch, c classes, d feature dimension, m context tokens, w the text tower's width.
+Notation: b batch size, c classes, d feature dimension, m context tokens, l positions and w width of
+the text tower.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainables.methods.artifacts import TensorArtifact, described
-from trainables.methods.autograd import LossMethod
+from trainables.backbones.base import Backbone, BackboneError
+from trainables.backbones.text_tower import TextTower, text_tower
+from trainables.data.prompts import PromptSet
 from trainables.methods.base import BuildContext, ClassTexts, Head, MethodConfig, MethodError
-from trainables.methods.prompt_tokens import ClassPosition, PromptWriter
+from trainables.methods.tensor_method import TensorMethod
+
+ClassPosition = Literal["end", "middle", "front"]
+"""Position of the class name: after the context, between its halves, or before it."""
+
+RANDOM_SPREAD = 0.02
+"""Standard deviation of contexts that are drawn at random (CoOp, section 4.1)."""
+
+
+@dataclass(frozen=True)
+class GappedPrompts:
+    """One prompt per class: embeddings of the fixed tokens, and gaps for the learned ones."""
+
+    embeddings: Tensor
+    """[c, l, w], without positions; zero in the gaps."""
+    gaps: Tensor
+    """int64 [c, m]: positions of the context's tokens, in order."""
+    ends: Tensor
+    """int64 [c]: positions of the end-of-text tokens."""
+
+    def filled(self, context: Tensor) -> Tensor:
+        """Context [..., m, w] -> embeddings [..., c, l, w]. The axis before m, if any, has length c
+        for one context per class, or 1 for a shared one."""
+        shape = torch.broadcast_shapes(context.shape[:-2], self.ends.shape)
+        width = context.shape[-1]
+        return self.embeddings.expand(*shape, -1, -1).scatter(
+            -2,
+            self.gaps[..., None].expand(*shape, -1, width),
+            context.expand(*shape, -1, -1),
+        )
+
+
+@dataclass(frozen=True)
+class PromptWriter:
+    """Builds the prompts of classes for a text tower."""
+
+    tower: TextTower
+    """The backbone's."""
+    tokenizer: Callable[[list[str]], Tensor]
+    """Texts -> int64 ids [t, l]: start, body, end, zeros; see `Backbone.tokenizer`."""
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> PromptWriter:
+        """Raises `MethodError` if the backbone has no text tower that accepts embeddings."""
+        try:
+            return cls(text_tower(backbone), backbone.tokenizer)
+        except BackboneError as error:
+            raise MethodError(str(error)) from error
+
+    def prompts(
+        self, classes: ClassTexts, tokens: int, position: ClassPosition = "end"
+    ) -> GappedPrompts:
+        """Prompts of the form "[context] name.", with `tokens` gaps for the context.
+
+        Raises `MethodError` if a name leaves no room for them, or if only the classes' features
+        are known.
+
+        Tokens are counted, not words: the released codes count the words of their templates.
+        """
+        names = texts_of(classes).class_names
+        rows = self.tokenizer([f"{name}." for name in names])
+        sizes = [size - 1 for size in self._ends(rows)]
+        # The full stop may merge with a name's own ("Jr.."): names are also counted alone.
+        lengths = [end - 1 for end in self._ends(self.tokenizer(list(names)))]
+        self._check_room(names, sizes, tokens)
+        ids = torch.zeros_like(rows)
+        gaps = torch.empty(len(names), tokens, dtype=torch.int64)
+        before = {"end": tokens, "middle": tokens // 2, "front": 0}[position]
+        for row, size, length, new, places in zip(rows, sizes, lengths, ids, gaps, strict=True):
+            name = 1 + before  # position of its first token
+            after = name + length
+            places[:before] = torch.arange(1, name)
+            places[before:] = torch.arange(after, after + tokens - before)
+            # The rest, in order: start, name, full stop, end.
+            free = torch.ones(len(new), dtype=torch.bool)
+            free[places] = False
+            new[free.nonzero()[: size + 2, 0]] = row[: size + 2]
+        device = self.tower.device
+        ids, gaps = ids.to(device), gaps.to(device)
+        embeddings = self.tower.embed(ids)
+        width = embeddings.shape[-1]
+        return GappedPrompts(
+            embeddings.scatter(1, gaps[..., None].expand(-1, -1, width), 0.0),
+            gaps,
+            self.tower.ends(ids),
+        )
+
+    def context(self, tokens: int, words: str, rng: torch.Generator, copies: int = 0) -> Tensor:
+        """Initial values: [m, w], or [copies, m, w].
+
+        Drawn from N(0, 0.02^2); or the embeddings of `words`, after zeros if there are fewer than
+        `tokens` (as in ProGrad's code). Raises `MethodError` if there are more.
+        """
+        shape = (*((copies,) if copies else ()), tokens, self.tower.width)
+        if not words:
+            return (RANDOM_SPREAD * torch.randn(shape, generator=rng)).to(self.tower.device)
+        ids = self.tokenizer([words])
+        size = self._ends(ids)[0] - 1
+        if size > tokens:
+            raise MethodError(
+                f"init_words must have at most context_tokens ({tokens}) tokens, got {size} in "
+                f"{words!r}: use context_tokens={size}, or fewer words"
+            )
+        context = torch.zeros(shape, device=self.tower.device)
+        if size:
+            context[..., -size:, :] = self.tower.embed(ids.to(context.device))[0, 1 : 1 + size]
+        return context
+
+    def _ends(self, ids: Tensor) -> list[int]:
+        ends: list[int] = self.tower.ends(ids).tolist()
+        return ends
+
+    def _check_room(self, names: tuple[str, ...], sizes: list[int], tokens: int) -> None:
+        longest = max(sizes)
+        room = self.tower.places - 2 - longest
+        if tokens > room:
+            name = names[sizes.index(longest)]
+            fewer = f"context_tokens={room} or fewer" if room > 0 else "a method without a context"
+            space = "cocoop, which starts with 4" if room >= 4 else "taskres"
+            raise MethodError(
+                f"start, context, class name and end must fit the text tower's {self.tower.places} "
+                f"positions, got {tokens} context tokens beside {longest} of '{name}.': give the "
+                "class a shorter name (in the column label of --dataset folder:TABLE.csv), or use "
+                f"{fewer} (--space {space})"
+            )
+
+
+def texts_of(classes: ClassTexts) -> PromptSet:
+    """The classes' texts; raises `MethodError` if there are none."""
+    if classes.prompts is None:
+        raise MethodError(
+            "learned prompts need the text tower and the classes' names, but a bundle has only "
+            "features: use a data set with images, or a method on features (--space taskres)"
+        )
+    return classes.prompts
 
 
 @dataclass(frozen=True)
 class ContextConfig(MethodConfig):
-    """The context: how long, what it begins with, whose it is, and where."""
+    """Length, initial values, scope and position of the context."""
 
     context_tokens: int = 16
-    """m, how many vectors are learned in the place of tokens."""
+    """m, the number of learned vectors."""
     init_words: str = ""
-    """Words whose embeddings are the first values, e.g. «a photo of a»; none: drawn at random."""
+    """Words whose embeddings are the initial values, e.g. "a photo of a"; empty to draw them at
+    random."""
     class_specific: bool = False
-    """A context of its own for every class (CSC), in place of one for all."""
+    """Whether every class has its own context (CSC), rather than all sharing one."""
     class_position: ClassPosition = "end"
-    """Where the class name stands in the context."""
+    """Position of the class name in the context."""
 
     def problems(self) -> list[str]:
-        """See `MethodConfig.problems`."""
         found = super().problems()
         if self.context_tokens < 1:
             found.append(f"context_tokens must be at least 1, got {self.context_tokens}: use 16")
@@ -42,59 +180,48 @@ class ContextConfig(MethodConfig):
         return found
 
 
-class ContextMethod(TensorArtifact, LossMethod):
+class ContextMethod(TensorMethod):
     """logits = exp(logit_scale) cos(z, g(context, class name)), g the frozen text tower.
 
-    It reads image features, computed once: the image tower is not tuned. The released codes draw
-    new crops in every epoch and encode them anew.
+    It reads image features, computed once, since the image tower is not tuned. The released codes
+    encode new crops in every epoch.
     """
 
     input_kind: ClassVar[Literal["features", "images"]] = "features"
     is_zero_shot_at_init: ClassVar[bool] = False
-    kind: ClassVar[str]
-    """Registry name."""
     scale: Tensor
 
-    def __init__(self, config: ContextConfig, material: BuildContext) -> None:
-        """Raises `MethodError` where config, backbone and classes do not fit."""
-        super().__init__()
-        backbone = material.backbone
-        self._config = config
-        position = {"class_position": config.class_position}
-        self.description = described(self.kind, backbone.fingerprint) | position
-        self._writer = PromptWriter.of(backbone)
-        self._write(material.classes)
-        self.register_buffer("scale", backbone.logit_scale.detach().clone(), persistent=False)
-        # Words do not decide whose the context is, as they do in CoOp's code: every class's own
-        # begins with the same ones.
-        copies = len(material.classes.features) if config.class_specific else 0
+    def __init__(self, config: ContextConfig, context: BuildContext) -> None:
+        super().__init__(config, context)
+        self._writer = PromptWriter.of(self.backbone)
+        self._write(context.classes)
+        scale = self.backbone.logit_scale.detach().clone()
+        self.register_buffer("scale", scale, persistent=False)
+        # Unlike in CoOp's code, initial words and a context per class can be combined.
+        copies = len(context.classes.features) if config.class_specific else 0
         self.context = nn.Parameter(
-            self._writer.context(config.context_tokens, config.init_words, material.rng, copies)
+            self._writer.context(config.context_tokens, config.init_words, context.rng, copies)
         )
-        self._foreign: Tensor | None = None
-        self._remembered: tuple[Tensor, Tensor] | None = None
+        self._zero_shot: Tensor | None = None
+        self._cached: tuple[Tensor, Tensor] | None = None
 
-    @classmethod
-    def build(cls, config: ContextConfig, material: BuildContext) -> Self:
-        """See `Method.build`."""
-        if problems := config.problems():
-            raise MethodError("; ".join(problems))
-        return cls(config, material)
+    def metadata(self) -> dict[str, str]:
+        """With the position of the class name."""
+        return super().metadata() | {"class_position": self.config.class_position}
 
     def classifier(self) -> Tensor:
         """[c, d]: every class's text feature at unit length.
 
-        With gradients on it is computed anew, as a function of the context; with gradients off it
-        is remembered together with the context that it was made from, so that no step and no
-        loading, which change the values in place, can leave it behind.
+        Without gradients, the result is cached together with the context it was computed from:
+        steps and loading change the values in place.
         """
-        if self._foreign is not None:
-            return self._foreign
+        if self._zero_shot is not None:
+            return self._zero_shot
         if torch.is_grad_enabled():
             return self._classifier()
-        if self._remembered is None or not torch.equal(self._remembered[0], self.context):
-            self._remembered = self.context.detach().clone(), self._classifier()
-        return self._remembered[1]
+        if self._cached is None or not torch.equal(self._cached[0], self.context):
+            self._cached = self.context.detach().clone(), self._classifier()
+        return self._cached[1]
 
     def _classifier(self) -> Tensor:
         embeddings = self._prompts.filled(self.context)
@@ -113,16 +240,16 @@ class ContextMethod(TensorArtifact, LossMethod):
 
     @torch.no_grad()
     def set_classes(self, classes: ClassTexts) -> None:
-        """The context stays, with the new names in it; contexts of single classes are of no use to
-        others, which get the zero-shot classifier."""
-        if self._config.class_specific:
-            self._foreign = functional.normalize(classes.features, dim=-1)
+        """A shared context is kept, with the new names in the prompts. Contexts of single classes
+        are useless for others, which get the zero-shot classifier."""
+        if self.config.class_specific:
+            self._zero_shot = functional.normalize(classes.features, dim=-1)
         else:
             self._write(classes)
-        self._remembered = None
+        self._cached = None
 
     def _write(self, classes: ClassTexts) -> None:
-        config = self._config
+        config = self.config
         self._prompts = self._writer.prompts(classes, config.context_tokens, config.class_position)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Gaussian discriminant analysis of the features (Wang et al., ICLR 2024, arXiv:2402.04087).
+"""Gaussian discriminant analysis of features (Wang et al., ICLR 2024, arXiv:2402.04087).
 
 Notation: n samples, c classes, d feature dimension, t class texts at unit length.
 """
@@ -12,24 +12,27 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trainables.methods.base import MethodConfig, Preset, Recipe, Support, Tower
-from trainables.methods.features import all_views, class_means, text_classifier
-from trainables.methods.fitted import FittedClassifier
+from trainables.methods.base import MethodConfig, Preset, Recipe, Support, TaskFacts
+from trainables.methods.classifiers import (
+    FittedClassifier,
+    all_views,
+    class_means,
+    zero_shot_classifier,
+)
 from trainables.optim import OptimConfig
 
 
 @dataclass(frozen=True)
 class GdaConfig(MethodConfig):
-    """How much the Gaussians weigh, and how far their covariance is shrunk."""
+    """Weight of the Gaussian classifier, and shrinkage of its covariance."""
 
     alpha: float = 1.0
-    """Weight of the Gaussian classifier beside the zero-shot one. The authors choose among 1e-4,
-    1e-3, .. 100 on the validation set and name no default: 1, the value within."""
+    """Weight of the Gaussian classifier beside the zero-shot one. The authors select it among
+    1e-4, 1e-3, ..., 100 on the validation set and name no default."""
     shrinkage: float = 1.0
-    """Multiplies the trace that is added to the covariance; the paper has no such knob."""
+    """Factor of the trace that is added to the covariance; 1 in the paper."""
 
     def problems(self) -> list[str]:
-        """See `MethodConfig.problems`."""
         found = super().problems()
         for name in ("alpha", "shrinkage"):
             value = getattr(self, name)
@@ -41,26 +44,24 @@ class GdaConfig(MethodConfig):
 class Gda(FittedClassifier):
     """logits = exp(logit_scale) cos(z, t) + alpha (w z + b), in closed form.
 
-    Samples are all augmented views. New classes get the zero-shot classifier; the paper makes up
-    samples for them from their nearest neighbours, which is not done here.
+    All augmented views are samples. New classes get the zero-shot classifier; the paper's samples
+    for new classes, synthesised from nearest neighbours, are not implemented.
     """
 
+    name: ClassVar[str] = "gda"
     Config: ClassVar[type[MethodConfig]] = GdaConfig
-    kind: ClassVar[str] = "gda"
 
     @classmethod
-    def preset(
-        cls, name: Preset, *, dataset: str, shots: int, images: int, tower: Tower = "vit"
-    ) -> Recipe:
-        """The released code: texts at unit length before their mean, crops of half the area or
-        more. It pools ten views, we as many as there are."""
-        del name, dataset, shots, images, tower
-        optim = OptimConfig(lr=1.0, epochs=1, batch_size=256)  # nothing is trained
-        return Recipe(GdaConfig(prompts="clean"), optim, crop_scale=0.5)
+    def preset(cls, name: Preset, facts: TaskFacts) -> Recipe:
+        """The released code: crops of at least half the area. It pools ten views; here there are
+        `AUGMENTED_VIEWS`."""
+        optim = OptimConfig(lr=1.0, epochs=1, batch_size=256)  # not used: there are no steps
+        config = GdaConfig(prompts="clean" if name == "clean" else "ensemble")
+        return Recipe(config, optim, crop_scale=0.5)
 
     def fit(self, support: Support) -> tuple[Tensor, Tensor]:
-        """Bayes' rule with equal priors, whose constant is left out, plus the texts."""
-        text = text_classifier(self.material.classes, self.material.backbone)
+        """Bayes' rule with equal priors, without its constant, plus the zero-shot classifier."""
+        text = zero_shot_classifier(self.context.classes, self.backbone)
         samples, labels = all_views(support)
         mean = class_means(samples, labels, len(text))
         precision = shrunk_precision(samples - mean[labels], self.config.shrinkage)
@@ -70,10 +71,10 @@ class Gda(FittedClassifier):
 
 
 def shrunk_precision(rows: Tensor, shrinkage: float = 1.0) -> Tensor:
-    """d ((n - 1) S + shrinkage tr(S) I)^-1, [d, d], of centred rows [n, d] with covariance S.
+    """d ((n - 1) S + shrinkage tr(S) I)^-1, [d, d], for centred rows [n, d] with covariance S.
 
-    The estimator of Kubokawa and Srivastava (2008). Rows without any spread, as at one shot
-    without augmentation, say nothing of the covariance: 0, which leaves the zero-shot model.
+    The estimator of Kubokawa and Srivastava (2008). Rows without variance, as at one shot without
+    augmentation, give 0, which leaves the zero-shot model.
     """
     count, side = rows.shape
     centred = rows - rows.mean(dim=0)

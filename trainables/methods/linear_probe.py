@@ -1,6 +1,6 @@
-"""CLIP's linear probe: logistic regression on the features (Radford et al. 2021, appendix A.3).
+"""CLIP's linear probe: logistic regression on features (Radford et al. 2021, appendix A.3).
 
-Notation: n images, v views, c classes, d feature dimension.
+Notation: n images, c classes, d feature dimension.
 """
 
 from __future__ import annotations
@@ -13,25 +13,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainables.methods.autograd import fill_gradients
-from trainables.methods.base import MethodConfig, Preset, Recipe, Support, Tower
-from trainables.methods.features import all_views
-from trainables.methods.fitted import FittedClassifier
+from trainables.methods.base import MethodConfig, Preset, Recipe, Support, TaskFacts
+from trainables.methods.classifiers import FittedClassifier, all_views
+from trainables.methods.tensor_method import fill_gradients
 from trainables.optim import OptimConfig
 
 
 @dataclass(frozen=True)
 class LinearProbeConfig(MethodConfig):
-    """The regression's penalty and its length."""
+    """Penalty and number of iterations."""
 
     inverse_penalty: float = 100.0
-    """scikit-learn's C: the sum of the losses is multiplied by it, the squared weights by a half.
-    The paper sweeps 96 values from 1e-6 to 1e6 on the validation set, the search does the same."""
+    """scikit-learn's C: factor of the summed losses, where the squared weights have 1/2. The paper
+    sweeps 96 values from 1e-6 to 1e6 on the validation set."""
     iterations: int = 1000
-    """Most iterations of L-BFGS; it stops where the gradient vanishes."""
+    """Maximum number of L-BFGS iterations; it stops when the gradient vanishes."""
 
     def problems(self) -> list[str]:
-        """See `MethodConfig.problems`."""
         found = super().problems()
         if not (math.isfinite(self.inverse_penalty) and self.inverse_penalty > 0):
             found.append(
@@ -44,29 +42,26 @@ class LinearProbeConfig(MethodConfig):
 
 
 class LinearProbe(FittedClassifier):
-    """Logistic regression from zero weights, solved by L-BFGS: texts are not used.
+    """Logistic regression from zero weights, solved by L-BFGS; texts are not used.
 
-    The paper's solver is scikit-learn's, this is PyTorch's on the same convex problem. Features
-    have unit length here; CLIP's example takes them as they come, which rescales C alone. New
-    classes get the zero-shot classifier.
+    The paper solves the same convex problem with scikit-learn. Features have unit length here;
+    CLIP's example uses them unnormalised, which only rescales C. New classes get the zero-shot
+    classifier.
     """
 
+    name: ClassVar[str] = "linear-probe"
     Config: ClassVar[type[MethodConfig]] = LinearProbeConfig
-    kind: ClassVar[str] = "linear-probe"
 
     @classmethod
-    def preset(
-        cls, name: Preset, *, dataset: str, shots: int, images: int, tower: Tower = "vit"
-    ) -> Recipe:
-        """The paper's 1000 iterations without augmentation, and a C from the middle of its sweep;
-        the released example differs only in its C of 0.316, which is meant for raw features."""
-        del name, dataset, shots, images, tower
-        optim = OptimConfig(lr=1.0, epochs=1, batch_size=256)  # nothing is trained by it
+    def preset(cls, name: Preset, facts: TaskFacts) -> Recipe:
+        """The paper's 1000 iterations without augmentation, and a C from the middle of its sweep.
+        The released example uses C = 0.316, for unnormalised features."""
+        optim = OptimConfig(lr=1.0, epochs=1, batch_size=256)  # not used: there are no steps
         return Recipe(LinearProbeConfig(prompts="single"), optim, crop_scale=1.0)
 
     def fit(self, support: Support) -> tuple[Tensor, Tensor]:
-        """The minimum of C sum loss + |W|^2 / 2, divided by C n; a view more is not a sample more,
-        so that C means the same with and without augmentation."""
+        """Minimises (C sum loss + |W|^2 / 2) / (C n). Views are averaged, so that C means the same
+        with and without augmentation."""
         features, labels = all_views(support)
         weight = nn.Parameter(torch.zeros_like(self.weight))
         bias = nn.Parameter(torch.zeros_like(self.bias))

@@ -1,12 +1,12 @@
 """Low-rank branches beside the matrices of transformer blocks (Hu et al. 2022, arXiv:2106.09685).
 
-Notation: W [o, i] a frozen weight, A [r, i] and B [o, r] its branch, s the branch's scale; with
-input x [..., i] the layer gives W x + bias + s B A d(x), where d is dropout in training and the
-identity else.
+Notation: W [o, i] a frozen weight, A [r, i] and B [o, r] its branch, s the branch's scale. For an
+input x [..., i] the layer computes W x + bias + s B A d(x); d is dropout in training, otherwise the
+identity.
 
-The branches run inside a copy of the model that shares all of its tensors, so that the model
-itself is never touched and dropout falls on the branch's input alone, which a changed weight
-W + s B A could not express.
+The branches are part of a copy of the model that shares all its tensors: the model itself is not
+changed, and dropout applies to the branch's input only, which a changed weight W + s B A could not
+express.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class Site:
     matrix: Matrix
     """Which of the block's matrices."""
     parameter: str
-    """Name of the model's parameter that holds the matrix."""
+    """Name of the model's parameter that contains the matrix."""
     third: int | None
-    """Which third of the parameter's rows, if not all: the projections of queries, keys and values
-    are one tensor [3 w, w]."""
+    """Third of the parameter's rows that is the matrix, or None for all: the projections of
+    queries, keys and values are one tensor [3 w, w]."""
 
     @property
     def name(self) -> str:
-        """Unique in a model, and without dots."""
+        """Unique name in a model, without dots."""
         return f"{self.block}.{self.matrix}".replace(".", "/")
 
     def of(self, parameter: Tensor) -> Tensor:
@@ -51,8 +51,8 @@ class Site:
 
 
 def sites(model: nn.Module, encoder: Encoder, matrices: tuple[Matrix, ...]) -> list[Site]:
-    """The named matrices of all blocks of one encoder, in the blocks' order; empty where the
-    encoder is not made of open_clip's plain blocks."""
+    """The named matrices of all blocks of one encoder, block by block; empty if the encoder does
+    not consist of open_clip's plain blocks."""
     found = []
     for path in _blocks(model, encoder):
         for matrix in matrices:
@@ -84,7 +84,7 @@ def _blocks(model: nn.Module, encoder: Encoder) -> list[str]:
 
 
 def _is_plain(block: nn.Module) -> bool:
-    """Whether this file knows everything that the block's attention does."""
+    """Whether the replacements below compute everything that the block's layers do."""
     children = dict(block.named_children())
     attention, mlp = children.get("attn"), children.get("mlp")
     return (
@@ -101,18 +101,18 @@ def _is_plain(block: nn.Module) -> bool:
 
 @dataclass
 class Dropout:
-    """Dropout that draws from the generator of the training step, and only while there is one."""
+    """Dropout that draws from the generator of the training step, and is off outside of one."""
 
     probability: float
-    """Of a number becoming 0; the others grow by 1 / (1 - probability)."""
+    """Probability of a number becoming 0; the others are divided by 1 - probability."""
     _rng: torch.Generator | None = field(default=None, init=False)
 
     @contextmanager
     def drawing(self, rng: torch.Generator, device: torch.device) -> Iterator[None]:
-        """While open, inputs are dropped.
+        """Enables dropout inside a `with` block.
 
-        `rng`, on the CPU, gives one seed for a generator on `device`: a mask of every layer's
-        input would take longer to draw and move than the layers take to run.
+        `rng`, on the CPU, only seeds a generator on `device`: drawing the masks of all layers on
+        the CPU and moving them would take longer than the layers themselves.
         """
         if self.probability > 0:
             seed = int(torch.randint(2**63 - 1, (), generator=rng))
@@ -154,8 +154,7 @@ class Branch:
 
 
 def attach(model: nn.Module, branches: Mapping[Site, Branch]) -> None:
-    """Put branches beside the matrices of `model`, whose modules are replaced by others that hold
-    the same tensors."""
+    """Replaces modules of `model` by ones with the same tensors and with branches."""
     by_block: dict[str, dict[Matrix, Branch]] = {}
     for site, branch in branches.items():
         by_block.setdefault(site.block, {})[site.matrix] = branch
@@ -177,7 +176,7 @@ class _Linear(nn.Module):
 
     def __init__(self, layer: nn.Linear, branch: Branch) -> None:
         super().__init__()
-        self.weight, self.bias = layer.weight, layer.bias  # open_clip asks for the weight's type
+        self.weight, self.bias = layer.weight, layer.bias  # open_clip reads the weight's type
         self._branch = branch
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -186,7 +185,7 @@ class _Linear(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Self-attention of torch's `nn.MultiheadAttention` with branches at its projections."""
+    """The self-attention of `nn.MultiheadAttention`, with branches at its projections."""
 
     def __init__(self, plain: nn.MultiheadAttention, branches: Mapping[Matrix, Branch]) -> None:
         super().__init__()
@@ -201,8 +200,8 @@ class _Attention(nn.Module):
         need_weights: bool = False,
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """[n, l, w] three times (or [l, n, w], as the plain module has it) and an additive mask
-        [l, l] or [n h, l, l] -> the same shape, and no weights."""
+        """The same tensor [n, l, w] three times ([l, n, w] if the plain module is not batch-first)
+        and an additive mask [l, l] or [n h, l, l] -> the same shape, and no weights."""
         assert query is key is value
         assert not need_weights
         x = query if self.plain.batch_first else query.transpose(0, 1)

@@ -1,7 +1,7 @@
-"""LP++: a linear probe that blends texts in, class by class (Huang et al., CVPR 2024,
+"""LP++: a linear probe with a learned share of the text feature per class (Huang et al., CVPR 2024,
 arXiv:2404.02285).
 
-Notation: n images, c classes, d feature dimension, f features and t texts at unit length.
+Notation: n images, c classes, d feature dimension, f image features and t texts at unit length.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainables.methods.base import MethodConfig, Preset, Recipe, Support, Tower
-from trainables.methods.features import class_means, unit_texts
-from trainables.methods.fitted import FittedClassifier
+from trainables.methods.base import MethodConfig, Preset, Recipe, Support, TaskFacts
+from trainables.methods.classifiers import FittedClassifier, class_means, unit_texts
 from trainables.optim import OptimConfig
 
 Start = Literal["means", "sums"]
@@ -24,30 +23,28 @@ Start = Literal["means", "sums"]
 
 @dataclass(frozen=True)
 class LpPlusPlusConfig(MethodConfig):
-    """Where descent starts, how long it lasts, and what the released code does beside it."""
+    """Start and length of the descent, and what only the released code does."""
 
     iterations: int = 300
-    """Full-batch steps. The authors then pick the best on the validation set; here the last one
-    counts, and a search may vary their number."""
+    """Full-batch steps; the last one counts. The authors select the best on the validation set."""
     alpha_every: int = 10
-    """Every so many steps alpha moves too."""
+    """Number of steps after which alpha is updated, too."""
     step: float = 1.0
-    """Multiplies the step sizes that follow from the features, for the prototypes and alpha."""
+    """Factor of the step sizes that are derived from the features."""
     start_alpha: float = 250.0
-    """alpha starts at so many times the mean cosine of an image and its class's text."""
+    """Initial alpha, in multiples of the mean cosine of an image and its class's text."""
     start: Start = "means"
-    """Whether prototypes start as the means of their classes' features or, as in the released
-    code, as their sums."""
+    """Initial prototypes: the means of their classes' features or, as in the released code, their
+    sums."""
     inertia: float = 0.0
-    """Momentum of the prototypes' steps; the released code has 0.9, the paper none."""
+    """Momentum of the prototypes; 0.9 in the released code, none in the paper."""
     offset: bool = False
-    """Whether there is a learned bias, drawn at random as in the released code."""
+    """Whether to learn a bias, drawn at random as in the released code."""
     summed_slopes: bool = False
-    """Whether alpha moves along all gradients so far, summed: the released code never clears
+    """Whether alpha's step uses the sum of all gradients so far: the released code never clears
     them."""
 
     def problems(self) -> list[str]:
-        """See `MethodConfig.problems`."""
         found = super().problems()
         for name, usual in (("iterations", 300), ("alpha_every", 10)):
             if getattr(self, name) < 1:
@@ -57,7 +54,7 @@ class LpPlusPlusConfig(MethodConfig):
             if not (math.isfinite(value) and value > 0):
                 found.append(f"{name} must be positive and finite, got {value}: use {usual}")
         if not 0 <= self.inertia < 1:
-            found.append(f"inertia must lie in 0..1, below 1, got {self.inertia}: use 0 or 0.9")
+            found.append(f"inertia must be in [0, 1), got {self.inertia}: use 0 or 0.9")
         if self.start not in get_args(Start):
             found.append(f"start must be one of {get_args(Start)}, got {self.start!r}")
         return found
@@ -66,33 +63,30 @@ class LpPlusPlusConfig(MethodConfig):
 class LpPlusPlus(FittedClassifier):
     """logits = f (w_k + alpha_k t_k), by block-wise majorise-minimise descent on cross entropy.
 
-    The problem is convex and small and its step sizes are known in advance, so that it is solved
-    before the first step of any training. Features are of one view: augmented where there is
-    augmentation, as in the released code. New classes get the zero-shot classifier.
+    The problem is convex and small and its step sizes are known in advance, so it is solved in
+    `prepare`. It uses one view: an augmented one if there is augmentation, as in the released
+    code. New classes get the zero-shot classifier.
     """
 
+    name: ClassVar[str] = "lp-plus-plus"
     Config: ClassVar[type[MethodConfig]] = LpPlusPlusConfig
-    kind: ClassVar[str] = "lp-plus-plus"
 
     @classmethod
-    def preset(
-        cls, name: Preset, *, dataset: str, shots: int, images: int, tower: Tower = "vit"
-    ) -> Recipe:
+    def preset(cls, name: Preset, facts: TaskFacts) -> Recipe:
         """The published settings; `reference` adds what only the code does."""
-        del dataset, shots, images, tower
-        config = LpPlusPlusConfig(prompts="clean")
+        config = LpPlusPlusConfig(prompts="clean" if name == "clean" else "ensemble")
         if name == "reference":
             config = LpPlusPlusConfig(
-                prompts="clean", start="sums", inertia=0.9, offset=True, summed_slopes=True
+                prompts="ensemble", start="sums", inertia=0.9, offset=True, summed_slopes=True
             )
-        optim = OptimConfig(lr=1.0, epochs=1, batch_size=256)  # nothing is trained by it
+        optim = OptimConfig(lr=1.0, epochs=1, batch_size=256)  # not used: there are no steps
         return Recipe(config, optim, crop_scale=0.5)
 
     def fit(self, support: Support) -> tuple[Tensor, Tensor]:
-        """Descent; w_k + alpha_k t_k is the classifier."""
+        """The classifier w_k + alpha_k t_k after the descent, and the bias."""
         config, labels = self.config, support.labels
         features = functional.normalize(support.features(0), dim=-1)
-        text = unit_texts(self.material.classes)
+        text = unit_texts(self.context.classes)
         cosines = features @ text.T  # [n, c]
         target = functional.one_hot(labels, len(text)).to(features.dtype)
         weight = class_means(features, labels, len(text))
@@ -120,14 +114,14 @@ class LpPlusPlus(FittedClassifier):
         return weight + alpha[:, None] * text, bias
 
     def _first_bias(self) -> Tensor:
-        """As a linear layer's: uniform within 1 / sqrt(d)."""
-        drawn = torch.rand(len(self.bias), generator=self.material.rng) * 2 - 1
+        """That of a linear layer in PyTorch: uniform within 1 / sqrt(d)."""
+        drawn = torch.rand(len(self.bias), generator=self.context.rng) * 2 - 1
         return drawn.to(self.bias.device) / math.sqrt(self.weight.shape[1])
 
 
 def step_sizes(features: Tensor, cosines: Tensor) -> tuple[Tensor, Tensor]:
-    """Those of the prototypes, 4 n / lambda_max(F' F), and of alpha, n / (4 max_k sum_i (f t)^2):
-    inverses of the gradients' approximate Lipschitz constants (proposition 2)."""
+    """For the prototypes, 4 n / lambda_max(F' F), and for alpha, n / (4 max_k sum_i (f_i t_k)^2):
+    inverse approximate Lipschitz constants of the gradients (proposition 2)."""
     count = len(features)
     largest = torch.linalg.matrix_norm(features, ord=2) ** 2
     return 4 * count / largest, count / (4 * cosines.square().sum(dim=0).max())

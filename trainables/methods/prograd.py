@@ -1,7 +1,8 @@
-"""ProGrad: CoOp that does not unlearn what zero-shot knows (Zhu et al., ICCV 2023,
-arXiv:2205.14865).
+"""ProGrad: CoOp with gradients that do not oppose the zero-shot model's knowledge (Zhu et al.,
+ICCV 2023, arXiv:2205.14865).
 
-Notation: g the cross entropy's gradient, k that of the divergence from the zero-shot model.
+Notation: b batch size, c classes, g the cross entropy's gradient, k that of the divergence from the
+zero-shot model, T temperature.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainables.methods.base import Batch, MethodConfig, Preset, Recipe, Tower
+from trainables.methods.base import Batch, MethodConfig, Preset, Recipe, TaskFacts
 from trainables.methods.context import ContextConfig, ContextMethod
-from trainables.methods.masking.gradient_rules import opposed
-from trainables.optim import OptimConfig
+from trainables.methods.gradient_rules import opposed
+from trainables.methods.recipes import coop_optim, dassl_crop_scale
 
 WORDS: dict[str, str] = {
     "oxford_pets": "a type of pet, a photo of a",
@@ -29,20 +30,19 @@ WORDS: dict[str, str] = {
     "ucf101": "a photo of a person doing",
     "digits": "a photo of the digit",
 }
-"""What the released code's contexts begin with; all other data sets have «a photo of a»."""
+"""Initial words of the released code's contexts; "a photo of a" for all other data sets."""
 
 
 @dataclass(frozen=True)
 class ProGradConfig(ContextConfig):
-    """The context, and how hard it is held to what the zero-shot model knows."""
+    """The context, and how strongly it is tied to the zero-shot model."""
 
     projection: float = 1.0
-    """lambda: the share of g against k that is taken away where they conflict; 0 is CoOp."""
+    """lambda: the share of g's component against k that is removed; 0 is CoOp."""
     temperature: float = 1.0
-    """T of the divergence; both models' logits are divided by it."""
+    """T of the divergence, which divides both models' logits."""
 
     def problems(self) -> list[str]:
-        """See `MethodConfig.problems`."""
         found = super().problems()
         if not (math.isfinite(self.projection) and self.projection >= 0):
             found.append(f"projection must be finite and >= 0, got {self.projection}: use 1")
@@ -52,71 +52,46 @@ class ProGradConfig(ContextConfig):
 
 
 class ProGrad(ContextMethod):
-    """Cross entropy whose gradient never points against the zero-shot model's direction."""
+    """Cross entropy with a gradient that never points against the zero-shot direction."""
 
+    name: ClassVar[str] = "prograd"
     Config: ClassVar[type[MethodConfig]] = ProGradConfig
-    kind: ClassVar[str] = "prograd"
-    _config: ProGradConfig
 
     @classmethod
-    def preset(
-        cls,
-        name: Preset,
-        *,
-        dataset: str,
-        shots: int,
-        images: int,
-        tower: Tower = "vit",
-    ) -> Recipe:
-        """CoOp's setting; lambda 1, and 0.8 for 8 and 16 shots of three data sets.
+    def preset(cls, name: Preset, facts: TaskFacts) -> Recipe:
+        """CoOp's setting with 16 tokens; lambda 1, and 0.8 for 8 and 16 shots of three data sets in
+        the few-shot experiments.
 
-        `reference`: contexts begin with the words of a template, zeros before them, weight decay
-        and crops as in CoOp's code. The zero-shot model's own templates there are reworded («a
-        type of pet, a photo of a ...»); here it has R-AMT's usual ones in all presets. The code
-        cuts the words off after as many tokens as it counts spaces, which loses the last one where
-        there is a comma: here all are kept. `clean` begins with «a photo of a», see CoOp's.
+        In `reference`, contexts start from the words of a template, after zeros. The zero-shot
+        model's templates are reworded in the code ("a type of pet, a photo of a ..."); here it has
+        the usual ones in all presets. The code truncates the words to as many tokens as it counts
+        spaces, which loses the last one after a comma; here all are kept. `clean` starts from "a
+        photo of a", as CoOp's.
         """
-        del images, tower
-        weaker = shots >= 8 and dataset in ("oxford_flowers", "dtd", "eurosat")
+        few_shot = facts.protocol == "few-shot" and facts.shots >= 8
+        weaker = few_shot and facts.dataset in ("oxford_flowers", "dtd", "eurosat")
         projection = 0.8 if weaker else 1.0
-        if name == "paper":
-            config = ProGradConfig(prompts="single", projection=projection)
-        elif name == "reference":
-            words = WORDS.get(dataset, "a photo of a")
-            config = ProGradConfig(prompts="single", init_words=words, projection=projection)
+        if name == "clean":
+            config = ProGradConfig("photo", 4, "a photo of a", projection=projection)
         else:
-            config = ProGradConfig(
-                prompts="photo",
-                context_tokens=4,
-                init_words="a photo of a",
-                projection=projection,
-            )
-        epochs = 50 if shots <= 1 or dataset == "imagenet" else 100 if shots <= 4 else 200
-        optim = OptimConfig(
-            lr=2e-3,
-            epochs=epochs,
-            batch_size=32,
-            weight_decay=5e-4 if name == "reference" else 0.0,
-            warmup_epochs=1,
-            optimiser="sgd",
-        )
-        return Recipe(config, optim, crop_scale=0.08 if name == "reference" else 1.0)
+            words = WORDS.get(facts.dataset, "a photo of a") if name == "reference" else ""
+            config = ProGradConfig("single", init_words=words, projection=projection)
+        return Recipe(config, coop_optim(name, facts), dassl_crop_scale(name))
 
     @property
     def uses_zero_shot(self) -> bool:
-        """Always: for k."""
+        """Always, for k."""
         return True
 
     def backward(self, batch: Batch, rng: torch.Generator) -> dict[str, float]:
-        """Two gradients from one forward pass; no random numbers."""
-        del rng
+        """Both gradients from one forward pass; no random numbers."""
         assert batch.zero_shot_logits is not None
         logits = self(batch.inputs)
         loss = functional.cross_entropy(logits, batch.labels)
-        away = divergence(logits, batch.zero_shot_logits, self._config.temperature)
+        away = divergence(logits, batch.zero_shot_logits, self.config.temperature)
         (own,) = torch.autograd.grad(loss, self.context, retain_graph=True)
         (general,) = torch.autograd.grad(away, self.context)
-        self.context.grad = aligned(own, general, self._config.projection)
+        self.context.grad = aligned(own, general, self.config.projection)
         agreement = functional.cosine_similarity(own.flatten(), general.flatten(), dim=0)
         return {
             "train/loss": loss.item(),
@@ -128,7 +103,7 @@ class ProGrad(ContextMethod):
 def divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T^2 KL(teacher || model), a mean over rows [b, c]; a scalar (section 3.2).
 
-    The code leaves out the teacher's entropy, which has no gradient.
+    The code omits the teacher's entropy, which has no gradient.
     """
     model = (logits / temperature).log_softmax(dim=-1)
     target = (teacher / temperature).log_softmax(dim=-1)
@@ -137,8 +112,8 @@ def divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def aligned(own: Tensor, general: Tensor, projection: float) -> Tensor:
-    """g where <g, k> >= 0, else g - lambda <g, k> / |k|^2 k (section 3.2), over whole tensors.
+    """g if <g, k> >= 0, else g - lambda <g, k> / |k|^2 k (section 3.2), over whole tensors.
 
-    Where k vanishes there is nothing to conflict with; the code divides by zero.
+    If k vanishes, the result is g; the code divides by zero.
     """
     return own - projection * opposed(own, general)

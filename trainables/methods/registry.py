@@ -1,4 +1,4 @@
-"""The methods that can be named on the command line."""
+"""The methods that configurations can name."""
 
 from __future__ import annotations
 
@@ -13,36 +13,34 @@ from trainables.methods.enhanced_base import EnhancedBase
 from trainables.methods.gda import Gda
 from trainables.methods.linear_probe import LinearProbe
 from trainables.methods.lp_plus_plus import LpPlusPlus
-from trainables.methods.masking.rmt import MaskTuning
-from trainables.methods.masking.rmt_both import MaskedTowers
-from trainables.methods.masking.rmt_text import MaskedText
+from trainables.methods.masking.rmt import MaskedText, MaskedTowers, MaskTuning
 from trainables.methods.prograd import ProGrad
 from trainables.methods.taskres import TaskRes
 from trainables.methods.text_adapter import TextAdapter
-from trainables.methods.tip_adapter import TipAdapter
-from trainables.methods.tip_adapter_f import TipAdapterF
+from trainables.methods.tip_adapter import TipAdapter, TipAdapterF
 from trainables.methods.vpt import Vpt
 from trainables.methods.zero_shot import ZeroShot
 
 METHODS: dict[str, type[Method]] = {
-    "zero-shot": ZeroShot,
-    "linear-probe": LinearProbe,
-    "clip-adapter": ClipAdapter,
-    "tip-adapter": TipAdapter,
-    "tip-adapter-f": TipAdapterF,
-    "cross-modal": CrossModal,
-    "lp-plus-plus": LpPlusPlus,
-    "clap": Clap,
-    "gda": Gda,
-    "taskres": TaskRes,
-    "text-adapter": TextAdapter,
-    "enhanced-base": EnhancedBase,
-    "coop": CoOp,
-    "cocoop": CoCoOp,
-    "prograd": ProGrad,
-    "rmt": MaskTuning,
-    "rmt-text": MaskedText,
-    "rmt-both": MaskedTowers,
-    "clip-lora": ClipLora,
-    "vpt": Vpt,
+    ZeroShot.name: ZeroShot,
+    LinearProbe.name: LinearProbe,
+    ClipAdapter.name: ClipAdapter,
+    TipAdapter.name: TipAdapter,
+    TipAdapterF.name: TipAdapterF,
+    CrossModal.name: CrossModal,
+    LpPlusPlus.name: LpPlusPlus,
+    Clap.name: Clap,
+    Gda.name: Gda,
+    TaskRes.name: TaskRes,
+    TextAdapter.name: TextAdapter,
+    EnhancedBase.name: EnhancedBase,
+    CoOp.name: CoOp,
+    CoCoOp.name: CoCoOp,
+    ProGrad.name: ProGrad,
+    MaskTuning.name: MaskTuning,
+    MaskedText.name: MaskedText,
+    MaskedTowers.name: MaskedTowers,
+    ClipLora.name: ClipLora,
+    Vpt.name: Vpt,
 }
+"""By registry name."""

@@ -1,7 +1,8 @@
 """TaskRes: a residual on the features (Yu et al., CVPR 2023, arXiv:2211.10277).
 
-Notation: t base features [c, d], x text residual [c, d], z image features [b, d], y image residual
-[1, d], alpha the weight of both.
+Notation: b batch size, c classes, d feature dimension, t base features [c, d], x text residual
+[c, d], z image features [b, d], y image residual [1, d], alpha the weight of both residuals,
+s = exp(logit_scale).
 """
 
 from __future__ import annotations
@@ -9,46 +10,43 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Self, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainables.methods.artifacts import check_metadata, check_tensors, described, detached
 from trainables.methods.base import (
     Batch,
     BuildContext,
     ClassTexts,
     Head,
-    Method,
     MethodConfig,
-    MethodError,
     Preset,
     Recipe,
-    Tower,
+    TaskFacts,
 )
-from trainables.optim import OptimConfig
+from trainables.methods.recipes import dassl_crop_scale, taskres_optim
+from trainables.methods.tensor_method import TensorMethod
 
 Residual = Literal["text", "image", "both"]
 
 
 @dataclass(frozen=True)
 class TaskResConfig(MethodConfig):
-    """Where the residual goes and how much it weighs."""
+    """Place and weight of the residual."""
 
     residual: Residual = "text"
-    """`text`: a vector for every class (TaskRes-T). `image`: one vector that all images share
-    (TaskRes-I). `both`: the two of them, with the same alpha (TaskRes-I&T)."""
+    """`text`: one vector per class (TaskRes-T). `image`: one vector for all images (TaskRes-I).
+    `both`: both of them, with the same alpha (TaskRes-I&T)."""
     alpha: float = 0.5
-    """Weight of the residual; where it is learned, its first value."""
+    """Weight of the residual; the initial value if it is learned."""
     learn_alpha: bool = False
-    """Train alpha = tanh(a), a scalar, along with the residual (table 5; not in their code)."""
+    """Train alpha = tanh(a), a scalar, with the residual (table 5; not in the authors' code)."""
     normalise_base: bool = False
-    """Scale t to unit length before the residual is added; the authors' code does not."""
+    """Scale t to unit length before adding the residual; the authors' code does not."""
 
     def problems(self) -> list[str]:
-        """See `MethodConfig.problems`."""
         found = super().problems()
         if self.residual not in get_args(Residual):
             found.append(f"residual must be one of {get_args(Residual)}, got {self.residual!r}")
@@ -63,41 +61,41 @@ class TaskResConfig(MethodConfig):
 
 
 class _Factors(NamedTuple):
-    """What the logits are made of."""
+    """Factors of the logits."""
 
     weight: Tensor
-    """t + alpha x, [c, d]."""
+    """w = t + alpha x, [c, d]."""
     length: Tensor
-    """Of the weights, [c]."""
+    """|w|, [c]."""
     unit: Tensor
-    """z + alpha y at unit length, [b, d]."""
+    """u = v / |v| with v = z + alpha y, [b, d]."""
     norm: Tensor
-    """The length that it had, [b, 1]."""
+    """|v|, [b, 1]."""
 
 
-class TaskRes(Method):
-    """logits = exp(logit_scale) cos(z + alpha y, t + alpha x), with the residuals that there are.
+class TaskRes(TensorMethod):
+    """logits = s cos(z + alpha y, t + alpha x), with the configured residuals.
 
-    The image residual is a comment in the released code, and both together are in the paper only;
-    that they share one alpha is our reading.
+    The image residual is commented out in the released code, and both together are only in the
+    paper; that they share one alpha is our reading.
 
-    It reads features, computed once: of the test view, or of a few augmented views in turn. The
-    released code draws new crops in every epoch, which the paper does not mention: a deviation
-    that makes a training cost a second.
+    Features are computed once: of the test view, or of a few augmented views that are used in turn.
+    The released code draws new crops in every epoch, which the paper does not mention. This
+    deviation makes a training take a second.
     """
 
+    name: ClassVar[str] = "taskres"
     Config: ClassVar[type[MethodConfig]] = TaskResConfig
     input_kind: ClassVar[Literal["features", "images"]] = "features"
     base: Tensor
     scale: Tensor
     fixed_alpha: Tensor
 
-    def __init__(
-        self, config: TaskResConfig, base: Tensor, scale: Tensor, fingerprint: str
-    ) -> None:
-        """`base` [c, d], `scale` a scalar tensor: exp(logit_scale)."""
-        super().__init__()
+    def __init__(self, config: TaskResConfig, context: BuildContext) -> None:
+        super().__init__(config, context)
+        base = self._base(context.classes)
         self.register_buffer("base", base, persistent=False)
+        scale = self.backbone.logit_scale.detach().clone()
         self.register_buffer("scale", scale, persistent=False)
         self.residual: nn.Parameter | None = None
         if config.residual != "image":
@@ -107,53 +105,26 @@ class TaskRes(Method):
             self.image_residual = nn.Parameter(torch.zeros_like(base[:1]))
         self.alpha_logit: nn.Parameter | None = None
         if config.learn_alpha:
-            # The paper gives neither start nor scope: one scalar that starts at the fixed alpha.
+            # The paper gives neither initial value nor scope: one scalar from the fixed alpha.
             start = torch.tensor(math.atanh(config.alpha), device=base.device)
             self.alpha_logit = nn.Parameter(start)
         alpha = torch.tensor(float(config.alpha), device=base.device)
         self.register_buffer("fixed_alpha", alpha, persistent=False)
-        self._fingerprint = fingerprint
-        self._normalise = config.normalise_base
 
     @classmethod
-    def preset(
-        cls,
-        name: Preset,
-        *,
-        dataset: str,
-        shots: int,
-        images: int,
-        tower: Tower = "vit",
-    ) -> Recipe:
-        """The published settings.
+    def preset(cls, name: Preset, facts: TaskFacts) -> Recipe:
+        """The published settings: alpha 0.5, 1 on Flowers102 (section 4.1).
 
-        `reference` adds what the released code inherits from its framework's defaults, a weight
-        decay of 5e-4 and random crops (scale 0.08-1) with flips, and its prompts.
+        `paper` has the templates of table 7, seven of them on ImageNet; `reference` those of the
+        released code, eight on ImageNet, with the weight decay and the crops of its framework.
         """
-        del images, tower
-        config = TaskResConfig(prompts=name, alpha=1.0 if dataset == "oxford_flowers" else 0.5)
-        optim = OptimConfig(
-            lr=2e-4 if dataset == "imagenet" else 2e-3,
-            epochs=100 if shots <= 4 else 200,
-            batch_size=256,
-            weight_decay=5e-4 if name == "reference" else 0.0,
-            warmup_epochs=1,
-        )
-        return Recipe(config, optim, crop_scale=0.08 if name == "reference" else 1.0)
-
-    @classmethod
-    def build(cls, config: TaskResConfig, material: BuildContext) -> Self:
-        """See `Method.build`."""
-        if problems := config.problems():
-            raise MethodError("; ".join(problems))
-        base, backbone = material.classes.features.detach().clone(), material.backbone
-        if config.normalise_base:
-            base = functional.normalize(base, dim=-1)
-        return cls(config, base, backbone.logit_scale.detach().clone(), backbone.fingerprint)
+        alpha = 1.0 if facts.dataset == "oxford_flowers" else 0.5
+        config = TaskResConfig(prompts=name, alpha=alpha)
+        return Recipe(config, taskres_optim(name, facts), dassl_crop_scale(name))
 
     @property
     def alpha(self) -> Tensor:
-        """The weight of the residual, a scalar tensor."""
+        """The weight of the residuals, a scalar tensor."""
         return self.fixed_alpha if self.alpha_logit is None else self.alpha_logit.tanh()
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -162,7 +133,7 @@ class TaskRes(Method):
 
     @torch.no_grad()
     def backward(self, batch: Batch, rng: torch.Generator) -> dict[str, float]:
-        """Cross entropy, its gradient in closed form; no random numbers.
+        """Cross entropy, with its gradient in closed form; no random numbers.
 
         With w = t + alpha x, v = z + alpha y, u = v / |v| and g = dL/dlogits, the logits
         s u w / |w| give
@@ -170,9 +141,8 @@ class TaskRes(Method):
             dL/dw = (s / |w|) sum_b g u - (w / |w|^2) sum_b g logits
             dL/dv = (1 / |v|) (s sum_c g w / |w| - u sum_c g logits)
 
-        dL/dw takes half the passes over [c, d] that autograd would, which a thousand classes feel.
+        This passes over [c, d] half as often as autograd, which matters for a thousand classes.
         """
-        del rng
         factors = self._factors(batch.inputs)
         logits = self._logits(factors)
         logs = logits.log_softmax(dim=-1)
@@ -191,8 +161,8 @@ class TaskRes(Method):
         return {"train/loss": loss.item()}
 
     def _gradients(self, factors: _Factors, logits: Tensor, slope: Tensor) -> dict[str, Tensor]:
-        """dL/dw [c, d] and dL/dv, summed over the images [1, d], by the residuals' names; `slope`,
-        g [b, c], is used up."""
+        """dL/dw [c, d] and dL/dv, summed over the images [1, d], by the residuals' names.
+        Overwrites `slope`, g [b, c]."""
         weight, length, unit, norm = factors
         product = slope * logits
         slope.mul_(self.scale / length)
@@ -203,7 +173,7 @@ class TaskRes(Method):
             gradients["residual"] = gradient.addcmul_(weight, along[:, None], value=-1)
         if self.image_residual is not None:
             across = product.sum(dim=1, keepdim=True) / norm
-            # Summed over the images before it meets [c, d]: they share one vector.
+            # Summed over the images before the product with [c, d]: they share one vector.
             gradient = (slope / norm).sum(dim=0, keepdim=True) @ weight
             gradients["image_residual"] = gradient.addmm_(across.T, unit, alpha=-1)
         return gradients
@@ -220,33 +190,32 @@ class TaskRes(Method):
         return _Factors(weight, length, images / norm, norm)
 
     def _logits(self, factors: _Factors) -> Tensor:
-        # Lengths divide the products [b, c], which are fewer than the weights [c, d].
+        # Divides the products [b, c], which are fewer than the weights [c, d], by |w|.
         logits: Tensor = self.scale * factors.unit @ factors.weight.T / factors.length
         return logits
 
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """The residuals and, where it is learned, alpha's argument a."""
-        return dict(self.named_parameters())
-
     @torch.no_grad()
     def set_classes(self, classes: ClassTexts) -> None:
-        """Other classes have no residual: they keep the base, the zero-shot classifier. That of
-        the images belongs to no class, and stays."""
-        base = classes.features.detach().clone()
-        self.base = functional.normalize(base, dim=-1) if self._normalise else base
+        """Other classes have no text residual: they keep the base, the zero-shot classifier. The
+        image residual belongs to no class and is kept."""
+        self.base = self._base(classes)
         if self.residual is not None:
-            self.residual = nn.Parameter(torch.zeros_like(base))
+            self.residual = nn.Parameter(torch.zeros_like(self.base))
+
+    def _base(self, classes: ClassTexts) -> Tensor:
+        base = classes.features.detach().clone()
+        return functional.normalize(base, dim=-1) if self.config.normalise_base else base
 
     @torch.no_grad()
     def linear_head(self) -> Head:
-        """s (t + alpha x) / |t + alpha x|, behind the offset alpha y of the images."""
+        """s (t + alpha x) / |t + alpha x|, with the offset alpha y of the images."""
         factors = self._factors(self.base[:1])
         offset = None if self.image_residual is None else self.alpha * self.image_residual[0]
         return Head(self.scale * factors.weight / factors.length[:, None], offset=offset)
 
     @torch.no_grad()
     def progress(self) -> dict[str, float]:
-        """Size of each residual x without alpha: mean |x| and mean length of its rows; alpha."""
+        """Size of each residual without alpha: mean |x| and mean length of its rows; alpha."""
         sizes = {"residual/alpha": self.alpha.item()}
         for name, residual in self._residuals().items():
             sizes[f"{name}/mean"] = residual.abs().mean().item()
@@ -257,19 +226,15 @@ class TaskRes(Method):
         both = {"residual": self.residual, "image_residual": self.image_residual}
         return {name: residual for name, residual in both.items() if residual is not None}
 
-    def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+    def learned(self) -> dict[str, Tensor]:
         """`residual` [c, d] or `image_residual` [1, d] or both, and `alpha` []."""
-        tensors = self._residuals() | {"alpha": self.alpha}
-        return detached(tensors), described("taskres", self._fingerprint)
+        return {**self._residuals(), "alpha": self.alpha}
 
     @torch.no_grad()
     def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """See `Method.load_artifact`; class features and backbone must be those of the training."""
-        check_metadata(metadata, described("taskres", self._fingerprint))
-        residuals = self._residuals()
-        shapes = {name: tuple(residual.shape) for name, residual in residuals.items()}
-        check_tensors(tensors, shapes | {"alpha": ()})
-        for name, residual in residuals.items():
+        """Restores the residuals; class features and backbone must be those of the training."""
+        self.check_artifact(tensors, metadata)
+        for name, residual in self._residuals().items():
             residual.copy_(tensors[name])
         self.fixed_alpha.copy_(tensors["alpha"])
         # tanh(atanh(alpha)) could differ in the last bit: a loaded alpha is no longer trained.

@@ -1,22 +1,20 @@
-"""An adapter on the text features, the rival of TaskRes in its ablation (Yu et al., CVPR 2023,
+"""An adapter on the text features, the alternative in TaskRes's ablation (Yu et al., CVPR 2023,
 arXiv:2211.10277, table 2).
 
-Notation: t base features [c, d], phi the adapter, h its hidden width, alpha its weight, z image
-features [b, d].
+Notation: b batch size, c classes, d feature dimension, t base features [c, d], phi the adapter, h
+its hidden units, alpha its weight, z image features [b, d].
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainables.methods.artifacts import TensorArtifact, described
-from trainables.methods.autograd import LossMethod
 from trainables.methods.base import (
     BuildContext,
     ClassTexts,
@@ -25,24 +23,25 @@ from trainables.methods.base import (
     MethodError,
     Preset,
     Recipe,
-    Tower,
+    TaskFacts,
 )
-from trainables.optim import OptimConfig
+from trainables.methods.recipes import dassl_crop_scale, taskres_optim
+from trainables.methods.tensor_method import TensorMethod
 
 
 @dataclass(frozen=True)
 class TextAdapterConfig(MethodConfig):
-    """What the adapter is added to, and how large it is."""
+    """Place and size of the adapter."""
 
     keep_base: bool = True
     """True: the classifier is t + alpha phi(t). False: phi(t) alone."""
     alpha: float = 0.5
-    """Weight of the adapter beside the base; without the base it has no effect."""
+    """Weight of the adapter beside the base; no effect without the base."""
     reduction: int = 4
-    """d / h, rounded down. The paper does not give h: CLIP-Adapter's, whose adapter it takes."""
+    """d / h, rounded down. The paper does not give h; this is the value of CLIP-Adapter, whose
+    adapter it uses."""
 
     def problems(self) -> list[str]:
-        """See `MethodConfig.problems`."""
         found = super().problems()
         if not (math.isfinite(self.alpha) and self.alpha > 0):
             found.append(f"alpha must be positive and finite, got {self.alpha}: use e.g. 0.5")
@@ -51,77 +50,43 @@ class TextAdapterConfig(MethodConfig):
         return found
 
 
-class TextAdapter(TensorArtifact, LossMethod):
+class TextAdapter(TensorMethod):
     """logits = exp(logit_scale) cos(z, t + alpha phi(t)), with phi(t) = max(0, t A) B.
 
-    Two linear layers without bias and a ReLU between them, which is CLIP-Adapter's formula
-    (Gao et al., arXiv:2110.04544); the released code of that paper has a second ReLU at the end.
+    Two linear layers without bias and a ReLU between them: CLIP-Adapter's formula (Gao et al.,
+    arXiv:2110.04544), whose released code has a second ReLU at the end.
     """
 
+    name: ClassVar[str] = "text-adapter"
     Config: ClassVar[type[MethodConfig]] = TextAdapterConfig
     input_kind: ClassVar[Literal["features", "images"]] = "features"
     is_zero_shot_at_init: ClassVar[bool] = False
     base: Tensor
     scale: Tensor
 
-    def __init__(
-        self,
-        config: TextAdapterConfig,
-        base: Tensor,
-        scale: Tensor,
-        fingerprint: str,
-        rng: torch.Generator,
-    ) -> None:
-        """`base` [c, d], `scale` a scalar tensor: exp(logit_scale); `rng` on the CPU."""
-        super().__init__()
-        self.config = config
-        self.register_buffer("base", base, persistent=False)
-        self.register_buffer("scale", scale, persistent=False)
+    def __init__(self, config: TextAdapterConfig, context: BuildContext) -> None:
+        super().__init__(config, context)
+        base = context.classes.features.detach().clone()
         features = base.shape[1]
-        hidden = features // config.reduction
-        self.down = nn.Parameter(_first_values(features, hidden, rng).to(base.device))
-        self.up = nn.Parameter(_first_values(hidden, features, rng).to(base.device))
-        self.description = described("text-adapter", fingerprint)
-
-    @classmethod
-    def preset(
-        cls,
-        name: Preset,
-        *,
-        dataset: str,
-        shots: int,
-        images: int,
-        tower: Tower = "vit",
-    ) -> Recipe:
-        """t + alpha phi(t), trained as TaskRes is: table 2 names alpha, and nothing else that
-        would be different. The released code has no adapter: `reference` adds what its framework
-        adds to everything, a weight decay of 5e-4 and random crops (scale 0.08-1) with flips."""
-        del images, tower
-        optim = OptimConfig(
-            lr=2e-4 if dataset == "imagenet" else 2e-3,
-            epochs=100 if shots <= 4 else 200,
-            batch_size=256,
-            weight_decay=5e-4 if name == "reference" else 0.0,
-            warmup_epochs=1,
-        )
-        config = TextAdapterConfig(prompts=name)
-        return Recipe(config, optim, crop_scale=0.08 if name == "reference" else 1.0)
-
-    @classmethod
-    def build(cls, config: TextAdapterConfig, material: BuildContext) -> Self:
-        """See `Method.build`; refuses a hidden width below 1."""
-        problems = config.problems()
-        features = material.classes.features.shape[1]
         if config.reduction > features:
-            problems.append(
-                f"reduction must not exceed the {features} features of {material.backbone.name}, "
-                f"got {config.reduction}: use e.g. 4"
+            raise MethodError(
+                f"reduction must not exceed the {features} features of {self.backbone.name}, got "
+                f"{config.reduction}: use e.g. 4"
             )
-        if problems:
-            raise MethodError("; ".join(problems))
-        base, backbone = material.classes.features.detach().clone(), material.backbone
-        scale = backbone.logit_scale.detach().clone()
-        return cls(config, base, scale, backbone.fingerprint, material.rng)
+        self.register_buffer("base", base, persistent=False)
+        scale = self.backbone.logit_scale.detach().clone()
+        self.register_buffer("scale", scale, persistent=False)
+        hidden = features // config.reduction
+        self.down = nn.Parameter(_first_values(features, hidden, context.rng).to(base.device))
+        self.up = nn.Parameter(_first_values(hidden, features, context.rng).to(base.device))
+
+    @classmethod
+    def preset(cls, name: Preset, facts: TaskFacts) -> Recipe:
+        """t + alpha phi(t), trained as TaskRes is: table 2 gives alpha and nothing else that
+        differs. The released code has no adapter; `reference` adds the defaults of its
+        framework."""
+        config = TextAdapterConfig(prompts=name)
+        return Recipe(config, taskres_optim(name, facts), dassl_crop_scale(name))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Image features [b, d] -> logits [b, c]."""
@@ -134,7 +99,7 @@ class TextAdapter(TensorArtifact, LossMethod):
         return self.scale * functional.normalize(adapted, dim=-1)
 
     def set_classes(self, classes: ClassTexts) -> None:
-        """The adapter stays: it belongs to no class."""
+        """The adapter is kept: it belongs to no class."""
         self.base = classes.features.detach().clone()
 
     @torch.no_grad()
@@ -144,14 +109,14 @@ class TextAdapter(TensorArtifact, LossMethod):
 
     @torch.no_grad()
     def progress(self) -> dict[str, float]:
-        """Mean length of phi(t) over that of t, without alpha."""
+        """Mean length of phi(t) relative to t, without alpha."""
         adapted = (self.base @ self.down).relu() @ self.up
         share = adapted.norm(dim=-1) / self.base.norm(dim=-1).clamp_min(1e-12)
         return {"adapter/share": share.mean().item()}
 
 
 def _first_values(inputs: int, outputs: int, rng: torch.Generator) -> Tensor:
-    """[inputs, outputs], uniform within 1 / sqrt(inputs): PyTorch's start of a linear layer, which
-    CLIP-Adapter's code keeps."""
+    """[inputs, outputs], uniform within 1 / sqrt(inputs): PyTorch's initial values of a linear
+    layer, which CLIP-Adapter's code keeps."""
     bound = 1 / math.sqrt(inputs)
     return (2 * torch.rand(inputs, outputs, generator=rng) - 1) * bound

@@ -21,10 +21,10 @@ from search.core.objectives import (
 from search.ledger.ledger import Ledger
 from search.ledger.store import JournalStore
 from search.options import configure
-from spaces.base import TaskFacts
 from spaces.registry import SPACES
 from tests.search.conftest import Sweep
 from tests.search.driver.test_sweep import QUIET
+from trainables.methods.base import TaskFacts
 from trainables.storage import LocalStorage
 
 SPACE = SPACES["rmt"].build(TaskFacts("digits", 4, 40, "vit"))

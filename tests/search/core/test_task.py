@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from search.core.config import SweepConfig
-from search.core.task import data_problems, fresh_draws, task_notices
+from search.core.task import data_problems, fresh_draws, task_facts, task_notices
 from tests.trainables.data.bundles import tensors, write_bundle
 from tests.trainables.data.trees import dtd, imagenet_a, paint
-from trainables.trial import Protocol, TaskSpec
+from trainables.protocols import Protocol
+from trainables.trial import TaskSpec
 
 
 def problems(
@@ -64,3 +65,26 @@ def test_other_counts_than_the_published_ones_are_told_of_what_judges_too(tmp_pa
     found = task_notices(task, task.source(str(tmp_path)))
     assert [notice.split(" has ")[0] for notice in found] == ["'dtd'", "'imagenet_a'"]
     assert "Figures from other counts cannot be compared with published ones" in found[0]
+
+
+def test_facts_of_a_task_and_of_its_parts() -> None:
+    task = TaskSpec(("digits", "digits-rotated"), "tiny", (1, 4), (1, 2), "base-to-new")
+    facts = task_facts(task, task.source(""), "vit")
+    assert (facts.dataset, facts.shots, facts.images, facts.protocol) == ("", 4, 20, "base-to-new")
+    found = [(one.dataset, one.shots, one.images, one.protocol) for one in facts.each]
+    assert found == [
+        (name, shots, 5 * shots, "base-to-new") for name in task.datasets for shots in (1, 4)
+    ]
+    alone = TaskSpec(("digits",), "tiny", (4,), (1, 2))
+    assert task_facts(alone, alone.source(""), "vit").each == ()
+    shots = TaskSpec(("digits",), "tiny", (1, 16), (1,))
+    facts = task_facts(shots, shots.source(""), "vit")
+    assert (facts.dataset, facts.shots, len(facts.each)) == ("digits", 16, 2)
+
+
+def test_the_papers_setting_knows_the_protocol() -> None:
+    for protocol, leak in (("few-shot", 0.3), ("base-to-new", 1.0)):
+        task = TaskSpec(("digits",), "tiny", (16,), (1,), protocol)
+        config = SweepConfig(task=task)
+        facts = task_facts(task, task.source(""), "vit")
+        assert config.open_space(facts).paper_parameters["leak"] == leak

@@ -20,8 +20,8 @@ from search.core.samplers import SAMPLERS
 from search.ledger.ledger import RETRIES, Ledger, RunningTrial
 from search.ledger.results import FORMAT, Result, State, read_results, read_rows
 from search.ledger.store import JournalStore, look_at_study
-from spaces.base import TaskFacts
 from spaces.registry import SPACES
+from trainables.methods.base import TaskFacts
 from trainables.storage import LocalStorage
 from trainables.trial import TrialConfig
 

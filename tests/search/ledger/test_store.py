@@ -26,9 +26,9 @@ from search.ledger.store import (
     open_store,
 )
 from search.ledger.study_lock import StudyLock
-from spaces.base import TaskFacts
 from spaces.registry import SPACES
 from tests.servers import Postgresql, postgresql_programs
+from trainables.methods.base import TaskFacts
 from trainables.storage import LocalStorage
 
 SPACE = SPACES["taskres"].build(TaskFacts("digits", 4, 40, "vit"))

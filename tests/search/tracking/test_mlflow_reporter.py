@@ -19,10 +19,10 @@ from search.ledger.store import JournalStore
 from search.tracking.mlflow_reporter import MlflowReporter
 from search.tracking.tracker import NullTracker
 from search.tracking.uploader import MlflowTracker, open_tracker, outbox_path
-from spaces.base import TaskFacts
 from spaces.registry import SPACES
 from tests.search.mlflow_server import TIMEOUT, content, history, runs_of
 from tests.servers import s3_server
+from trainables.methods.base import TaskFacts
 from trainables.storage import LocalStorage, Storage, open_storage
 from trainables.trainable import Message
 from trainables.trial_run import Report

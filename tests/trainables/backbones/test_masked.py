@@ -16,7 +16,7 @@ from trainables.backbones.registry import BACKBONES, absolute_spec, split_masks
 from trainables.backbones.shared_weights import fetch_weights, share_weights
 from trainables.encoded_task import EncodedTask
 from trainables.load_backbone import load_backbone
-from trainables.methods.base import MethodError
+from trainables.methods.base import MethodError, TaskFacts
 from trainables.methods.masking.masks import pack_bits, unpack_masks
 from trainables.methods.registry import METHODS
 from trainables.storage import LocalStorage
@@ -64,7 +64,7 @@ def test_it_is_what_the_method_would_give_the_next_stage(
 @pytest.mark.parametrize("name", ["rmt-text", "rmt-both"])
 def test_masks_of_the_text_tower(name: str, bench: EncodedTask, tmp_path: Path) -> None:
     """Both towers of a CLIP have layers of the same names: the file says whose they are."""
-    recipe = METHODS[name].preset("paper", dataset="digits", shots=2, images=20)
+    recipe = METHODS[name].preset("paper", TaskFacts("digits", 2, 20))
     config = replace(recipe.config, prompts="single")
     text = trained(TrialConfig(name, "search", config, mask_trial().optim), bench)
     write_tensors(LocalStorage(tmp_path), "text.safetensors", *text.artifact())
@@ -78,11 +78,11 @@ def test_masks_of_the_text_tower(name: str, bench: EncodedTask, tmp_path: Path) 
 
 
 def test_one_towers_masks_are_not_the_others(masks: Trainer, bench: EncodedTask) -> None:
-    recipe = METHODS["rmt-text"].preset("paper", dataset="digits", shots=2, images=20)
+    recipe = METHODS["rmt-text"].preset("paper", TaskFacts("digits", 2, 20))
     text = Trainer(TrialConfig("rmt-text", "search", recipe.config, recipe.optim), bench, CELL)
-    with pytest.raises(MethodError, match=r"below ''.*below 'visual\.'"):
+    with pytest.raises(MethodError, match=r"prefix '', got 'visual\.'"):
         text.load_artifact(*masks.artifact())
-    with pytest.raises(MethodError, match=r"below 'visual\.'.*below ''"):
+    with pytest.raises(MethodError, match=r"prefix 'visual\.', got ''"):
         Trainer(mask_trial(1), bench, CELL).load_artifact(*text.artifact())
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainables.methods.autograd import fill_gradients
+from trainables.methods.tensor_method import fill_gradients
 
 
 def test_gradients_are_set_and_not_added() -> None:

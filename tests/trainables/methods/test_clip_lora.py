@@ -17,7 +17,14 @@ from trainables.backbones.bundle import FeatureBackbone
 from trainables.backbones.open_clip import open_clip
 from trainables.data.prompts import class_features, prompt_set
 from trainables.load_backbone import load_backbone
-from trainables.methods.base import Batch, BuildContext, ClassTexts, MethodError, Schedule
+from trainables.methods.base import (
+    Batch,
+    BuildContext,
+    ClassTexts,
+    MethodError,
+    Schedule,
+    TaskFacts,
+)
 from trainables.methods.clip_lora import ClipLora, ClipLoraConfig
 from trainables.methods.low_rank import Branch, Dropout, attach, sites
 from trainables.optim import OptimConfig, make_optimiser
@@ -301,7 +308,7 @@ def test_a_resnet_has_its_text_encoder_tuned() -> None:
     )
     with pytest.raises(MethodError, match="encoders='text', or a ViT"):
         build(resnet, ClipLoraConfig())
-    config, _, _ = ClipLora.preset("paper", dataset="dtd", shots=1, images=9, tower="resnet")
+    config, _, _ = ClipLora.preset("paper", TaskFacts("dtd", 1, 9, tower="resnet"))
     assert config.encoders == "text"
     method = filled(build(resnet, config))
     merged_backbone = method.merged_backbone()
@@ -351,7 +358,7 @@ def test_refuses_what_has_no_encoders_or_texts(tiny: Backbone) -> None:
         ({"rank": 0}, "rank must be at least 1"),
         ({"lora_alpha": 0.0}, "lora_alpha must be positive"),
         ({"lora_alpha": math.nan}, "lora_alpha must be positive"),
-        ({"dropout": 1.0}, "dropout must lie"),
+        ({"dropout": 1.0}, "dropout must be in"),
     ],
 )
 def test_refuses_broken_settings(tiny: Backbone, change: dict[str, object], message: str) -> None:
@@ -375,7 +382,7 @@ def test_an_artifact_of_another_scale_is_refused(tiny: Backbone) -> None:
 )
 def test_published_settings(shots: int, count: int, epochs: int) -> None:
     for name in ("paper", "reference", "clean"):
-        config, optim, crop_scale = ClipLora.preset(name, dataset="dtd", shots=shots, images=count)
+        config, optim, crop_scale = ClipLora.preset(name, TaskFacts("dtd", shots, count))
         assert (config.rank, config.lora_alpha, config.dropout) == (2, 1, 0.25)
         assert (config.encoders, config.matrices) == ("both", "q,k,v")
         assert config.scale == (1 / math.sqrt(2) if name == "reference" else 0.5)

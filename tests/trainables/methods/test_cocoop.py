@@ -11,7 +11,14 @@ from trainables.backbones import text_tower
 from trainables.backbones.base import Backbone
 from trainables.data.prompts import class_features, prompt_set
 from trainables.load_backbone import load_backbone
-from trainables.methods.base import Batch, BuildContext, ClassTexts, MethodError, Schedule
+from trainables.methods.base import (
+    Batch,
+    BuildContext,
+    ClassTexts,
+    MethodError,
+    Schedule,
+    TaskFacts,
+)
 from trainables.methods.cocoop import CoCoOp, CoCoOpConfig
 
 NAMES = ("zero", "one", "a red square")
@@ -137,7 +144,7 @@ def test_context_and_meta_net_stay_for_other_classes(
     [
         (CoCoOpConfig(context_tokens=0), "context_tokens must be at least 1, got 0"),
         (CoCoOpConfig(reduction=0), "reduction must be at least 1, got 0"),
-        (CoCoOpConfig(context_tokens=30), "places"),
+        (CoCoOpConfig(context_tokens=30), "positions"),
         (CoCoOpConfig(context_tokens=3), "init_words"),
     ],
 )
@@ -154,9 +161,9 @@ def test_refuses_features_alone(backbone: Backbone) -> None:
 
 
 def test_presets() -> None:
-    config, optim, crop_scale = CoCoOp.preset("paper", dataset="digits", shots=16, images=160)
+    config, optim, crop_scale = CoCoOp.preset("paper", TaskFacts("digits", 16, 160))
     assert (config.context_tokens, config.init_words, config.reduction) == (4, "a photo of a", 16)
     assert (optim.optimiser, optim.lr, optim.epochs, optim.batch_size) == ("sgd", 2e-3, 10, 1)
     assert (optim.warmup_epochs, optim.weight_decay, crop_scale) == (1, 0, 1)
-    reference = CoCoOp.preset("reference", dataset="digits", shots=16, images=160)
+    reference = CoCoOp.preset("reference", TaskFacts("digits", 16, 160))
     assert reference == (config, replace(optim, weight_decay=5e-4), 0.08)

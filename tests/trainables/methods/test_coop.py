@@ -12,7 +12,14 @@ from trainables.backbones.base import Backbone
 from trainables.backbones.bundle import FeatureBackbone
 from trainables.data.prompts import PromptSet, class_features, prompt_set
 from trainables.load_backbone import load_backbone
-from trainables.methods.base import Batch, BuildContext, ClassTexts, MethodError, Schedule
+from trainables.methods.base import (
+    Batch,
+    BuildContext,
+    ClassTexts,
+    MethodError,
+    Schedule,
+    TaskFacts,
+)
 from trainables.methods.context import ContextConfig
 from trainables.methods.coop import CoOp
 
@@ -167,7 +174,7 @@ def test_contexts_of_classes_fall_back_to_zero_shot(
 
 def test_refuses_other_classes_without_room_or_names(backbone: Backbone) -> None:
     method = build(backbone, ContextConfig())
-    with pytest.raises(MethodError, match="places"):
+    with pytest.raises(MethodError, match="positions"):
         method.set_classes(classes(backbone, ("one thousand and one",)))
     with pytest.raises(MethodError, match="bundle"):
         method.set_classes(ClassTexts(torch.zeros(2, 128)))
@@ -216,10 +223,10 @@ def test_refuses_a_backbone_without_a_text_tower(backbone: Backbone) -> None:
     [("digits", 1, 50), ("digits", 2, 100), ("digits", 8, 200), ("imagenet", 16, 50)],
 )
 def test_paper_preset(dataset: str, shots: int, epochs: int) -> None:
-    config, optim, crop_scale = CoOp.preset("paper", dataset=dataset, shots=shots, images=shots)
+    config, optim, crop_scale = CoOp.preset("paper", TaskFacts(dataset, shots, shots))
     assert (config.context_tokens, config.init_words, config.class_specific) == (16, "", False)
     assert (optim.optimiser, optim.lr, optim.epochs, optim.batch_size) == ("sgd", 2e-3, epochs, 32)
     assert (optim.warmup_epochs, optim.warmup_lr, optim.weight_decay) == (1, 1e-5, 0)
     assert crop_scale == 1
-    reference = CoOp.preset("reference", dataset=dataset, shots=shots, images=shots)
+    reference = CoOp.preset("reference", TaskFacts(dataset, shots, shots))
     assert (reference.optim.weight_decay, reference.crop_scale) == (5e-4, 0.08)

@@ -11,7 +11,14 @@ from trainables.data.prompts import PromptVariant, class_features, prompt_set
 from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask
 from trainables.load_backbone import load_backbone
-from trainables.methods.base import Batch, BuildContext, ClassTexts, MethodError, Schedule
+from trainables.methods.base import (
+    Batch,
+    BuildContext,
+    ClassTexts,
+    MethodError,
+    Schedule,
+    TaskFacts,
+)
 from trainables.methods.enhanced_base import EnhancedBase, EnhancedBaseConfig
 from trainables.methods.taskres import TaskRes
 from trainables.stages import open_training
@@ -111,15 +118,15 @@ def test_progress_is_the_relative_distance(backbone: Backbone) -> None:
 
 def test_settings() -> None:
     for shots in (1, 16):
-        found = EnhancedBase.preset("paper", dataset="dtd", shots=shots, images=9)
+        found = EnhancedBase.preset("paper", TaskFacts("dtd", shots, 9))
         assert (found.optim.epochs, found.optim.batch_size, found.crop_scale) == (50, 256, 1.0)
-    large = EnhancedBase.preset("paper", dataset="imagenet", shots=16, images=16000)
+    large = EnhancedBase.preset("paper", TaskFacts("imagenet", 16, 16000))
     assert large.optim.lr == pytest.approx(found.optim.lr / 10)
 
 
 def test_refuses_a_bundle(backbone: Backbone) -> None:
     features = classes(backbone, "paper").features
-    with pytest.raises(MethodError, match="a bundle has their features only: use"):
+    with pytest.raises(MethodError, match="a bundle has only their features: use"):
         EnhancedBase.build(
             EnhancedBaseConfig(), BuildContext(backbone, ClassTexts(features), Schedule(()))
         )
@@ -137,9 +144,9 @@ def test_refuses_a_text_tower_that_ends_without_the_layer(backbone: Backbone) ->
 def test_images_are_not_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their tower is the same: only texts go through the changed backbone."""
     bench, episode = EncodedTask("tiny", "cpu", DataSource()), Episode("digits", 1, 1)
-    given = {"dataset": "digits", "shots": 1, "images": 10}
-    first = TrialConfig("enhanced-base", "paper", *EnhancedBase.preset("paper", **given))
-    second = TrialConfig("taskres", "paper", *TaskRes.preset("paper", **given), before=first)
+    given = TaskFacts("digits", 1, 10)
+    first = TrialConfig("enhanced-base", "paper", *EnhancedBase.preset("paper", given))
+    second = TrialConfig("taskres", "paper", *TaskRes.preset("paper", given), before=first)
     training = open_training(second, bench, episode)
     while isinstance(training.method, EnhancedBase):
         training.run_epoch()
@@ -155,9 +162,9 @@ def test_images_are_not_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_improves_the_base_that_taskres_then_starts_from() -> None:
     """Trained on 16 digits a class: 77.5 % of the validation images before, over 90 % after."""
     bench, episode = EncodedTask("tiny", "cpu", DataSource()), Episode("digits", 16, 1)
-    given = {"dataset": "digits", "shots": 16, "images": 160}
-    first = TrialConfig("enhanced-base", "paper", *EnhancedBase.preset("paper", **given))
-    config, optim, crop_scale = TaskRes.preset("paper", **given)
+    given = TaskFacts("digits", 16, 160)
+    first = TrialConfig("enhanced-base", "paper", *EnhancedBase.preset("paper", given))
+    config, optim, crop_scale = TaskRes.preset("paper", given)
     both = TrialConfig("taskres", "paper", config, replace(optim, epochs=2), crop_scale)
     training = open_training(replace(both, before=first), bench, episode)
     start = training.validate()

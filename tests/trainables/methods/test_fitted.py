@@ -16,8 +16,7 @@ from torch.nn import functional
 
 from trainables.load_backbone import load_backbone
 from trainables.methods.base import BuildContext, ClassTexts, MethodError, Schedule, Support
-from trainables.methods.features import all_views, class_means
-from trainables.methods.fitted import FittedClassifier
+from trainables.methods.classifiers import FittedClassifier, all_views, class_means
 from trainables.methods.gda import Gda, GdaConfig, shrunk_precision
 from trainables.methods.linear_probe import LinearProbe, LinearProbeConfig
 from trainables.methods.lp_plus_plus import LpPlusPlus, LpPlusPlusConfig, step_sizes
@@ -213,7 +212,7 @@ def test_it_fits_its_training_set(method: type[FittedClassifier], config: Any) -
         (LpPlusPlus, LpPlusPlusConfig(iterations=0), "iterations must be at least 1"),
         (LpPlusPlus, LpPlusPlusConfig(alpha_every=0), "alpha_every must be at least 1"),
         (LpPlusPlus, LpPlusPlusConfig(step=math.inf), "step must be positive"),
-        (LpPlusPlus, LpPlusPlusConfig(inertia=1.0), "inertia must lie in"),
+        (LpPlusPlus, LpPlusPlusConfig(inertia=1.0), "inertia must be in"),
         (LpPlusPlus, LpPlusPlusConfig(start="x"), "start must be one of"),  # type: ignore[arg-type]
         (Gda, GdaConfig(alpha=-1.0), "alpha must be positive"),
         (Gda, GdaConfig(shrinkage=0.0), "shrinkage must be positive"),

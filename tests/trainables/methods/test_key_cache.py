@@ -7,14 +7,20 @@ import torch
 from torch.nn import functional
 
 from trainables.load_backbone import load_backbone
-from trainables.methods.base import Batch, BuildContext, ClassTexts, MethodError, Schedule, Support
-from trainables.methods.key_cache import KeyCache
-from trainables.methods.tip_adapter import TipAdapter, TipAdapterConfig
-from trainables.methods.tip_adapter_f import TipAdapterF, TipAdapterFConfig
+from trainables.methods.base import (
+    Batch,
+    BuildContext,
+    ClassTexts,
+    MethodError,
+    Schedule,
+    Support,
+    TaskFacts,
+)
+from trainables.methods.tip_adapter import KeyCache, TipAdapter, TipAdapterConfig, TipAdapterF
 
 KINDS: list[tuple[type[KeyCache], Any]] = [
     (TipAdapter, TipAdapterConfig),
-    (TipAdapterF, TipAdapterFConfig),
+    (TipAdapterF, TipAdapterConfig),
 ]
 CLASSES, SIDE, IMAGES = 3, 8, 6
 LABELS = torch.tensor([2, 0, 1, 1, 0, 2])
@@ -86,11 +92,11 @@ def test_refuses_damage(kind: type[KeyCache], config: Any) -> None:
 def test_the_two_kinds_do_not_read_each_other() -> None:
     artifact = prepared(TipAdapter, TipAdapterConfig()).artifact()
     with pytest.raises(MethodError, match="metadata"):
-        build(TipAdapterF, TipAdapterFConfig()).load_artifact(*artifact)
+        build(TipAdapterF, TipAdapterConfig()).load_artifact(*artifact)
 
 
 def test_only_keys_are_trained() -> None:
-    method = prepared(TipAdapterF, TipAdapterFConfig())
+    method = prepared(TipAdapterF, TipAdapterConfig())
     assert list(method.trainable()) == ["keys"]
     assert prepared(TipAdapter, TipAdapterConfig()).trainable() == {}
     batch = Batch(views()[0], LABELS)
@@ -119,9 +125,9 @@ def test_refuses_broken_settings(kind: type[KeyCache], config: Any, name: str) -
 
 def test_published_settings() -> None:
     for dataset, epochs in (("eurosat", 100), ("dtd", 20)):
-        config, optim, crop_scale = TipAdapterF.preset("paper", dataset=dataset, shots=4, images=9)
+        config, optim, crop_scale = TipAdapterF.preset("paper", TaskFacts(dataset, 4, 9))
         assert (config.alpha, config.beta, crop_scale) == (1.0, 5.5, 0.5)
         assert (optim.lr, optim.epochs, optim.batch_size) == (1e-3, epochs, 256)
         assert (optim.optimiser, optim.eps, optim.weight_decay) == ("adamw", 1e-4, 1e-2)
-        config = TipAdapter.preset("reference", dataset=dataset, shots=4, images=9).config
+        config = TipAdapter.preset("reference", TaskFacts(dataset, 4, 9)).config
         assert (config.alpha, config.beta) == (2.0, 1.0)

@@ -16,6 +16,7 @@ from trainables.methods.base import (
     MethodError,
     Schedule,
     Support,
+    TaskFacts,
 )
 from trainables.methods.clap import Clap, ClapConfig
 from trainables.methods.clip_adapter import ClipAdapter, ClipAdapterConfig
@@ -137,11 +138,11 @@ def test_other_classes_get_the_zero_shot_classifier(kind: type[Method], config: 
 @pytest.mark.parametrize(
     ("kind", "config", "message"),
     [
-        (ClipAdapter, ClipAdapterConfig(ratio=0.0), "ratio must lie in"),
+        (ClipAdapter, ClipAdapterConfig(ratio=0.0), "ratio must be in"),
         (ClipAdapter, ClipAdapterConfig(reduction=0), "reduction must be at least 1"),
         (ClipAdapter, ClipAdapterConfig(reduction=9), "reduction must be at most"),
-        (Clap, ClapConfig(penalty=-1.0), "penalty must not be negative"),
-        (CrossModal, CrossModalConfig(text_share=1.0), "text_share must lie in"),
+        (Clap, ClapConfig(penalty=-1.0), "penalty must be finite and not negative"),
+        (CrossModal, CrossModalConfig(text_share=1.0), "text_share must be in"),
     ],
 )
 def test_refuses_broken_settings(kind: type[Method], config: Any, message: str) -> None:
@@ -150,11 +151,11 @@ def test_refuses_broken_settings(kind: type[Method], config: Any, message: str) 
 
 
 def test_published_settings() -> None:
-    optim = Clap.preset("reference", dataset="dtd", shots=4, images=9).optim
+    optim = Clap.preset("reference", TaskFacts("dtd", 4, 9)).optim
     assert (optim.optimiser, optim.lr, optim.momentum, optim.epochs) == ("sgd", 0.1, 0.9, 300)
     epochs = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}
     for shots, wanted in epochs.items():
-        found = ClipAdapter.preset("paper", dataset="dtd", shots=shots, images=9)
+        found = ClipAdapter.preset("paper", TaskFacts("dtd", shots, 9))
         assert (found.optim.epochs, found.optim.batch_size) == (wanted, 32)
-    few, many = (CrossModal.preset("paper", dataset="x", shots=1, images=n) for n in (10, 160_000))
+    few, many = (CrossModal.preset("paper", TaskFacts("x", 1, n)) for n in (10, 160_000))
     assert (few.optim.epochs, many.optim.epochs) == (300, 1)

@@ -10,7 +10,14 @@ from torch.nn import functional
 from trainables.backbones.base import Backbone
 from trainables.data.prompts import class_features, prompt_set
 from trainables.load_backbone import load_backbone
-from trainables.methods.base import Batch, BuildContext, ClassTexts, MethodError, Schedule
+from trainables.methods.base import (
+    Batch,
+    BuildContext,
+    ClassTexts,
+    MethodError,
+    Schedule,
+    TaskFacts,
+)
 from trainables.methods.prograd import WORDS, ProGrad, ProGradConfig, aligned, divergence
 
 NAMES = ("zero", "one", "a red square")
@@ -123,9 +130,9 @@ def test_refuses(backbone: Backbone, config: ProGradConfig, error: str) -> None:
     [("digits", 16, 1.0), ("dtd", 4, 1.0), ("dtd", 8, 0.8), ("eurosat", 16, 0.8)],
 )
 def test_presets(dataset: str, shots: int, projection: float) -> None:
-    config, optim, _ = ProGrad.preset("paper", dataset=dataset, shots=shots, images=1)
+    config, optim, _ = ProGrad.preset("paper", TaskFacts(dataset, shots, 1))
     assert config == ProGradConfig(prompts="single", projection=projection)
     assert (optim.optimiser, optim.lr, optim.batch_size) == ("sgd", 2e-3, 32)
-    reference = ProGrad.preset("reference", dataset=dataset, shots=shots, images=1)
+    reference = ProGrad.preset("reference", TaskFacts(dataset, shots, 1))
     assert reference.config.init_words == WORDS[dataset]
     assert reference.optim.weight_decay == 5e-4

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from trainables.data.prompts import PromptSet
 from trainables.load_backbone import load_backbone
 from trainables.methods.base import ClassTexts, MethodError
-from trainables.methods.prompt_tokens import ClassPosition, PromptWriter
+from trainables.methods.context import ClassPosition, PromptWriter
 
 NAMES = ("zero", "a red square", "St.")
 
@@ -75,7 +75,9 @@ def test_each_class_its_own_context_or_all_the_same(writer: PromptWriter) -> Non
 
 def test_a_name_that_leaves_no_room_is_refused_with_what_to_do(writer: PromptWriter) -> None:
     assert writer.prompts(classes("zero"), 18).ends.tolist() == [23]
-    with pytest.raises(MethodError, match=r"24 places, got 19 .* 4 of «zero\.».*context_tokens=18"):
+    with pytest.raises(
+        MethodError, match=r"24 positions, got 19 .* 4 of 'zero\.'.*context_tokens=18"
+    ):
         writer.prompts(classes("one", "zero"), 19)
     with pytest.raises(MethodError, match=r"shorter name .*context_tokens=18 .*--space cocoop"):
         writer.prompts(classes("one", "zero"), 19)

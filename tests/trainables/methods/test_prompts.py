@@ -73,7 +73,7 @@ def test_given_texts_replace_the_templates_word_for_word() -> None:
     for variant in get_args(PromptVariant):
         prompts = prompt_set("imagenet", NAMES, variant, given)
         assert prompts.texts() == [list(row) for row in given]
-        assert prompts.normalise_each == (variant == "clean")
+        assert prompts.normalise_each == (variant in ("clean", "ensemble"))
 
 
 def test_ragged_ensembles_are_averaged_class_by_class() -> None:

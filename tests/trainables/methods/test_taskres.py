@@ -10,7 +10,14 @@ from torch.nn import functional
 
 from trainables.backbones.base import Backbone
 from trainables.load_backbone import load_backbone
-from trainables.methods.base import Batch, BuildContext, ClassTexts, MethodError, Schedule
+from trainables.methods.base import (
+    Batch,
+    BuildContext,
+    ClassTexts,
+    MethodError,
+    Schedule,
+    TaskFacts,
+)
 from trainables.methods.taskres import Residual, TaskRes, TaskResConfig
 
 
@@ -170,7 +177,7 @@ def test_learned_alpha_travels_in_the_artifact(backbone: Backbone) -> None:
 )
 def test_published_settings(dataset: str, shots: int, alpha: float, lr: float, epochs: int) -> None:
     for name, decay in (("paper", 0.0), ("reference", 5e-4), ("clean", 0.0)):
-        config, optim, crop_scale = TaskRes.preset(name, dataset=dataset, shots=shots, images=9)
+        config, optim, crop_scale = TaskRes.preset(name, TaskFacts(dataset, shots, 9))
         assert (config.alpha, optim.lr, optim.epochs) == (alpha, lr, epochs)
         assert (optim.batch_size, optim.warmup_epochs, optim.warmup_lr) == (256, 1, 1e-5)
         assert (optim.weight_decay, config.prompts) == (decay, name)

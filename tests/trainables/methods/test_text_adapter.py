@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from trainables.backbones.base import Backbone
 from trainables.load_backbone import load_backbone
-from trainables.methods.base import BuildContext, ClassTexts, MethodError, Schedule
+from trainables.methods.base import BuildContext, ClassTexts, MethodError, Schedule, TaskFacts
 from trainables.methods.text_adapter import TextAdapter, TextAdapterConfig
 
 
@@ -111,7 +111,7 @@ def test_published_settings() -> None:
         ("imagenet", 8, 2e-4, 200),
     ):
         for name, decay, crop in (("paper", 0.0, 1.0), ("reference", 5e-4, 0.08)):
-            found = TextAdapter.preset(name, dataset=dataset, shots=shots, images=9)
+            found = TextAdapter.preset(name, TaskFacts(dataset, shots, 9))
             assert found.config == TextAdapterConfig(prompts=name, keep_base=True, alpha=0.5)
             assert (found.optim.lr, found.optim.epochs) == (lr, epochs)
             assert (found.optim.weight_decay, found.crop_scale) == (decay, crop)

@@ -9,7 +9,14 @@ from torch.nn import functional
 from trainables.backbones.base import Backbone
 from trainables.backbones.image_tower import image_tower
 from trainables.load_backbone import load_backbone
-from trainables.methods.base import Batch, BuildContext, ClassTexts, MethodError, Schedule
+from trainables.methods.base import (
+    Batch,
+    BuildContext,
+    ClassTexts,
+    MethodError,
+    Schedule,
+    TaskFacts,
+)
 from trainables.methods.vpt import Vpt, VptConfig
 
 
@@ -90,7 +97,7 @@ def test_other_classes_keep_the_tokens(backbone: Backbone) -> None:
 )
 def test_published_settings(count: int, clean: int, steps: int) -> None:
     for name in ("paper", "reference", "clean"):
-        config, optim, crop_scale = Vpt.preset(name, dataset="dtd", shots=16, images=count)
+        config, optim, crop_scale = Vpt.preset(name, TaskFacts("dtd", 16, count))
         assert (config.tokens, config.deep, crop_scale) == (8, True, 0.08)
         assert (optim.optimiser, optim.lr, optim.batch_size) == ("sgd", 2.5e-3, 4)
         assert (optim.warmup_epochs, optim.warmup_lr, optim.momentum) == (1, 1e-5, 0.9)

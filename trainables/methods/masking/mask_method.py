@@ -1,8 +1,8 @@
-"""What the mask-tuning methods have in common, whichever tower is masked: R-AMT and its variants
-(Zheng et al., ICCV 2023, 2307.15049).
+"""Mask tuning, whichever tower is masked: R-AMT and its variants (Zheng et al., ICCV 2023,
+arXiv:2307.15049).
 
-Notation: as in `mask_scores.py` and `gradient_rules.py`; b batch, c classes, d feature dimension,
-T temperature.
+Notation: W, M, B as in `scores.py`, a, b, l as in `gradient_rules.py`; b batch size, c classes,
+d feature dimension, T temperature; lr_t learning rates, gap = init - threshold.
 """
 
 from __future__ import annotations
@@ -25,59 +25,55 @@ from trainables.methods.base import (
     Method,
     MethodConfig,
     MethodError,
+    Schedule,
     Support,
 )
-from trainables.methods.masking.flip_budget import flip_bound, flip_budget
-from trainables.methods.masking.gradient_rules import (
-    GRADIENT_RULES,
-    Dropping,
-    GradientRule,
-    RuleName,
-)
+from trainables.methods.gradient_rules import GRADIENT_RULES, Dropping, GradientRule, RuleName
 from trainables.methods.masking.layers import Masked
-from trainables.methods.masking.mask_scores import Granularity, MaskScores
 from trainables.methods.masking.masks import pack_masks, unpack_masks
+from trainables.methods.masking.scores import Granularity, MaskScores
 
 Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
 class MaskConfig(MethodConfig):
-    """What is masked, and how the scores learn."""
+    """What is masked, and how the scores are trained."""
 
     masked: Masked = "mhsa"
-    """`mhsa` attention projections (AMT), `mlp` (MMT), `all` both and every convolution but the
-    first (PMT), `dynamic` those of `all` that the first epoch's gradients choose (DMT)."""
+    """`mhsa`: attention projections (AMT). `mlp`: MLP layers (MMT). `all`: both and every
+    convolution (PMT). `dynamic`: the layers of `all` that the first epoch's gradients select
+    (DMT)."""
     granularity: Granularity = "element"
-    """One score for every `element` of a weight, for every row (`filter`), or for every column
-    (`channel`). How scores of groups start and are compared the paper does not say: like all."""
+    """One score per `element` of a weight, per row (`filter`) or per column (`channel`). The paper
+    gives no initial score or threshold for groups; they are the same here."""
     init: float = 1e-2
-    """Every score's first value."""
+    """Initial value of every score."""
     threshold: float = 5e-3
-    """A weight is kept while its score is strictly greater."""
+    """A weight is kept while its score is strictly greater. Equation 14 also keeps equal scores;
+    the text and the released code do not."""
     rule: RuleName = "gradient-dropout"
-    """How the gradients of the task and of the teacher are merged, see `GRADIENT_RULES`: `none`
-    is plain mask tuning, `gradient-dropout` the regularised one (the R in R-AMT)."""
+    """Rule that merges the gradients of task and teacher, see `GRADIENT_RULES`: `none` is plain
+    mask tuning, `gradient-dropout` the regularised one (the R in R-AMT)."""
     leak: float = 1.0
-    """l in [0, 1], of `gradient-dropout` and `sign`: 1 drops a conflicting gradient altogether, 0
+    """l in [0, 1], for `gradient-dropout` and `sign`: 1 removes a dropped gradient entirely, 0
     drops nothing. The paper calls l the weight of gradient dropout."""
     leak_kl: float = 1.0
-    """The same for the teacher's gradient, of `sign` alone."""
+    """The same for the teacher's gradient, for `sign` only."""
     temperature: float = 1.0
-    """T of the divergence from the teacher, which is scaled by T^2. 1 in the code."""
+    """T of the divergence from the teacher, which is multiplied by T^2. 1 in the code."""
     teacher_share: float = 1.0
-    """The teacher's logits are this share of the zero-shot model's, and the student's own for the
-    rest, through which gradients flow (FUSE_ALPHA in the code, where it is 1; not in the paper)."""
+    """Share of the zero-shot model's logits in the teacher's; the rest are the student's own,
+    through which gradients flow (FUSE_ALPHA in the code, where it is 1; not in the paper)."""
     norm_weight: float = 0.0
     """Weight of sum ||M||_2 over the masked tensors: 1e-4 in the code, absent from the paper."""
     purity_eps: float = 0.0
     """Added to the purity's denominator: 1e-8 in the released code."""
     precision: Precision = "float32"
-    """Of the tower's activations in training; `bfloat16` is faster where a device has it. Scores,
-    losses, moments and all that is judged are float32."""
+    """Precision of the tower's activations in training; `bfloat16` is faster on devices that
+    support it. Scores, losses, Adam's moments and evaluation are always float32."""
 
     def problems(self) -> list[str]:
-        """See `MethodConfig.problems`."""
         found = super().problems()
         for name, allowed in (
             ("masked", get_args(Masked)),
@@ -99,7 +95,7 @@ class MaskConfig(MethodConfig):
             )
         for name in ("leak", "leak_kl", "teacher_share"):
             if not 0 <= getattr(self, name) <= 1:
-                found.append(f"{name} must lie in 0..1, got {getattr(self, name)}: use e.g. 1")
+                found.append(f"{name} must be in [0, 1], got {getattr(self, name)}: use e.g. 1")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             found.append(
                 f"temperature must be positive and finite, got {self.temperature}: use e.g. 1"
@@ -112,28 +108,34 @@ class MaskConfig(MethodConfig):
 
     @property
     def gradient_rule(self) -> GradientRule:
-        """The rule, `none` where `gradient-dropout` drops nothing."""
+        """The rule; `none` for a `gradient-dropout` that drops nothing."""
         idle = self.rule == "gradient-dropout" and self.leak == 0
         return GRADIENT_RULES["none" if idle else self.rule]
 
 
 class MaskMethod(Method):
-    """A CLIP with W B in place of some of its W."""
+    """A CLIP with W B in place of some of its weights W."""
 
     Config: ClassVar[type[MethodConfig]] = MaskConfig
     changes_backbone: ClassVar[bool] = True
     prefix: ClassVar[str] = ""
-    """Where in the model the names of the masked weights begin."""
+    """Prefix of the masked weights' names in the model."""
+    config: MaskConfig
 
-    def __init__(self, config: MaskConfig, material: BuildContext, names: Collection[str]) -> None:
-        """`names`: parameters of the model, below `prefix`."""
-        super().__init__()
-        self.config, self.schedule = config, material.schedule
-        self._backbone: Backbone = material.backbone
-        model = self._backbone.model
+    def __init__(self, config: MaskConfig, context: BuildContext) -> None:
+        super().__init__(config, context)
+        self._schedule = context.schedule
+        model = self.backbone.model
+        names = self.weight_names()
         weights = {name: model.get_parameter(self.prefix + name).detach() for name in names}
         self.scores = MaskScores(weights, config.init, config.threshold, config.granularity)
-        self._loaded_change = ""  # bits do not tell it: it is passed on as it was
+        self._loaded_change = ""  # not recoverable from the bits: kept as it was loaded
+        self.set_classes(context.classes)
+
+    @abstractmethod
+    def weight_names(self) -> Collection[str]:
+        """Parameters of the model to mask, without `prefix`; raises `MethodError` if the backbone
+        lacks them."""
 
     @abstractmethod
     def features(self, weights: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,7 +144,7 @@ class MaskMethod(Method):
 
     @property
     def uses_zero_shot(self) -> bool:
-        """The teacher is needed unless its gradient does not count."""
+        """Unless the rule ignores the teacher's gradient."""
         return self.config.gradient_rule.reads_teacher
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -159,10 +161,10 @@ class MaskMethod(Method):
         return self._logits(self.scores.effective(), inputs)
 
     def backward(self, batch: Batch, rng: torch.Generator) -> dict[str, float]:
-        """The merged gradients; random numbers are drawn tensor by tensor, in order."""
+        """Sets the merged gradients; random numbers are drawn tensor by tensor, in order."""
         scores = self.trainable()
         for score in scores.values():
-            score.grad = None  # the last step's would be one more copy of all masks in memory
+            score.grad = None  # frees the last step's gradients, as large as all masks
         losses, (first, *rest) = self.mask_gradients(batch)
         merge = self.config.gradient_rule.merge
         dropping = Dropping(self.config.leak, self.config.leak_kl, self.config.purity_eps)
@@ -202,8 +204,12 @@ class MaskMethod(Method):
         return {name: loss.item() for name, loss in losses.items()}, gradients
 
     def prepare(self, support: Support) -> None:
-        """R-DMT: keep the tensors whose cross-entropy gradient, summed over one epoch without
-        updates, has a positive mean: it lowers the scores on average."""
+        """R-DMT: keeps the layers whose cross-entropy gradient, accumulated over one epoch without
+        updates, has a positive mean, which lowers their scores on average.
+
+        The paper selects whole layers, and so does this: an attention, an MLP or a convolution
+        with all its masked tensors, see `layer_of`. The released code does not include R-DMT.
+        """
         if self.config.masked != "dynamic":
             return
         weights = self.scores.weights
@@ -214,19 +220,19 @@ class MaskMethod(Method):
             loss = functional.cross_entropy(logits, batch.labels)
             gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
             for index, (name, grad) in enumerate(zip(weights, gradients, strict=True)):
-                totals[index] += self.scores.gradient(name, grad).mean().item()
+                totals[index] += self.scores.gradient(name, grad).sum(dtype=torch.float64).item()
         self.scores.choose(totals)
 
     def forecast(self) -> dict[str, float]:
-        """Flip budget and hard bound of the schedule, in multiples of init - threshold."""
+        """Flip budget and its upper bound, in multiples of init - threshold."""
         gap = self.config.init - self.config.threshold
         return {
-            "flip/budget": flip_budget(self.schedule, gap),
-            "flip/bound": flip_bound(self.schedule, gap),
+            "flip/budget": flip_budget(self._schedule, gap),
+            "flip/bound": flip_bound(self._schedule, gap),
         }
 
     def warnings(self) -> list[str]:
-        """Says where no bit, or hardly any, can flip."""
+        """Warns if no bit, or hardly any, can flip."""
         forecast = self.forecast()
         advice = "raise lr, epochs or the number of steps, or lower init - threshold"
         if forecast["flip/bound"] < 1:
@@ -242,31 +248,29 @@ class MaskMethod(Method):
         return []
 
     def progress(self) -> dict[str, float]:
-        """See `MaskScores.progress`."""
+        """Scalars about the masks, see `MaskScores.progress`."""
         return self.scores.progress()
 
     def merged_backbone(self) -> Backbone:
         """The model with W B in place of W."""
         weights = self.scores.effective()
-        return self._backbone.changed({f"{self.prefix}{name}": w for name, w in weights.items()})
+        return self.backbone.changed({f"{self.prefix}{name}": w for name, w in weights.items()})
 
     def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """The packed bits, see `masks.py`; one a score, so that groups take little. `prefix` tells
-        the towers apart, whose layers have the same names. Of the scores themselves there is
-        `score_change`: see `MaskScores.change`, as JSON."""
-        tensors, metadata = pack_masks(self.masks(), self._backbone.fingerprint)
+        """The packed bits, see `masks.py`: one per score. The metadata has `prefix`, which tells
+        the towers apart, and `score_change`: `MaskScores.change` as JSON."""
+        tensors, metadata = pack_masks(self.masks(), self.backbone.fingerprint)
         change = self._loaded_change or json.dumps(self.scores.change())
         return tensors, metadata | {"prefix": self.prefix, "score_change": change}
 
     def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """See `MaskScores.load`. `dynamic` accepts any choice of tensors that it could have made
-        itself."""
-        masks = unpack_masks(tensors, metadata, self._backbone.fingerprint)
-        prefix = metadata.get("prefix", "visual.")  # which there was alone before there was another
+        """Restores the scores, see `MaskScores.load`. `dynamic` accepts any choice of tensors."""
+        masks = unpack_masks(tensors, metadata, self.backbone.fingerprint)
+        prefix = metadata.get("prefix", "visual.")  # the only one before the field was added
         if prefix != self.prefix:
             raise MethodError(
-                f"the masks must be of the weights below '{self.prefix}', and these are below "
-                f"'{prefix}': load them with the method that they were trained with"
+                f"the masks must be of weights with the prefix '{self.prefix}', got '{prefix}': "
+                "load them with the method they were trained with"
             )
         self.scores.load(masks, any_subset=self.config.masked == "dynamic")
         self._loaded_change = metadata.get("score_change", "")
@@ -280,12 +284,34 @@ class MaskMethod(Method):
         return functional.normalize(features.float(), dim=-1) @ classifier.T
 
     def _divergence(self, student: Tensor, zero_shot: Tensor) -> Tensor:
-        """T^2 times the cross entropy of softened predictions: KL(teacher || student) up to the
-        teacher's entropy, with the same gradient where the teacher is all zero-shot."""
+        """T^2 times the cross entropy of softened predictions, as in the code: KL(teacher ||
+        student) plus the teacher's entropy, which has no gradient if `teacher_share` is 1."""
         share, hardness = self.config.teacher_share, 1 / self.config.temperature
         teacher = zero_shot if share == 1 else share * zero_shot + (1 - share) * student
         expected = (teacher * hardness).softmax(-1) * (student * hardness).log_softmax(-1)
         return -expected.sum(-1).mean() / hardness**2
+
+
+def flip_budget(schedule: Schedule, gap: float) -> float:
+    """sum_t lr_t / gap: the distance that a constant gradient moves a score, in gaps."""
+    return math.fsum(schedule.learning_rates) / gap
+
+
+def flip_bound(schedule: Schedule, gap: float) -> float:
+    """The same for the worst possible gradients: below 1, no bit can flip.
+
+    Adam's step is lr_t |m| / sqrt(v) <= lr_t sqrt(sum_i a_i^2 / b_i) by Cauchy-Schwarz, with the
+    weights a_i = (1 - beta1) beta1^(t-i) / (1 - beta1^t) of its first moment and b_i alike of the
+    second: a geometric sum in beta1^2 / beta2.
+    """
+    beta1, beta2 = schedule.betas
+    total, geometric, ratio = 0.0, 0.0, beta1 * beta1 / beta2
+    for t, rate in enumerate(schedule.learning_rates, start=1):
+        geometric = 1 + ratio * geometric
+        first = (1 - beta1) / (1 - beta1**t)
+        second = (1 - beta2) / (1 - beta2**t)
+        total += rate * math.sqrt(first * first / second * geometric)
+    return total / gap
 
 
 def _backward(
@@ -294,7 +320,7 @@ def _backward(
     """One tuple of gradients per cotangent, from one graph.
 
     One pass per cotangent: a batched pass (`is_grads_batched`) measured 9 % slower on a CPU at
-    the embedded model's size, where the work is in the matrix products.
+    the embedded model's size, where most of the work is in the matrix products.
     """
     last = len(cotangents) - 1
     return [

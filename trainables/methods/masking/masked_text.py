@@ -1,6 +1,6 @@
-"""The text tower with other weights: class features that are computed anew in every step.
+"""A text tower with other weights: class features that are computed in every step.
 
-Notation: t texts, c classes, d feature dimension, w context length.
+Notation: c classes, d feature dimension.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from trainables.backbones.base import Backbone
 from trainables.methods.base import ClassTexts, MethodError
 
 _TEXTS = 256
-"""Texts that are encoded at a time. More than these are encoded a second time when gradients go
-back, instead of keeping what a thousand classes' activations take (tens of GiB)."""
+"""Texts per forward pass. With more texts than that, gradients run each forward pass a second time
+instead of keeping its activations, which take tens of GiB for a thousand classes."""
 
 
 class _Encoder(nn.Module):
@@ -34,13 +34,13 @@ class _Encoder(nn.Module):
 
 
 class TextTower:
-    """Weights of the text tower -> class features, for fixed classes, tokenised once."""
+    """Maps weights of the text tower to class features; tokenises the classes' texts once."""
 
     def __init__(self, backbone: Backbone, classes: ClassTexts) -> None:
-        """Raises `MethodError` where the classes have no texts."""
+        """Raises `MethodError` if the classes have no texts."""
         if classes.prompts is None:
             raise MethodError(
-                "the text tower needs the classes' texts, and there are only their features, as "
+                "the text tower needs the classes' texts, but only their features are known, as "
                 "in a bundle: use a data set with class names, or masks on the image tower"
             )
         rows = classes.prompts.texts()
@@ -51,8 +51,8 @@ class TextTower:
         self._tokens, self._shorter = _shortened(backbone.model, tokens.to(backbone.device))
 
     def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """Parameters of the model that differ, by name -> class features [c, d], not normalised:
-        means over each class's texts, as `class_features` makes them."""
+        """Parameters of the model to replace, by name -> class features [c, d], not normalised:
+        the mean over each class's texts, as in `class_features`."""
         given = {f"model.{name}": w for name, w in (*self._shorter.items(), *weights.items())}
 
         def encode(tokens: Tensor) -> Tensor:
@@ -75,21 +75,21 @@ class TextTower:
 
 
 class MaskedClassifier:
-    """Masked text weights -> classifier [c, d], unit vectors times the logit scale.
+    """Maps masked text weights to a classifier [c, d]: unit vectors times the logit scale.
 
-    While no gradient is wanted, the last result is kept: judging a large test set takes many
-    batches, with the same masks. Weights are compared, not watched: fused optimisers change scores
-    without leaving a trace.
+    Without gradients the last result is cached, since a large test set takes many batches with the
+    same masks. Weights are compared by value: fused optimisers change scores without increasing
+    their version.
     """
 
     def __init__(self, backbone: Backbone, classes: ClassTexts) -> None:
-        """Raises `MethodError` where the classes have no texts."""
+        """Raises `MethodError` if the classes have no texts."""
         self._tower = TextTower(backbone, classes)
         self._scale = backbone.logit_scale.detach()
         self._last: tuple[dict[str, Tensor], Tensor] | None = None
 
     def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """See `TextTower`."""
+        """Parameters to replace, by name -> classifier [c, d]."""
         if _wants_gradient(weights):
             self._last = None
             return self._classifier(weights)
@@ -110,11 +110,12 @@ def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 
 def _shortened(model: nn.Module, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Tokens without the padding that no text needs, and what else must be shorter for that.
+    """Tokens without the padding that no text needs, and the model's tensors that must be
+    shortened with them.
 
-    Attention that looks back only, and a feature read off at the end of text, never see what
-    follows: the result is the same, for a fraction of the work (class names fill a fifth of the
-    context of 77). Elsewhere nothing is cut.
+    Causal attention and a feature taken at the end-of-text token do not depend on what follows, so
+    the result is the same for a fraction of the work (class names fill a fifth of the context of
+    77). For other text towers nothing is cut.
     """
     position = getattr(model, "positional_embedding", None)
     causal = getattr(model, "attn_mask", None)

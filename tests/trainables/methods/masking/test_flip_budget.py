@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from trainables.methods.base import Schedule
-from trainables.methods.masking.flip_budget import flip_bound, flip_budget
+from trainables.methods.masking.mask_method import flip_bound, flip_budget
 from trainables.optim import OptimConfig
 
 RELEASED = OptimConfig(lr=8e-5, epochs=30, batch_size=32)

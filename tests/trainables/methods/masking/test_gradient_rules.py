@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainables.methods.masking.gradient_rules import (
+from trainables.methods.gradient_rules import (
     GRADIENT_RULES,
     Dropping,
     RuleName,

@@ -13,7 +13,13 @@ from torch import nn
 from trainables.backbones.open_clip import open_clip
 from trainables.load_backbone import load_backbone
 from trainables.methods.base import MethodError
-from trainables.methods.masking.layers import image_names, maskable, text_names, unclassified
+from trainables.methods.masking.layers import (
+    Masked,
+    image_names,
+    maskable,
+    text_names,
+    unclassified,
+)
 
 
 @cache
@@ -44,6 +50,29 @@ def test_published_counts(arch: str, groups: set[str], tensors: int, elements: i
     names = [name for name, group in maskable(visual).items() if group in groups]
     assert len(names) == tensors
     assert sum(visual.get_parameter(name).numel() for name in names) == elements
+
+
+@pytest.mark.parametrize(
+    ("arch", "masked", "patch_embedding", "tensors", "elements"),
+    [
+        ("ViT-B-16", "all", False, 49, 85_524_480),
+        ("ViT-B-16", "all", True, 49, 85_524_480),
+        ("ViT-B-16", "dynamic", False, 49, 85_524_480),
+        ("ViT-B-16", "mhsa", False, 24, 28_311_552),
+        ("ViT-B-16", "mhsa", True, 25, 28_901_376),
+        ("ViT-B-16", "mlp", False, 24, 56_623_104),
+        ("RN50", "all", False, 59, 38_154_080),
+    ],
+)
+def test_what_each_variant_masks(
+    arch: str, masked: Masked, patch_embedding: bool, tensors: int, elements: int
+) -> None:
+    """PMT masks all convolutions and fully connected layers, as the released code does; AMT only
+    attention in the paper, the first convolution too in the code."""
+    backbone = replace(load_backbone("tiny"), name=arch, model=model(arch))
+    names = image_names(backbone, masked, patch_embedding)
+    sizes = [backbone.visual.get_parameter(name).numel() for name in names]
+    assert (len(names), sum(sizes)) == (tensors, elements)
 
 
 def test_packed_size_of_the_published_masks() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from trainables.methods.base import MethodError
-from trainables.methods.masking.mask_scores import Granularity, MaskScores
+from trainables.methods.masking.scores import Granularity, MaskScores
 
 
 def weights() -> dict[str, Tensor]:
@@ -56,8 +56,24 @@ def test_the_positive_are_chosen_or_else_the_largest() -> None:
     scores = MaskScores(weights(), 1e-2, 5e-3)
     scores.choose(torch.tensor([-1.0, 2.0]))
     assert list(scores.trainable()) == ["conv.weight"]
-    scores.choose(torch.tensor([-1.0, -2.0]))
+    # Means count: both totals are those of all scores of a tensor.
+    sizes = [m.numel() for m in MaskScores(weights(), 1e-2, 5e-3).trainable().values()]
+    scores.choose(torch.tensor([-1.0 * sizes[0], -2.0 * sizes[1]]))
     assert list(scores.trainable()) == ["a.weight"]
+
+
+def test_a_layer_is_chosen_as_a_whole() -> None:
+    """The tensors of an attention or MLP count together, by the mean over all their scores."""
+    names = ("0.attn.in_proj_weight", "0.attn.out_proj.weight", "0.mlp.c_fc.weight", "conv1.weight")
+    sides = ((6, 2), (2, 2), (4, 2), (2, 3, 1, 1))
+    scores = MaskScores({n: torch.ones(s) for n, s in zip(names, sides, strict=True)}, 1e-2, 5e-3)
+    attention, conv = names[:2], names[3:]
+    scores.choose(torch.tensor([-1.0, 2.0, -1.0, 0.5]))
+    assert tuple(scores.trainable()) == attention + conv
+    scores.choose(torch.tensor([1.0, -2.0, -1.0, 0.5]))
+    assert tuple(scores.trainable()) == conv
+    scores.choose(torch.tensor([-4.0, -4.0, -8.0, -12.0]))
+    assert tuple(scores.trainable()) == attention
 
 
 def test_loading() -> None:
@@ -71,7 +87,7 @@ def test_loading() -> None:
     scores.load(part, any_subset=True)
     assert list(scores.trainable()) == ["a.weight"]
     for wrong in (part, {}, masks | {"a.weight": masks["a.weight"][:1]}):
-        with pytest.raises(MethodError, match="missing, superfluous"):
+        with pytest.raises(MethodError, match="missing, unexpected"):
             scores.load(wrong)
     with pytest.raises(MethodError, match="other"):
         scores.load({"other": masks["a.weight"]}, any_subset=True)

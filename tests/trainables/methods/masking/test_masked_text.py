@@ -15,8 +15,7 @@ from trainables.methods.masking import masked_text
 from trainables.methods.masking.layers import text_names
 from trainables.methods.masking.mask_method import MaskConfig
 from trainables.methods.masking.masked_text import MaskedClassifier, TextTower
-from trainables.methods.masking.rmt_both import MaskedTowers, MaskedTowersConfig
-from trainables.methods.masking.rmt_text import MaskedText
+from trainables.methods.masking.rmt import MaskedText, MaskedTowers, MaskedTowersConfig
 
 NAMES = ("red_square", "blue_circle", "a very long name of a class", "star")
 

@@ -1,7 +1,7 @@
-"""Scores on frozen weights, and the binary masks that they stand for.
+"""Scores on frozen weights, and the binary masks that they define.
 
-Notation: W a frozen weight, M its scores, B = [M > threshold] its mask. M has one element for
-every element of W, or for every row or column of it, and is then repeated along the others.
+Notation: W a frozen weight, M its scores, B = [M > threshold] its mask. M has one element per
+element of W, or per row or column, and is then broadcast.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from trainables.methods.base import MethodError
+from trainables.methods.masking.layers import layer_of
 
 Granularity = Literal["element", "filter", "channel"]
-"""What one score stands for: an element of W; a row, which makes one output (a filter); or a
-column, which reads one input (a channel). Attention's joint projection [3 d, d] has 3 d rows, of
-queries, keys and values, and d columns, which the three share. A depthwise convolution has one
-column."""
+"""What one score masks: an element of W; a row, which computes one output (a filter); or a column,
+which reads one input (a channel). Attention's joint projection [3 d, d] has 3 d rows, for queries,
+keys and values, and d columns, which all three share. A depthwise convolution has one column."""
 
 
 class MaskScores(nn.Module):
@@ -33,7 +33,7 @@ class MaskScores(nn.Module):
         threshold: float,
         granularity: Granularity = "element",
     ) -> None:
-        """`weights`: name -> W, of two dimensions or more. Every score starts at `init`."""
+        """`weights`: name -> W, with two dimensions or more. Every score starts at `init`."""
         super().__init__()
         self.weights = dict(weights)
         self._init, self._threshold = init, threshold
@@ -43,8 +43,7 @@ class MaskScores(nn.Module):
                 for name, w in self.weights.items()
             }
         )
-        # Which tensors are trained: all, until somebody chooses. A buffer, so that the choice is
-        # part of the state.
+        # Which tensors are trained: all, until `choose`. A buffer, so that the choice is saved.
         self.register_buffer("active", torch.ones(len(self.weights), dtype=torch.bool))
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -53,7 +52,7 @@ class MaskScores(nn.Module):
         return {name: self._scores[_key(name)] for name, active in names if active}
 
     def masks(self) -> dict[str, Tensor]:
-        """B of every active tensor: bool, of the shape of M, True = kept."""
+        """B of every active tensor: bool, with the shape of M, True = kept."""
         return {n: m.detach() > self._threshold for n, m in self.trainable().items()}
 
     def effective(self) -> dict[str, Tensor]:
@@ -61,7 +60,7 @@ class MaskScores(nn.Module):
         return {name: self.weights[name] * mask for name, mask in self.masks().items()}
 
     def gradient(self, name: str, of_effective: Tensor) -> Tensor:
-        """dL/d(W B) -> dL/dB, which the straight-through estimator also takes for dL/dM.
+        """dL/d(W B) -> dL/dB, which the straight-through estimator uses as dL/dM.
 
         W dL/d(W B), summed over the elements that share a score. Overwrites `of_effective`.
         """
@@ -69,14 +68,25 @@ class MaskScores(nn.Module):
         return grad.sum_to_size(self._scores[_key(name)].shape)
 
     def choose(self, totals: Tensor) -> None:
-        """Train only the tensors whose total [tensors] is positive; if there is none, the one with
-        the largest, so that there is something to train (R-AMT does not say)."""
-        chosen = totals > 0
-        self.active.copy_(chosen if chosen.any() else totals == totals.max())
+        """Keeps active the layers whose scores have a positive mean gradient (R-DMT).
+
+        `totals` [tensors]: each tensor's gradient, summed over its scores. If no layer qualifies,
+        the one with the largest mean is kept, so that there is something to train: our choice.
+        """
+        layers = [layer_of(name, weight) for name, weight in self.weights.items()]
+        sizes = [self._scores[_key(name)].numel() for name in self.weights]
+        means = {
+            layer: sum(float(t) for t, other in zip(totals, layers, strict=True) if other == layer)
+            / sum(size for size, other in zip(sizes, layers, strict=True) if other == layer)
+            for layer in layers
+        }
+        chosen = {layer for layer, mean in means.items() if mean > 0}
+        chosen = chosen or {max(means, key=lambda layer: means[layer])}
+        self.active.copy_(torch.tensor([layer in chosen for layer in layers]))
 
     def progress(self) -> dict[str, float]:
-        """Bits that are 0; the share of the masked weights (not of the whole tower) that they
-        drop; the number of tensors."""
+        """Number of bits that are 0; the share of the masked weights (not of the whole tower) that
+        they drop; number of masked tensors."""
         flipped = dropped = total = 0
         masks = self.masks()
         for name, mask in masks.items():
@@ -91,8 +101,8 @@ class MaskScores(nn.Module):
         }
 
     def change(self) -> dict[str, float]:
-        """Mean |M - init| of every active tensor: how far its scores have moved, kept or not. To
-        six digits, so that the order in which a device adds does not show."""
+        """Mean |M - init| of every active tensor: how far its scores have moved. Rounded to six
+        digits, so that a device's order of additions does not show."""
         means = {
             n: (m.detach() - self._init).abs().double().mean() for n, m in self.trainable().items()
         }
@@ -100,10 +110,10 @@ class MaskScores(nn.Module):
 
     @torch.no_grad()
     def load(self, masks: Mapping[str, Tensor], any_subset: bool = False) -> None:
-        """Scores become init where a bit is 1, and the mirror image of init at the threshold where
-        it is 0. With `any_subset`, tensors may be missing, and are then not active.
+        """Sets scores to init for bits that are 1, and to init mirrored at the threshold for bits
+        that are 0. With `any_subset`, missing tensors become inactive.
 
-        Raises `MethodError` where names or shapes do not fit.
+        Raises `MethodError` if names or shapes do not match.
         """
         shapes = {name: tuple(self._scores[_key(name)].shape) for name in self.weights}
         if any_subset:
@@ -111,8 +121,8 @@ class MaskScores(nn.Module):
         found = {name: tuple(mask.shape) for name, mask in masks.items()}
         if found != shapes or not masks:
             raise MethodError(
-                "the masks must be of the layers and the granularity that the configuration "
-                "names, but these tensors are missing, superfluous or of another shape: "
+                "the masks must match the layers and the granularity of the configuration, but "
+                "these tensors are missing, unexpected or of another shape: "
                 f"{_difference(found, shapes)}; load them with the configuration they were "
                 "trained with"
             )

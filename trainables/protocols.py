@@ -1,0 +1,14 @@
+"""The protocols of few-shot evaluation. Imports nothing that takes long to load."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Protocol = Literal["few-shot", "base-to-new", "domain-generalization", "cross-dataset"]
+"""What a sweep trains on, and what its evaluation tests.
+
+`few-shot`: every data set, on its own test split. `base-to-new`: the first half of the classes,
+then the test images of both halves, each among its own classes. `domain-generalization`: one data
+set, then its shifts, on which nothing is trained. `cross-dataset`: the first data set, then the
+others.
+"""
