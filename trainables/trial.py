@@ -55,8 +55,9 @@ class TaskSpec:
     domain-generalization: train on the first data set, evaluate on its shifts; cross-dataset: train
     on the first, evaluate on the others."""
     draws: str = "seeded"
-    """How few-shot images are drawn: seeded (reproducible from the seed on any machine) or coop
-    (the field's rule, its published draws)."""
+    """How few-shot images are drawn: seeded (reproducible from the seed on any machine),
+    seeded-capped (the same, but a class with fewer images gives all of them) or coop (the field's
+    rule, its published draws)."""
     generate_split: bool = False
     """If a split file is missing, generate a split by the published rule."""
     skip_unreadable: bool = False

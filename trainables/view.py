@@ -34,7 +34,7 @@ costs a pass through the backbone once, and an epoch nothing."""
 ENCODE_BATCH = 128
 """Images that go through the backbone at a time."""
 _LARGEST = 2  # kept images are at most so many times as large as what the model reads
-_VERSION = 1  # of resampling and of the files' layout: another number, and all is computed again
+_VERSION = 2  # of decoding, resampling and the files' layout; a new number recomputes everything
 
 
 class View:

@@ -11,6 +11,7 @@ from typing import Any
 from search.exporting.model import Model
 from search.tracking.markdown import plain, table
 from trainables.backbones.base import Backbone
+from trainables.data.base import distinct
 from trainables.trial import Episode
 
 CARD = "card.json"
@@ -24,7 +25,7 @@ def card(model: Model, kind: str) -> dict[str, Any]:
     chosen, training = model.chosen, model.training
     episode, config = chosen.episode, chosen.trial
     classes = model.bench.classes(episode.dataset, episode.half, config.method_config.prompts)
-    names = model.bench.source.dataset(episode.dataset, episode.half).class_names
+    names = distinct(model.bench.source.dataset(episode.dataset, episode.half).class_names)
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

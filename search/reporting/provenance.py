@@ -84,7 +84,7 @@ def _task_words(task: TaskSpec) -> list[str]:
     if task.protocol != "few-shot":
         words += ["--protocol", task.protocol]
     if task.draws != "seeded":
-        rule = "--draws" if task.draws == "coop" else "--shots-file"
+        rule = "--shots-file" if task.draws.startswith("file:") else "--draws"
         words += [rule, task.draws.removeprefix("file:")]
     words += ["--generate-split"] * task.generate_split + [
         "--skip-unreadable"
