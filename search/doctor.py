@@ -28,7 +28,6 @@ from search.terminal.parser import Parser  # noqa: E402
 from search.tracking.uri import TrackingError, check_tracking_uri  # noqa: E402
 from trainables.backbones.base import BackboneError  # noqa: E402
 from trainables.backbones.registry import absolute_spec  # noqa: E402
-from trainables.cache import cache_folder  # noqa: E402
 from trainables.credentials import shown  # noqa: E402
 from trainables.data.base import DataError, Dataset  # noqa: E402
 from trainables.data.benchmarks.imagenet import ImageNet, ImageNetShift  # noqa: E402
@@ -37,6 +36,7 @@ from trainables.data.lists import ListedDataset  # noqa: E402
 from trainables.data.registry import open_dataset  # noqa: E402
 from trainables.data.sealed import check_test_split  # noqa: E402
 from trainables.storage import StorageError, open_storage  # noqa: E402
+from trainables.store import cache_folder  # noqa: E402
 
 State = Literal["fine", "look", "wrong", "absent"]
 _STYLES = {"fine": "green", "look": "yellow", "wrong": "red", "absent": "dim"}

@@ -1,4 +1,4 @@
-"""What outlives a trial in a warm worker: the backbone, and what it makes of images and texts.
+"""State that a worker process reuses across trials: the backbone and its features.
 
 Notation: b images, c classes, d feature dimension, s image side.
 """
@@ -22,10 +22,9 @@ from trainables.data.prompts import PromptVariant, class_features
 from trainables.data.registry import DataSource
 from trainables.load_backbone import load_backbone
 from trainables.methods.base import ClassTexts
-from trainables.progress import Listener, Progress
 from trainables.store import Store
 from trainables.trial import Episode
-from trainables.view import View, as_lists
+from trainables.view import Listener, Progress, View, as_lists
 
 Learned = tuple[dict[str, Tensor], dict[str, str]]
 """An artifact: tensors and metadata, see `Method.artifact`."""
@@ -34,12 +33,12 @@ __all__ = ["EncodedTask", "Learned", "Progress", "View", "zero_shot_logits"]
 
 
 def zero_shot_logits(features: Tensor, classes: Tensor, scale: Tensor) -> Tensor:
-    """Features [n, d] and class features [c, d] -> scale * cosine, [n, c]."""
+    """Features [n, d] and class features [c, d] -> scale * cosine [n, c]."""
     return scale * functional.normalize(features, dim=-1) @ functional.normalize(classes, dim=-1).T
 
 
 class EncodedTask:
-    """One backbone on one device and everything computed from it, each at most once."""
+    """A task's data encoded by one backbone on one device, each part computed at most once."""
 
     def __init__(
         self,
@@ -50,15 +49,15 @@ class EncodedTask:
         progress: Listener | None = None,
         stages: str = "",
     ) -> None:
-        """`weights`: where the files that `backbone` names were shared, if they were. `progress`
-        is told how far decoding and encoding are, after every batch. `stages`: where the sweep
-        keeps what fixed stages have learned, if it does."""
-        if weights and backbone.startswith(PREFIX):  # a bundle is a data set too
+        """`weights`: location of shared copies of the files that `backbone` names, or empty.
+        `progress` is called after every decoded or encoded batch. `stages`: location of the
+        sweep's artifacts of fixed stages, or empty."""
+        if weights and backbone.startswith(PREFIX):  # a bundle is also a data set
             source = replace(source, moved={backbone: fetch_weights(backbone, weights)})
         self.spec, self.device, self.source = backbone, device, source
         self._weights, self._progress, self.stages = weights, progress, stages
         self.learned: dict[tuple[str, Episode], tuple[Learned, EncodedTask]] = {}
-        """What fixed stages have learned, see `fixed.py`: by their fingerprint and cell."""
+        """Artifacts of fixed stages by fingerprint and episode, see `fixed.py`."""
         self._store = Store.of_this_machine()
         self._views: dict[Episode, tuple[View, View]] = {}
         self._classes: dict[tuple[str, Half, PromptVariant], Tensor] = {}
@@ -69,7 +68,7 @@ class EncodedTask:
         return load_backbone(fetch_weights(self.spec, self._weights), self.device)
 
     def views(self, episode: Episode) -> tuple[View, View]:
-        """Few-shot train and validation views of one draw; raises `DataError`."""
+        """Return the train and validation views of one few-shot draw; raises `DataError`."""
         if episode not in self._views:
             drawn = self.source.draw(episode.dataset, episode.shots, episode.seed, episode.half)
             flip = self.source.dataset(episode.dataset, episode.half).flip
@@ -77,25 +76,25 @@ class EncodedTask:
         return self._views[episode]
 
     def view(self, split: Split, flip: bool) -> View:
-        """Any split, whose images are decoded each time they are needed: there may be many."""
+        """Return a view of any split, whose images may be many and are decoded on each use."""
         return View(split, flip, self.backbone, self._store, self._progress)
 
     def _view(self, split: Split, flip: bool) -> View:
         return View(split, flip, self.backbone, self._store, self._progress, keep=True)
 
-    def before(self, backbone: Backbone, passing: bool = True) -> EncodedTask:
-        """The same data before a changed backbone. `passing`: it will not come again, so that
-        nothing that it makes of them is written down."""
-        return _Changed(self, backbone, passing)
+    def with_backbone(self, backbone: Backbone, cache: bool = False) -> EncodedTask:
+        """Return the same task encoded by a changed backbone. `cache`: whether its features are
+        stored on disk, which is useless for a backbone that is not used again."""
+        return _Reencoded(self, backbone, cache)
 
     def classes(self, spec: str, half: Half, variant: PromptVariant) -> ClassTexts:
-        """What a method knows of a data set's classes; raises `DataError`."""
+        """Return what a method gets to know about a data set's classes; raises `DataError`."""
         dataset = self.source.dataset(spec, half)
         prompts = None if isinstance(dataset, Bundle) else dataset.prompts(variant)
         return ClassTexts(self.class_features(spec, half, variant), prompts)
 
     def class_features(self, spec: str, half: Half, variant: PromptVariant) -> Tensor:
-        """float32 [c, d], one vector a class, not normalised; raises `DataError`."""
+        """Return float32 [c, d], one vector per class, not normalised; raises `DataError`."""
         key = (spec, half, variant)
         if key not in self._classes:
             features = self._class_features(spec, half, variant)
@@ -122,14 +121,14 @@ class EncodedTask:
         rows = len(prompts.class_names)
         return self._store.get(facts, rows, compute).matrix("features")
 
-    def see(self, view: View) -> View:
-        """The images of `view`, which may be another workbench's, before this one's backbone."""
-        return view if view.backbone is self.backbone else view.before(self.backbone)
+    def reencode(self, view: View) -> View:
+        """Return the images of a view, possibly of another backbone, seen by this backbone."""
+        return view if view.backbone is self.backbone else view.with_backbone(self.backbone)
 
     def zero_shot(
         self, spec: str, half: Half, variant: PromptVariant
     ) -> Callable[[Tensor], Tensor]:
-        """Preprocessed images [b, 3, s, s] -> zero-shot logits [b, c], without gradient."""
+        """Return the function from preprocessed images [b, 3, s, s] to zero-shot logits [b, c]."""
         classes = self.class_features(spec, half, variant)
 
         def logits(images: Tensor) -> Tensor:
@@ -139,25 +138,25 @@ class EncodedTask:
         return logits
 
 
-class _Changed(EncodedTask):
-    """A workbench before a backbone that another one's was changed into."""
+class _Reencoded(EncodedTask):
+    """A task whose backbone was changed."""
 
-    def __init__(self, origin: EncodedTask, backbone: Backbone, passing: bool) -> None:
+    def __init__(self, origin: EncodedTask, backbone: Backbone, cache: bool) -> None:
         super().__init__(origin.spec, origin.device, origin.source)
         self.backbone = backbone
-        self._origin, self._passing = origin, passing
+        self._origin, self._cache = origin, cache
 
     def views(self, episode: Episode) -> tuple[View, View]:
         if episode not in self._views:
             train, val = self._origin.views(episode)
-            changed = self.backbone, self._passing
-            self._views[episode] = train.before(*changed), val.before(*changed)
+            changed = self.backbone, self._cache
+            self._views[episode] = train.with_backbone(*changed), val.with_backbone(*changed)
         return self._views[episode]
 
     def _class_features(self, spec: str, half: Half, variant: PromptVariant) -> Tensor:
         dataset = self.source.dataset(spec, half)
         if isinstance(dataset, Bundle):
             return self._origin.class_features(spec, half, variant)
-        if self._passing:
+        if not self._cache:
             return class_features(self.backbone, dataset.prompts(variant))
         return super()._class_features(spec, half, variant)

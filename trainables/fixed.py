@@ -8,26 +8,21 @@ the lock of one that dies.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 
-from trainables.cache import cache_folder
 from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask, Learned
-from trainables.storage import LocalStorage, Storage, StorageError, open_storage
+from trainables.storage import LocalStorage, Storage, open_storage
+from trainables.store import cache_folder, explained, locked
 from trainables.tensor_file import read_checked, write_checked
 from trainables.trainer import Trainer
 from trainables.trial import Episode, TrialConfig
 
 STAGES = "stages"
 """Where they lie in a sweep's folder."""
-_VERSION = 1  # of what a training is: another number, and all are trained again
+_VERSION = 2  # of what a training is: another number, and all are trained again
 
 
 def learned(
@@ -38,11 +33,14 @@ def learned(
     key = (config.fingerprint(), episode)
     if key not in bench.learned:
         name = stage_name(config, episode, bench.source, bench.backbone.fingerprint)
-        with _owned(name) as cache:
+        folder = cache_folder() / STAGES
+        with locked(folder / name):
+            cache = LocalStorage(folder)
             shared = open_storage(bench.stages) if bench.stages else None
             artifact = _find(name, cache, shared) or _train(config, bench, episode, name, shared)
             if not cache.exists(name):
-                write_checked(cache, name, *artifact)
+                with explained(folder / name):
+                    write_checked(cache, name, *artifact)
         trainer = Trainer(config, bench, episode)
         trainer.load_artifact(*artifact)
         bench.learned[key] = artifact, trainer.merged_backbone()
@@ -85,25 +83,3 @@ def _train(
     if shared is not None:
         write_checked(shared, name, *artifact)
     return artifact
-
-
-@contextmanager
-def _owned(name: str) -> Iterator[LocalStorage]:
-    """This machine's cache, while no other process of it is at this file."""
-    folder = cache_folder() / STAGES
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(_lock(folder, name), "w", encoding="utf-8")  # noqa: SIM115 - closed below
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else error
-        raise StorageError(
-            f"'{folder}': {reason}: what fixed stages learn is kept there; make room, or set "
-            "XDG_CACHE_HOME to a folder with room"
-        ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield LocalStorage(folder)
-
-
-def _lock(folder: Path, name: str) -> Path:
-    return folder / f".{name}.lock"

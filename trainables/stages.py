@@ -139,7 +139,7 @@ class Pipeline:
 
     def logits(self, view: View) -> Tensor:
         """See `Trainer.logits`, of the present stage."""
-        return self._present().logits(self._bench.see(view))
+        return self._present().logits(self._bench.reencode(view))
 
     def forecast(self) -> dict[str, float]:
         """See `Method.forecast`, of the first stage that is trained."""

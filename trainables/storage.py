@@ -1,7 +1,7 @@
-"""Where sweeps are kept: a folder on a disk or a share, or a prefix in a bucket.
+"""Storage of sweeps: a folder on a disk or a share, or a prefix in a bucket.
 
-Every file is either whole or not there: a write is visible at once and for good, or not at all.
-Besides files there are logs, which only grow. Names are relative, with slashes.
+A file is complete or absent: a write becomes visible at once, permanently, or not at all. Besides
+files there are logs, which only grow. Names are relative, with slashes.
 """
 
 from __future__ import annotations
@@ -29,86 +29,87 @@ from trainables.credentials import shown, take_secrets, with_secrets
 T = TypeVar("T")
 
 PATIENCE = 60.0
-"""Seconds for which an object store that fails is asked again."""
+"""Seconds for which a failed request to an object store is repeated."""
 TEMPORARY = "."
-"""First character of a file that is being written, or was when its writer died."""
-# What stands before a path of this machine.
+"""First character of a file that is being written, or whose writer died."""
+# Prefix of a path of this machine.
 _FILE = re.compile(r"file:(//(localhost)?(?=/)|(?=/[^/]))", re.IGNORECASE)
-_READERS = 16  # requests at a time to an object store
-_MERGE = 32  # parts of a log that are put together when it is read
+_READERS = 16  # simultaneous requests to an object store
+_MERGE = 32  # parts of a log that are merged when it is read
 
 
 class StorageError(OSError):
-    """The storage does not work: full, read-only, gone. A missing file is `FileNotFoundError`."""
+    """The storage is full, read-only or unreachable. A missing file is `FileNotFoundError`."""
 
 
 class Storage(ABC):
-    """A folder of files that are whole or not there."""
+    """A folder of files that are complete or absent."""
 
     location: str
-    """What `open_storage` makes this object of, on any machine that can reach it."""
+    """Argument of `open_storage` for this folder, on any machine that can reach it."""
 
     @abstractmethod
     def child(self, name: str) -> Storage:
-        """The folder of that name in this one; it need not exist."""
+        """Return a folder in this one; it need not exist."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """A file's content; raises `FileNotFoundError`."""
+        """Return a file's content; raises `FileNotFoundError`."""
 
     @abstractmethod
     def write_with(self, name: str, writer: Callable[[Path], None]) -> None:
-        """Make or replace a file by what `writer` writes to the local path it is given."""
+        """Create or replace a file with what `writer` writes to the local path that it gets."""
 
     @abstractmethod
     @contextmanager
     def as_local_file(self, name: str) -> Iterator[Path]:
-        """While open, a local path with the file's content; raises `FileNotFoundError`."""
+        """Provide a local path with the file's content; raises `FileNotFoundError`."""
         yield Path()
 
     @abstractmethod
     def delete(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, if it exists."""
 
     @abstractmethod
     def exists(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Return whether the file exists."""
 
     @abstractmethod
     def folders(self) -> list[str]:
-        """Names of the folders in this one, sorted."""
+        """Return the names of the folders in this one, sorted."""
 
     @abstractmethod
     def files(self) -> list[str]:
-        """Names of all files in this folder and beneath it, sorted; no temporary ones."""
+        """Return the names of all files in this folder and below it, sorted, without temporary
+        ones."""
 
     @abstractmethod
     def append(self, name: str, data: bytes) -> None:
-        """Add to a log. One writer at a time; a crash may leave a part of `data`, on a disk."""
+        """Append to a log, one writer at a time. On a disk, a crash may leave a part of `data`."""
 
     @abstractmethod
     def read_log(self, name: str, owner: bool = True) -> bytes:
-        """All that was appended; empty where nothing was. Only the folder's owner may tidy it up
-        meanwhile: who is not, and only looks, says so."""
+        """Return everything that was appended. `owner`: whether the caller owns the folder, so that
+        it may compact the log."""
 
     @abstractmethod
     def rewrite_log(self, name: str, data: bytes) -> None:
-        """Make `data` all that was appended."""
+        """Replace the content of a log."""
 
     @abstractmethod
     def read_many(self, names: Iterable[str]) -> Iterator[bytes]:
-        """Contents of several files, in order."""
+        """Yield the contents of several files, in order."""
 
     def write(self, name: str, data: bytes) -> None:
-        """Make or replace a file. After it returns, a power cut does not take it back."""
+        """Create or replace a file, which then survives a power cut."""
         self.write_with(name, lambda path: _write_bytes(path, data))
 
     @abstractmethod
     def tidy(self) -> None:
-        """Remove what dead writers have left. For the owner of the folder only."""
+        """Remove the temporary files of dead writers; only the owner of the folder may."""
 
     def probe(self) -> None:
-        """Make the folder, write a file and remove it; raises `StorageError`."""
+        """Create the folder, write a file and remove it; raises `StorageError`."""
         name = f".probe-{os.getpid()}"
         self.write(name, b"")
         self.delete(name)
@@ -121,7 +122,7 @@ def open_storage(location: str, patience: float = PATIENCE) -> Storage:
     process that has them in its environment can open that location.
 
     Raises:
-        StorageError: the URI is of an unknown kind, or its file system cannot be made.
+        StorageError: the URI has an unknown scheme, or its file system cannot be opened.
     """
     folder = local_folder(location)
     if folder is not None:
@@ -132,19 +133,19 @@ def open_storage(location: str, patience: float = PATIENCE) -> Storage:
     except (OSError, ValueError, NotImplementedError) as error:
         raise StorageError(shown(f"'{location}': {_line(error)}")) from error
     if not path.strip("/"):
-        raise StorageError(f"'{shown(location)}': it names no bucket")
+        raise StorageError(f"'{shown(location)}': it must name a bucket")
     return ObjectStorage(file_system, path, location, patience)
 
 
 def local_folder(location: str) -> Path | None:
-    """The folder on this machine that a location means, if it means one."""
+    """Return the folder on this machine that a location names, or None."""
     if found := _FILE.match(location):
         return Path(unquote(location[found.end() :]))
     return None if "://" in location else Path(location).expanduser().absolute()
 
 
 def join(location: str, name: str) -> str:
-    """The location of a folder in another: an absolute path, or a URI, which keeps its options."""
+    """Return the location of a folder in another: an absolute path, or a URI with its options."""
     folder = local_folder(location)
     if folder is not None:
         return str(folder / name)
@@ -153,7 +154,7 @@ def join(location: str, name: str) -> str:
 
 
 def split(location: str) -> tuple[str, str]:
-    """The inverse of `join`: the location of the folder that holds it, and its name in there."""
+    """Invert `join`: return the location of the parent folder, and the name in it."""
     folder = local_folder(location)
     if folder is not None:
         return str(folder.parent), folder.name
@@ -182,8 +183,8 @@ def _check_regular(path: Path) -> None:
 
 
 def is_same_folder(one: Storage, other: Storage) -> bool:
-    """Whether both lead to one folder, which may have several locations (a link, another mount,
-    another address): what is written at one is then there at the other. Raises `StorageError`."""
+    """Return whether both are the same folder, which may have several locations (a link, another
+    mount or address), by writing to one and reading the other. Raises `StorageError`."""
     name = f"{TEMPORARY}probe-{uuid.uuid4().hex}"
     one.write(name, b"")
     try:
@@ -193,23 +194,21 @@ def is_same_folder(one: Storage, other: Storage) -> bool:
 
 
 class LocalStorage(Storage):
-    """A folder that this machine has mounted."""
+    """A folder of this machine's file system."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.location = str(root)
 
     def child(self, name: str) -> LocalStorage:
-        """See `Storage`."""
         return LocalStorage(self.root / name)
 
     def read(self, name: str) -> bytes:
-        """See `Storage`."""
         with _explained(self.root / name):
             return (self.root / name).read_bytes()
 
     def write_with(self, name: str, writer: Callable[[Path], None]) -> None:
-        """Under a temporary name, flushed to the disk, renamed."""
+        """Write to a temporary name, flush to the disk, rename."""
         path = self.root / name
         with _explained(path, writing=True):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -225,11 +224,10 @@ class LocalStorage(Storage):
                 with suppress(OSError):
                     os.unlink(temporary)
                 raise
-            _flush_folder(path.parent)
+            flush_folder(path.parent)
 
     @contextmanager
     def as_local_file(self, name: str) -> Iterator[Path]:
-        """See `Storage`."""
         path = self.root / name
         if not path.is_file():
             raise FileNotFoundError(path)
@@ -237,23 +235,19 @@ class LocalStorage(Storage):
             yield path
 
     def delete(self, name: str) -> None:
-        """See `Storage`."""
         with _explained(self.root / name):
             remove_file(self.root / name)
 
     def exists(self, name: str) -> bool:
-        """See `Storage`."""
         return (self.root / name).is_file()
 
     def folders(self) -> list[str]:
-        """See `Storage`."""
         if not self.root.is_dir():
             return []
         with _explained(self.root), os.scandir(self.root) as entries:
             return sorted(entry.name for entry in entries if entry.is_dir())
 
     def files(self) -> list[str]:
-        """See `Storage`."""
         return sorted(
             os.path.relpath(os.path.join(folder, name), self.root)
             for folder, _, names in os.walk(self.root)
@@ -262,7 +256,7 @@ class LocalStorage(Storage):
         )
 
     def append(self, name: str, data: bytes) -> None:
-        """In one write, flushed to the disk; a write that fails is taken back."""
+        """Append in one write, flushed to the disk; a write that fails is undone."""
         path = self.root / name
         with _explained(path, writing=True):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -278,31 +272,27 @@ class LocalStorage(Storage):
                     raise
 
     def read_log(self, name: str, owner: bool = True) -> bytes:
-        """See `Storage`."""
         try:
             return self.read(name)
         except FileNotFoundError:
             return b""
 
     def rewrite_log(self, name: str, data: bytes) -> None:
-        """See `Storage`."""
         self.write(name, data)
 
     def read_many(self, names: Iterable[str]) -> Iterator[bytes]:
-        """See `Storage`."""
         return map(self.read, names)
 
     def tidy(self) -> None:
-        """See `Storage`."""
         for path in self.root.rglob(f"{TEMPORARY}*.*"):
             with suppress(OSError):
                 remove_file(path)
 
 
 class ObjectStorage(Storage):
-    """A prefix in an object store, where an object appears when its upload is complete.
+    """A prefix in an object store, in which an object appears when its upload is complete.
 
-    What fails is tried again for `patience` seconds: a network that is away comes back.
+    Failed requests are repeated for `patience` seconds, as networks recover.
     """
 
     def __init__(self, file_system: FileSystem, root: str, location: str, patience: float) -> None:
@@ -311,30 +301,27 @@ class ObjectStorage(Storage):
         self._next: dict[str, int] = {}
 
     def child(self, name: str) -> ObjectStorage:
-        """See `Storage`."""
         location = join(self.location, name)
         return ObjectStorage(self._fs, f"{self._root}/{name}", location, self._patience)
 
     def read(self, name: str) -> bytes:
-        """See `Storage`."""
 
         def fetch() -> bytes:
             with self._fs.open_input_stream(self._path(name)) as stream:
                 return stream.read()  # type: ignore[no-any-return]
 
-        return self._patiently(fetch)
+        return self._with_retries(fetch)
 
     def write_with(self, name: str, writer: Callable[[Path], None]) -> None:
-        """Through a local file, so that nothing large is held in memory."""
+        """Write through a local file, so that large files need no memory."""
         with tempfile.TemporaryDirectory(prefix="upload-") as folder:
             path = Path(folder) / "file"
             with _explained(path):
                 writer(path)
-            self._patiently(partial(self._upload, path, name))
+            self._with_retries(partial(self._upload, path, name))
 
     @contextmanager
     def as_local_file(self, name: str) -> Iterator[Path]:
-        """See `Storage`."""
         with tempfile.TemporaryDirectory(prefix="download-") as folder:
             path = Path(folder) / Path(name).name
 
@@ -346,30 +333,26 @@ class ObjectStorage(Storage):
                     while block := source.read(1 << 22):
                         target.write(block)
 
-            self._patiently(fetch)
+            self._with_retries(fetch)
             yield path
 
     def delete(self, name: str) -> None:
-        """See `Storage`."""
         with suppress(FileNotFoundError):
-            self._patiently(lambda: self._fs.delete_file(self._path(name)))
+            self._with_retries(lambda: self._fs.delete_file(self._path(name)))
 
     def exists(self, name: str) -> bool:
-        """See `Storage`."""
-        info = self._patiently(lambda: self._fs.get_file_info(self._path(name)))
+        info = self._with_retries(lambda: self._fs.get_file_info(self._path(name)))
         return bool(info.type == FileType.File)
 
     def folders(self) -> list[str]:
-        """See `Storage`."""
         return sorted(i.base_name for i in self._list(False) if i.type == FileType.Directory)
 
     def files(self) -> list[str]:
-        """See `Storage`."""
         names = (i.path for i in self._list(True) if i.type == FileType.File)
         return sorted(name.removeprefix(f"{self._root}/") for name in names)
 
     def append(self, name: str, data: bytes) -> None:
-        """One object a call: objects cannot grow."""
+        """Write one object per call, because objects cannot grow."""
         if name not in self._next:
             parts = self.child(name).files()
             self._next[name] = 1 + max((_part_number(part) for part in parts), default=-1)
@@ -377,7 +360,7 @@ class ObjectStorage(Storage):
         self._next[name] += 1
 
     def read_log(self, name: str, owner: bool = True) -> bytes:
-        """All parts together; many of them are put together for the next reader."""
+        """Return all parts; if there are many, merge them for the next reader."""
         log = self.child(name)
         parts = log.files()
         whole = [part for part in parts if part.endswith(".whole")][-1:]
@@ -389,7 +372,7 @@ class ObjectStorage(Storage):
         return data
 
     def rewrite_log(self, name: str, data: bytes) -> None:
-        """A whole replaces all parts up to its number: a crash in between loses nothing."""
+        """Write a merged object, which replaces all parts up to its number: a crash loses none."""
         log = self.child(name)
         parts = log.files()
         number = max((_part_number(part) for part in parts), default=-1) + 1
@@ -399,12 +382,11 @@ class ObjectStorage(Storage):
             list(pool.map(log.delete, parts))
 
     def read_many(self, names: Iterable[str]) -> Iterator[bytes]:
-        """See `Storage`."""
         with ThreadPoolExecutor(_READERS) as pool:
             yield from pool.map(self.read, names)
 
     def tidy(self) -> None:
-        """Nothing: what was not uploaded whole is not there."""
+        """Do nothing: incomplete uploads are not visible."""
 
     def _upload(self, path: Path, name: str) -> None:
         with open(path, "rb") as source:
@@ -415,13 +397,13 @@ class ObjectStorage(Storage):
 
     def _list(self, recursive: bool) -> list[FileInfo]:
         selector = FileSelector(self._root, recursive=recursive, allow_not_found=True)
-        found: list[FileInfo] = self._patiently(lambda: self._fs.get_file_info(selector))
+        found: list[FileInfo] = self._with_retries(lambda: self._fs.get_file_info(selector))
         return found
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 
-    def _patiently(self, act: Callable[[], T]) -> T:
+    def _with_retries(self, act: Callable[[], T]) -> T:
         deadline, wait = time.monotonic() + self._patience, 0.2
         while True:
             try:
@@ -439,7 +421,7 @@ def _write_bytes(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -449,7 +431,7 @@ def _flush_folder(folder: Path) -> None:
 
 @contextmanager
 def _explained(path: Path, writing: bool = False) -> Iterator[None]:
-    """Errors of the file system as `StorageError`, but for a missing file that is read."""
+    """Raise errors of the file system, except a missing file on reading, as `StorageError`."""
     try:
         yield
     except StorageError:
@@ -465,7 +447,7 @@ def _part_number(name: str) -> int:
 
 
 def _is_refusal(error: OSError) -> bool:
-    """Whether the store has answered, and the answer will not change."""
+    """Whether the store refused the request, so that repeating it is useless."""
     text = str(error)
     return isinstance(error, PermissionError) or bool(
         re.search(

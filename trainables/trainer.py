@@ -1,6 +1,6 @@
-"""Training of one method on one few-shot draw: an epoch, an evaluation, the state between.
+"""Training of one method on one few-shot draw: epochs, validation and the state in between.
 
-Several methods one after another are a `Pipeline`, see `stages.py`.
+A sequence of methods is a `Pipeline`, see `stages.py`.
 
 Notation: n training images, b batch, c classes, s image side.
 """
@@ -25,38 +25,38 @@ from trainables.optim import make_optimiser
 from trainables.trial import Episode, TrialConfig
 from trainables.view import AUGMENTED_VIEWS, View
 
-_IMAGES = 128  # that are judged at a time
+_IMAGES = 128  # per forward pass in validation
 _FEATURES = 8192
 
 
 class NonFiniteError(FloatingPointError):
-    """Training left the real numbers."""
+    """Training diverged (NaN or infinity)."""
 
 
 class Trainer:
-    """One method, its optimiser and its private generators; `config.before` is not its affair."""
+    """One method, its optimiser and its random generators; `config.before` is ignored here."""
 
-    def __init__(self, config: TrialConfig, bench: EncodedTask, episode: Episode) -> None:
+    def __init__(self, config: TrialConfig, task: EncodedTask, episode: Episode) -> None:
         """Raises `MethodError`, `DataError`, `BackboneError`."""
-        self.config, self.bench, self.episode = config, bench, episode
-        self.train, self.val = bench.views(episode)
+        self.config, self.encoded_task, self.episode = config, task, episode
+        self.train, self.val = task.views(episode)
         where = episode.dataset, episode.half, config.method_config.prompts
-        classes = bench.classes(*where)
+        classes = task.classes(*where)
         self._classes = classes.features
-        self._zero_shot = bench.zero_shot(*where)
+        self._zero_shot = task.zero_shot(*where)
         self._rates = config.optim.learning_rates(len(self.train))
         self.method = METHODS[config.method].build(
             config.method_config,
             BuildContext(
-                bench.backbone,
+                task.backbone,
                 classes,
                 Schedule(self._rates),
                 len(self.train),
                 _generator(config.seed, episode.seed, "first values"),
             ),
         )
-        # One generator a purpose, so that one method's appetite for random numbers cannot
-        # change the order of images or the crops.
+        # One generator per purpose: the random numbers that a method draws cannot change the order
+        # of images or the crops.
         self._rng = {
             purpose: _generator(config.seed, episode.seed, purpose)
             for purpose in ("order", "crop", "method")
@@ -68,17 +68,17 @@ class Trainer:
 
     @property
     def epochs(self) -> int:
-        """Epochs until the end: 0 for a method with nothing to train."""
+        """Number of epochs: 0 for a method with nothing to train."""
         return self.config.epochs
 
     @property
     def backbone(self) -> Backbone:
-        """The one that the method is trained on."""
-        return self.bench.backbone
+        """The backbone that the method is trained on."""
+        return self.encoded_task.backbone
 
     def run_epoch(self) -> dict[str, float]:
-        """One pass over the training images; returns `train/*`, `val/*` and the method's own
-        scalars. Raises `NonFiniteError`."""
+        """Train on all images once; return `train/*`, `val/*` and the method's own scalars. Raises
+        `NonFiniteError`."""
         self._prepare()
         optimiser = self._open_optimiser()
         steps = self.config.optim.steps_per_epoch(len(self.train))
@@ -100,7 +100,7 @@ class Trainer:
         return metrics
 
     def validate(self) -> dict[str, float]:
-        """Accuracy (a fraction) and mean cross entropy on the few-shot validation images."""
+        """Return accuracy (a fraction) and mean cross entropy on the few-shot validation images."""
         logits = self.logits(self.val)
         return {
             "val/accuracy": accuracy(logits, self.val.labels),
@@ -109,45 +109,47 @@ class Trainer:
 
     @torch.no_grad()
     def logits(self, view: View) -> Tensor:
-        """Logits [n, c] of the tuned model on `view`."""
+        """Return the logits [n, c] of the tuned model on `view`."""
         self._prepare()
         if self.method.input_kind == "features":
             return torch.cat([self.method(part) for part in view.features().split(_FEATURES)])
-        normalise = self.bench.backbone.preprocess.normalise
+        normalise = self.encoded_task.backbone.preprocess.normalise
         return torch.cat([self.method(normalise(batch)) for batch in view.batches(_IMAGES)])
 
     def forecast(self) -> dict[str, float]:
-        """See `Method.forecast`."""
+        """Return what is known before training, see `Method.forecast`."""
         return self.method.forecast()
 
     def warnings(self) -> list[str]:
-        """See `Method.warnings`."""
+        """Return what the user should know before training, see `Method.warnings`."""
         return self.method.warnings()
 
     def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """See `Method.artifact`."""
+        """Return what was learned, see `Method.artifact`."""
         self._prepare()
         return self.method.artifact()
 
     def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """See `Method.load_artifact`."""
+        """Load what `artifact` returned, see `Method.load_artifact`."""
         self.method.load_artifact(tensors, metadata)
         self._prepared = True
 
     def set_classes(self, dataset: str, half: Half) -> None:
-        """Classify another data set or another half of the classes; see `Method.set_classes`."""
+        """Classify another data set or half of the classes, see `Method.set_classes`."""
         self.method.set_classes(
-            self.bench.classes(dataset, half, self.config.method_config.prompts)
+            self.encoded_task.classes(dataset, half, self.config.method_config.prompts)
         )
 
     def merged_backbone(self) -> EncodedTask:
-        """The same data before the backbone that the method has changed. That of a fixed stage
-        comes again, in every trial."""
+        """Return the task encoded by the backbone that the method has changed; its features are
+        cached if the stage is fixed, because every trial uses them."""
         self._prepare()
-        return self.bench.before(self.method.merged_backbone(), passing=not self.config.fixed)
+        return self.encoded_task.with_backbone(
+            self.method.merged_backbone(), cache=self.config.fixed
+        )
 
     def _prepare(self) -> None:
-        """What comes before the first step; once, and not for what has been loaded."""
+        """Prepare the method before its first step, once, unless its artifact was loaded."""
         if self._prepared:
             return
         self._prepared = True
@@ -160,7 +162,7 @@ class Trainer:
         self.method.prepare(Support(self.train.labels, views, features, self._batches))
 
     def _batches(self) -> Iterator[Batch]:
-        """One epoch in random order; see `OptimConfig.batch_size` for the last batch."""
+        """The batches of one epoch in random order; see `OptimConfig.batch_size` for the last."""
         images, size = len(self.train), self.config.optim.batch_size
         read = self._features() if self.method.input_kind == "features" else self._images
         order = torch.randperm(images, generator=self._rng["order"])
@@ -171,7 +173,7 @@ class Trainer:
             yield Batch(inputs, labels, logits)
 
     def _features(self) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
-        """How this epoch reads rows [b]: features [b, d], of one view, and zero-shot logits."""
+        """Rows [b] -> features [b, d] of this epoch's view, and zero-shot logits."""
         number = 0 if self.config.crop_scale == 1 else 1 + self.epoch % AUGMENTED_VIEWS
         features = self.train.features(number, self.config.crop_scale)
 
@@ -183,7 +185,7 @@ class Trainer:
 
     def _images(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         """Rows [b] -> preprocessed images [b, 3, s, s] and zero-shot logits."""
-        normalise = self.bench.backbone.preprocess.normalise
+        normalise = self.encoded_task.backbone.preprocess.normalise
         if self.config.crop_scale < 1:
             inputs = normalise(self.train.crops(index, self.config.crop_scale, self._rng["crop"]))
             return inputs, self._zero_shot(inputs) if self.method.uses_zero_shot else None
@@ -195,17 +197,17 @@ class Trainer:
 
     def _teach(self, features: Tensor) -> Tensor:
         """Features [b, d] -> zero-shot logits [b, c]."""
-        return zero_shot_logits(features, self._classes, self.bench.backbone.logit_scale)
+        return zero_shot_logits(features, self._classes, self.encoded_task.backbone.logit_scale)
 
     def _open_optimiser(self) -> torch.optim.Optimizer:
-        # Made at the first step, when `prepare` has settled which tensors are trained.
+        # Opened at the first step, when `prepare` has chosen which tensors are trained.
         if self._optimiser is None:
             tensors = self.method.trainable().values()
             self._optimiser = make_optimiser(tensors, self.config.optim)
         return self._optimiser
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that the rest of the training depends on: tensors, and plain JSON."""
+        """Return everything that the rest of the training depends on: tensors, and plain JSON."""
         tensors = {f"method/{k}": v for k, v in self.method.state_dict().items()}
         tensors |= {f"rng/{k}": rng.get_state() for k, rng in self._rng.items()}
         if self._optimiser is not None:
@@ -215,7 +217,7 @@ class Trainer:
         return tensors, {"epoch": self.epoch, "prepared": self._prepared}
 
     def load_state(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Continue from `state`, bit for bit."""
+        """Continue from `state`; the result is the same to the last bit."""
         self.epoch, self._prepared = int(plain["epoch"]), bool(plain["prepared"])
         self.method.load_state_dict(_under(tensors, "method/"))
         for purpose, state in _under(tensors, "rng/").items():
@@ -230,7 +232,7 @@ class Trainer:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of rows [n, c] whose largest logit is at the label [n]: a fraction."""
+    """Return the fraction of rows [n, c] whose largest logit is at the label [n]."""
     return float((logits.argmax(-1) == labels).double().mean())
 
 

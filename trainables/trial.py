@@ -1,4 +1,4 @@
-"""What a trial is: plain frozen records that travel as JSON between driver, workers and disk."""
+"""Records that describe a trial, sent as JSON between driver, workers and disk."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Episode:
     dataset: str
     """Specification of the data set, e.g. `digits` or `folder:PATH`."""
     shots: int
-    """Labelled training images a class."""
+    """Labelled training images per class."""
     seed: int
     """Seed of the few-shot draw."""
     half: Half = "all"
-    """Which of the classes it knows."""
+    """The classes it is restricted to."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class TaskSpec:
 
     @property
     def episodes(self) -> tuple[Episode, ...]:
-        """The trainings of a trial; its objective is the mean over them. Seed by seed, so that the
-        first cells of a trial are already a fair sample of the set."""
+        """The trainings of a trial, whose objective is their mean, seed by seed: the first episodes
+        are a fair sample of all."""
         return tuple(
             Episode(dataset, shots, seed, self.half)
             for seed in self.seeds
@@ -87,12 +87,12 @@ class TaskSpec:
 
     @property
     def short(self) -> str:
-        """The data sets' name in names of sweeps and files."""
+        """Short name of the data sets, for names of sweeps and files."""
         return _plain(self.datasets[0]) if len(self.sources) == 1 else f"{len(self.sources)}sets"
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Those of `sources`, short and for files, no two of them alike."""
+        """Short distinct names of `sources`, for files."""
         plain = [_plain(source) for source in self.sources]
         found: list[str] = []
         for place, name in enumerate(plain, start=1):
@@ -103,7 +103,7 @@ class TaskSpec:
         return tuple(found)
 
     def label(self, episode: Episode) -> str:
-        """A cell's name among the others, for files: what they have in common is left out."""
+        """Return a file name for an episode, without what all episodes have in common."""
         parts = [
             self.names[self.sources.index(episode.dataset)] * (len(self.sources) > 1),
             f"{episode.shots}shot" * (len(self.shots) > 1),
@@ -112,18 +112,18 @@ class TaskSpec:
         return "-".join(part for part in parts if part)
 
     def source(self, root: str) -> DataSource:
-        """Its data, where the field's data sets lie in the folder `root`."""
+        """Return the source of its data; `root` is the folder of the benchmark data sets."""
         from trainables.data.registry import DataSource
 
         return DataSource(root, self.generate_split, self.draws, self.skip_unreadable)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Return plain JSON types."""
         return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> TaskSpec:
-        """The inverse of `to_dict`; raises `TypeError` for unknown fields."""
+        """Invert `to_dict`; raises `TypeError` for unknown fields."""
         fields = dict(plain)
         if "made_split" in fields:  # of earlier releases
             fields["generate_split"] = fields.pop("made_split")
@@ -134,7 +134,7 @@ class TaskSpec:
 
 
 def _plain(spec: str) -> str:
-    """A specification without its kind and path, e.g. `birds` of `folder:/data/birds.csv`."""
+    """The specification without prefix and path, e.g. `birds` for `folder:/data/birds.csv`."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", PurePath(spec).stem).strip("-") or "data"
 
 
@@ -160,23 +160,23 @@ class EpisodeSettings:
 
 @dataclass(frozen=True)
 class TrialConfig:
-    """One point of a space, resolved: everything that training depends on but the task."""
+    """One point of a space: everything that training depends on except the task."""
 
     method: str
     """Registry name of the method."""
     preset: str
-    """`paper`, `reference` or `clean` where the configuration is exactly that preset, else
+    """`paper`, `reference` or `clean` if the configuration is exactly that preset, else
     `search`."""
     method_config: MethodConfig
-    """The method's own configuration."""
+    """Configuration of the method."""
     optim: OptimConfig
     """Optimiser and schedule."""
     crop_scale: float = 1.0
-    """Smallest share of an image's area that a random crop shows; 1 trains on the test view."""
+    """Minimum share of an image's area in a random crop; 1 trains on the test view."""
     seed: int = 0
     """Seeds the order of images, the crops and the method's own draws."""
     before: TrialConfig | None = None
-    """The stage before this one, whose method changes the backbone that this one is trained on."""
+    """The previous stage, whose method changes the backbone that this one is trained on."""
     fixed: bool = False
     """Whether all trials of the sweep begin with this stage as it is: what it learns is kept."""
     per_episode: tuple[EpisodeSettings, ...] = ()
@@ -193,7 +193,7 @@ class TrialConfig:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> TrialConfig:
-        """The inverse of `to_dict`."""
+        """Invert `to_dict`."""
         from trainables.optim import OptimConfig
 
         fields = dict(plain)
@@ -238,20 +238,20 @@ class TrialConfig:
 
     @property
     def stages(self) -> tuple[TrialConfig, ...]:
-        """All that are trained one after another, this one the last."""
+        """All stages in the order of their training, this one last."""
         return (*(self.before.stages if self.before else ()), self)
 
     @property
     def methods(self) -> str:
-        """The stages' methods as a space of them is named, e.g. `rmt+taskres`."""
+        """The stages' methods, named like a space of them, e.g. `rmt+taskres`."""
         return "+".join(stage.method for stage in self.stages)
 
     def after(self, stage: TrialConfig) -> TrialConfig:
-        """The same, with `stage` before its first one."""
+        """Return a copy with `stage` before its first stage."""
         return dataclasses.replace(self, before=self.before.after(stage) if self.before else stage)
 
     def seeded(self, seed: int) -> TrialConfig:
-        """The same with this seed, in all stages but those that are fixed."""
+        """Return a copy with this seed in all stages that are not fixed."""
         if self.fixed:
             return self
         before = self.before.seeded(seed) if self.before else None
@@ -273,11 +273,11 @@ class TrialConfig:
         return found | {f"before.{name}": value for name, value in before.items()}
 
     def fingerprint(self) -> str:
-        """Hex digest of the configuration."""
+        """Return a hex digest of the configuration."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def problems(self) -> list[str]:
-        """Every broken rule of method and optimiser; empty when all is well."""
+        """Return every error of method and optimiser."""
         found = self.before.problems() if self.before else []
         found += [*self.method_config.problems(), *self.optim.problems()]
         for own in self.per_episode:
@@ -288,15 +288,15 @@ class TrialConfig:
 
             able = ", ".join(n for n, method in METHODS.items() if method.changes_backbone)
             found.append(
-                f"a stage that another follows must change the backbone, and "
-                f"'{self.before.method}' does not: use one of {able}, or make it the last"
+                f"a stage before another must change the backbone, and '{self.before.method}' does "
+                f"not: use one of {able}, or make it the last"
             )
         if self.before and self.fixed and not self.before.fixed:
             found.append(
-                "a fixed stage can follow fixed ones only: fix those before it too, or let it vary"
+                "a fixed stage can follow only fixed ones: fix those before it, or let it vary"
             )
         if not 0 < self.crop_scale <= 1:
-            found.append(f"crop_scale must lie in (0, 1], got {self.crop_scale}: use e.g. 0.5")
+            found.append(f"crop_scale must be in (0, 1], got {self.crop_scale}: use e.g. 0.5")
         return found
 
 

@@ -1,9 +1,9 @@
-"""One trial from its first step to its last, without Ray: every seed of the task, in parts.
+"""One trial without Ray: the training of every episode of its task, in report steps.
 
-A trial is cut into at most eight parts. After each it reports once, and may be stopped, saved and
-continued. A report's step counts parts, so that trials with different numbers of epochs are
-compared at the same share of their budget. Stages that are trained one after another have as many
-parts as each other, so that trials are compared in the same stage.
+A trial has at most eight report steps. After each it reports once, and can be stopped, saved and
+continued. Trials with different numbers of epochs are compared at the same step, so at the same
+share of their budget. Consecutive stages have equally many steps, so trials are compared in the
+same stage.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from trainables.tensor_file import read_checked, write_checked, write_tensors
 from trainables.trial import TaskSpec, TrialConfig
 
 REPORTS_PER_TRIAL = 8
-"""Reports a trial makes at most, when all its seeds train side by side."""
+"""Limit of reports per trial when its episodes are trained in parallel."""
 CHECKPOINT = "checkpoint.safetensors"
 _FORMAT = {"format": "few-shot-checkpoint", "format_version": "1"}
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a trial says after a part."""
+    """Report for the latest step of a trial."""
 
     step: int
-    """Parts done, from 1."""
+    """Number of steps done, from 1."""
     values: tuple[float, ...]
-    """The objective after each part so far: `val/accuracy`, a fraction; see `TrialRun`."""
+    """The objective after each step so far: `val/accuracy`, a fraction; see `TrialRun`."""
     rows: tuple[dict[str, float], ...]
-    """One row of metrics per epoch since the last report, `epoch` and `time` (unix seconds)
-    among them; after a continuation, every row since the beginning."""
+    """Metrics per epoch since the last report, including `epoch` and `time` (unix seconds); after
+    a continuation, since the first epoch."""
     finished: bool
     """Whether the whole budget has been trained."""
     metrics: dict[str, float]
@@ -48,66 +48,70 @@ class Report:
 
 
 class TrialRun:
-    """All cells of a trial: its data sets, shots and few-shot draws.
+    """The training of all episodes of a trial: its data sets, shots and few-shot draws.
 
-    Side by side (the default) every part advances every cell by an eighth of its epochs, and the
-    reported value is the mean over cells. In sequence, a part is one whole cell, and the value is
-    that cell's: what a paired test over cells wants to see.
+    In parallel (the default) every step advances every episode by an eighth of its epochs, and the
+    reported value is the mean over episodes. In sequence, a step trains one whole episode and
+    reports its value, as a paired test over episodes needs.
     """
 
     def __init__(
-        self, config: TrialConfig, task: TaskSpec, bench: EncodedTask, in_sequence: bool = False
+        self,
+        config: TrialConfig,
+        task: TaskSpec,
+        encoded_task: EncodedTask,
+        in_sequence: bool = False,
     ) -> None:
         self.config, self.task, self.in_sequence = config, task, in_sequence
-        self.episodes = [open_training(config, bench, episode) for episode in task.episodes]
+        self.episodes = [open_training(config, encoded_task, episode) for episode in task.episodes]
         self.step = 0
         self._values: list[float] = []
         self._rows: list[dict[str, float]] = []
-        self._told = 0
+        self._reported = 0
 
     @property
     def steps(self) -> int:
-        """How many reports there will be."""
+        """Number of report steps."""
         return len(self.episodes) if self.in_sequence else len(self._ends)
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to train."""
+        """Whether all steps are done."""
         return self.step >= self.steps
 
     def forecast(self) -> dict[str, float]:
-        """What can be said before training, e.g. the flip budget: means over cells."""
+        """Return what is known before training, e.g. the flip budget: means over episodes."""
         return _mean([episode.forecast() for episode in self.episodes])
 
     def warnings(self) -> list[str]:
-        """What the user should know before it trains."""
+        """Return what the user should know before training."""
         return self.episodes[0].warnings()
 
     def advance(self) -> Report:
-        """Train the next part, if one is left, and report; raises `NonFiniteError`."""
+        """Train the next step, if one is left, and report; raises `NonFiniteError`."""
         if not self.finished:
-            rows = self._train_cell() if self.in_sequence else self._train_side_by_side()
+            rows = self._train_episode() if self.in_sequence else self._train_in_parallel()
             self.step += 1
             self._rows += rows
             self._values.append(rows[-1]["val/accuracy"])
         return self.report()
 
     def report(self) -> Report:
-        """What there is to say after the latest part; at least one has been trained."""
+        """Return the report for the latest step; at least one must be done."""
         latest = {k: v for k, v in self._rows[-1].items() if k not in ("epoch", "time")}
         if self.in_sequence:
             latest["val/accuracy"] = sum(self._values) / len(self._values)
-        news, self._told = self._rows[self._told :], len(self._rows)
+        news, self._reported = self._rows[self._reported :], len(self._rows)
         return Report(self.step, tuple(self._values), tuple(news), self.finished, latest)
 
-    def _train_cell(self) -> list[dict[str, float]]:
+    def _train_episode(self) -> list[dict[str, float]]:
         episode = self.episodes[self.step]
         first = sum(max(1, done.epochs) for done in self.episodes[: self.step])
         return [
             _stamped(episode.run_epoch(), first + episode.epoch) for _ in range(episode.epochs)
         ] or [_stamped(episode.validate(), first)]
 
-    def _train_side_by_side(self) -> list[dict[str, float]]:
+    def _train_in_parallel(self) -> list[dict[str, float]]:
         begun = self._ends[self.step - 1] if self.step else 0
         return [
             _stamped(_mean([_train_until(e, self._epochs_of(e, end)) for e in self.episodes]), end)
@@ -129,7 +133,7 @@ class TrialRun:
 
     @cached_property
     def _ends(self) -> list[int]:
-        """The epoch, of all stages, with which each part ends."""
+        """The last epoch of each step, counted over all stages."""
         trained = [stage.epochs for stage in self.config.stages if not stage.fixed]
         trained = [epochs for epochs in trained if epochs]
         ends: list[int] = []
@@ -140,17 +144,16 @@ class TrialRun:
         return ends or [0]
 
     def save(self, folder: Storage, name: str = CHECKPOINT) -> None:
-        """Write everything that continuing needs.
+        """Write everything that is needed to continue, in one safetensors file.
 
-        One safetensors file, whole or not there. Its metadata carries the configuration's
-        fingerprint and a checksum.
+        Its metadata contains the configuration's fingerprint and a checksum.
         """
         tensors: dict[str, Tensor] = {}
         episodes = []
         for index, episode in enumerate(self.episodes):
-            cell_tensors, cell_plain = episode.state()
-            tensors |= {f"{index}/{key}": tensor for key, tensor in cell_tensors.items()}
-            episodes.append(cell_plain)
+            its_tensors, its_plain = episode.state()
+            tensors |= {f"{index}/{key}": tensor for key, tensor in its_tensors.items()}
+            episodes.append(its_plain)
         plain = {
             "step": self.step,
             "values": self._values,
@@ -161,8 +164,8 @@ class TrialRun:
         write_checked(folder, name, tensors, metadata)
 
     def load(self, folder: Storage, name: str = CHECKPOINT) -> bool:
-        """Continue from `save`. False, and nothing changed, where there is no usable file:
-        none, a damaged one, or one of another configuration. Raises `StorageError`."""
+        """Continue from `save`. Return False and change nothing if the file is missing, damaged or
+        of another configuration. Raises `StorageError`."""
         found = read_checked(folder, name)
         if found is None or found[1].get("config") != self._identity():
             return False
@@ -173,12 +176,12 @@ class TrialRun:
             own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
             episode.load_state(own, plain["episodes"][index])
         self.step, self._values, self._rows = plain["step"], plain["values"], plain["rows"]
-        self._told = 0
+        self._reported = 0
         return True
 
     def save_artifacts(self, folder: Storage) -> list[str]:
-        """What was learned: `artifact.safetensors`, or one file a cell where there are several.
-        Returns their names."""
+        """Write what was learned, `artifact.safetensors` or one file per episode if there are
+        several, and return the names."""
         names = []
         for episode in self.episodes:
             tensors, metadata = episode.artifact()

@@ -1,7 +1,7 @@
-"""One split before one backbone: its features and images, computed when they are asked for.
+"""One split encoded by one backbone: its features and images, computed on demand.
 
-Features come from the store, and what is not there yet goes there: once for all processes of a
-machine. While features suffice, no image is opened.
+Features are computed once per machine and kept in the store. While features suffice, no image is
+opened.
 
 Notation: n images, b of them, d feature dimension, s image side.
 """
@@ -9,10 +9,11 @@ Notation: n images, b of them, d feature dimension, s image side.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,20 +22,38 @@ from torch import Tensor
 
 from trainables.backbones.base import Backbone
 from trainables.data.base import FeatureRows, PixelRows, Split
-from trainables.images.augment import random_cut
 from trainables.images.decode import decoded, shrink
-from trainables.images.resample import resample, sizes_of
-from trainables.progress import Listener, counted
+from trainables.images.resample import random_crop, resample, sizes_of
 from trainables.store import Store, Stored
 
+B = TypeVar("B", Tensor, list[Tensor])
+
 AUGMENTED_VIEWS = 8
-"""V: how many augmented views of a training set there are for methods that read features. A
-training takes one an epoch, in turns, where the papers' code crops anew in every epoch: each view
-costs a pass through the backbone once, and an epoch nothing."""
+"""V: augmented views of a training set for methods that read features. A training uses one per
+epoch, in turns, while the papers' code draws new crops in every epoch: each view costs one pass
+through the backbone, and an epoch costs nothing."""
 ENCODE_BATCH = 128
-"""Images that go through the backbone at a time."""
-_LARGEST = 2  # kept images are at most so many times as large as what the model reads
+"""Images per pass through the backbone."""
+_LARGEST = 2  # limit of a kept image's shorter side, in sides of the model's input
 _VERSION = 2  # of decoding, resampling and the files' layout; a new number recomputes everything
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Progress of a long computation."""
+
+    what: str
+    """What is computed, e.g. `features of 592 images`."""
+    done: int
+    """Images that are done."""
+    total: int
+    """All images."""
+    seconds: float
+    """Time since the start, in seconds."""
+
+
+Listener = Callable[[Progress], None]
+"""Called after every batch."""
 
 
 class View:
@@ -46,42 +65,41 @@ class View:
         flip: bool,
         backbone: Backbone,
         store: Store,
-        tell: Listener | None = None,
+        listener: Listener | None = None,
         keep: bool = False,
-        passing: bool = False,
+        cache: bool = True,
     ) -> None:
-        """`flip`: whether a crop may be mirrored. `keep`: whether its decoded images are worth a
-        place on the disk; otherwise they are decoded each time they are needed. `passing`: the
-        backbone will not come again, so that its features are not worth one."""
+        """`flip`: whether a crop may be mirrored. `keep`: whether decoded images are stored on disk
+        instead of being decoded each time. `cache`: whether features are stored on disk, which is
+        useless for a backbone that is not used again."""
         self._split, self._flip, self.backbone = split, flip, backbone
-        self._store, self._tell, self._keep, self._passing = store, tell, keep, passing
+        self._store, self._listener, self._keep, self._cache = store, listener, keep, cache
         self._features: dict[tuple[int, float], Tensor] = {}
         self.labels = split.labels.to(backbone.device)
         """int64 [n], on the backbone's device."""
 
     def __len__(self) -> int:
-        """n."""
         return len(self.labels)
 
-    def before(self, backbone: Backbone, passing: bool = True) -> View:
-        """The same images before a changed backbone, which is this very view where the image tower
-        is not what was changed. `passing`: it will not come again."""
+    def with_backbone(self, backbone: Backbone, cache: bool = False) -> View:
+        """Return the same images seen by a changed backbone: this view if its image tower is the
+        same. `cache`: whether its features are stored on disk."""
         if backbone.sees_as(self.backbone):
             return self
-        return View(self._split, self._flip, backbone, self._store, self._tell, self._keep, passing)
+        listener, keep = self._listener, self._keep
+        return View(self._split, self._flip, backbone, self._store, listener, keep, cache)
 
     @property
     def has_pixels(self) -> bool:
-        """Whether there are images, and not features only."""
+        """Whether there are images and not only features."""
         return not isinstance(self._split.images, FeatureRows)
 
     def features(self, number: int = 0, crop_scale: float = 1.0) -> Tensor:
-        """float32 [n, d], not normalised, on the backbone's device; not to be changed.
+        """Return float32 [n, d], not normalised, on the backbone's device; do not change it.
 
         Number 0 is the test view. Numbers from 1 are random crops of at least `crop_scale` of the
-        image's area; they are the same in every process and for every trial. With a scale of 1
-        there is but the test view, and of features without images there is but the one they are.
-        Raises `DataError` and `StorageError`.
+        image's area, the same in every process and for every trial. With a scale of 1, or without
+        images, all numbers are the test view. Raises `DataError` and `StorageError`.
         """
         key = (number, crop_scale)
         if number == 0 or crop_scale == 1 or isinstance(self._split.images, FeatureRows):
@@ -108,17 +126,17 @@ class View:
             yield from self._streamed(size)
 
     def crops(self, index: Tensor, crop_scale: float, rng: torch.Generator) -> Tensor:
-        """Random crops of the rows `index` [b], mirrored half of the time where that is allowed:
-        uint8 [b, 3, s, s] on the backbone's device. They are cut from the original image; one whose
-        shorter side is more than twice as long as the model's is reduced to that first."""
+        """Random crops of the rows `index` [b], mirrored half of the time if that is allowed: uint8
+        [b, 3, s, s] on the backbone's device. They are cut from the original image, whose shorter
+        side is first reduced to at most twice the model's."""
         originals = [self._original(row) for row in index.tolist()]
         side = self.backbone.preprocess.image_size
-        cut = random_cut(sizes_of(originals), side, crop_scale, self._flip, rng)
-        return resample(originals, cut, side, device=self.backbone.device)
+        crop = random_crop(sizes_of(originals), side, crop_scale, self._flip, rng)
+        return resample(originals, crop, side, device=self.backbone.device)
 
-    def make(self, input_kind: Literal["features", "images"]) -> None:
-        """Compute now what a training that `input_kind` these will ask for first: test features, or
-        decoded images."""
+    def materialize(self, input_kind: Literal["features", "images"]) -> None:
+        """Compute what a training on this kind of input needs first: test features, or decoded
+        images."""
         if input_kind == "features":
             self.features()
         elif self._keep and not isinstance(self._split.images, PixelRows):
@@ -127,7 +145,7 @@ class View:
     def _load(self, number: int, crop_scale: float) -> Tensor:
         if isinstance(self._split.images, FeatureRows):
             return self._split.images.features
-        if self._passing:
+        if not self._cache:
             return torch.cat([self._encode(batch) for batch in self._views(number, crop_scale)])
         facts = self._facts(
             kind="image features",
@@ -142,10 +160,19 @@ class View:
         def compute() -> Iterator[Mapping[str, pa.Array]]:
             views = self._views(number, crop_scale)
             name = f"features of {len(self)} images" + (f", view {number}" if number else "")
-            told = counted(views, len, name, len(self), self._tell)
-            yield {"features": as_lists(torch.cat([self._encode(batch) for batch in told]))}
+            batches = self._counted(views, name)
+            yield {"features": as_lists(torch.cat([self._encode(batch) for batch in batches]))}
 
         return self._store.get(facts, len(self), compute).matrix("features")
+
+    def _counted(self, batches: Iterable[B], what: str) -> Iterator[B]:
+        """Yield `batches`, and call the listener after each has been used."""
+        start, done = time.monotonic(), 0
+        for batch in batches:
+            yield batch
+            done += len(batch)
+            if self._listener is not None:
+                self._listener(Progress(what, done, len(self), time.monotonic() - start))
 
     def _views(self, number: int, crop_scale: float) -> Iterator[Tensor]:
         return self._test_views() if number == 0 else self._augmented(number, crop_scale)
@@ -154,7 +181,7 @@ class View:
         return self.backbone.encode_image(self.backbone.preprocess.normalise(batch)).cpu()
 
     def _test_views(self) -> Iterator[Tensor]:
-        """As `batches`, without making a file of decoded images for their sake."""
+        """As `batches`, but without storing decoded images if they are not stored yet."""
         there = self._keep and self._store.find(self._decoded_facts, len(self)) is not None
         if there or isinstance(self._split.images, PixelRows):
             return self.batches(ENCODE_BATCH)
@@ -176,7 +203,7 @@ class View:
 
     @cached_property
     def _pixels(self) -> Tensor:
-        """Test views of images that are in memory: uint8 [n, 3, s, s]."""
+        """Test views of images in memory: uint8 [n, 3, s, s]."""
         return torch.cat(list(self._streamed(ENCODE_BATCH)))
 
     def _original(self, row: int) -> Tensor:
@@ -192,7 +219,7 @@ class View:
             threads = max(2, torch.get_num_threads())
             batches = decoded(self._split.images, ENCODE_BATCH, threads)
             name = f"{len(self)} images decoded"
-            for images in counted(batches, len, name, len(self), self._tell):
+            for images in self._counted(batches, name):
                 small = [shrink(image, _LARGEST * side) for image in images]
                 sizes = sizes_of(small).int().numpy()
                 views = self._resized(images).cpu().numpy()
@@ -231,17 +258,17 @@ class _Decoded:
 
     def view(self, row: int) -> Tensor:
         """uint8 [3, s, s]."""
-        return self._piece(self._views[row], self._side, self._side)
+        return self._pixels(self._views[row], self._side, self._side)
 
     def original(self, row: int) -> Tensor:
         """uint8 [3, h, w]."""
-        return self._piece(self._originals[row], *self._sizes[row])
+        return self._pixels(self._originals[row], *self._sizes[row])
 
-    def _piece(self, start: int, height: int, width: int) -> Tensor:
-        return self._stored.piece(start, 3 * height * width).view(3, height, width)
+    def _pixels(self, start: int, height: int, width: int) -> Tensor:
+        return self._stored.slice(start, 3 * height * width).view(3, height, width)
 
     def _places(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where each row's view and original start in the file, and its height and width."""
+        """Offsets of each row's view and original in the file, and its height and width."""
         rows = len(batch)
         views = self._stored.start(batch.column("view").buffers()[1])
         _, offsets, pixels = batch.column("original").buffers()
@@ -252,6 +279,6 @@ class _Decoded:
 
 
 def as_lists(rows: Tensor) -> pa.Array:
-    """float32 [n, d] as a column of the store."""
+    """Return float32 [n, d] as a column of the store."""
     flat = pa.array(rows.contiguous().cpu().numpy().reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])

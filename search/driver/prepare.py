@@ -72,7 +72,7 @@ def _prepare(
             workbench = bench.open(news.put)
             for episode in episodes:
                 for view in workbench.views(episode):
-                    view.make(reads)
+                    view.materialize(reads)
         except (DataError, StorageError) as error:
             news.put(str(error))
         finally:

@@ -127,8 +127,8 @@ def _measure(config: TrialConfig, task: TaskSpec, data: str, device: str, thread
     _ = bench.backbone
     loaded = time.monotonic()
     reads = METHODS[config.stages[0].method].input_kind
-    train.make(reads)
-    val.make(reads)
+    train.materialize(reads)
+    val.materialize(reads)
     ready = time.monotonic()
     encoded = reads == "features" and train.has_pixels
     costs = tuple(_time_stage(stage, bench, episode) for stage in config.stages)

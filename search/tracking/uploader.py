@@ -23,9 +23,9 @@ from search.tracking.mlflow_runs import TAG_LENGTH, MlflowRuns
 from search.tracking.outbox import Event, Outbox, put_away
 from search.tracking.tracker import ArtifactUploader, NullTracker, Row, Tracker
 from search.tracking.uri import absolute_uri, scheme_of, sqlite_path, without_user
-from trainables.cache import cache_folder
 from trainables.credentials import shown
 from trainables.storage import LocalStorage, Storage, StorageError
+from trainables.store import cache_folder
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask, zero_shot_logits
 from trainables.methods.base import BuildContext, ClassTexts, Schedule
 from trainables.methods.zero_shot import ZeroShot, ZeroShotConfig
-from trainables.progress import Progress
 from trainables.trial import Episode
+from trainables.view import Progress
 
 
 def open_bench() -> EncodedTask:

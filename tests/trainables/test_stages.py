@@ -51,7 +51,7 @@ def test_it_is_the_stages_one_after_another(bench: EncodedTask) -> None:
         assert pipeline.run_epoch() == masks.run_epoch()
     masked = masks.method.merged_backbone()
     assert masked.fingerprint != bench.backbone.fingerprint
-    residual = Trainer(CHAIN, bench.before(masked), CELL)
+    residual = Trainer(CHAIN, bench.with_backbone(masked), CELL)
     assert pipeline.epoch == 2
     for _ in range(3):
         assert pipeline.run_epoch() == residual.run_epoch()
@@ -151,7 +151,7 @@ def test_other_classes_keep_the_masks(bench: EncodedTask) -> None:
     for _ in range(2):
         masks.run_epoch()
     view = bench.views(Episode("digits", 2, 1, "new"))[1]
-    masked = bench.before(masks.method.merged_backbone())
+    masked = bench.with_backbone(masks.method.merged_backbone())
     zero_shot = masked.zero_shot("digits", "new", CHAIN.method_config.prompts)
     images = bench.backbone.preprocess.normalise(view.images(torch.arange(len(view))))
     found = pipeline.logits(view)
@@ -281,4 +281,4 @@ def test_only_the_first_stages_can_be_fixed() -> None:
     assert mask_trial(2).after(held).problems() == []
     assert residual_trial(1).after(mask_trial(2)).after(held).problems() == []
     late = residual_trial(1).after(held).after(mask_trial(2))
-    assert [p for p in late.problems() if "a fixed stage can follow fixed ones only" in p]
+    assert [p for p in late.problems() if "a fixed stage can follow only fixed ones" in p]

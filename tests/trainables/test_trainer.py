@@ -17,8 +17,7 @@ from trainables.backbones.base import BackboneError
 from trainables.data.base import DataError
 from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask, zero_shot_logits
-from trainables.images.augment import random_cut
-from trainables.images.resample import Crop
+from trainables.images.resample import Crop, random_crop
 from trainables.methods.base import Batch
 from trainables.methods.taskres import TaskRes, TaskResConfig
 from trainables.trainer import NonFiniteError, Trainer, accuracy
@@ -226,9 +225,9 @@ def test_digits_are_cropped_but_never_mirrored(
 
     def cut(sizes: Tensor, side: int, scale: float, flip: bool, rng: torch.Generator) -> Crop:
         calls.append((scale, flip))
-        return random_cut(sizes, side, scale, flip, rng)
+        return random_crop(sizes, side, scale, flip, rng)
 
-    monkeypatch.setattr("trainables.view.random_cut", cut)
+    monkeypatch.setattr("trainables.view.random_crop", cut)
     open_trainer(mask_trial(crop_scale=0.7), bench).run_epoch()
     assert set(calls) == {(0.7, False)}
     calls.clear()

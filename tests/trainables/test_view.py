@@ -17,9 +17,8 @@ from trainables.backbones.base import Backbone
 from trainables.data.base import DataError, PixelRows, Split
 from trainables.data.image_files import ImageFiles
 from trainables.encoded_task import EncodedTask
-from trainables.images.augment import random_cut
 from trainables.images.decode import shrink
-from trainables.images.resample import resample, sizes_of
+from trainables.images.resample import random_crop, resample, sizes_of
 from trainables.store import Store
 from trainables.view import ENCODE_BATCH, View
 
@@ -138,7 +137,7 @@ def test_crops_are_cut_from_the_originals(
         (64, 69),
         (96, 64),
     ]
-    cut = random_cut(sizes_of(sources), 32, scale, flip, rng(4))
+    cut = random_crop(sizes_of(sources), 32, scale, flip, rng(4))
     found = view.crops(index, scale, rng(4))
     assert torch.equal(found, resample(sources, cut, 32))
 
@@ -153,7 +152,7 @@ def test_crops_of_reduced_photographs_are_nearly_those_of_the_originals() -> Non
     ]
     small = [shrink(photograph, 128) for photograph in photographs]
     scale = sizes_of(small) / sizes_of(photographs)
-    cut = random_cut(sizes_of(small), 64, 0.5, False, rng())
+    cut = random_crop(sizes_of(small), 64, 0.5, False, rng())
     large = replace(cut, box=(cut.box / scale.repeat(1, 2)).round().long())
     difference = resample(small, cut, 64).int() - resample(photographs, large, 64).int()
     assert difference.abs().double().mean() < 2
@@ -230,7 +229,7 @@ def test_pixels_in_memory_need_no_file(store: Store, bench: EncodedTask) -> None
     view = View(split, False, bench.backbone, store, keep=True)
     assert torch.equal(everything(view), bench.backbone.preprocess.resize(pixels))
     index = torch.tensor([4, 1])
-    cut = random_cut(sizes_of(pixels[index]), 32, 0.5, False, rng(2))
+    cut = random_crop(sizes_of(pixels[index]), 32, 0.5, False, rng(2))
     found = view.crops(index, 0.5, rng(2))
     assert torch.equal(found, resample(pixels[index], cut, 32))
     assert not store.root.exists()

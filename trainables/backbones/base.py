@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from trainables.images.resample import Interpolation, ResizeMode, centre_cut, resample, sizes_of
+from trainables.images.resample import Interpolation, ResizeMode, center_crop, resample, sizes_of
 
 
 class BackboneError(ValueError):
@@ -42,7 +42,7 @@ class Preprocess:
         self, images: Tensor | Sequence[Tensor], device: torch.device | str = "cpu"
     ) -> Tensor:
         """uint8 [3, h, w] images, or one tensor of them, -> uint8 [n, 3, s, s] on `device`."""
-        cut = centre_cut(sizes_of(images), self.image_size, self.resize_mode)
+        cut = center_crop(sizes_of(images), self.image_size, self.resize_mode)
         return resample(images, cut, self.image_size, self.interpolation, device)
 
     def describe(self) -> str:

@@ -5,7 +5,6 @@ Shared files are named by their content, so a node never trains with another fil
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import shutil
 import tempfile
@@ -14,8 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from trainables.backbones.registry import split_masks, split_path
-from trainables.cache import cache_folder
 from trainables.storage import Storage, StorageError, open_storage
+from trainables.store import cache_folder, locked
 
 
 def share_weights(spec: str, sweep: Storage) -> str:
@@ -45,8 +44,7 @@ def fetch_weights(spec: str, location: str) -> str:
     digest = location.partition("?")[0].rstrip("/").rpartition("/")[2]
     cache = _cache()
     home = cache / digest
-    with open(cache / f".{digest}.lock", "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(home):
         if not home.exists():
             _fetch(location, digest, home)
     paths = _paths_in(spec)

@@ -57,7 +57,7 @@ class Digits:
 
     @property
     def source_classes(self) -> tuple[int, ...]:
-        """The same labels, rotated or not."""
+        """Labels of the upright digits, which are the same."""
         return tuple(range(len(_NAMES)))
 
     def prompts(self, variant: PromptVariant) -> PromptSet:

@@ -18,7 +18,7 @@ PromptVariant = Literal["paper", "reference", "clean", "single", "photo", "ensem
 
 `paper`: TaskRes, table 7 (seven templates on ImageNet); `_` in a class name read as a space.
 `reference`: TaskRes's released code: an eighth ImageNet template, Food101 without its article, and
-class names fed raw, so that the tokenizer sees `_` as a token of its own.
+class names fed raw, so that the tokenizer sees `_` as a separate token.
 `single`: R-AMT, text and code: one template per data set, names lower-cased with `_` as a space.
 `photo`: CLIP-LoRA, and MaPLe's code for VPT: «a photo of a {}.» whatever the data set.
 `ensemble`: Tip-Adapter's code and its successors: seven templates on ImageNet, with each text's

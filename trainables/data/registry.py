@@ -40,7 +40,7 @@ SHIFTS: dict[str, tuple[str, ...]] = {
 """Data sets that only evaluate classifiers of another one."""
 
 BASE_TASKS = ALL11
-"""The data sets that `all11` stands for."""
+"""The data sets that `all11` abbreviates."""
 
 
 def open_dataset(spec: str, root: str = "", generate_split: bool = False) -> Dataset:

@@ -40,7 +40,7 @@ class _Row:
 
 def shots_file(pattern: str, dataset: str, shots: int, seed: int) -> Path:
     """Return the file that `pattern` names; it may contain {dataset}, {shots} and {seed}, and
-    doubled braces stand for themselves. Format specifications and conversions are never evaluated.
+    doubled braces are literal ones. Format specifications and conversions are never evaluated.
     Raises `DataError` for anything else in braces.
     """
     values = {"dataset": dataset, "shots": str(shots), "seed": str(seed)}

@@ -89,8 +89,8 @@ def kind_of(path: str | Path) -> str:
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a regular file for reading. Anything else raises `OSError` at once, also a named pipe
-    whose other end nobody opens."""
+    """Open a regular file for reading. Anything else raises `OSError` at once, even a named pipe
+    that no process writes to."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -122,7 +122,7 @@ def read_image(file: Path) -> Tensor:
             str(error).partition(",")[0].replace("Image size", "its size"),
             "Scale it down below Pillow's limit (`magick mogrify -resize 4096x4096 FILE`)",
         ) from None
-    # What a broken file makes Pillow raise depends on its format and on where it is broken.
+    # What a broken file makes Pillow raise depends on its format and on the fault.
     except Exception as error:
         raise ImageError(" ".join(str(error).split()) or type(error).__name__) from None
     # NumPy transposes in this thread; torch would use its own threads and wait for busy cores.

@@ -118,7 +118,7 @@ def test_masks_of_the_released_code(masks: Trainer, bench: EncodedTask, tmp_path
 def test_a_method_is_trained_on_it(artifact: Path, masks: Trainer, bench: EncodedTask) -> None:
     """As behind a stage."""
     on_file = trained(residual_trial(1), EncodedTask(f"{artifact}@tiny", "cpu", TASK.source("")))
-    behind = trained(residual_trial(1), bench.before(masks.method.merged_backbone()))
+    behind = trained(residual_trial(1), bench.with_backbone(masks.method.merged_backbone()))
     for name, tensor in on_file.artifact()[0].items():
         assert torch.equal(tensor, behind.artifact()[0][name])
 

@@ -20,7 +20,7 @@ from trainables.images.resample import (
     Crop,
     Interpolation,
     ResizeMode,
-    centre_cut,
+    center_crop,
     resample,
     sizes_of,
 )
@@ -68,7 +68,7 @@ def gap(found: Tensor, expected: Tensor) -> tuple[int, float]:
 
 
 def whole(images: Sequence[Tensor], side: int) -> Crop:
-    return centre_cut(sizes_of(images), side, "squash")
+    return center_crop(sizes_of(images), side, "squash")
 
 
 @pytest.mark.parametrize("interpolation", FILTERS)
@@ -111,7 +111,7 @@ def test_the_centre_is_cut_as_torchvision_cuts_it(
 ) -> None:
     """The filter sees the whole image, as where it is resized before it is cropped."""
     image = noise(height, width)
-    cut = centre_cut(sizes_of([image]), side, "shortest")
+    cut = center_crop(sizes_of([image]), side, "shortest")
     shape = Resize(side)(pil(image)).size[::-1]
     assert cut.scaled.tolist() == [list(shape)]
     expected = tensor(CenterCrop(side)(pil(resized(image, *shape, interpolation))))
@@ -121,7 +121,7 @@ def test_the_centre_is_cut_as_torchvision_cuts_it(
 def test_a_batch_is_its_images_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """In one piece or in many, beside larger images or alone."""
     images = [noise(*shape) for shape in SHAPES]
-    cut = centre_cut(sizes_of(images), 16, "shortest")
+    cut = center_crop(sizes_of(images), 16, "shortest")
     together = resample(images, cut, 16)
     for row, image in enumerate(images):
         alone = resample([image], cut[row : row + 1], 16)[0]

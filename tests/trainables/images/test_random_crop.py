@@ -14,8 +14,7 @@ from PIL import Image
 
 import trainables.backbones.open_clip  # noqa: F401 - before torchvision, which it lets import
 from tests.trainables.data.shared import shared_data
-from trainables.images.augment import random_cut
-from trainables.images.resample import Crop, resample, sizes_of
+from trainables.images.resample import Crop, random_crop, resample, sizes_of
 
 from torchvision.transforms import InterpolationMode, RandomResizedCrop  # isort: skip
 from torchvision.transforms.functional import hflip, resized_crop  # isort: skip
@@ -32,7 +31,7 @@ def rng(seed: int = 0) -> torch.Generator:
 def cuts(
     count: int, scale: float, shape: tuple[int, int] = (32, 32), seed: int = 0, flip: bool = True
 ) -> Crop:
-    return random_cut(torch.tensor([shape]).expand(count, 2), 16, scale, flip, rng(seed))
+    return random_crop(torch.tensor([shape]).expand(count, 2), 16, scale, flip, rng(seed))
 
 
 @cache
@@ -143,7 +142,7 @@ def test_the_same_draws_whatever_is_asked_for() -> None:
     states = []
     for side, scale, flip in ((8, 0.2, False), (8, 1.0, True), (40, 0.7, True)):
         generator = rng()
-        random_cut(torch.full((3, 2), side), side, scale, flip, generator)
+        random_crop(torch.full((3, 2), side), side, scale, flip, generator)
         states.append(generator.get_state())
     assert torch.equal(states[0], states[1])
     assert torch.equal(states[0], states[2])
@@ -156,7 +155,7 @@ def test_pixels_are_torchvisions(scale: float) -> None:
     files = sorted(shared_data("dtd-10classes", "dtd", "images").rglob("*.jpg"))[::100]
     photographs = [Image.open(file).convert("RGB") for file in files]
     images = [torch.from_numpy(np.array(photo)).permute(2, 0, 1) for photo in photographs]
-    cut = random_cut(sizes_of(images), 64, scale, True, rng())
+    cut = random_crop(sizes_of(images), 64, scale, True, rng())
     assert 0 < int(cut.mirror.sum()) < len(images)
     found = resample(images, cut, 64)
     for photo, view, box, mirror in zip(
