@@ -1,4 +1,4 @@
-"""`python -m search.doctor`: what is fine for a sweep, and what to do about the rest."""
+"""`python -m search.doctor`: checks everything that a sweep needs, with remedies."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from trainables.data.benchmarks.layouts import LAYOUTS  # noqa: E402
 from trainables.data.lists import ListedDataset  # noqa: E402
 from trainables.data.registry import open_dataset  # noqa: E402
 from trainables.data.sealed import check_test_split  # noqa: E402
+from trainables.images.decode import kind_of  # noqa: E402
 from trainables.storage import StorageError, open_storage  # noqa: E402
 from trainables.store import cache_folder  # noqa: E402
 
@@ -44,10 +45,10 @@ _SAMPLE = 16  # images of a data set that are decoded
 _LEAST_SPACE = 2 * 2**30  # bytes
 
 _INTRODUCTION = """\
-Check what a sweep would need: data sets, weights, tracking, cluster, GPUs, room on the disk.
+Check what a sweep needs: data sets, weights, tracking, cluster, GPUs, disk space.
 
-Nothing is downloaded but published weights that --backbone names, and nothing is changed. The exit
-code is 1 where something that was asked for is wrong."""
+Only published weights that --backbone names are downloaded, and nothing is changed. The exit code
+is 1 if something that was asked for is wrong."""
 
 
 @dataclass(frozen=True)
@@ -55,25 +56,24 @@ class Finding:
     """One row of the table."""
 
     what: str
-    """What was looked at."""
+    """What was checked."""
     state: State
-    """`fine`; `look`: usable, but not as published; `wrong`; `absent`: not there and not asked
-    for."""
+    """`fine`; `look`: usable, but not as published; `wrong`; `absent`: neither there nor needed."""
     found: str
-    """What there is."""
+    """What was found."""
     remedy: str = ""
     """What to do about it."""
 
 
 def build_parser() -> Parser:
-    """All options."""
+    """Return the parser of all options."""
     default = SweepConfig()
     parser = Parser("search.doctor", _INTRODUCTION)
     parser.add_argument(
         "--data",
         default=os.environ.get("FEWSHOT_DATA", ""),
         metavar="FOLDER",
-        help="where the field's data sets are (default: FEWSHOT_DATA where it is set)",
+        help="folder of the benchmark data sets (default: FEWSHOT_DATA if set)",
     )
     parser.add_argument(
         "--dataset",
@@ -81,7 +81,7 @@ def build_parser() -> Parser:
         type=names,
         default=[],
         metavar="NAME,...",
-        help="check these, each of which must be there (default: all that --data holds)",
+        help="check these, which must exist (default: all that --data contains)",
     )
     parser.add_argument(
         "--backbone",
@@ -100,14 +100,13 @@ def build_parser() -> Parser:
         "--address",
         default=os.environ.get("RAY_ADDRESS", ""),
         metavar="HOST:PORT",
-        help="Ray cluster, or auto (default: RAY_ADDRESS where it is set, else this machine)",
+        help="Ray cluster, or auto (default: RAY_ADDRESS if set, else this machine)",
     )
     return parser
 
 
 def check_dataset(spec: str, root: str, asked: bool) -> Finding:
-    """One data set: layout, split file, counts against the published ones, and a sample of its
-    images decoded."""
+    """Check one data set: layout, split file and counts, and decode a sample of its images."""
     try:
         dataset = open_dataset(spec, root)
     except DataError as error:
@@ -115,7 +114,7 @@ def check_dataset(spec: str, root: str, asked: bool) -> Finding:
         there = layout and any((Path(root) / folder).is_dir() for folder in layout.folders)
         if asked or there:
             return Finding(spec, "wrong", "", str(error))
-        return Finding(spec, "absent", "no folder of it")
+        return Finding(spec, "absent", "no folder")
     try:
         return _look_into(spec, dataset)
     except DataError as error:
@@ -131,7 +130,7 @@ def _look_into(spec: str, dataset: Dataset) -> Finding:
         return Finding(
             spec,
             "wrong",
-            f"{facts}; {len(missing):,} of its images are not there",
+            f"{facts}; {len(missing):,} of its images are missing",
             f"The first is '{missing[0]}'. Unpack the images again.",
         )
     decoded = 0 if is_bundle(spec) else _SAMPLE
@@ -145,13 +144,16 @@ def _look_into(spec: str, dataset: Dataset) -> Finding:
 
 
 def check_data(root: str, asked: Sequence[str]) -> Iterator[Finding]:
-    """What was asked for, or what the root holds."""
+    """Check what was asked for, or everything that the root contains."""
     if root and not Path(root).is_dir():
-        yield Finding("data", "wrong", "", f"--data must be a folder, and '{root}' is none.")
+        yield Finding("data", "wrong", "", f"--data must be a folder, '{root}' is {kind_of(root)}.")
         return
     if not asked and not root:
         yield Finding(
-            "data", "absent", "no --data given", "Give --data ROOT to check the field's data sets."
+            "data",
+            "absent",
+            "no --data given",
+            "Give --data ROOT to check benchmark data sets.",
         )
     absent = []
     for spec in asked or (("digits", *LAYOUTS) if root else ("digits",)):
@@ -165,7 +167,7 @@ def check_data(root: str, asked: Sequence[str]) -> Iterator[Finding]:
 
 
 def check_backbone(spec: str) -> Finding:
-    """The weights, loaded once."""
+    """Load the weights once."""
     try:
         with BackboneProbeProcess(spec) as examiner:
             facts = examiner.facts()
@@ -176,7 +178,7 @@ def check_backbone(spec: str) -> Finding:
 
 
 def check_storage(place: str) -> Finding:
-    """Where sweeps are kept."""
+    """Check where sweeps are stored."""
     try:
         storage = open_storage(place)
         if Path(place).exists() or "://" in place:
@@ -187,7 +189,7 @@ def check_storage(place: str) -> Finding:
 
 
 def check_tracking(config: SweepConfig) -> Finding:
-    """MLflow, asked."""
+    """Connect to MLflow."""
     try:
         uri = tracking_uri(config)
     except UsageError as error:
@@ -195,7 +197,7 @@ def check_tracking(config: SweepConfig) -> Finding:
     if uri == "none":
         return Finding("tracking", "absent", "none")
     if not config.tracking_uri and not Path(config.storage).exists():
-        return Finding("tracking", "fine", f"{shown(uri)} (made with the first sweep)")
+        return Finding("tracking", "fine", f"{shown(uri)} (created by the first sweep)")
     try:
         notice = check_tracking_uri(uri)
     except TrackingError as error:
@@ -204,7 +206,7 @@ def check_tracking(config: SweepConfig) -> Finding:
 
 
 def check_cluster(config: SweepConfig) -> Finding:
-    """The Ray cluster, joined for a moment, or this machine."""
+    """Join the Ray cluster briefly, or describe this machine."""
     if not config.address:
         cores = len(os.sched_getaffinity(0))
         return Finding("cluster", "fine", f"this machine, {cores} cores")
@@ -224,7 +226,7 @@ def check_cluster(config: SweepConfig) -> Finding:
 
 
 def check_gpus() -> Finding:
-    """Of this machine."""
+    """List the GPUs of this machine."""
     if not torch.cuda.is_available():
         return Finding("GPU", "absent", "none here: trials run on the CPU")
     cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
@@ -233,7 +235,7 @@ def check_gpus() -> Finding:
 
 
 def check_cache() -> Finding:
-    """Room for features and decoded images."""
+    """Check the disk space for features and decoded images."""
     folder = cache_folder()
     there = next(place for place in (folder, *folder.parents) if place.exists())
     free = shutil.disk_usage(there).free
@@ -244,7 +246,7 @@ def check_cache() -> Finding:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; 0 when nothing that was asked for is wrong, else 1; 2 for a mistake in the options."""
+    """Run; return 0 if nothing that was asked for is wrong, else 1, and 2 for invalid options."""
     console = open_console()
     try:
         options = build_parser().parse_args(arguments)
@@ -271,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for finding in findings:
         style = _STYLES[finding.state]
         state = Text(finding.state, style)
-        table.add_row(Text(finding.what), state, Text(finding.found), Text(finding.remedy))
+        table.add_row(finding.what, state, finding.found, finding.remedy)
     console.print(table)
     return 1 if any(finding.state == "wrong" for finding in findings) else 0
 

@@ -42,12 +42,14 @@ def cache_folder() -> Path:
 
 @contextmanager
 def locked(path: Path, timeout: float = -1) -> Iterator[None]:
-    """Hold the lock of a file in the cache, which need not exist, against all processes of this
-    machine. Raises `filelock.Timeout` after `timeout` seconds, if given, and `StorageError`."""
-    folder = path.parent / ".locks"
+    """Hold the lock of a file in the cache against all processes of this machine. Its folder is
+    created; the file need not exist. Raises `filelock.Timeout` after `timeout` seconds, if given,
+    and `StorageError`."""
+    folder = path.parent.parent / ".locks"
     with explained(path):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / path.name, timeout)
+        for needed in (path.parent, folder):
+            needed.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{path.parent.name}-{path.name}", timeout)
         lock.acquire()
     try:
         yield

@@ -32,7 +32,7 @@ def test_missing_images_are_counted_and_named(root: Path) -> None:
         victim.unlink()
     found = check_dataset("dtd", str(root), asked=True)
     assert found.state == "wrong"
-    assert "2 of its images are not there" in found.found
+    assert "2 of its images are missing" in found.found
     assert victims[0].name in found.remedy
 
 

@@ -155,7 +155,7 @@ def test_a_bundle_needs_no_model(tmp_path_factory: pytest.TempPathFactory) -> No
 
 
 def test_unknown_names(bench: EncodedTask) -> None:
-    unknown = EncodedTask("tinny", "cpu", DataSource())  # says so when it is used
+    unknown = EncodedTask("tinny", "cpu", DataSource())  # fails when it is used
     with pytest.raises(BackboneError, match="tinny"):
         unknown.views(Episode("digits", 1, 1))
     with pytest.raises(DataError, match="There is no data set 'digit'"):

@@ -164,7 +164,7 @@ def test_an_unknown_place_is_refused(location: str) -> None:
 
 
 def test_a_bucket_that_does_not_exist_is_refused_at_once(s3: S3) -> None:
-    location = s3.location("x").replace("//bucket", "//nobody")
+    location = s3.location("x").replace("//bucket", "//missing")
     start = time.monotonic()
     with pytest.raises(StorageError, match="NO_SUCH_BUCKET"):
         open_storage(location).probe()

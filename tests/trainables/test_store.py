@@ -65,7 +65,7 @@ def never() -> Iterator[Mapping[str, pa.Array]]:
 
 
 def names(store: Store) -> list[str]:
-    return sorted(path.name for path in store.root.iterdir() if path.name != ".locks")
+    return sorted(path.name for path in store.root.iterdir())
 
 
 def worker(store: Store, log: Path, wait: float) -> subprocess.Popen[str]:
@@ -192,7 +192,7 @@ def test_a_killed_writer_is_replaced(store: Store, tmp_path: Path) -> None:
 
 
 def test_what_dead_writers_left_is_swept(store: Store, tmp_path: Path) -> None:
-    """By whoever writes next, whatever he writes; what a living one writes stays."""
+    """The next writer removes them, whatever it writes, but not those of a living one."""
     log = tmp_path / "log"
     process = worker(store, log, 600)
     until(log)
@@ -229,7 +229,7 @@ for key in ("Rss:", "Private_Dirty:", "Anonymous:"):
 
 
 def test_a_second_process_has_no_copy(store: Store) -> None:
-    """64 MB are seen by both; of its own the second one has less than 4 MB more."""
+    """Both see 64 MB, and the second one has less than 4 MB of private memory."""
     store.get({"kind": "large"}, 32768, lambda: compute(torch.ones(32768, 512)))
     done = subprocess.run(
         [sys.executable, "-c", READER, str(store.root)], capture_output=True, text=True, check=True
@@ -246,7 +246,7 @@ def test_a_place_that_is_none(tmp_path: Path) -> None:
         fill(Store(tmp_path / "file" / "features"))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a small disk of its own needs root to mount it")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -50,7 +50,7 @@ def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
 
 
 class Spy:
-    """Notes the batches of a trainer's method, and may draw random numbers of its own."""
+    """Notes the batches of a trainer's method, and may draw more random numbers."""
 
     def __init__(self, trainer: Trainer, draws: int = 0) -> None:
         self.batches: list[Batch] = []
@@ -375,12 +375,12 @@ def test_accuracy_is_a_fraction() -> None:
     [
         (DataError, {"episode": Episode("digitz", 1, 0)}),
         (DataError, {"episode": Episode("digits", 590, 0)}),
-        (BackboneError, {"bench": EncodedTask("tinny", "cpu", DataSource())}),
+        (BackboneError, {"task": EncodedTask("tinny", "cpu", DataSource())}),
     ],
 )
 def test_wrong_names_are_refused(
     error: type[Exception], changes: dict[str, Any], bench: EncodedTask
 ) -> None:
-    arguments = {"bench": bench, "episode": Episode("digits", 1, 0)} | changes
+    arguments = {"task": bench, "episode": Episode("digits", 1, 0)} | changes
     with pytest.raises(error):
         Trainer(residual_trial(), **arguments)

@@ -180,7 +180,7 @@ def test_augmented_views_are_the_same_everywhere(
 
 
 def test_changed_images_are_other_images(split: Split, store: Store, bench: EncodedTask) -> None:
-    """The same names and labels, another content."""
+    """A file is replaced: its name and label stay, its content changes."""
     before = View(split, True, bench.backbone, store).features()
     assert isinstance(split.images, ImageFiles)
     Image.new("RGB", (40, 40), "red").save(split.images.root / "0.png")

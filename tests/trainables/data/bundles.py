@@ -14,7 +14,7 @@ METADATA = {"class_names": json.dumps(NAMES), "backbone": "ViT-X", "logit_scale"
 
 
 def tensors(classes: int = 3, dimension: int = 6) -> dict[str, Tensor]:
-    """Four training, five validation and two test rows a class, near their class's vector."""
+    """Four training, five validation and two test rows per class, near their class's vector."""
     rng = torch.Generator().manual_seed(0)
     vectors = torch.eye(classes, dimension)
     found = {"class_features": 3 * vectors}

@@ -72,7 +72,7 @@ class Listed:
 
 
 def listed(classes: int = 3, train: int = 8, val: int = 5, test: int = 2) -> Listed:
-    """So many images a class, class by class, under names like `train/c1/4.jpg`."""
+    """So many images per class, class by class, under names like `train/c1/4.jpg`."""
     rows = {
         split: tuple((f"{split}/c{c}/{i}.jpg", c) for c in range(classes) for i in range(count))
         for split, count in (("train", train), ("val", val), ("test", test))

@@ -1,4 +1,4 @@
-"""A worker's life with watched data, in a process of its own: `python -m ...sealed_trials FOLDER`.
+"""A worker with watched data, in a separate process: `python -m ...sealed_trials FOLDER`.
 
 Prints as JSON what was read, how each trial ended, and whether the seal still holds afterwards.
 """

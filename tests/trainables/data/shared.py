@@ -1,4 +1,4 @@
-"""The real data that tests may use where it is at hand."""
+"""Real data that tests use if it is available."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def shared_data(*parts: str) -> Path:
-    """A path below the folder of shared data; skips the test where it is not there."""
+    """A path below the folder of shared data; skips the test if it is missing."""
     folder = Path(os.environ.get("SHARED_DATA") or ROOT.parent / "shared" / "data")
     path = folder.joinpath(*parts)
     if not path.exists():

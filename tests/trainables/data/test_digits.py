@@ -57,7 +57,7 @@ def by_the_rule() -> dict[str, list[tuple[bytes, int]]]:
 
 
 def tensor(images: Images) -> Tensor:
-    """uint8 [n, 3, h, w]: digits lie in memory."""
+    """uint8 [n, 3, h, w]: digits are in memory."""
     assert isinstance(images, PixelRows)
     return images.pixels
 

@@ -182,7 +182,7 @@ def test_class_names_must_be_printable(name: str, flat_folder: Path) -> None:
     assert "must be" in refused(table)
 
 
-@pytest.mark.parametrize("path", ["own\0", "own\udcff", "own\x1b[2J", "~nobody-here/x"])
+@pytest.mark.parametrize("path", ["own\0", "own\udcff", "own\x1b[2J", "~no-such-user/x"])
 def test_a_path_that_no_folder_has(path: str) -> None:
     refused(Path(path)).encode()
 

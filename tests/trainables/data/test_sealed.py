@@ -259,7 +259,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pixels(images: Images) -> Tensor:
-    """uint8 [n, 3, h, w]: digits lie in memory."""
+    """uint8 [n, 3, h, w]: digits are in memory."""
     assert isinstance(images, PixelRows)
     return images.pixels
 

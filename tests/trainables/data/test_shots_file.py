@@ -62,7 +62,7 @@ def test_plain_rows_too(path: Path) -> None:
 
 def test_the_longest_end_of_a_path_counts_by_whole_folders(path: Path) -> None:
     content = lists()
-    content["train"]["data"][0]["impath"] = "train/c0/7.jpg"  # where it lies is left out
+    content["train"]["data"][0]["impath"] = "train/c0/7.jpg"  # without the folder of the data set
     assert draw(path, content).train.images.name(0) == "train/c0/7.jpg"
     content["train"]["data"][0]["impath"] = "data/strain/c0/7.jpg"
     with pytest.raises(DataError, match="it is in neither split"):

@@ -201,7 +201,7 @@ def food101(root: Path) -> Tree:
 
 
 def fgvc_aircraft(root: Path, folder: str = "fgvc_aircraft") -> Tree:
-    """Three official lists; variants with a space or a slash, in an order of their own."""
+    """Three official lists; variants with a space or a slash, in another order."""
     names = ("747-400", "Cessna 172", "A300B4", "F/A-18")
     rows = plan(4, lambda label, i, _: f"{label:02d}34{i:03d}.jpg")
     for part, found in rows.items():
@@ -289,7 +289,7 @@ WNIDS: dict[str, str] = {
     "n04356056": "sunglasses",
     "n15075141": "toilet paper",
 }
-"""Twelve classes, so that 10 sorts before 2; two names stand for two classes each."""
+"""Twelve classes, so that 10 sorts before 2; two names each have two classes."""
 SOME = ("n01443537", "n04008634")
 """The classes of A and R."""
 

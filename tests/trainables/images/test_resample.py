@@ -109,7 +109,7 @@ def test_a_box_is_cropped_and_then_resized(data: st.DataObject) -> None:
 def test_the_centre_is_cut_as_torchvision_cuts_it(
     height: int, width: int, side: int, interpolation: Interpolation
 ) -> None:
-    """The filter sees the whole image, as where it is resized before it is cropped."""
+    """The filter sees the whole image, which is resized before it is cropped."""
     image = noise(height, width)
     cut = center_crop(sizes_of([image]), side, "shortest")
     shape = Resize(side)(pil(image)).size[::-1]

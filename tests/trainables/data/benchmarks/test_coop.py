@@ -39,7 +39,7 @@ WITH_FILE = tuple(name for name in LISTED if LAYOUTS[name].split_file)
 
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tree]:
-    """One root with all data sets: nobody may write to it."""
+    """One root with all data sets, which no test may change."""
     root = tmp_path_factory.mktemp("data")
     return {name: grow(root) for name, grow in TREES.items()}
 
