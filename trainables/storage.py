@@ -422,6 +422,7 @@ def _write_bytes(path: Path, data: bytes) -> None:
 
 
 def flush_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
