@@ -94,7 +94,7 @@ def run_peer(config: SweepConfig, folder: Path) -> Side:
             begin, training = time.monotonic(), 0.0
             study.sampler = make_sampler(config.sampler, config.seed, number)
             trial = study.ask()
-            run = TrialRun(space.suggest(trial), task, bench)
+            run = TrialRun(space.suggest(trial).seeded(config.seed), task, bench)
             value, state = 0.0, optuna.trial.TrialState.COMPLETE
             while not run.finished:
                 start = time.monotonic()
@@ -102,7 +102,7 @@ def run_peer(config: SweepConfig, folder: Path) -> Side:
                 training += time.monotonic() - start
                 value = report.values[-1]
                 trial.report(value, report.step)
-                if not run.finished and trial.should_prune():
+                if number and not run.finished and trial.should_prune():
                     state = optuna.trial.TrialState.PRUNED
                     break
             complete = state == optuna.trial.TrialState.COMPLETE

@@ -9,9 +9,12 @@ Secrets are found by pattern and not by parsing, which fails for a secret key wi
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
+from contextlib import suppress
+from pathlib import Path
 from urllib.parse import quote
 
 SECRETS = "FEWSHOT_SECRETS"
@@ -43,6 +46,7 @@ def take_secrets(uri: str) -> str:
     if user or options:
         kept = _kept() | {_key(clean): [user, *options]}
         os.environ[SECRETS] = json.dumps(kept, sort_keys=True)
+        _hide_command_line()
     return clean
 
 
@@ -98,3 +102,15 @@ def _kept() -> dict[str, list[str]]:
     except ValueError:
         return {}
     return kept if isinstance(kept, dict) else {}
+
+
+def _hide_command_line() -> None:
+    """Replace secrets in this process's command line, which every user can read in `ps`, by stars.
+    Only Linux lets a process do so; it overwrites the memory that the kernel shows."""
+    with suppress(OSError, ValueError, IndexError):
+        # The fields after the program's name, which may contain spaces; see proc(5).
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        start, end = int(fields[45]), int(fields[46])
+        words = ctypes.string_at(start, end - start).decode(errors="surrogateescape").split("\0")
+        hidden = "\0".join(shown(word) for word in words).encode(errors="surrogateescape")
+        ctypes.memmove(start, hidden.ljust(end - start, b"\0"), end - start)

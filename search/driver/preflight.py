@@ -15,6 +15,7 @@ from typing import Any
 
 from search.core.config import SweepConfig, differences
 from search.core.objectives import parse_objective
+from search.core.placement import Placement, place, this_machine
 from search.core.problems import UsageError
 from search.core.sweep_identity import SWEEP_FILE, own_id, write_record
 from search.core.task import (
@@ -26,7 +27,6 @@ from search.core.task import (
     val_images,
 )
 from search.driver.backbone_probe import BackboneProbeProcess, Examiner, Facts
-from search.execution.resources import Placement, place, this_machine
 from search.ledger.store import ledger_problems
 from search.tracking.uri import TrackingError, check_tracking_uri, sqlite_uri
 from spaces.base import Space

@@ -13,11 +13,11 @@ from typing import Literal
 import ray
 from rich.console import Console
 
+from search.core.placement import Placement
 from search.core.problems import StoppedError
 from search.core.task import reads_files
 from search.driver.preflight import Plan
 from search.evaluation.run import Bench, shared_weights
-from search.execution.resources import Placement
 from search.terminal.bars import Bars
 from trainables.data.base import DataError
 from trainables.data.sealed import seal_process

@@ -1,19 +1,21 @@
-"""A sweep from its first question to its summary."""
+"""Runs a sweep: opens its folder, runs its trials, evaluates the winner, reports."""
 
 from __future__ import annotations
 
 import math
-import tempfile
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 
-from ray import tune
+import ray
 from rich.console import Console
 
 from search.core.config import SweepConfig
 from search.core.objectives import front_of, parse_objective
+from search.core.placement import Placement, place
 from search.core.problems import StoppedError, UsageError
 from search.core.pruners import IN_SEQUENCE
+from search.core.sweep_identity import SWEEP_FILE
 from search.core.task import described, val_images
 from search.driver.preflight import Plan, adopt
 from search.driver.prepare import prepare
@@ -21,12 +23,10 @@ from search.evaluation.record import Evaluation
 from search.evaluation.run import evaluate, shared_weights, stored_evaluation
 from search.evaluation.statistics import separation_note
 from search.evaluation.winner import share_start
-from search.execution.clock import Clock
-from search.execution.observer import Observers
-from search.execution.ray_session import carried, cluster, ray_session
-from search.execution.resources import Placement, place
-from search.execution.searcher import CrashCallback, StudyScheduler, StudySearcher
-from search.execution.stop import StopSwitch
+from search.execution.listeners import OverheadClock, SweepListeners
+from search.execution.ray_session import connected_machine, ray_session
+from search.execution.searcher import Assign
+from search.execution.tune_run import StopSwitch, run_trials
 from search.ledger.ledger import Ledger, RunningTrial
 from search.ledger.lock import SweepLock
 from search.ledger.results import Result, trial_folder
@@ -37,9 +37,10 @@ from search.terminal.progress import Progress
 from search.tracking.mlflow_reporter import MlflowReporter, sweep_artifacts
 from search.tracking.tracker import Tracker
 from search.tracking.uploader import open_tracker
+from search.tracking.worker_uploader import WorkerUploader
 from trainables.credentials import shown
-from trainables.storage import Storage, StorageError, open_storage
-from trainables.trainable import Assignment, FewShotTrainable
+from trainables.storage import Storage, open_storage
+from trainables.trainable import Assignment
 
 _DELIVERY_SECONDS = 60.0  # for the last events, while they get through
 _PATIENCE_SECONDS = 10.0  # while they do not
@@ -78,11 +79,11 @@ class Outcome:
 
 
 def run_sweep(plan: Plan, console: Console) -> Outcome:
-    """Start or continue a sweep.
+    """Start or resume a sweep.
 
-    Raises `UsageError` before any work where another driver has it or its files are damaged;
-    `StoppedError`, `EvaluationError` or `StorageError` when it cannot go on. What was finished is
-    safe in any case.
+    Raises:
+        UsageError: another driver owns the sweep, or its files are damaged; nothing was started.
+        StoppedError, EvaluationError, StorageError: it cannot continue. Committed results are kept.
     """
 
     def say(notice: str) -> None:
@@ -95,6 +96,11 @@ def run_sweep(plan: Plan, console: Console) -> Outcome:
         sweep.tidy()
         plan = adopt(plan, sweep)
         config = plan.config
+
+        def guard() -> None:
+            lock.check()
+            _check_folder(sweep)
+
         study_name = f"{config.name}-{plan.id[:8]}"
         store = stack.enter_context(
             closing(open_store(config.ledger, sweep, study_name, lock.check, say))
@@ -106,7 +112,7 @@ def run_sweep(plan: Plan, console: Console) -> Outcome:
             config.sampler,
             config.pruner,
             config.seed,
-            lock.check,
+            guard,
             config.second_objective,
         )
         ledger.tidy()
@@ -116,41 +122,60 @@ def run_sweep(plan: Plan, console: Console) -> Outcome:
         mirror = MlflowReporter(tracker, config, plan.fingerprints)
         mirror.open_sweep(ledger.results, sweep)
         try:
-            return _run(plan, ledger, tracker, mirror, console)
+            return _run(plan, ledger, tracker, mirror, console, say)
         finally:
             tracker.close(0.0)
 
 
 def _run(
-    plan: Plan, ledger: Ledger, tracker: Tracker, mirror: MlflowReporter, console: Console
+    plan: Plan,
+    ledger: Ledger,
+    tracker: Tracker,
+    mirror: MlflowReporter,
+    console: Console,
+    say: Callable[[str], None],
 ) -> Outcome:
     config = plan.config
     stop = StopSwitch(config.time_budget)
-    clock = Clock()
+    clock = OverheadClock()
     evaluation = stored_evaluation(ledger, plan)
     todo = ledger.waiting + max(0, config.trials - ledger.issued)
     if todo or evaluation is None:
-        with stop.listening(), ray_session(config, console), carried(config, tracker):
-            placement = plan.placement or _place_on_cluster(config)
+        is_private = not (config.address or ray.is_initialized())
+        with (
+            stop.listening(),
+            ray_session(config.address, console) as folder,
+            _workers_upload(config, tracker),
+        ):
+            stop.interrupt_at_once()
+            placement = plan.placement if is_private else None
+            placement = placement or _connected_placement(config)
             prepare(plan, placement, ledger.sweep, console)
             if todo:
+                stop.interrupt_between_steps()
                 console.print(_opening(plan, ledger, placement, todo), highlight=False)
+                assign = _assign_by(plan, placement, ledger.sweep)
+                rounds = len(config.task.episodes) if config.pruner in IN_SEQUENCE else 1
                 try:
-                    rounds = len(config.task.episodes) if config.pruner in IN_SEQUENCE else 1
                     with Progress(console, ledger, config.trials, rounds) as progress:
-                        _fit(plan, ledger, placement, Observers([progress, mirror, clock]), stop)
+                        listener = SweepListeners([progress, mirror, clock])
+                        run_trials(
+                            ledger, assign, config.trials, placement, listener, stop, folder, say
+                        )
                 finally:
                     for number in ledger.live:
                         mirror.interrupted(number)
                 if stop.reason:
                     raise StoppedError(stop.reason)
-            evaluation = stored_evaluation(ledger, plan)  # there may be another winner by now
+            _check_folder(ledger.sweep)
+            evaluation = stored_evaluation(ledger, plan)  # the winner may have changed
             if evaluation is None and ledger.best() is not None and not stop.interrupted:
-                stop.at_once = True
+                stop.interrupt_at_once()
                 with Bars(console) as bars:
                     evaluation = evaluate(ledger, plan, placement, bars.tell)
+    _check_folder(ledger.sweep)
     best = ledger.best()
-    # Also where a driver died before it had written one.
+    # Also if a driver was killed before it had written one.
     if config.report and evaluation is not None and (todo or not has_report(ledger.sweep)):
         with console.status("Writing the report"):
             report_at_end(ledger.sweep)
@@ -162,6 +187,10 @@ def _run(
     )
     undelivered = tracker.close(_DELIVERY_SECONDS, _PATIENCE_SECONDS)
     states = [result.state for result in ledger.results.values()]
+    front: tuple[int, ...] = ()
+    if config.second_objective:
+        objective = parse_objective(config.second_objective)
+        front = tuple(front_of(ledger.results.values(), objective))
     return Outcome(
         config,
         ledger.sweep,
@@ -174,11 +203,33 @@ def _run(
         undelivered,
         clock.overhead(),
         _doubt(plan, ledger),
-        tuple(front_of(ledger.results.values(), parse_objective(config.second_objective)))
-        if config.second_objective
-        else (),
+        front,
         tracker.page(),
     )
+
+
+def _check_folder(sweep: Storage) -> None:
+    """Raise `StoppedError` if the sweep's folder was moved or deleted: what is written afterwards
+    would create a second, incomplete folder in its place."""
+    if not sweep.exists(SWEEP_FILE):
+        raise StoppedError(
+            f"its folder '{shown(sweep.location)}' was moved or deleted while it ran"
+        )
+
+
+@contextmanager
+def _workers_upload(config: SweepConfig, tracker: Tracker) -> Iterator[None]:
+    """On a cluster, let workers upload artifacts while it is connected."""
+    if not config.address:
+        yield
+        return
+    uploader = WorkerUploader()
+    tracker.set_uploader(uploader)
+    try:
+        yield
+    finally:
+        tracker.set_uploader(None)
+        uploader.close()
 
 
 def _doubt(plan: Plan, ledger: Ledger) -> str | None:
@@ -187,13 +238,9 @@ def _doubt(plan: Plan, ledger: Ledger) -> str | None:
     return separation_note(values, val_images(plan.config.task, plan.source))
 
 
-def _fit(
-    plan: Plan, ledger: Ledger, placement: Placement, observer: Observers, stop: StopSwitch
-) -> None:
-    """Let Ray run what the ledger issues, until it issues no more or the switch is thrown."""
+def _assign_by(plan: Plan, placement: Placement, sweep: Storage) -> Assign:
     config = plan.config
-
-    weights, stages = shared_weights(config, ledger.sweep), share_start(plan, ledger.sweep)
+    weights, stages = shared_weights(config, sweep), share_start(plan, sweep)
 
     def assign(live: RunningTrial) -> Assignment:
         return Assignment(
@@ -203,57 +250,20 @@ def _fit(
             data=config.data,
             weights=weights,
             stages=stages,
-            folder=ledger.sweep.child(trial_folder(live.number)).location,
+            folder=sweep.child(trial_folder(live.number)).location,
             device=placement.device,
             threads=max(1, math.floor(placement.cpus)),
             in_sequence=config.pruner in IN_SEQUENCE,
             checkpoint_seconds=config.checkpoint_seconds,
         )
 
-    resources = {"cpu": placement.cpus, "gpu": placement.gpus}
-    # Ray's own record of the experiment is scaffolding: the ledger is what counts.
-    with tempfile.TemporaryDirectory(prefix="few-shot-sweep-") as scaffold:
-        tuner = tune.Tuner(
-            tune.with_resources(FewShotTrainable, resources),
-            tune_config=tune.TuneConfig(
-                search_alg=StudySearcher(ledger, assign, config.trials, observer),
-                scheduler=StudyScheduler(ledger, observer, stop.give_up),
-                num_samples=-1,
-                # It also lets Ray start that many workers side by side from the first moment.
-                # One by one, a short trial's worker would take over the next trial while that
-                # one's own worker is still starting, and all trials would run in one.
-                max_concurrent_trials=placement.slots,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                storage_path=scaffold,
-                name="sweep",
-                stop=stop,
-                failure_config=tune.FailureConfig(max_failures=-1),  # the ledger counts
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                verbose=0,
-                callbacks=[CrashCallback(ledger, observer)],
-            ),
-        )
-        stop.start_clock()
-        try:
-            tuner.fit()
-        except Exception as error:
-            raise _cause(error) from None
+    return assign
 
 
-def _cause(error: BaseException) -> BaseException:
-    """What a hook of ours has raised: Tune hides it behind an error of its own."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, StoppedError | StorageError):
-            return inner
-        inner = inner.__cause__ or inner.__context__
-    return error
-
-
-def _place_on_cluster(config: SweepConfig) -> Placement:
-    placement, problems = place(config, cluster())
+def _connected_placement(config: SweepConfig) -> Placement:
+    """Return the placement on the connected Ray, whose resources are not those of this machine if
+    it is a cluster or was started by a notebook or a service."""
+    placement, problems = place(config, connected_machine(config.address))
     if placement is None:
         raise UsageError(problems)
     return placement

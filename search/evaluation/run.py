@@ -20,6 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from search.core.config import SweepConfig
+from search.core.placement import Placement
 from search.core.problems import EvaluationError
 from search.core.task import fresh_draws, task_facts
 from search.driver.preflight import Plan
@@ -36,7 +37,6 @@ from search.evaluation.record import (
     record_read,
 )
 from search.evaluation.winner import share_start
-from search.execution.resources import Placement
 from search.ledger.ledger import Ledger
 from spaces.base import preset_trial
 from trainables.backbones.shared_weights import share_weights

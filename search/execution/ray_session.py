@@ -1,13 +1,15 @@
-"""Ray's start, its watch and its end: what a sweep runs on."""
+"""Starts a private Ray for a sweep, or connects to one that is already running."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
+import secrets
+import shutil
 import signal
-import stat
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -15,79 +17,175 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from filelock import FileLock, Timeout
+from ray._private import ray_constants
 from rich.console import Console
 
-from search.core.config import SweepConfig
+from search.core.placement import Machine
 from search.core.problems import StoppedError, UsageError
-from search.execution.resources import Machine
-from search.tracking.tracker import Tracker
-from search.tracking.worker_uploader import WorkerUploader
+
+_OBJECT_STORE = 256 * 2**20  # bytes: artifacts pass through it, images do not
+_FOLDER, _LOCK = "few-shot-", "few-shot-search.lock"
+_LONGEST_PARENT = 23  # characters: the path of a Unix socket in the folder is at most 107 long
 
 
 @contextlib.contextmanager
-def ray_session(config: SweepConfig, console: Console) -> Iterator[None]:
-    """A connection to Ray: the cluster at `address`, or a private one that ends with the sweep.
+def ray_session(address: str, console: Console) -> Iterator[Path]:
+    """Connect this process to Ray; yield a private folder for temporary files.
 
-    Raises `UsageError` when the cluster does not answer.
+    If the process is connected already (in a notebook or a service), that connection is used and
+    stays open. Otherwise connects to the cluster at `address`, or starts a Ray of its own that
+    listens on the loopback interface only and ends with the session.
+
+    Raises:
+        UsageError: the cluster does not answer, or the process is connected to another one.
+        StoppedError: Ray did not start.
     """
+    _silence_libraries()
+    with _private_folder() as folder:
+        if ray.is_initialized():
+            _check_connected_to(address)
+            yield folder
+            return
+        with contextlib.ExitStack() as stack:
+            with console.status("Starting Ray"):
+                if address:
+                    stack.callback(ray.shutdown)
+                    _connect(address)
+                else:
+                    stack.enter_context(_private_settings())
+                    stack.callback(ray.shutdown)
+                    _start(folder)
+            if not address:
+                stack.enter_context(_watch_ray())
+            yield folder
+
+
+def connected_machine(address: str) -> Machine:
+    """Return the resources of the connected Ray."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Machine(
+        int(sum(node.get("CPU", 0) for node in nodes)),
+        int(sum(node.get("GPU", 0) for node in nodes)),
+        max((node.get("CPU", 0) for node in nodes), default=0),
+        elastic=bool(address),
+    )
+
+
+def _silence_libraries() -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
-    # It prints the traceback of every worker that died; the ledger says how the trial went on.
-    for name in ("ray.tune.tune", "ray.tune.execution.tune_controller"):
+    # They print a traceback for each dead worker and lost connection; the ledger has the outcome.
+    for name in ("ray.tune", "ray.train", "ray.air", "ray._private.worker", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"ray\..*")
+
+
+def _check_connected_to(address: str) -> None:
+    current = ray.get_runtime_context().gcs_address
+    if address not in ("", "auto", current):
+        raise UsageError(
+            [
+                f"--address must be the Ray cluster that this process is connected to ({current}), "
+                f"got '{address}'. Omit the option, or call ray.shutdown() first."
+            ]
+        )
+
+
+def _connect(address: str) -> None:
+    _protect_token()
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            [
+                f"--address must be a running Ray cluster that accepts this client, got "
+                f"'{address}' ({_first_line(error)}). If the cluster requires a token, store it "
+                "in ~/.ray/auth_token and set RAY_AUTH_MODE=token."
+            ]
+        ) from error
+
+
+def _start(folder: Path) -> None:
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        ray.init(
+            "local",
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE,
+            # Ray makes its own folders writable for everybody; the one around them is private.
+            _temp_dir=str(folder / "ray"),
+            **options,
+        )
+    except Exception as error:  # Ray raises bare ones
+        raise StoppedError(f"Ray did not start ({_first_line(error)})") from error
+
+
+@contextlib.contextmanager
+def _private_settings() -> Iterator[None]:
+    """While open, a Ray that this process starts listens on the loopback interface only, and
+    accepts only clients with a token that exists nowhere but in the environment of its processes.
+    """
+    settings = {
+        # Ray's name for "use the loopback address", the default on Windows and macOS.
+        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    is_cluster = ray_constants.ENABLE_RAY_CLUSTER
+    os.environ.update(settings)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    _reread_settings()
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = is_cluster
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        _reread_settings()
+
+
+def _reread_settings() -> None:
+    ray._raylet.Config.initialize("")
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextlib.contextmanager
+def _watch_ray() -> Iterator[None]:
+    """While open, end the process if an essential part of its private Ray dies.
+
+    Nothing restarts these parts. Without a raylet, Tune waits forever; without a GCS, Ray aborts
+    the process after a minute. All results are on disk.
+    """
     over = threading.Event()
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    with console.status("Starting Ray"):
-        if config.address:
-            try:
-                ray.init(address=config.address, **common)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise UsageError(
-                    [
-                        f"--address must name a running Ray cluster, and '{config.address}' does "
-                        f"not let us in ({str(error).splitlines()[0]}). If it asks for a token, "
-                        "it must be in ~/.ray/auth_token, with RAY_AUTH_MODE=token."
-                    ]
-                ) from error
-        else:
-            try:
-                ray.init(
-                    "local", include_dashboard=False, object_store_memory=_OBJECT_STORE, **common
+    node = ray._private.worker._global_node
+
+    def watch() -> None:
+        while not over.wait(1):
+            dead = [kind for kind, _ in node.dead_processes() if kind in ("gcs_server", "raylet")]
+            if dead and not over.is_set():
+                sys.stderr.write(
+                    f"error: Ray's {dead[0]} died. Finished trials are kept; run the same command "
+                    "again.\n"
                 )
-            except Exception as error:  # Ray raises bare ones
-                raise StoppedError(f"Ray did not start ({str(error).splitlines()[0]})") from error
-            protect_token()
-            threading.Thread(target=_mind_ray, args=(over,), name="ray-minder", daemon=True).start()
+                sys.stderr.flush()
+                node.kill_all_processes(check_alive=False, allow_graceful=False)
+                _kill_starting_workers(node.session_name)
+                os._exit(1)
+
+    threading.Thread(target=watch, name="ray-watcher", daemon=True).start()
     try:
         yield
     finally:
         over.set()
-        ray.shutdown()
-
-
-def _mind_ray(over: threading.Event) -> None:
-    """End the process when a part of its private Ray has died before it is over.
-
-    Nobody starts that part again. Without a raylet Tune waits for ever, without a GCS for a minute
-    before Ray aborts the process; all that counts is on disk.
-    """
-    node = ray._private.worker._global_node
-    while not over.wait(1):
-        dead = [kind for kind, _ in node.dead_processes() if kind in ("gcs_server", "raylet")]
-        if dead and not over.is_set():
-            sys.stderr.write(
-                f"error: Ray's {dead[0]} has died. Finished trials are kept; run the same command "
-                "again.\n"
-            )
-            sys.stderr.flush()
-            node.kill_all_processes(check_alive=False, allow_graceful=False)
-            _kill_starting_workers(node.session_name)
-            os._exit(1)
 
 
 def _kill_starting_workers(session: str) -> None:
-    """Workers that have begun to start, which takes seconds, do not notice that Ray has died before
-    they are ready. Until then the session's name stands in their command line."""
+    """Kill workers that are still starting: they notice the death of Ray only when they are ready,
+    seconds later. Until then the session's name is in their command line."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (folder / "cmdline").read_bytes().split(b"\0")
@@ -95,37 +193,45 @@ def _kill_starting_workers(session: str) -> None:
                 os.kill(int(folder.name), signal.SIGKILL)
 
 
-_OBJECT_STORE = 256 * 2**20  # bytes: artifacts travel through it, images do not
-
-
-def protect_token() -> None:
-    """Ray writes its authentication token readable by everybody."""
-    token = Path.home() / ".ray" / "auth_token"
-    if token.exists() and stat.S_IMODE(token.stat().st_mode) != 0o600:
-        token.chmod(0o600)
-
-
-def cluster() -> Machine:
-    """The nodes of the connected cluster."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return Machine(
-        int(sum(node.get("CPU", 0) for node in nodes)),
-        int(sum(node.get("GPU", 0) for node in nodes)),
-        max((node.get("CPU", 0) for node in nodes), default=0),
-        elastic=True,
-    )
-
-
 @contextlib.contextmanager
-def carried(config: SweepConfig, tracker: Tracker) -> Iterator[None]:
-    """On a cluster, workers upload artifacts while it is there."""
-    if not config.address:
-        yield
-        return
-    carrier = WorkerUploader()
-    tracker.set_uploader(carrier)
+def _private_folder() -> Iterator[Path]:
+    """A folder that only this user can enter, removed afterwards.
+
+    A killed process leaves its folder behind; the next one removes it. The kernel releases the lock
+    of a process that ends in any way.
+    """
+    parent = Path(tempfile.gettempdir())
+    if len(str(parent)) > _LONGEST_PARENT:
+        parent = Path("/tmp")
+    _remove_abandoned_folders(parent)
     try:
-        yield
+        folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=parent))
+    except OSError as error:
+        raise StoppedError(
+            f"no temporary folder can be created in '{parent}' ({error.strerror})"
+        ) from error
+    try:
+        with FileLock(folder / _LOCK):
+            yield folder
     finally:
-        tracker.set_uploader(None)
-        carrier.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_abandoned_folders(parent: Path) -> None:
+    for folder in parent.glob(f"{_FOLDER}*"):
+        with contextlib.suppress(OSError, Timeout):
+            lock = folder / _LOCK
+            if folder.is_symlink() or folder.stat().st_uid != os.geteuid() or not lock.is_file():
+                continue
+            with FileLock(lock, timeout=0):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _protect_token() -> None:
+    """Make Ray's token file readable by its owner only: Ray creates it readable by everybody."""
+    with contextlib.suppress(OSError):
+        (Path.home() / ".ray" / "auth_token").chmod(0o600)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,7 +1,8 @@
-"""Ray's questions to the ledger: what shall run next, and what became of it.
+"""The hooks through which Ray Tune runs what the ledger issues.
 
-Ray is the executor. The searcher hands out what the ledger issues; the scheduler passes on what
-workers say and stops what the pruner gives up. Neither remembers anything of its own.
+Tune is the executor. The searcher hands out the trials that the ledger issues; the scheduler passes
+worker messages to the ledger and stops the trials that the pruner rejects. Neither has state that
+must survive: the ledger is on disk.
 """
 
 from __future__ import annotations
@@ -12,88 +13,89 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from search.execution.observer import Observer
+from search.execution.listeners import SweepListener
+from search.execution.memory import MemoryGate, describe, find_shortage
 from search.ledger.ledger import Ledger, RunningTrial
 from search.ledger.results import Result
 from trainables.trainable import Assignment, Message
 
 Assign = Callable[[RunningTrial], Assignment]
-"""How an issued trial becomes a worker's job."""
+"""Makes a worker's assignment from an issued trial."""
 
 
 class StudySearcher(Searcher):
-    """Issues trials until the ledger holds enough."""
+    """Issues trials until the ledger holds enough, or until `stopped` returns True."""
 
-    def __init__(self, ledger: Ledger, assign: Assign, trials: int, observer: Observer) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        assign: Assign,
+        trials: int,
+        listener: SweepListener,
+        memory: MemoryGate,
+        stopped: Callable[[], bool],
+    ) -> None:
         super().__init__()
-        self._ledger, self._assign, self._observer = ledger, assign, observer
-        self._trials = trials
+        self._ledger, self._assign, self._trials = ledger, assign, trials
+        self._listener, self._memory, self._stopped = listener, memory, stopped
 
     def __getstate__(self) -> dict[str, Any]:
-        """Empty: Ray pickles its searcher to be able to restore itself, which is never asked."""
+        """Empty: Ray pickles its searcher to be able to restore it, which we never use."""
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial's configuration, or the word that there is none; nothing while a running
-        trial might still come back."""
+        """Return the next trial's configuration; `FINISHED` if there is none; None to be asked
+        again later."""
+        if self._stopped():
+            return str(Searcher.FINISHED)
+        running = len(self._ledger.live)
         if not self._ledger.waiting and self._ledger.issued >= self._trials:
-            return None if self._ledger.live else str(Searcher.FINISHED)
+            return None if running else str(Searcher.FINISHED)
+        if not self._memory.may_start(running):
+            return None
         live = self._ledger.ask()
-        self._observer.started(live)
+        self._memory.started(live.number)
+        self._listener.started(live)
         return {"assignment": asdict(self._assign(live))}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Nothing: the scheduler hears of every end, with more detail."""
+        """Do nothing: the scheduler handles every end."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the ledger is on disk."""
+        """Do nothing: the ledger is on disk."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore: a restart opens the ledger."""
+        """Do nothing: a restart opens the ledger."""
 
 
 class StudyScheduler(FIFOScheduler):
-    """Reports to the study, asks the pruner, commits every end."""
+    """Reports to the ledger, applies the pruner, and commits every end."""
 
-    def __init__(self, ledger: Ledger, observer: Observer, give_up: Callable[[str], None]) -> None:
-        """`give_up` is told why the whole sweep cannot go on."""
+    def __init__(
+        self,
+        ledger: Ledger,
+        listener: SweepListener,
+        memory: MemoryGate,
+        stop: Callable[[str], None],
+    ) -> None:
+        """`stop` ends the sweep; its argument is the reason."""
         super().__init__()
-        self._ledger, self._observer, self._give_up = ledger, observer, give_up
-        self._dead: set[str] = set()
+        self._ledger, self._listener, self._memory, self._stop = ledger, listener, memory, stop
+        self._dead_workers: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Empty, as the searcher's."""
+        """Empty: see `StudySearcher.__getstate__`."""
         return {}
 
-    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """A trial is new, or starts again after its worker has died."""
-        super().on_trial_add(tune_controller, trial)
-        self._allow_retries(trial)
-
-    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """A worker has died or is out of memory, whether or not Tune starts the trial again.
-
-        Tune tells the death of a worker that was starting, or was being handed from one trial to
-        the next, more than once: each counts once.
-        """
-        number = trial.config["assignment"]["number"]
-        worker = _dead_worker(trial)
-        if number in self._ledger.live and worker not in self._dead:
-            self._ledger.record_crash(number)
-        if worker:
-            self._dead.add(worker)
-
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """A part has been trained and more are left."""
-        message = self._hear(result)
-        self._allow_retries(trial)
+        """Handle a message of a trial that continues."""
+        message = self._receive(result)
         pruned = None if message.report is None else self._ledger.prune(message.number)
         if pruned is None:
             return str(TrialScheduler.CONTINUE)
@@ -101,26 +103,59 @@ class StudyScheduler(FIFOScheduler):
         return str(TrialScheduler.STOP)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """A trial has stopped: by its own last word, by the pruner (committed already), or
-        because the sweep stops (then it is left to be continued)."""
+        """Handle the last message of a trial. If the pruner stopped it, it is committed already;
+        if the whole sweep stops, it is left to be continued."""
         if "message" not in result:
             return
         last = Message.decode(result["message"])
         if last.outcome == "stuck":
-            self._give_up(f"a worker on {last.host} cannot use the sweep's folder: {last.reason}")
+            self._stop(f"a worker on {last.host} cannot use the sweep's folder: {last.reason}")
         if last.outcome in ("running", "stuck") or last.number not in self._ledger.live:
             return
-        message = self._hear(result)
+        message = self._receive(result)
         if message.outcome == "failed" or message.report is None:
-            self._end(
-                self._ledger.finish(
-                    message.number, "FAIL", reason=message.reason, details=message.details
-                )
-            )
+            self._fail(message.number, message.reason, message.details)
         else:
             self._end(self._ledger.finish(message.number, "COMPLETE"))
 
-    def _hear(self, result: dict[str, Any]) -> Message:
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Handle a worker that died or ran out of memory.
+
+        Tune gives the trial up; if the ledger does not, it is issued again and continues from its
+        checkpoint. Tune may report one death for several trials, if the worker was being handed
+        from one to the next: it is a crash of the first one only.
+        """
+        number = trial.config["assignment"]["number"]
+        live = self._ledger.live.get(number)
+        if live is None:
+            return
+        details = _latest_error(trial)
+        worker = _worker_id(details)
+        is_known = worker in self._dead_workers
+        if worker:
+            self._dead_workers.add(worker)
+        shortage = find_shortage(details)
+        if shortage is not None:
+            decision = self._memory.ran_out(number, shortage, len(self._ledger.live))
+            if decision == "fail":
+                reason = f"it does not fit into memory, even alone: {describe(shortage)}"
+                self._fail(number, reason, details)
+                return
+            if decision == "stop":
+                self._stop(
+                    f"trials found no memory for minutes, not even one at a time "
+                    f"({describe(shortage)}): end other programs, or use a machine with more memory"
+                )
+        elif not is_known:
+            self._ledger.record_crash(number)
+            if live.retries < 0:
+                lines = [line.strip() for line in details.splitlines() if line.strip()]
+                cause = lines[1] if len(lines) > 1 else "no message"
+                self._fail(number, f"the worker died: {cause}", details)
+                return
+        self._ledger.requeue(number)
+
+    def _receive(self, result: dict[str, Any]) -> Message:
         message = Message.decode(result["message"])
         live = self._ledger.live[message.number]
         live.train_seconds += message.seconds
@@ -131,55 +166,26 @@ class StudyScheduler(FIFOScheduler):
             for row in message.report.rows:
                 live.rows.setdefault(int(row["epoch"]), row)
             self._ledger.report(message.number, message.report.values, message.report.metrics)
-        self._observer.heard(message)
+            self._memory.progressed(message.number)
+        self._listener.heard(message)
         return message
 
-    def _allow_retries(self, trial: Trial) -> None:
-        """The ledger counts deaths, also those of earlier runs of the driver; Tune obeys."""
-        live = self._ledger.live.get(trial.config["assignment"]["number"])
-        if live is not None:
-            trial.max_failures = trial.run_metadata.num_failures + max(0, live.retries)
+    def _fail(self, number: int, reason: str, details: str) -> None:
+        self._end(self._ledger.finish(number, "FAIL", reason=reason, details=details))
 
     def _end(self, result: Result) -> None:
-        self._observer.ended(result, self._ledger)
+        self._listener.ended(result, self._ledger)
 
 
-def _dead_worker(trial: Trial) -> str:
-    """Ray's name of the worker whose death Tune has written down last; empty for another error."""
+def _latest_error(trial: Trial) -> str:
+    """Return the latest entry of Tune's error file for a trial; empty if there is none."""
     if not trial.error_file or not Path(trial.error_file).exists():
         return ""
     text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
-    latest = text.rpartition("\nFailure #")[2]
-    found = re.search(r"actor_id: ([0-9a-f]+)", latest)
+    return text[max(0, text.rfind("Failure # ")) :]
+
+
+def _worker_id(error: str) -> str:
+    """Return Ray's id of the worker whose death an error reports; empty for another error."""
+    found = re.search(r"actor_id: ([0-9a-f]+)", error)
     return found[1] if found else ""
-
-
-class CrashCallback(tune.Callback):
-    """Commits trials whose worker has died more often than Ray starts them again."""
-
-    def __init__(self, ledger: Ledger, observer: Observer) -> None:
-        self._ledger, self._observer = ledger, observer
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Empty, as the searcher's."""
-        return {}
-
-    def on_trial_error(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: object
-    ) -> None:
-        """The last word on a trial; the scheduler is also told of errors that are retried."""
-        number = trial.config["assignment"]["number"]
-        live = self._ledger.live.get(number)
-        if live is None:
-            return
-        if live.retries >= 0:
-            # Tune gives a trial up at once when a worker dies that was being reused for it.
-            self._ledger.requeue(number)
-            return
-        details = ""
-        if trial.error_file:
-            details = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
-        lines = [line.strip() for line in details.splitlines() if line.strip()]
-        reason = f"the worker died: {lines[1] if len(lines) > 1 else 'no message'}"
-        result = self._ledger.finish(number, "FAIL", reason=reason, details=details)
-        self._observer.ended(result, self._ledger)

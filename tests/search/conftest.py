@@ -90,6 +90,20 @@ def session_members(leader: int) -> dict[int, str]:
     return {int(pid): args for pid, sid, args in rows if int(sid) == leader}
 
 
+def as_another_user(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as the user `nobody`; only root can."""
+    return subprocess.run(
+        command,
+        user="nobody",
+        group="nogroup",
+        extra_groups=[],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 @contextlib.contextmanager
 def held(process: int) -> Iterator[None]:
     """A process that does nothing meanwhile, however long it takes: a sweep is not over by then."""

@@ -86,11 +86,15 @@ def refused(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
         (("--time-budget", "soon"), ["--time-budget", "10m", "soon"]),
         (("--time-budget", "0"), ["--time-budget must be positive"]),
         (("--cpus-per-trial", "1000"), ["--cpus-per-trial is 1000", f"at most {CORES}"]),
-        (("--cpus-per-trial", "0"), ["--cpus-per-trial must be positive"]),
+        (("--cpus-per-trial", "0"), ["--cpus-per-trial must be at least 0.01, got 0"]),
+        (("--cpus-per-trial", "1e-9"), ["--cpus-per-trial must be at least 0.01, got 1e-09"]),
+        (("--cpus-per-trial", "nan"), ["--cpus-per-trial must be at least 0.01, got nan"]),
+        (("--gpus-per-trial", "1e-9"), ["--gpus-per-trial must be 0 or at least 0.01"]),
+        (("--gpus-per-trial", "inf"), ["--gpus-per-trial must be 0 or at least 0.01, got inf"]),
         (("--max-concurrent", "0"), ["--max-concurrent must be at least 1"]),
         (("--device", "tpu"), ["--device must be auto, cpu or cuda, got 'tpu'"]),
         (("--device", "cpu", "--gpus-per-trial", "1"), ["--device cpu", "--gpus-per-trial is 1"]),
-        (("--gpus-per-trial", "-1"), ["--gpus-per-trial must not be negative"]),
+        (("--gpus-per-trial", "-1"), ["--gpus-per-trial must be 0 or at least 0.01, got -1"]),
         (("--name", "../up"), ["--name must be letters", "../up"]),
         (("--storage", "s4://bucket/sweeps"), ["must be writable", "s4://bucket", "--storage"]),
         (("--storage", NO_STORE), ["must be writable", without_password(NO_STORE), "connect"]),
@@ -172,7 +176,7 @@ def test_a_gpu_where_there_is_none(
     capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
 ) -> None:
     (line,) = refused(capsys, *options)
-    assert "needs a CUDA device and there is none here" in line
+    assert "requires a CUDA device, and torch finds none on this machine" in line
 
 
 def test_a_tracking_server_that_is_away_is_no_obstacle() -> None:

@@ -1,14 +1,16 @@
-"""Ray's verbs on a trial, called directly: one warm worker, one trial after another."""
+"""Calls the trainable's methods directly: one warm worker runs one trial after another."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -163,13 +165,13 @@ def test_a_warm_worker_gives_what_a_cold_one_gives(job: Job) -> None:
                 assert one.forecast == other.forecast
 
 
-def test_a_warm_worker_keeps_its_workbench(job: Job) -> None:
+def test_a_warm_worker_keeps_its_encoded_task(job: Job) -> None:
     worker = FewShotTrainable(job(residual_trial(1), 0))
     listen(worker)
-    bench = worker._bench
+    known = worker._task
     worker.reset_config(job(zero_shot_trial(), 1))
     listen(worker)
-    assert worker._bench is bench
+    assert worker._task is known
 
 
 @pytest.mark.parametrize(
@@ -226,11 +228,10 @@ def fail(error: Exception) -> None:
     ],
     ids=["cpu", "python", "cuda", "accelerator", "cublas", "cudnn"],
 )
-def test_want_of_memory_or_a_broken_gpu_ends_the_worker(
+def test_lack_of_memory_or_a_broken_gpu_ends_the_worker(
     happens: Callable[[], object], job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tune starts another process: only that gives the memory back for certain, and a GPU that
-    works."""
+    """Only another process is certain to have the memory, and a GPU that works."""
 
     def full(self: TaskRes, inputs: Tensor) -> Tensor:
         happens()
@@ -245,6 +246,46 @@ def test_want_of_memory_or_a_broken_gpu_ends_the_worker(
     worker.cleanup()
     path = tmp_path / "000000" / CHECKPOINT
     assert not path.exists()  # it would hold half a step
+
+
+@pytest.mark.parametrize(
+    ("allocate", "is_own_fault"),
+    [
+        (lambda: torch.empty(10**14), True),
+        (lambda: np.empty(10**14), True),
+        (partial(fail, MemoryError()), False),  # a small process on a large machine
+    ],
+    ids=["torch", "numpy", "unknown size"],
+)
+def test_the_error_says_who_uses_the_memory(
+    allocate: Callable[[], object], is_own_fault: bool, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = FewShotTrainable(job(residual_trial(3)))
+    monkeypatch.setattr(TaskRes, "forward", lambda self, inputs: allocate())
+    with pytest.raises(MemoryError, match="The worker ran out of memory: it uses") as error:
+        worker.train()
+    found = re.search(r"it uses (\d+) bytes, all processes use (\d+) of (\d+)", str(error.value))
+    assert found is not None
+    own, used, limit = map(int, found.groups())
+    assert 50 * 2**20 < own <= used + 2**30
+    assert limit > 2**30
+    assert (own > 4 * 10**14) is is_own_fault
+
+
+def test_a_moved_folder_is_not_recreated(job: Job, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep" / "trials" / "000000"
+    folder.mkdir(parents=True)
+    for seconds in (0.0, 3600.0):  # at a checkpoint, at the end
+        worker = FewShotTrainable(
+            job(residual_trial(2), folder=str(folder), checkpoint_seconds=seconds)
+        )
+        (tmp_path / "sweep").rename(tmp_path / "elsewhere")
+        message = listen(worker)[-1]
+        worker.cleanup()
+        assert message.outcome == "stuck"
+        assert "'{}' was moved or deleted".format(tmp_path / "sweep") in message.reason
+        assert not (tmp_path / "sweep").exists()
+        (tmp_path / "elsewhere").rename(tmp_path / "sweep")
 
 
 def test_a_retry_continues_where_the_checkpoint_is(job: Job) -> None:
@@ -327,33 +368,6 @@ def test_an_ended_trial_leaves_no_new_checkpoint(end: str, job: Job, tmp_path: P
         (tmp_path / "000000" / "result.json").write_text("{}")
     worker.stop()
     assert not (tmp_path / "000000" / CHECKPOINT).exists()
-
-
-def test_tunes_own_checkpoints_work_too(job: Job, tmp_path: Path) -> None:
-    first = FewShotTrainable(job(residual_trial(3), 0, checkpoint_seconds=3600.0))
-    expected = [first.train()["message"]]
-    folder = tmp_path / "tune"
-    folder.mkdir()
-    first.save_checkpoint(str(folder))
-    expected += [first.train()["message"], first.train()["message"]]
-    second = FewShotTrainable(job(residual_trial(3), 1))
-    second.load_checkpoint(str(folder))
-    found = listen(second)
-    assert [m.report.step for m in found if m.report] == [2, 3]
-    wanted = [Message.decode(text).report for text in expected]
-    assert found[-1].report is not None
-    assert wanted[-1] is not None
-    assert found[-1].report.values == wanted[-1].values
-
-
-def test_a_worker_that_has_not_begun_saves_nothing(job: Job, tmp_path: Path) -> None:
-    folder = tmp_path / "tune"
-    folder.mkdir()
-    worker = FewShotTrainable(job(residual_trial(2)))
-    worker.save_checkpoint(str(folder))
-    assert list(folder.iterdir()) == []
-    worker.load_checkpoint(str(folder))  # from scratch
-    assert listen(worker)[-1].outcome == "finished"
 
 
 def test_zero_shot_is_a_trial_of_one_report(job: Job, tmp_path: Path) -> None:

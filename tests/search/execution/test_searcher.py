@@ -1,4 +1,4 @@
-"""Deaths of workers, as Tune tells them."""
+"""The scheduler's handling of worker deaths, as Tune reports them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from ray.tune.experiment import Trial
 
-from search.execution.observer import Observers
+from search.execution.listeners import SweepListeners
+from search.execution.memory import MemoryGate
 from search.execution.searcher import StudyScheduler
 from search.ledger.ledger import Ledger
 
@@ -18,55 +20,123 @@ The actor died unexpectedly before finishing this task.
 \tactor_id: {}
 \tpid: 23235
 """
+SHORTAGE = """Failure # {} (occurred at 2026-11-26_07-49-53)
+1 worker(s) were killed due to the node running low on memory.
+OOM kill reason: Memory usage 2000000000B exceeded threshold of 1900000000B (95.0% of 2000B limit)
+Selected to kill: (pid=1, actual memory used={}GB, worker ID=ab)
+]
+"""
 
 
-class Strikes:
-    """As much of a ledger as is asked about deaths."""
+class Records:
+    """The methods of a ledger that a death calls."""
 
     def __init__(self) -> None:
-        self.live = {7: object()}
-        self.count = 0
+        self.live: dict[int, Any] = {}
+        self.waiting: list[int] = []
+        self.failed: dict[int, str] = {}
+        self.crashes = 0
+
+    def issue(self, number: int) -> None:
+        self.live[number] = self.live.get(number, SimpleNamespace(retries=2))
 
     def record_crash(self, number: int) -> None:
-        assert number == 7
-        self.count += 1
+        self.crashes += 1
+        self.live[number].retries -= 1
+
+    def requeue(self, number: int) -> None:
+        self.waiting.append(number)
+
+    def finish(self, number: int, state: str, reason: str, details: str) -> Any:
+        assert state == "FAIL"
+        del self.live[number]
+        self.failed[number] = reason
+        return SimpleNamespace(number=number, train_seconds=0.0)
 
 
-def scheduler(ledger: Strikes) -> StudyScheduler:
-    return StudyScheduler(cast(Ledger, ledger), Observers([]), lambda reason: None)
+class World:
+    """A scheduler over such a ledger; trials run one at a time, and time stands still."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ledger, self.reasons, self.now = Records(), [], 0.0
+        self.memory = MemoryGate(1, lambda notice: None, lambda: self.now)
+        ledger = cast(Ledger, self.ledger)
+        self.scheduler = StudyScheduler(
+            ledger, SweepListeners([]), self.memory, self.reasons.append
+        )
+        self._folder = folder
+
+    def error(self, text: str, number: int = 7, issue: bool = True) -> None:
+        """A new attempt of a trial ends with this error."""
+        if issue:
+            self.ledger.issue(number)
+            self.memory.started(number)
+        self.now += 1
+        file = self._folder / "error.txt"
+        if text:
+            with open(file, "a", encoding="utf-8") as log:  # as Tune does
+                log.write(text)
+        trial: Any = SimpleNamespace(
+            config={"assignment": {"number": number}}, error_file=str(file) if text else None
+        )
+        self.scheduler.on_trial_error(None, cast(Trial, trial))
 
 
-def tune_trial(folder: Path, text: str = "", number: int = 7) -> Trial:
-    file = folder / "error.txt"
-    if text:
-        with open(file, "a", encoding="utf-8") as log:  # as Tune does
-            log.write(text)
-    named: Any = SimpleNamespace(
-        config={"assignment": {"number": number}}, error_file=str(file) if text else None
-    )
-    return cast(Trial, named)
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
 
 
-def test_a_death_that_is_told_twice_counts_once(tmp_path: Path) -> None:
-    ledger = Strikes()
-    tune = scheduler(ledger)
-    tune.on_trial_error(None, tune_trial(tmp_path, DEATH.format(1, "aa11")))
-    tune.on_trial_error(None, tune_trial(tmp_path, DEATH.format(2, "aa11")))
-    assert ledger.count == 1
-    tune.on_trial_error(None, tune_trial(tmp_path, DEATH.format(3, "bb22")))
-    assert ledger.count == 2
+def test_a_trial_is_issued_again_until_its_third_death(world: World) -> None:
+    world.error(DEATH.format(1, "aa11"))
+    world.error(DEATH.format(2, "bb22"))
+    assert world.ledger.waiting == [7, 7]
+    assert not world.ledger.failed
+    world.error(DEATH.format(3, "cc33"))
+    assert world.ledger.failed == {
+        7: "the worker died: The actor died unexpectedly before finishing this task."
+    }
 
 
-def test_an_error_that_names_no_worker_counts_each_time(tmp_path: Path) -> None:
-    ledger = Strikes()
-    tune = scheduler(ledger)
-    for _ in range(2):
-        tune.on_trial_error(None, tune_trial(tmp_path, "Failure # 1\nout of memory\n"))
-    tune.on_trial_error(None, tune_trial(tmp_path))
-    assert ledger.count == 3
+def test_a_death_that_is_reported_twice_counts_once(world: World) -> None:
+    """The worker was being handed from trial 7 to trial 8."""
+    world.error(DEATH.format(1, "aa11"))
+    world.error(DEATH.format(1, "aa11"), number=8)
+    assert world.ledger.crashes == 1
+    assert world.ledger.waiting == [7, 8]
 
 
-def test_a_trial_that_has_ended_is_not_struck(tmp_path: Path) -> None:
-    ledger = Strikes()
-    scheduler(ledger).on_trial_error(None, tune_trial(tmp_path, DEATH.format(1, "aa11"), number=8))
-    assert ledger.count == 0
+def test_an_error_that_names_no_worker_counts_each_time(world: World) -> None:
+    world.error("Failure # 1\nno such thing\n")
+    world.error("")
+    assert world.ledger.crashes == 2
+
+
+def test_a_trial_that_has_ended_is_left_alone(world: World) -> None:
+    world.error(DEATH.format(1, "aa11"), issue=False)
+    assert (world.ledger.crashes, world.ledger.waiting, world.ledger.failed) == (0, [], {})
+
+
+def test_a_shortage_of_memory_is_no_crash(world: World) -> None:
+    for attempt in range(10):
+        world.error(SHORTAGE.format(attempt, 0.1))
+    assert world.ledger.crashes == 0
+    assert world.ledger.waiting == [7] * 10
+    assert not world.ledger.failed
+    assert not world.reasons
+
+
+def test_a_shortage_that_lasts_stops_the_sweep(world: World) -> None:
+    world.error(SHORTAGE.format(1, 0.1))
+    world.now += 301
+    world.error(SHORTAGE.format(2, 0.1))
+    (reason,) = world.reasons
+    assert "trials found no memory for minutes" in reason
+    assert not world.ledger.failed
+
+
+def test_a_trial_that_fills_the_memory_alone_fails(world: World) -> None:
+    for attempt in range(3):
+        world.error(SHORTAGE.format(attempt, 1.5))
+    assert world.ledger.failed[7].startswith("it does not fit into memory, even alone: 1.9 GiB of")
+    assert world.ledger.crashes == 0

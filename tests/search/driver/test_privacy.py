@@ -1,0 +1,71 @@
+"""What another user of the machine can find out about a sweep: no secret, anywhere."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.search.conftest import Sweep, as_another_user
+from tests.servers import S3_CREDENTIALS, s3_server
+from trainables.storage import open_storage
+
+pytestmark = pytest.mark.slow
+
+KEY, SECRET, PASSWORD = "AKIAHUSHHUSHHUSH", "hush/hush+hush7531", "quiet2468"
+SMALL = ("--space", "taskres", "--shots", "4", "--seeds", "1", "--eval-seeds", "1")
+
+
+def found_by_another_user(since: float) -> str:
+    """Every file that contains a secret and every command line that shows one, searched with the
+    rights of `nobody`: all disks, and shared memory."""
+    words = "\n".join((SECRET, "hush%2Fhush%2Bhush7531", PASSWORD))
+    search = f"""
+    find / /dev/shm -xdev -type f -newermt @{since:.0f} -readable \
+        -not -path '/proc/*' -not -path '/sys/*' -exec grep -laF '{words}' {{}} +
+    grep -laF '{words}' /proc/[0-9]*/cmdline /proc/[0-9]*/environ
+    ps -eww -o args= | grep -F '{words}' | grep -v 'grep\\|sh -c'
+    """
+    return as_another_user("sh", "-c", search).stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_secrets_of_storage_and_tracking_are_seen_by_nobody(tmp_path: Path) -> None:
+    """While the sweep runs, after it was killed with everything left behind, and at its end."""
+    marker = Path(tempfile.gettempdir()) / f"marker-{os.getpid()}"
+    since = time.time() - 1
+    marker.write_text(SECRET)
+    try:  # the search works
+        marker.chmod(0o644)
+        assert str(marker) in found_by_another_user(since)
+    finally:
+        marker.unlink()
+    with s3_server(tmp_path) as server:
+        location = server.location("sweeps")
+        sweep = Sweep(tmp_path, "test", location.replace("s3://", f"s3://{KEY}:{SECRET}@"))
+        options = (*SMALL, "--checkpoint-seconds", "0")
+        options = (*options, "--tracking-uri", f"http://ada:{PASSWORD}@127.0.0.1:9")
+        folder = open_storage(location).child("test")
+        with pytest.MonkeyPatch.context() as patch:
+            for name in S3_CREDENTIALS:
+                if "REGION" not in name:
+                    patch.delenv(name)
+            process = sweep.start(*options, "--trials", "40")
+            sweep.wait_until(lambda: folder.exists("trials/000002/result.json"))
+            assert found_by_another_user(since) == ""
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            assert found_by_another_user(since) == ""
+            done = sweep.run(*options, "--trials", "4")
+        assert done.returncode == 0, done.stderr
+        assert SECRET not in done.stdout + done.stderr
+        assert PASSWORD not in done.stdout + done.stderr
+        assert found_by_another_user(since) == ""
+        for name in folder.files():
+            content = folder.read(name)
+            assert SECRET.encode() not in content, name
+            assert PASSWORD.encode() not in content, name
