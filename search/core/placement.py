@@ -55,7 +55,7 @@ def this_machine() -> Machine:
 def place(config: SweepConfig, machine: Machine) -> tuple[Placement | None, list[str]]:
     """Return the placement of trials, or None and every reason why there is none."""
     problems = _share_problems(config)
-    gpus = config.gpus_per_trial
+    gpus = 0.0 if problems else config.gpus_per_trial
     if config.device not in ("auto", "cpu", "cuda"):
         problems.append(f"--device must be auto, cpu or cuda, got '{config.device}'.")
     elif config.device == "cpu" and gpus:

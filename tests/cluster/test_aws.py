@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ moto = pytest.importorskip("moto", reason="moto plays AWS")
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
 REGION = "eu-central-1"
+TAG_RAY_CLUSTER_NAME = "ray-cluster-name"
 
 # Writes what the shell has made of its arguments.
 RECORDER = """#!/bin/sh
@@ -34,7 +36,6 @@ def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
     monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes an ssh key
-    monkeypatch.setenv("MOTO_IAM_LOAD_MANAGED_POLICIES", "true")
     with moto.mock_aws():
         yield
 
@@ -114,30 +115,101 @@ def test_ray_starts_the_machines(aws: None, tmp_path: Path) -> None:
     assert open_to_the_world == [(22, 22)]
 
 
-def test_what_the_machines_may_do(aws: None, tmp_path: Path) -> None:
+def granted(role: str) -> list[dict[str, Any]]:
+    """All statements of a role's policies; it has no managed ones."""
+    iam = boto3.client("iam")
+    assert iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"] == []
+    statements: list[dict[str, Any]] = []
+    for name in iam.list_role_policies(RoleName=role)["PolicyNames"]:
+        policy = iam.get_role_policy(RoleName=role, PolicyName=name)
+        statements += policy["PolicyDocument"]["Statement"]
+    assert {statement["Effect"] for statement in statements} == {"Allow"}
+    return statements
+
+
+def listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def test_machines_may_use_one_bucket_and_the_head_its_cluster(aws: None, tmp_path: Path) -> None:
     for arguments in one_time_commands(tmp_path):
         call(*arguments)
-    iam = boto3.client("iam")
-    policies = {
-        kind: {
-            policy["PolicyName"]
-            for policy in iam.list_attached_role_policies(RoleName=f"few-shot-search-{kind}")[
-                "AttachedPolicies"
-            ]
-        }
-        for kind in ("head", "worker")
+    worker, head = (granted(f"few-shot-search-{kind}") for kind in ("worker", "head"))
+    bucket = "arn:aws:s3:::YOUR-BUCKET"
+    assert {arn for s in worker for arn in listed(s["Resource"])} == {bucket, f"{bucket}/*"}
+    assert all(a.startswith("s3:") for s in worker for a in listed(s["Action"]))
+    for statement in (s for s in head if s not in worker):
+        actions = listed(statement["Action"])
+        assert not any(action.startswith("s3:") for action in actions)
+        changes = [a for a in actions if a.startswith("ec2:") and not a.startswith("ec2:Describe")]
+        if changes and "arn:aws:ec2:*:*:instance/*" in listed(statement["Resource"]):
+            (condition,) = statement["Condition"]["StringEquals"].items()
+            assert condition in (
+                (f"aws:RequestTag/{TAG_RAY_CLUSTER_NAME}", "few-shot-search"),
+                (f"aws:ResourceTag/{TAG_RAY_CLUSTER_NAME}", "few-shot-search"),
+                ("ec2:CreateAction", "RunInstances"),
+            )
+        if "iam:PassRole" in actions:
+            assert statement["Resource"].endswith(":role/few-shot-search-worker")
+    for kind in ("head", "worker"):  # they are those of the machines
+        profile = yaml.safe_load(TEXT)["available_node_types"][kind]["node_config"]
+        assert profile["IamInstanceProfile"] == {"Name": f"few-shot-search-{kind}"}
+
+
+@pytest.mark.slow
+def test_the_head_may_do_all_that_ray_does_there(aws: None, tmp_path: Path) -> None:
+    """Every call of Ray's code in the life of a worker is granted, and nothing else is."""
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+    from ray.autoscaler._private.util import prepare_config
+    from ray.autoscaler.tags import (
+        TAG_RAY_LAUNCH_CONFIG,
+        TAG_RAY_NODE_KIND,
+        TAG_RAY_NODE_NAME,
+        TAG_RAY_USER_NODE_TYPE,
+    )
+
+    for arguments in one_time_commands(tmp_path):
+        call(*arguments)
+    text = edited(TEXT, {1: f"region: {REGION}", 2: "export STORAGE=s3://mine"})
+    config = AWSNodeProvider.fillout_available_node_types_resources(
+        prepare_config(yaml.safe_load(text))
+    )
+    config = AWSNodeProvider.bootstrap_config(config)
+    provider = AWSNodeProvider(config["provider"], config["cluster_name"])
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    def record(params: dict[str, Any], model: Any, **more: object) -> None:
+        calls.append((f"{model.service_model.service_name}:{model.name}", params["body"]))
+
+    provider.ec2.meta.client.meta.events.register("before-call", record)
+    provider.ec2_fail_fast.meta.client.meta.events.register("before-call", record)
+    worker = config["available_node_types"]["worker"]["node_config"]
+    tags = {
+        TAG_RAY_NODE_KIND: "worker",
+        TAG_RAY_NODE_NAME: "w",
+        TAG_RAY_USER_NODE_TYPE: "worker",
+        TAG_RAY_LAUNCH_CONFIG: "any",
     }
-    assert policies["worker"] == {"AmazonS3FullAccess"}
-    assert policies["head"] == {
-        "AmazonS3FullAccess",
-        "AmazonEC2FullAccess",  # start and stop workers
-        "AmazonSSMReadOnlyAccess",  # look up their image
+    provider.create_node(worker, dict(tags), 1)
+    (node,) = provider.non_terminated_nodes({})
+    provider.set_node_tags(node, {"ray-node-status": "up-to-date"})
+    provider.node_tags(node)
+    provider.internal_ip(node)
+    provider.terminate_node(node)  # stops it: it is cached
+    provider.create_node(worker, dict(tags), 1)  # starts it again
+
+    made = {name for name, _ in calls}
+    patterns = {a for s in granted("few-shot-search-head") for a in listed(s["Action"])}
+    ungranted = [name for name in made if not any(fnmatch(name, p) for p in patterns)]
+    assert ungranted == []
+    used = {"ssm:GetParameters", "iam:PassRole", "iam:CreateServiceLinkedRole"}  # by EC2 itself
+    unused = {p for p in patterns - used if not p.startswith("s3:")} - made - {"ec2:Describe*"}
+    assert unused <= {"ec2:StartInstances", "ec2:StopInstances", "ec2:TerminateInstances"}
+    (launch,) = [body for name, body in calls if name == "ec2:RunInstances"][:1]
+    launched = {
+        launch[f"TagSpecification.1.Tag.{n}.Key"]: launch[f"TagSpecification.1.Tag.{n}.Value"]
+        for n in range(1, 20)
+        if f"TagSpecification.1.Tag.{n}.Key" in launch
     }
-    (statement,) = [
-        iam.get_role_policy(RoleName="few-shot-search-head", PolicyName=name)["PolicyDocument"][
-            "Statement"
-        ]
-        for name in iam.list_role_policies(RoleName="few-shot-search-head")["PolicyNames"]
-    ]
-    assert statement["Action"] == "iam:PassRole"
-    assert statement["Resource"].endswith(":role/few-shot-search-worker")
+    assert launched[TAG_RAY_CLUSTER_NAME] == "few-shot-search"
+    assert launch["TagSpecification.1.ResourceType"] == "instance"

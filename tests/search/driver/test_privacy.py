@@ -23,12 +23,14 @@ SMALL = ("--space", "taskres", "--shots", "4", "--seeds", "1", "--eval-seeds", "
 def found_by_another_user(since: float) -> str:
     """Every file that contains a secret and every command line that shows one, searched with the
     rights of `nobody`: all disks, and shared memory."""
-    words = "\n".join((SECRET, "hush%2Fhush%2Bhush7531", PASSWORD))
+    # With brackets, so that the search does not find its own command line.
+    words = "[h]ush/hush[+]hush7531|[h]ush%2Fhush%2Bhush7531|[q]uiet2468"
     search = f"""
-    find / /dev/shm -xdev -type f -newermt @{since:.0f} -readable \
-        -not -path '/proc/*' -not -path '/sys/*' -exec grep -laF '{words}' {{}} +
-    grep -laF '{words}' /proc/[0-9]*/cmdline /proc/[0-9]*/environ
-    ps -eww -o args= | grep -F '{words}' | grep -v 'grep\\|sh -c'
+    find / /dev/shm -xdev -type f -newermt @{since:.0f} -readable \\
+        -not -path '/proc/*' -not -path '/sys/*' -exec grep -laE '{words}' {{}} +
+    for file in /proc/[0-9]*/cmdline /proc/[0-9]*/environ; do
+        if grep -qaE '{words}' "$file"; then tr '\\0' ' ' < "$file"; fi
+    done
     """
     return as_another_user("sh", "-c", search).stdout
 
