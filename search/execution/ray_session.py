@@ -150,7 +150,9 @@ def _private_settings() -> Iterator[None]:
 
 def _reread_settings() -> None:
     ray._raylet.Config.initialize("")
-    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
+    loader = getattr(ray._raylet, "AuthenticationTokenLoader", None)
+    if loader is not None:  # older versions of Ray have no tokens
+        loader.instance().reset_cache()
 
 
 @contextlib.contextmanager

@@ -20,6 +20,8 @@ import botocore.session
 import yaml
 from botocore.validate import ParamValidator
 from moto.ec2.models.instance_types import INSTANCE_TYPES
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 Keys = Mapping[str, Any]
@@ -379,13 +381,13 @@ def environment(config: dict[str, Any], head_ip: str, token: str = "token") -> d
 
 def _versions(text: str, root: Path) -> Iterator[str]:
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    pins = dict(_PIN.findall("\n".join(project["dependencies"])))
+    ranges = {r.name: r.specifier for r in map(Requirement, project["dependencies"])}
     for name, version in _PIN.findall(text):
-        if pins.get(name) != version:
-            yield f"{name}=={version} is not what pyproject.toml says ({pins.get(name)})"
+        if version not in ranges.get(name, SpecifierSet("==0")):
+            yield f"{name}=={version} is not what pyproject.toml requires ({ranges.get(name)})"
     for version in re.findall(r"(?:rayproject/ray:|rayVersion: \"?)(\d+\.\d+\.\d+)", text):
-        if version != pins["ray"]:
-            yield f"the image has ray {version}, pyproject.toml says {pins['ray']}"
+        if version not in ranges["ray"]:
+            yield f"the image has ray {version}, pyproject.toml requires {ranges['ray']}"
 
 
 def _sweep(text: str) -> Iterator[str]:

@@ -129,7 +129,7 @@ BROKEN = [
     ("sqlite:///mlflow.db", "postgresql://me:hush@db/mlflow", "holds a secret"),
     ("cluster_name:", f"# {'AKIA' + 'Q' * 16}\ncluster_name:", "holds a secret"),
     ("install -q -e ~/few", "install -q torch==2.0.0 -e ~/few", "torch==2.0.0 is not what"),
-    ("cluster_name:", "# rayproject/ray:2.50.0-py311\ncluster_name:", "the image has ray 2.50.0"),
+    ("cluster_name:", "# rayproject/ray:2.40.0-py311\ncluster_name:", "the image has ray 2.40.0"),
     ("--gpus-per-trial 0.25", "--gpu-per-trial 0.25", "has no option --gpu-per-trial"),
     ("--address auto", "", "the sweep that is shown lacks --address auto"),
     ("'python -m search.run", "'true", "does not say how to run a sweep"),
