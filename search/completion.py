@@ -46,7 +46,7 @@ _VALUES: Mapping[str, Sequence[str]] = {
     "protocol": get_args(Protocol),
     "datasets": (*DATASETS, "all11"),
     "device": ("auto", "cpu", "cuda"),
-    "ledger": ("journal", "postgresql://"),
+    "study_storage": ("sqlite:///", "postgresql://"),
     "draws": ("seeded", "coop"),
     "format": tuple(FORMATS),
 }

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from search.core.config import SweepConfig, model_name_problem
 from search.core.problems import UsageError
-from search.driver.preflight import load_record, uri_afterwards
+from search.core.sweep_folder import find_sweep
+from search.driver.preflight import uri_afterwards
 from search.exporting.card import CARD, card
 from search.exporting.chosen import BEST, Chosen, choose
 from search.exporting.formats import FORMATS, unfit
@@ -25,7 +26,7 @@ from search.terminal.console import open_console, print_errors
 from search.terminal.parser import Parser
 from search.tracking.uploader import open_runs
 from search.tracking.uri import TrackingError, check_tracking_uri
-from trainables.storage import StorageError, open_storage
+from trainables.storage import StorageError
 from trainables.text import did_you_mean
 
 _INTRODUCTION = """\
@@ -132,18 +133,15 @@ def export(options: argparse.Namespace) -> Exported:
         raise UsageError(
             [f"--output must not exist yet, and '{output}' does: remove it, or name another."]
         )
-    sweep = open_storage(options.storage).child(options.name)
-    record = load_record(sweep)
-    config = replace(
-        SweepConfig.from_dict(record["config"]), name=options.name, storage=options.storage
-    )
+    found = find_sweep(options.name, options.storage)
+    sweep, record, config = found.files, found.record, found.config
     registry = None
     if options.register is not None:
         runs = open_runs(_answering(options.tracking_uri, config), options.name, sweep)
         registry = Registry(options.register, runs)
     chosen = choose(sweep, record, config, options.trial, options.episode)
     if registry is not None:
-        source = (config.name, record["id"], chosen.result.number, chosen.file)
+        source = (config.name, record.id, chosen.result.number, chosen.file)
         if (version := registry.find(*source)) and not is_kept:
             return Exported(chosen, None, None, version)
     model = open_model(chosen, options.data or config.data)

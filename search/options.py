@@ -20,7 +20,7 @@ from search.terminal import parser as parsing
 from search.terminal.parser import Parser
 from spaces.registry import SPACES, SpaceError, find_space
 from trainables.data.registry import BASE_TASKS, DATASETS, PREFIXES
-from trainables.storage import StorageError, join, open_storage
+from trainables.storage import StorageError
 from trainables.trial import TaskSpec
 
 _INTRODUCTION = """\
@@ -61,6 +61,7 @@ _GROUPS: Mapping[str, Mapping[str, str]] = {
         "pruner": "NAME",
         "second_objective": "METRIC:DIRECTION",
         "time_budget": "TIME",
+        "retry_failed": "",
         "seed": "N",
         "eval_seeds": "N",
     },
@@ -68,7 +69,7 @@ _GROUPS: Mapping[str, Mapping[str, str]] = {
         "name": "NAME",
         "resume": "NAME",
         "storage": "PLACE",
-        "ledger": "PLACE",
+        "study_storage": "URL",
         "no_report": "",
         "register": "MODEL",
         "tracking_uri": "URI",
@@ -88,6 +89,7 @@ _NOT_FIELDS = {
     "shots_file": "Published draws: a JSON file, with {dataset}, {shots} and {seed} in its name if "
     "there are several.",
     "resume": "Resume this sweep with its stored settings.",
+    "retry_failed": "Run trials that have failed again, under their numbers.",
     "no_report": "Write no report at the end; python -m search.report NAME writes one at any time.",
     "dry_run": "Run nothing and write nothing: print the settings, the first trials, and an "
     "estimate of time and memory.",
@@ -102,6 +104,7 @@ _OLD_SPELLINGS = {
     "init_from": "--start",
     "second_objective": "--also",
     "generate_split": "--make-split",
+    "study_storage": "--ledger",
 }
 """Hidden aliases of renamed options, for one release."""
 _TASK = tuple(f.name for f in fields(TaskSpec))
@@ -117,6 +120,8 @@ class Request:
     """Every mistake of the command line itself."""
     dry_run: bool
     """Whether to describe the sweep instead of running it."""
+    retry_failed: bool
+    """Whether to run failed trials again."""
     task_is_known: bool
     """Whether the task is the one that was meant, so that its data can be checked."""
 
@@ -165,7 +170,7 @@ def read_request(arguments: Sequence[str] | None = None) -> Request:
     problems = [problem for problem, _ in mistakes]
     unread = {name.removeprefix("--").replace("-", "_") for _, name in mistakes}
     task_is_known = not unread & {"", "dataset", "init_from", "start", "data", "resume", *_TASK}
-    dry_run = given.pop("dry_run", False)
+    dry_run, retry_failed = given.pop("dry_run", False), given.pop("retry_failed", False)
     given |= {"report": False} if given.pop("no_report", False) else {}
     _settle_draws(given, problems)
     base, stored = SweepConfig(), None
@@ -177,11 +182,7 @@ def read_request(arguments: Sequence[str] | None = None) -> Request:
             )
         try:
             stored = _stored(given.get("storage", base.storage), resume)
-            base = replace(
-                SweepConfig.from_dict(stored),
-                name=resume,
-                storage=given.get("storage", base.storage),
-            )
+            base = stored
         except (UsageError, StorageError) as error:
             problems += error.problems if isinstance(error, UsageError) else [str(error)]
             task_is_known = False
@@ -198,15 +199,14 @@ def read_request(arguments: Sequence[str] | None = None) -> Request:
         except UsageError as error:
             problems += error.problems
             task_is_known = False
-    config = SweepConfig.from_dict(_with_defaults(given, base))
+    config = _with_defaults(given, base)
     if stored is not None:
         problems += _changes(stored, config)
-    return Request(config, tuple(dict.fromkeys(problems)), dry_run, task_is_known)
+    return Request(config, tuple(dict.fromkeys(problems)), dry_run, retry_failed, task_is_known)
 
 
-def _with_defaults(given: dict[str, Any], base: SweepConfig) -> dict[str, Any]:
-    """The plain configuration: options, then the base, then environment variables."""
-    plain = base.to_dict()
+def _with_defaults(given: dict[str, Any], base: SweepConfig) -> SweepConfig:
+    """The configuration: options, then the base, then environment variables."""
     if "second_objective" in given:
         given.setdefault("pruner", "none")
     given.setdefault("address", os.environ.get("RAY_ADDRESS", base.address))
@@ -221,19 +221,19 @@ def _with_defaults(given: dict[str, Any], base: SweepConfig) -> dict[str, Any]:
         from trainables.backbones.registry import absolute_spec
 
         given["backbone"] = absolute_spec(given["backbone"])
-    plain["task"] |= {key: given.pop(key) for key in _TASK if key in given}
-    return plain | given
+    task = {key: given.pop(key) for key in _TASK if key in given}
+    task = {key: tuple(v) if isinstance(v, list) else v for key, v in task.items()}
+    return replace(base, task=replace(base.task, **task), **given)
 
 
-def _stored(storage: str, name: str) -> Mapping[str, Any]:
-    from search.driver.preflight import load_record
+def _stored(storage: str, name: str) -> SweepConfig:
+    from search.core.sweep_folder import find_sweep
 
-    config: Mapping[str, Any] = load_record(open_storage(join(storage, name)))["config"]
-    return config
+    return find_sweep(name, storage).config
 
 
-def _changes(stored: Mapping[str, Any], config: SweepConfig) -> list[str]:
-    found = differences(SweepConfig.from_dict(stored).identity(), config.identity())
+def _changes(stored: SweepConfig, config: SweepConfig) -> list[str]:
+    found = differences(stored.identity(), config.identity())
     return [
         f"A resumed sweep must keep its settings. {line}. Omit the option, or start another sweep "
         "with --name."

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for plan in plans:
                 dry_run(plan, console)
             return 0
-        outcomes = _run(plans, console)
+        outcomes = _run(plans, console, request.retry_failed)
     except UsageError as error:
         print_errors(error.problems)
         return 2
@@ -97,11 +97,11 @@ def _check(request: Request) -> list[Plan]:
     )
 
 
-def _run(plans: Sequence[Plan], console: Console) -> list[Outcome]:
+def _run(plans: Sequence[Plan], console: Console, retry_failed: bool) -> list[Outcome]:
     """Run one sweep after another."""
     outcomes: list[Outcome] = []
     for plan in plans:
-        outcome = _load_the_rest().run_sweep(plan, console)
+        outcome = _load_the_rest().run_sweep(plan, console, retry_failed)
         outcomes.append(outcome)
         from search.exporting.register import register_winner
         from search.terminal.summary import print_summary, print_tasks

@@ -13,7 +13,6 @@ from search.core.problems import UsageError
 from search.core.task import described
 from search.evaluation.record import EVALUATION, Label
 from search.evaluation.statistics import summary
-from search.ledger.store import JOURNAL_LEDGER
 from search.list import STYLES
 from search.terminal.console import (
     end_with_the_reader,
@@ -94,8 +93,8 @@ def _print(found: SweepStatus, details: Details, storage: str, console: Console)
         table.add_row("best", f"trial {best.number}, validation {value}: {short(best.parameters)}")
     table.add_row("test", _judged(found))
     table.add_row("storage", without_password(found.sweep.location))
-    where = "a journal in the folder" if config.ledger == JOURNAL_LEDGER else config.ledger
-    table.add_row("ledger", where + (f" ({details.trouble})" if details.trouble else ""))
+    if config.study_storage:
+        table.add_row("study storage", shown(config.study_storage))
     table.add_row("MLflow", _delivery(details))
     report = "report/report.html in the folder" if details.has_report else "none yet"
     table.add_row("report", report)

@@ -5,23 +5,23 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from search.core.config import SweepConfig
+from search.core.lock import SweepLock
 from search.core.problems import StoppedError, UsageError
-from search.core.sweep_identity import own_id
-from search.driver.preflight import load_record, uri_afterwards
+from search.core.results import read_results
+from search.core.sweep_folder import SweepFolder, find_sweep
+from search.driver.preflight import uri_afterwards
 from search.evaluation.record import read_evaluation
-from search.ledger.lock import SweepLock
-from search.ledger.results import read_results
 from search.terminal.console import open_console, print_errors
 from search.terminal.parser import Parser, duration
 from search.terminal.sweep_status import SweepStatus
 from search.tracking.mlflow_reporter import MlflowReporter, sweep_artifacts
 from search.tracking.outbox import Outbox, put_away
-from search.tracking.uploader import MlflowTracker, outbox_path
+from search.tracking.uploader import MlflowTracker, outbox_path, put_away_outboxes
 from search.tracking.uri import TrackingError, check_tracking_uri, ui_command
-from trainables.storage import Storage, StorageError, open_storage
+from trainables.storage import Storage, StorageError
 
 _INTRODUCTION = """\
 Deliver what a sweep still has to tell MLflow.
@@ -81,8 +81,8 @@ def synchronise(
     What its folder holds and its outbox does not is told first: the trials, and the sweep's end.
     Raises `UsageError` where that cannot be.
     """
-    record = load_record(sweep)
-    own_id(sweep, record)
+    folder = SweepFolder(sweep)
+    folder.claim_id(put_away_outboxes)
     path = outbox_path(uri, sweep)
     try:
         if rebuild:
@@ -95,7 +95,7 @@ def synchronise(
     try:
         results = read_results(sweep)
         if tracker.unreported_trials(results) or not tracker.is_closed():
-            mirror = MlflowReporter(tracker, config, record["fingerprints"])
+            mirror = MlflowReporter(tracker, config, folder.record.fingerprints)
             mirror.open_sweep(results, sweep)
             mirror.catch_up()
             evaluation = read_evaluation(sweep)
@@ -125,12 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console, complain = open_console(), open_console(stderr=True)
     try:
         options = build_parser().parse_args(arguments)
-        sweep = open_storage(options.storage).child(options.name)
-        config = replace(
-            SweepConfig.from_dict(load_record(sweep)["config"]),
-            name=options.name,
-            storage=options.storage,
-        )
+        folder = find_sweep(options.name, options.storage)
+        sweep, config = folder.files, folder.config
         uri = uri_afterwards(options.tracking_uri, config)
         check_tracking_uri(uri)  # one that is away may come back before the patience is at its end
         with SweepLock(sweep, complain.print):

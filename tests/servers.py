@@ -117,7 +117,7 @@ class Server(ABC):
     """A program that answers on a port, and comes back some time after it was killed."""
 
     def __init__(self, log: Path) -> None:
-        self.port, self._log = _free_port(), log
+        self.port, self._log = free_port(), log
         self._program: Program | None = None
         self._back = 0.0
 
@@ -285,7 +285,7 @@ def s3_server(folder: Path) -> Iterator[S3]:
                 os.environ[name] = value
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Not one of those that the system gives to clients: it must still be free after a kill."""
     while True:
         port = random.SystemRandom().randrange(20000, 30000)

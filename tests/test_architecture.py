@@ -447,8 +447,8 @@ def test_a_breach_is_seen(rule: Rule, path: str, source: str) -> None:
     [
         (one_way, SEARCH, "from trainables.trial import TrialConfig\nimport spaces.base"),
         (one_way, SPACE, "from trainables.trial import TrialConfig\nimport searchlight"),
-        (parts_apart, "search/evaluation/new.py", "from search.ledger.results import Result"),
-        (parts_apart, "search/ledger/new.py", "import search.ledger.lock, search.core.config"),
+        (parts_apart, "search/evaluation/new.py", "from search.core.results import Result"),
+        (parts_apart, "search/ledger/new.py", "import search.core.lock, search.core.config"),
         (parts_apart, SEARCH, "from search.execution.searcher import StudySearcher"),
         (methods_apart, METHOD, "from trainables.methods.masking.masks import purity"),
         (

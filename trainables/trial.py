@@ -12,8 +12,12 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from trainables.protocols import Protocol
+from trainables.records import RecordError, from_field, from_plain, parsed_by, upgraded
 
 if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
+
     from trainables.data.class_subsets import Half
     from trainables.data.registry import DataSource
     from trainables.methods.base import Method, MethodConfig
@@ -123,14 +127,22 @@ class TaskSpec:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> TaskSpec:
-        """Invert `to_dict`; raises `TypeError` for unknown fields."""
-        fields = dict(plain)
-        if "made_split" in fields:  # of earlier releases
-            fields["generate_split"] = fields.pop("made_split")
-        if fields.get("draws") == "own":
-            fields["draws"] = "seeded"
-        rows = {name: tuple(fields[name]) for name in ("datasets", "shots", "seeds")}
-        return cls(**(fields | rows))
+        """The inverse of `to_dict`; raises `RecordError`."""
+        return from_plain(cls, plain)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return upgraded(handler(source), _upgrade)
+
+
+def _upgrade(plain: dict[str, Any]) -> dict[str, Any]:
+    """A `TaskSpec` of an earlier release with the present fields."""
+    fields = dict(plain)
+    if "made_split" in fields:
+        fields["generate_split"] = fields.pop("made_split")
+    if fields.get("draws") == "own":
+        fields["draws"] = "seeded"
+    return fields
 
 
 def _plain(spec: str) -> str:
@@ -156,6 +168,26 @@ class EpisodeSettings:
     """Optimiser and schedule."""
     crop_scale: float
     """Smallest share of an image's area that a random crop shows."""
+
+
+@dataclass(frozen=True)
+class _OwnFields:
+    """The fields of a `TrialConfig` that are no records themselves."""
+
+    method: str
+    preset: str
+    crop_scale: float = 1.0
+    seed: int = 0
+    fixed: bool = False
+
+
+@dataclass(frozen=True)
+class _OwnEpisodeFields:
+    """The fields of `EpisodeSettings` that are no records themselves."""
+
+    dataset: str
+    shots: int
+    crop_scale: float
 
 
 @dataclass(frozen=True)
@@ -193,25 +225,40 @@ class TrialConfig:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> TrialConfig:
-        """Invert `to_dict`."""
+        """The inverse of `to_dict`; raises `RecordError`."""
+        return cls._parse(plain)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return parsed_by(cls._parse)
+
+    @classmethod
+    def _parse(cls, plain: object) -> TrialConfig:
+        """The type of `method_config` depends on `method`."""
         from trainables.optim import OptimConfig
 
-        fields = dict(plain)
-        fields["method_config"] = _method(fields["method"]).Config(**fields["method_config"])
-        fields["optim"] = OptimConfig(**fields["optim"])
-        if fields.get("before"):
-            fields["before"] = cls.from_dict(fields["before"])
-        fields["per_episode"] = tuple(
-            EpisodeSettings(
-                **settings
-                | {
-                    "method_config": _method(fields["method"]).Config(**settings["method_config"]),
-                    "optim": OptimConfig(**settings["optim"]),
-                }
-            )
-            for settings in fields.get("per_episode", ())
+        if not isinstance(plain, Mapping):
+            raise RecordError("", f"must be an object, got {json.dumps(plain)[:60]}")
+        nested = ("method_config", "optim", "before", "per_episode")
+        own = from_plain(_OwnFields, {k: v for k, v in plain.items() if k not in nested})
+        try:
+            config = _method(own.method).Config
+        except KeyError:
+            raise RecordError("method", f"must be a method's name, got '{own.method}'") from None
+        before, per_episode = plain.get("before"), plain.get("per_episode", ())
+        if not isinstance(per_episode, list | tuple):
+            raise RecordError("per_episode", f"must be a list, got {json.dumps(per_episode)[:60]}")
+        return cls(
+            own.method,
+            own.preset,
+            from_field(config, plain, "method_config"),
+            from_field(OptimConfig, plain, "optim"),
+            own.crop_scale,
+            own.seed,
+            None if before is None else from_field(cls, plain, "before"),
+            own.fixed,
+            tuple(_episode_settings(config, number, s) for number, s in enumerate(per_episode)),
         )
-        return cls(**fields)
 
     def for_episode(self, episode: Episode) -> TrialConfig:
         """The configuration that is trained on `episode`: this one, with the settings for its data
@@ -298,6 +345,26 @@ class TrialConfig:
         if not 0 < self.crop_scale <= 1:
             found.append(f"crop_scale must be in (0, 1], got {self.crop_scale}: use e.g. 0.5")
         return found
+
+
+def _episode_settings(config: type[MethodConfig], number: int, plain: object) -> EpisodeSettings:
+    """Parse the settings at a place of `per_episode`; raises `RecordError`."""
+    from trainables.optim import OptimConfig
+
+    try:
+        if not isinstance(plain, Mapping):
+            raise RecordError("", f"must be an object, got {json.dumps(plain)[:60]}")
+        nested = ("method_config", "optim")
+        own = from_plain(_OwnEpisodeFields, {k: v for k, v in plain.items() if k not in nested})
+        return EpisodeSettings(
+            own.dataset,
+            own.shots,
+            from_field(config, plain, "method_config"),
+            from_field(OptimConfig, plain, "optim"),
+            own.crop_scale,
+        )
+    except RecordError as error:
+        raise error.inside(f"per_episode[{number}]") from None
 
 
 def _method(name: str) -> type[Method]:

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -100,7 +101,7 @@ class TrialRun:
         """Return the report for the latest step; at least one must be done."""
         latest = {k: v for k, v in self._rows[-1].items() if k not in ("epoch", "time")}
         if self.in_sequence:
-            latest["val/accuracy"] = sum(self._values) / len(self._values)
+            latest["val/accuracy"] = mean_accuracy(self._values, self._val_images)
         news, self._reported = self._rows[self._reported :], len(self._rows)
         return Report(self.step, tuple(self._values), tuple(news), self.finished, latest)
 
@@ -114,9 +115,21 @@ class TrialRun:
     def _train_in_parallel(self) -> list[dict[str, float]]:
         begun = self._ends[self.step - 1] if self.step else 0
         return [
-            _stamped(_mean([_train_until(e, self._epochs_of(e, end)) for e in self.episodes]), end)
+            _stamped(
+                self._mean([_train_until(e, self._epochs_of(e, end)) for e in self.episodes]), end
+            )
             for end in range(begun + 1, self._ends[self.step] + 1)
-        ] or [_stamped(_mean([episode.validate() for episode in self.episodes]), 0)]
+        ] or [_stamped(self._mean([episode.validate() for episode in self.episodes]), 0)]
+
+    def _mean(self, rows: Sequence[dict[str, float]]) -> dict[str, float]:
+        """Means over the episodes; that of the accuracy is exact."""
+        values = [row["val/accuracy"] for row in rows]
+        return _mean(rows) | {"val/accuracy": mean_accuracy(values, self._val_images)}
+
+    @property
+    def _val_images(self) -> list[int]:
+        """Number of validation images per episode."""
+        return [len(episode.val.labels) for episode in self.episodes]
 
     def _epochs_of(self, training: Training, epoch: int) -> int:
         """The epochs that an episode has trained when the trial has trained `epoch`.
@@ -201,6 +214,18 @@ def _train_until(training: Training, epoch: int) -> dict[str, float]:
     while training.epoch < epoch:
         row = training.run_epoch()
     return row
+
+
+def mean_accuracy(values: Sequence[float], images: Sequence[int]) -> float:
+    """The mean of accuracies (fractions of so many images), rounded once.
+
+    The sum of rounded numbers depends on their order: 22 + 23 + 23 and 22 + 22 + 24 correct of
+    3 x 25 would have different means. Equal counts have equal means here, so that they tie.
+    """
+    exact = [
+        Fraction(round(value * count), count) for value, count in zip(values, images, strict=False)
+    ]
+    return float(sum(exact) / len(exact))
 
 
 def _stamped(row: dict[str, float], epoch: int) -> dict[str, float]:

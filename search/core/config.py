@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from search.core.init_from import Start
 from search.core.objectives import SAMPLERS_OF_TWO, parse_objective
@@ -26,9 +26,14 @@ from spaces.registry import SPACES, SpaceError, find_space
 from trainables.credentials import without_password
 from trainables.methods.base import TaskFacts
 from trainables.protocols import Protocol
+from trainables.records import from_plain, upgraded
 from trainables.storage import join
 from trainables.text import did_you_mean
 from trainables.trial import TaskSpec
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
 
 IDENTITY = ("space", "task", "sampler", "pruner", "seed")
 """Settings that may not change when a sweep is resumed; neither may `init_from` and
@@ -83,8 +88,8 @@ class SweepConfig:
     """Name of the sweep (default: derived from its settings)."""
     storage: str = "sweeps"
     """Where sweeps are stored: a folder, or a URI such as s3://BUCKET/PATH or gs://BUCKET/PATH."""
-    ledger: str = "journal"
-    """Where the study is stored: journal (in the sweep's folder) or
+    study_storage: str = ""
+    """Database that mirrors the Optuna study, for optuna-dashboard: sqlite:///FILE or
     postgresql://USER@HOST/DATABASE."""
     tracking_uri: str = ""
     """MLflow: sqlite:///FILE, http://HOST:PORT, or none (default: MLFLOW_TRACKING_URI if set, else
@@ -156,7 +161,7 @@ class SweepConfig:
         return dataclasses.replace(
             self,
             init_from=start,
-            ledger=without_password(self.ledger),
+            study_storage=without_password(self.study_storage),
             storage=without_password(self.storage),
             tracking_uri=without_password(self.tracking_uri),
         )
@@ -167,11 +172,12 @@ class SweepConfig:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> SweepConfig:
-        """The inverse of `to_dict`; raises `TypeError` for unknown fields."""
-        fields = {_OLD_NAMES.get(key, key): value for key, value in plain.items()}
-        start = fields.get("init_from")
-        fields["init_from"] = Start.from_dict(start) if start else None
-        return cls(**(fields | {"task": TaskSpec.from_dict(plain["task"])}))
+        """The inverse of `to_dict`; raises `RecordError`."""
+        return from_plain(cls, plain)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return upgraded(handler(source), _upgrade)
 
     def problems(self) -> list[str]:
         """Every broken rule that shows without a model, a server or data."""
@@ -336,6 +342,14 @@ def is_bundle(spec: str) -> bool:
 def option(name: str) -> str:
     """The option of `search.run` that sets a field of the configuration or of its task."""
     return "--dataset" if name == "datasets" else f"--{name.replace('_', '-')}"
+
+
+def _upgrade(plain: dict[str, Any]) -> dict[str, Any]:
+    """A record of an earlier release with the present fields."""
+    old_names = {"also": "second_objective", "start": "init_from"}
+    fields = {old_names.get(key, key): value for key, value in plain.items()}
+    fields.pop("ledger", None)  # the study is no longer stored outside the sweep's folder
+    return fields
 
 
 def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:

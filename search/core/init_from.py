@@ -52,12 +52,6 @@ class Start:
             if name != "draws" and fingerprints.get(name) != theirs
         ]
 
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Start:
-        """The inverse of `dataclasses.asdict`."""
-        stage, task = TrialConfig.from_dict(plain["stage"]), TaskSpec.from_dict(plain["task"])
-        return cls(**(dict(plain) | {"stage": stage, "task": task}))
-
 
 def _shown(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from search.ledger.results import Result
+from search.core.results import Result, exact
 
 Direction = Literal["maximize", "minimize"]
 
@@ -81,11 +81,23 @@ def pareto_front(points: Mapping[int, tuple[float, float]]) -> list[int]:
     return front
 
 
+def best_of(results: Iterable[Result]) -> Result | None:
+    """The complete trial with the highest value; of equals, the one with the lower validation
+    loss, then the earlier one."""
+    complete = [result for result in results if result.state == "COMPLETE"]
+    return min(complete, key=_rank, default=None)
+
+
+def _rank(result: Result) -> tuple[float, float, int]:
+    value = exact(cast(float, result.value))
+    return (-value, result.metrics.get("val/loss", math.inf), result.number)
+
+
 def front_of(results: Iterable[Result], also: Objective) -> list[int]:
     """The complete trials on the front, the best in the second objective first."""
     points = {}
     for result in results:
         second = also.value(result.metrics)
         if result.state == "COMPLETE" and second is not None:
-            points[result.number] = also.cost(second), cast(float, result.value)
+            points[result.number] = also.cost(second), exact(cast(float, result.value))
     return pareto_front(points)

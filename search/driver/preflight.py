@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from search.core.config import SweepConfig, differences
 from search.core.objectives import parse_objective
 from search.core.placement import Placement, place, this_machine
 from search.core.problems import UsageError
-from search.core.sweep_identity import SWEEP_FILE, own_id, write_record
+from search.core.sweep_folder import SweepFolder, SweepRecord
 from search.core.task import (
     all_class_names,
     data_problems,
@@ -27,24 +25,21 @@ from search.core.task import (
     val_images,
 )
 from search.driver.backbone_probe import BackboneProbeProcess, Examiner, Facts
-from search.ledger.store import ledger_problems
+from search.ledger.study_mirror import study_storage_notice, study_storage_problems
+from search.tracking.uploader import put_away_outboxes
 from search.tracking.uri import TrackingError, check_tracking_uri, sqlite_uri
 from spaces.base import Space
 from trainables.backbones.base import BackboneError
-from trainables.credentials import shown, without_password
+from trainables.credentials import without_password
 from trainables.data.registry import DataSource
 from trainables.methods.base import TaskFacts
 from trainables.methods.registry import METHODS
 from trainables.storage import (
-    Storage,
     StorageError,
-    join,
     local_folder,
     open_storage,
-    split,
 )
 
-FORMAT = 3
 _PROBE_SECONDS = 5.0
 
 
@@ -71,18 +66,17 @@ class Plan:
     notices: tuple[str, ...] = ()
     """What the user should know, although the sweep can start."""
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> SweepRecord:
         """The content of `sweep.json`."""
         packages = ("torch", "open_clip_torch", "ray", "optuna", "mlflow")
-        return {
-            "format": FORMAT,
-            "id": self.id,
-            "location": without_password(self.config.location),
-            "config": self.config.public().to_dict(),
-            "fingerprints": self.fingerprints,
-            "val_images": val_images(self.config.task, self.source),
-            "versions": {package: version(package) for package in packages},
-        }
+        return SweepRecord(
+            self.id,
+            self.config.public(),
+            self.fingerprints,
+            without_password(self.config.location),
+            val_images(self.config.task, self.source),
+            {package: version(package) for package in packages},
+        )
 
 
 def preflight(
@@ -136,11 +130,13 @@ def _check(
     problems += _folder_problems(config)
     problems += data_problems(config, source) if check_data else []
     # What needs a network comes last: each of these may take seconds.
-    problems += _bucket_problems(config, trial_write) + ledger_problems(config.ledger)
-    problems += address_problems(config)
+    problems += _bucket_problems(config, trial_write) + address_problems(config)
     uri = tracking_uri(config)
     notices, found = _tracking_problems(config, uri)
     problems += found
+    if config.study_storage and not (found := study_storage_problems(config.study_storage)):
+        notices += filter(None, [study_storage_notice(config.study_storage)])
+    problems += found if config.study_storage else []
     facts = None
     try:
         facts = examiner.facts()
@@ -173,7 +169,7 @@ def _check(
         raise UsageError([problem])
     notices += [*facts.notices, *task_notices(config.task, source), *_toy_notices(config)]
     with _storage_in_words():
-        _compare(plan, open_storage(plan.config.location))
+        _compare(plan, SweepFolder(open_storage(plan.config.location)))
     return replace(plan, notices=tuple(notices))
 
 
@@ -202,17 +198,16 @@ def _tracking_problems(config: SweepConfig, uri: str) -> tuple[list[str], list[s
     return [notice] if notice else [], []
 
 
-def adopt(plan: Plan, sweep: Storage) -> Plan:
+def adopt(plan: Plan, sweep: SweepFolder) -> Plan:
     """The plan for the sweep in this folder, which begins with it if there is none yet. For the
     owner of the folder; raises `UsageError`, as `preflight`, and `StorageError`."""
-    known, config = _compare(plan, sweep), plan.config.public().to_dict()
-    if known is None:
-        write_record(sweep, plan.record())
+    if not _compare(plan, sweep):
+        sweep.write_record(plan.record())
         return plan
-    if known["config"] != config:  # what is not its identity may change, e.g. how many trials
-        known = {**known, "config": config}
-        write_record(sweep, known)
-    return replace(plan, id=own_id(sweep, known))
+    config = plan.config.public()
+    if sweep.record.config != config:  # what is not its identity may change, e.g. how many trials
+        sweep.write_record(replace(sweep.record, config=config))
+    return replace(plan, id=sweep.claim_id(put_away_outboxes))
 
 
 def tracking_uri(config: SweepConfig) -> str:
@@ -247,7 +242,7 @@ def _plan(
     facts_of_task = task_facts(config.task, source, facts.tower)
     space = config.open_space(facts_of_task)
     fingerprints = {"backbone": facts.fingerprint} | task_fingerprints(config.task, source)
-    named = SweepConfig.from_dict(config.to_dict() | {"name": config.sweep_name})
+    named = replace(config, name=config.sweep_name)
     return Plan(named, facts_of_task, source, space, placement, fingerprints, uri, uuid.uuid4().hex)
 
 
@@ -315,17 +310,14 @@ def _unwritable(why: str) -> str:
     return f"The sweep's folder must be writable, and is not: {why}. Use --storage."
 
 
-def _compare(plan: Plan, sweep: Storage) -> Mapping[str, Any] | None:
-    """Refuse to continue a sweep under other settings, with another model, data or ledger; return
-    its record, or None for a new one."""
-    if not sweep.exists(SWEEP_FILE):
-        return None
-    stored = load_record(sweep)
-    config = SweepConfig.from_dict(stored["config"])
-    asked = plan.config.public()
-    found = differences(config.identity(), asked.identity())
-    found += differences({"ledger": config.ledger}, {"ledger": asked.ledger})
-    found = found or differences(stored["fingerprints"], plan.fingerprints)
+def _compare(plan: Plan, sweep: SweepFolder) -> bool:
+    """Whether there is a sweep already; raises `UsageError` if it has other settings, or another
+    model or other data."""
+    if not sweep.exists:
+        return False
+    stored = sweep.record
+    found = differences(stored.config.identity(), plan.config.public().identity())
+    found = found or differences(stored.fingerprints, plan.fingerprints)
     if found:
         raise UsageError(
             [
@@ -335,32 +327,4 @@ def _compare(plan: Plan, sweep: Storage) -> Mapping[str, Any] | None:
                 for line in found
             ]
         )
-    return stored
-
-
-def load_record(sweep: Storage) -> Mapping[str, Any]:
-    """The `sweep.json` of a sweep's folder; raises `UsageError` where there is no usable one."""
-    folder, name = split(sweep.location)
-    try:
-        record: Mapping[str, Any] = json.loads(sweep.read(SWEEP_FILE))
-        if record.get("format") != FORMAT:
-            raise ValueError(f"it has format {record.get('format')}, this version reads {FORMAT}")
-        SweepConfig.from_dict(record["config"])
-        if not isinstance(record["id"], str) or not isinstance(record["fingerprints"], dict):
-            raise ValueError("id or fingerprints are missing")
-    except FileNotFoundError:
-        beside = open_storage(folder, _PROBE_SECONDS)
-        known = [n for n in beside.folders() if beside.exists(f"{n}/{SWEEP_FILE}")]
-        there = f"There are: {', '.join(known)}." if known else "There is none yet."
-        raise UsageError([f"There is no sweep '{name}' in '{shown(folder)}'. {there}"]) from None
-    except StorageError as error:
-        raise UsageError([f"A sweep's folder must be readable, and it is not: {error}."]) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(
-            [
-                "A sweep's description must be readable, and "
-                f"'{shown(join(sweep.location, SWEEP_FILE))}' is not: {error}. Restore the file "
-                "from a copy, or start another sweep with --name."
-            ]
-        ) from error
-    return record
+    return True

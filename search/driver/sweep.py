@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
 from rich.console import Console
 
 from search.core.config import SweepConfig
-from search.core.objectives import front_of, parse_objective
+from search.core.lock import SweepLock
+from search.core.objectives import directions, front_of, parse_objective
 from search.core.placement import Placement, place
 from search.core.problems import StoppedError, UsageError
 from search.core.pruners import IN_SEQUENCE
-from search.core.sweep_identity import SWEEP_FILE
+from search.core.results import Result, trial_folder
+from search.core.sweep_folder import SWEEP_FILE, SweepFolder
 from search.core.task import described, val_images
 from search.driver.preflight import Plan, adopt
 from search.driver.prepare import prepare
@@ -28,9 +30,7 @@ from search.execution.ray_session import connected_machine, ray_session
 from search.execution.searcher import Assign
 from search.execution.tune_run import StopSwitch, run_trials
 from search.ledger.ledger import Ledger, RunningTrial
-from search.ledger.lock import SweepLock
-from search.ledger.results import Result, trial_folder
-from search.ledger.store import open_store
+from search.ledger.study_mirror import StudyMirror
 from search.reporting.build import has_report, report_at_end
 from search.terminal.bars import Bars
 from search.terminal.progress import Progress
@@ -78,8 +78,8 @@ class Outcome:
     """Where MLflow shows the sweep, behind the server's address; empty where that is not known."""
 
 
-def run_sweep(plan: Plan, console: Console) -> Outcome:
-    """Start or resume a sweep.
+def run_sweep(plan: Plan, console: Console, retry_failed: bool = False) -> Outcome:
+    """Start or resume a sweep; with `retry_failed`, its failed trials run again.
 
     Raises:
         UsageError: another driver owns the sweep, or its files are damaged; nothing was started.
@@ -92,39 +92,51 @@ def run_sweep(plan: Plan, console: Console) -> Outcome:
     for notice in plan.notices:
         say(notice)
     sweep = open_storage(plan.config.location)
-    with SweepLock(sweep, say) as lock, ExitStack() as stack:
+    with SweepLock(sweep, say) as lock:
         sweep.tidy()
-        plan = adopt(plan, sweep)
+        plan = adopt(plan, SweepFolder(sweep))
         config = plan.config
 
         def guard() -> None:
             lock.check()
             _check_folder(sweep)
 
-        study_name = f"{config.name}-{plan.id[:8]}"
-        store = stack.enter_context(
-            closing(open_store(config.ledger, sweep, study_name, lock.check, say))
-        )
+        study = _study_mirror(plan, say)
         ledger = Ledger(
             sweep,
-            store,
             plan.space,
             config.sampler,
             config.pruner,
             config.seed,
             guard,
             config.second_objective,
+            study.update if study else lambda _: None,
+            retry_failed,
         )
-        ledger.tidy()
-        for notice in filter(None, (store.notice, ledger.notice)):
-            say(notice)
+        ledger.remove_stale_files()
         tracker = open_tracker(plan.tracking_uri, config.name, sweep)
         mirror = MlflowReporter(tracker, config, plan.fingerprints)
         mirror.open_sweep(ledger.results, sweep)
         try:
+            if study:
+                study.start()
             return _run(plan, ledger, tracker, mirror, console, say)
         finally:
             tracker.close(0.0)
+            if study and (left := study.close(_PATIENCE_SECONDS)):
+                say(
+                    f"The study storage lacks the latest state of {left} trials. Run the same "
+                    "command again to add it."
+                )
+
+
+def _study_mirror(plan: Plan, warn: Callable[[str], None]) -> StudyMirror | None:
+    config = plan.config
+    if not config.study_storage:
+        return None
+    second = parse_objective(config.second_objective) if config.second_objective else None
+    name = f"{config.name}-{plan.id[:8]}"
+    return StudyMirror(config.study_storage, name, directions(second), warn)
 
 
 def _run(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from search.core.config import SweepConfig
 from search.core.init_from import Start
+from search.core.objectives import best_of
 from search.core.problems import UsageError
-from search.driver.preflight import Plan, load_record
+from search.core.results import trial_folder
+from search.core.sweep_folder import SweepFolder
+from search.driver.preflight import Plan
 from search.evaluation.record import Evaluation, read_evaluation
 from search.evaluation.seeds import fresh_seeds
-from search.ledger.ledger import best_of
-from search.ledger.results import read_results, trial_folder
 from trainables.fixed import STAGES, stage_name
 from trainables.methods.registry import METHODS
 from trainables.storage import Storage, StorageError, join, open_storage
@@ -26,11 +26,12 @@ def read_start(where: str, storage: str) -> Start:
     location = where if "/" in where else join(storage, where)
     try:
         sweep = open_storage(location)
-        record = load_record(sweep)
-        best, judged = best_of(read_results(sweep).values()), read_evaluation(sweep)
+        folder = SweepFolder(sweep)
+        record = folder.record
+        best, judged = best_of(folder.results().values()), read_evaluation(sweep)
     except StorageError as error:
         raise UsageError([f"--init-from must name a sweep that can be read: {error}."]) from error
-    config = SweepConfig.from_dict(record["config"])
+    config = record.config
     if best is None or judged is None or judged.winner != best.number:
         raise UsageError(
             [
@@ -50,11 +51,11 @@ def read_start(where: str, storage: str) -> Start:
         )
     return Start(
         sweep.location,
-        str(record["id"]),
+        record.id,
         best.number,
         _fixed(stage),
         config.task,
-        record["fingerprints"],
+        record.fingerprints,
     )
 
 

@@ -17,10 +17,10 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from search.core.results import Result
 from search.execution.listeners import SweepListener
 from search.execution.memory import MemoryGate, describe, find_shortage
 from search.ledger.ledger import Ledger, RunningTrial
-from search.ledger.results import Result
 from trainables.trainable import Assignment, Message
 
 Assign = Callable[[RunningTrial], Assignment]

@@ -30,7 +30,7 @@ def card(model: Model, kind: str) -> dict[str, Any]:
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "kind": kind,
-        "sweep": {"name": chosen.config.name, "id": chosen.record["id"], "file": chosen.file},
+        "sweep": {"name": chosen.config.name, "id": chosen.record.id, "file": chosen.file},
         "trial": chosen.result.number,
         "method": config.methods,
         "configuration": config.to_dict(),
@@ -45,7 +45,7 @@ def card(model: Model, kind: str) -> dict[str, Any]:
         "search_value": chosen.result.value,
         "test": _test(model, episode),
         "versions": {
-            "trained": chosen.record.get("versions", {}),
+            "trained": chosen.record.versions,
             "exported": {name: version(name) for name in ("torch", "open_clip_torch")},
         },
     }

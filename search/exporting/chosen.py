@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from search.core.config import SweepConfig
+from search.core.objectives import best_of
 from search.core.problems import UsageError
+from search.core.results import Result, read_results, trial_folder
+from search.core.sweep_folder import SweepRecord
 from search.evaluation.record import Evaluation, read_evaluation
-from search.ledger.ledger import best_of
-from search.ledger.results import Result, read_results, trial_folder
 from trainables.storage import Storage
 from trainables.text import did_you_mean
 from trainables.trial import Episode, TaskSpec, TrialConfig
@@ -25,7 +25,7 @@ class Chosen:
 
     sweep: Storage
     """The sweep's folder."""
-    record: Mapping[str, Any]
+    record: SweepRecord
     """Its `sweep.json`."""
     config: SweepConfig
     """What the sweep is."""
@@ -52,7 +52,7 @@ class Chosen:
 
 
 def choose(
-    sweep: Storage, record: Mapping[str, Any], config: SweepConfig, trial: str, episode: str
+    sweep: Storage, record: SweepRecord, config: SweepConfig, trial: str, episode: str
 ) -> Chosen:
     """The artifact that `--trial` and `--episode` mean; raises `UsageError`."""
     results = read_results(sweep)
@@ -76,7 +76,7 @@ def choose(
 
 def _winner(
     sweep: Storage,
-    record: Mapping[str, Any],
+    record: SweepRecord,
     config: SweepConfig,
     results: Mapping[int, Result],
     episode: str,

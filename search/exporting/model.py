@@ -144,7 +144,7 @@ def _shared(chosen: Chosen) -> str:
 
 
 def _known(chosen: Chosen, found: Mapping[str, str]) -> dict[str, Any]:
-    return {key: chosen.record["fingerprints"].get(key) for key in found}
+    return {key: chosen.record.fingerprints.get(key) for key in found}
 
 
 def _read(chosen: Chosen) -> Content:

@@ -9,7 +9,7 @@ from math import prod
 
 from torch import Tensor
 
-from search.ledger.results import Result, trial_folder
+from search.core.results import Result, trial_folder
 from search.reporting.source import Source
 from trainables.methods.base import MethodError
 from trainables.methods.masking.masks import FORMAT as MASKS

@@ -15,7 +15,7 @@ from optuna.distributions import FloatDistribution, IntDistribution, json_to_dis
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState, create_trial
 
-from search.ledger.results import Result
+from search.core.results import Result
 from search.reporting.figures import (
     BLUE,
     SEQUENCE,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from search.ledger.results import Result, State
+from search.core.results import Result, State
 from search.reporting.figures import BLUE, GREEN, MARKERS, ORANGE, VERMILION, Figure, draw
 from search.reporting.section import Section
 from search.reporting.source import Source

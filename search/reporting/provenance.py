@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import shlex
 import time
-from collections.abc import Mapping
 from importlib.metadata import version
 
 from search.core.config import SweepConfig
@@ -21,7 +20,7 @@ def provenance_section(source: Source) -> Section:
     config, task = source.config, source.config.task
     facts = {
         "sweep": config.name,
-        "id": str(source.record.get("id", "")),
+        "id": source.record.id,
         "folder": without_password(source.sweep.location),
         "space": config.space,
         "data sets": ", ".join(task.datasets),
@@ -33,9 +32,9 @@ def provenance_section(source: Source) -> Section:
         "sampler, pruner, seed": f"{config.sampler}, {config.pruner}, {config.seed}",
         "hosts": ", ".join(sorted({r.host for r in source.results.values() if r.host})) or "-",
     }
-    versions: Mapping[str, str] = source.record.get("versions", {})
+    versions = source.record.versions
     here = f"Python {platform.python_version()}, fewshot-clip-search {_version()}"
-    prints: Mapping[str, str] = source.record["fingerprints"]
+    prints = source.record.fingerprints
     rows = list(facts.items())
     rows += [(f"{name} (at the start)", text) for name, text in versions.items()]
     rows += [("report made with", here)]
@@ -67,7 +66,6 @@ def command(config: SweepConfig) -> str:
         "--eval-seeds": (config.eval_seeds, default.eval_seeds),
         "--name": (config.name, None),
         "--storage": (without_password(config.storage), default.storage),
-        "--ledger": (without_password(config.ledger), default.ledger),
         "--data": (config.data, default.data),
     }
     for option, (value, usual) in plain.items():

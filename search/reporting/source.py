@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from search.core.config import SweepConfig
+from search.core.objectives import best_of
 from search.core.problems import UsageError
-from search.driver.preflight import load_record
+from search.core.results import Result
+from search.core.sweep_folder import SweepFolder, SweepRecord, find_sweep
 from search.evaluation.examples import Example, read_examples
 from search.evaluation.prediction_table import PredictionTable
 from search.evaluation.predictions import read_predictions
@@ -20,10 +21,7 @@ from search.evaluation.record import (
     list_reads,
     read_evaluation,
 )
-from search.ledger.ledger import best_of
-from search.ledger.lock import running
-from search.ledger.results import Result, read_results
-from trainables.storage import Storage, StorageError, open_storage
+from trainables.storage import Storage, StorageError
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Source:
 
     sweep: Storage
     """The folder."""
-    record: Mapping[str, Any]
+    record: SweepRecord
     """Its `sweep.json`."""
     config: SweepConfig
     """What it searches."""
@@ -54,7 +52,7 @@ class Source:
 
     @cached_property
     def best(self) -> Result | None:
-        """The winner: see `search.ledger.ledger.best_of`."""
+        """The winner: see `search.core.objectives.best_of`."""
         return best_of(self.results.values())
 
     @property
@@ -102,8 +100,8 @@ class Source:
 def read_source(name: str, storage: str) -> Source:
     """The sweep of this name in `storage`; raises `UsageError`."""
     try:
-        sweep = open_storage(storage).child(name)
-        return source_of(sweep, running(sweep))
+        sweep = find_sweep(name, storage)
+        return source_of(sweep.files, sweep.owner())
     except StorageError as error:
         raise UsageError([f"A sweep's folder must be readable, and is not: {error}."]) from error
 
@@ -111,9 +109,8 @@ def read_source(name: str, storage: str) -> Source:
 def source_of(sweep: Storage, driver: str | None = None) -> Source:
     """The sweep in a folder; `driver` says who runs it. Raises `UsageError` where there is none,
     where another version made it, or where no trial has ended; and `StorageError`."""
-    record = load_record(sweep)
-    config = SweepConfig.from_dict(record["config"])
-    results = read_results(sweep)
+    folder = SweepFolder(sweep)
+    record, config, results = folder.record, folder.record.config, folder.results()
     if not results:
         raise UsageError(
             [
@@ -165,7 +162,7 @@ def _facts(source: Source, other: Source) -> list[tuple[str, object, object]]:
 
 def _pools(source: Source) -> dict[str, str]:
     """Fingerprints that must agree, by what they are of: the backbone's and each data set's."""
-    prints: Mapping[str, str] = source.record["fingerprints"]
+    prints = source.record.fingerprints
     found = {"backbone": prints.get("backbone", "")}
     for dataset in source.config.task.sources:
         suffix = f".{dataset}" if len(source.config.task.sources) > 1 else ""

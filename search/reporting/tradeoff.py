@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 
 from search.core.objectives import Objective, front_of, pareto_front, parse_objective
-from search.ledger.results import Result
+from search.core.results import Result
 from search.reporting.artifacts import numbers_learned
 from search.reporting.figures import (
     BLUE,

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from search.ledger.results import Result
+from search.core.results import Result
 from search.reporting.source import Source
 from trainables.trial import TrialConfig
 
@@ -40,7 +40,7 @@ def trials_parquet(source: Source) -> bytes:
     columns |= _spread("config", [_flat(r) for r in results])
     columns |= _spread("metric", [r.metrics for r in results])
     table = pa.table(columns)
-    about = {"sweep": source.name, "id": str(source.record.get("id", ""))}
+    about = {"sweep": source.name, "id": source.record.id}
     stream = io.BytesIO()
     parquet.write_table(table.replace_schema_metadata(about), stream, compression="zstd")
     return stream.getvalue()

@@ -44,13 +44,13 @@ def winner_section(source: Source) -> Section:
 def tied(source: Source) -> tuple[int, ...] | None:
     """Trials that validation cannot tell from the winner; None where it is not known how many
     images it had."""
-    values, images = _values(source), source.record.get("val_images")
+    values, images = _values(source), source.record.val_images
     return indistinguishable(values, int(images)) if values and images else None
 
 
 def tie_note(source: Source) -> str:
     """How many trials are tied with the winner, in a sentence."""
-    images = source.record.get("val_images")
+    images = source.record.val_images
     if not images:
         return (
             "How many trials are tied with the winner cannot be said: the sweep was begun by a "

@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from optuna.trial import FrozenTrial
-
-from search.core.problems import StoppedError, UsageError
+from search.core.problems import UsageError
+from search.core.results import IssuedTrial, read_issued
 from search.driver.preflight import tracking_uri
-from search.ledger.ledger import FAILURES, ISSUED
-from search.ledger.store import look_at_study
 from search.reporting.build import has_report
 from search.terminal.sweep_status import SweepStatus
 from search.tracking.outbox import refused, waiting
@@ -40,12 +37,10 @@ class Unfinished:
 
 @dataclass(frozen=True)
 class Details:
-    """What a look into the sweep's ledger and outbox tells."""
+    """Unfinished trials, the outbox and the report of a sweep."""
 
     unfinished: Sequence[Unfinished]
     """By number."""
-    trouble: str
-    """Why the ledger could not be asked, else empty."""
     tracking_uri: str
     """Where the runs are shown; `none` without tracking."""
     waiting: int | None
@@ -59,7 +54,6 @@ class Details:
         """Plain JSON types; no address holds a password."""
         return {
             "unfinished": [asdict(trial) for trial in self.unfinished],
-            "ledger_trouble": self.trouble or None,
             "mlflow": {
                 "uri": shown(self.tracking_uri),
                 "waiting": self.waiting,
@@ -74,27 +68,16 @@ def load_details(found: SweepStatus) -> Details:
     config = found.config
     assert config is not None
     assert found.results is not None
-    trials: list[FrozenTrial] = []
-    trouble = ""
     try:
-        trials = look_at_study(config.ledger, found.sweep, f"{config.name}-{found.id[:8]}")
-        report = has_report(found.sweep)
+        issued, report = read_issued(found.sweep), has_report(found.sweep)
     except StorageError as error:
         raise UsageError([f"A sweep's folder must be readable, and is not: {error}."]) from error
-    except StoppedError as error:
-        trouble, report = str(error), has_report(found.sweep)
-    unfinished = [
-        _unfinished(trial)
-        for trial in trials
-        if not trial.state.is_finished() and ISSUED in trial.user_attrs
-        if trial.number not in found.results
-    ]
+    unfinished = [_unfinished(trial) for _, trial in sorted(issued.items())]
     uri = tracking_uri(config)
     path = None if uri == "none" else outbox_path(uri, found.sweep)
     known = path is not None and (path.exists() or isinstance(found.sweep, LocalStorage))
     return Details(
         unfinished,
-        trouble,
         uri,
         waiting(path) if path is not None and known else None,
         refused(path) if path is not None else 0,
@@ -102,14 +85,12 @@ def load_details(found: SweepStatus) -> Details:
     )
 
 
-def _unfinished(trial: FrozenTrial) -> Unfinished:
-    parts = trial.intermediate_values
-    deaths = trial.user_attrs.get(FAILURES, (0,))[0]
+def _unfinished(trial: IssuedTrial) -> Unfinished:
     return Unfinished(
         trial.number,
-        len(parts),
-        parts[max(parts)] if parts else None,
-        trial.user_attrs[ISSUED],
-        int(deaths),
-        dict(trial.params),
+        len(trial.values),
+        trial.values[-1] if trial.values else None,
+        trial.begun,
+        trial.failures,
+        trial.parameters,
     )

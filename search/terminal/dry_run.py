@@ -25,7 +25,6 @@ from search.core.samplers import STARTUP_TRIALS
 from search.core.task import described, fresh_draws
 from search.driver.preflight import Plan
 from search.ledger.ledger import Ledger, RunningTrial
-from search.ledger.store import JOURNAL_LEDGER, MemoryStore
 from search.terminal.cost_estimate import Cost, RehearsalError, peak_memory, rehearse
 from search.terminal.progress import short
 from search.terminal.sweep_status import duration
@@ -48,7 +47,6 @@ def first_trials(plan: Plan) -> tuple[list[RunningTrial], int]:
     sweep = open_storage(config.location)
     ledger = Ledger(
         sweep,
-        MemoryStore(),
         plan.space,
         config.sampler,
         config.pruner,
@@ -58,7 +56,7 @@ def first_trials(plan: Plan) -> tuple[list[RunningTrial], int]:
     ended = len(ledger.results)
     left = ledger.waiting + max(0, config.trials - ledger.issued)
     certain = max(1, min(left, STARTUP_TRIALS - ended))
-    return [ledger.ask() for _ in range(min(left, certain))], ended
+    return ledger.preview(min(left, certain)), ended
 
 
 def search_ranges(space: Space) -> dict[str, tuple[str, bool]]:
@@ -109,7 +107,7 @@ def dry_run(plan: Plan, console: Console) -> None:
     console.print(table)
     for live in trials:
         why = " (the paper's setting)" if live.number == 0 else ""
-        console.print(f"trial {live.number:>3}{why}  {short(live.trial.params)}")
+        console.print(f"trial {live.number:>3}{why}  {short(live.parameters)}")
     more = max(0, config.trials - ended - len(trials))
     if more:
         console.print(f"{more} more follow from what these find.", style="dim")
@@ -132,13 +130,11 @@ def settings(plan: Plan) -> dict[str, str]:
         )
     )
     fresh = ", ".join(map(str, fresh_draws(config.task, plan.source, config.eval_seeds)))
-    ledger = "a journal in the folder" if config.ledger == JOURNAL_LEDGER else config.ledger
     return rows | {
         "folder": without_password(config.location),
-        "ledger": ledger,
         "tracking_uri": shown(plan.tracking_uri),
         "placement": where,
-        "validation images": str(plan.record()["val_images"]),
+        "validation images": str(plan.record().val_images),
         "fresh draws": f"{fresh} (for the test figures)",
     }
 

@@ -15,8 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from search.core.results import Result
 from search.ledger.ledger import Ledger, RunningTrial
-from search.ledger.results import Result
 from search.terminal.sweep_status import duration
 from trainables.trainable import Message
 
@@ -158,7 +158,9 @@ class Progress:
             self._row(table, best, "best", "bold green")
         for number, running in sorted(self._running.items()):
             live = ledger.live.get(number)
-            chosen = short(self._forecasts.get(number, {}) | (live.trial.params if live else {}))
+            chosen = short(
+                self._forecasts.get(number, {}) | (dict(live.parameters) if live else {})
+            )
             table.add_row(
                 str(number),
                 _epochs(running),

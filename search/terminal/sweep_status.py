@@ -9,16 +9,13 @@ from functools import cached_property
 from typing import Any, Literal
 
 from search.core.config import SweepConfig
+from search.core.objectives import best_of
 from search.core.problems import UsageError
-from search.core.sweep_identity import SWEEP_FILE
-from search.driver.preflight import load_record
-from search.evaluation.record import EVALUATION, Evaluation, read_evaluation
-from search.ledger.journal import JOURNAL
-from search.ledger.ledger import best_of
-from search.ledger.lock import running
-from search.ledger.results import Result, read_results
+from search.core.results import Result
+from search.core.sweep_folder import SweepFolder, find_sweep, sweep_folders
+from search.evaluation.record import Evaluation, read_evaluation
 from trainables.credentials import without_password
-from trainables.storage import Storage, StorageError, open_storage
+from trainables.storage import Storage, StorageError
 
 State = Literal["running", "finished", "interrupted", "never begun", "unreadable"]
 """`finished`: see `SweepStatus.is_over`; `interrupted`: nobody runs it and something is left to do;
@@ -84,7 +81,7 @@ class SweepStatus:
 
     @cached_property
     def best(self) -> Result | None:
-        """The winner: see `search.ledger.ledger.best_of`."""
+        """The winner: see `search.core.objectives.best_of`."""
         return best_of((self.results or {}).values())
 
     @property
@@ -134,7 +131,7 @@ def read_standing(name: str, storage: str) -> SweepStatus:
     """The sweep of this name. Raises `UsageError` where there is none, and says in `trouble` what
     is wrong with one that is there."""
     try:
-        return _read(open_storage(storage, _PATIENCE).child(name), name, storage)
+        return _read(find_sweep(name, storage, _PATIENCE))
     except StorageError as error:
         raise UsageError([f"A sweep's folder must be readable, and is not: {error}."]) from error
 
@@ -142,12 +139,7 @@ def read_standing(name: str, storage: str) -> SweepStatus:
 def read_standings(storage: str) -> list[SweepStatus]:
     """Every sweep in a storage, by name; other folders are passed over. Raises `UsageError`."""
     try:
-        place = open_storage(storage, _PATIENCE)
-        found = []
-        for name in place.folders():
-            sweep = place.child(name)
-            if sweep.exists(SWEEP_FILE) or _looks_like_one(sweep):
-                found.append(_read(sweep, name, storage))
+        found = [_read(sweep) for sweep in sweep_folders(storage, _PATIENCE)]
     except StorageError as error:
         raise UsageError(
             [f"The storage must be readable, and is not: {error}. Use --storage."]
@@ -155,29 +147,17 @@ def read_standings(storage: str) -> list[SweepStatus]:
     return found
 
 
-def _looks_like_one(sweep: Storage) -> bool:
-    """Whether trials have been issued here, with or without a description of the sweep."""
-    # In a bucket the journal is a folder of its parts.
-    return bool({JOURNAL, "trials"} & set(sweep.folders())) or sweep.exists(JOURNAL)
-
-
-def _read(sweep: Storage, name: str, storage: str) -> SweepStatus:
+def _read(sweep: SweepFolder) -> SweepStatus:
+    """The status of a sweep; what is wrong with its files goes into `trouble`."""
+    standing = SweepStatus(sweep.name, sweep.files)
     try:
-        record = load_record(sweep)
-    except UsageError as error:
-        if not sweep.exists(SWEEP_FILE) and not _looks_like_one(sweep):
-            raise
-        return SweepStatus(name, sweep, error.problems[0])
-    config = replace(SweepConfig.from_dict(record["config"]), name=name, storage=storage)
-    standing = SweepStatus(name, sweep, id=str(record["id"]), config=config, owner=running(sweep))
-    try:
-        results = read_results(sweep)
+        standing = replace(standing, id=sweep.id, config=sweep.config, owner=sweep.owner())
+        standing = replace(standing, results=sweep.results(), begun=sweep.has_trials)
     except UsageError as error:
         return replace(standing, trouble=error.problems[0])
-    begun = bool(results) or _looks_like_one(sweep)
-    found = read_evaluation(sweep)
-    damaged = found is None and sweep.exists(EVALUATION)
-    return replace(standing, results=results, evaluation=found, damaged=damaged, begun=begun)
+    found = read_evaluation(sweep.files)
+    damaged = found is None and sweep.has_evaluation
+    return replace(standing, evaluation=found, damaged=damaged)
 
 
 def failures(results: Mapping[int, Result]) -> list[dict[str, Any]]:

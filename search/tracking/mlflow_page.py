@@ -14,10 +14,10 @@ import zlib
 from collections.abc import Mapping, Sequence
 
 from search.core.config import SweepConfig
+from search.core.results import Result
 from search.core.task import described
 from search.evaluation.record import Evaluation, Label
 from search.evaluation.statistics import paired, summary
-from search.ledger.results import Result
 from search.tracking.markdown import plain, table
 
 DESCRIPTION = "mlflow.note.content"

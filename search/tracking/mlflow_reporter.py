@@ -17,8 +17,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from search.core.config import SweepConfig
+from search.core.results import Result, read_rows, trial_folder
 from search.evaluation.record import EVALUATION, Evaluation
-from search.ledger.results import Result, read_rows, trial_folder
 from search.reporting.build import REPORT
 from search.tracking.mlflow_page import COLUMNS, DESCRIPTION, columns, description
 from search.tracking.tracker import Row, Tracker

@@ -11,8 +11,8 @@ from playwright.sync_api import BrowserContext
 
 from search import sync
 from search.core.config import SweepConfig
-from search.driver.preflight import FORMAT
-from search.ledger.results import Result, commit
+from search.core.results import Result, commit
+from search.core.sweep_folder import FORMAT
 from search.tracking.uploader import open_runs
 from tests.browser.conftest import open_window
 from tests.browser.test_pages import ACCURACY, cells, wait_for_order

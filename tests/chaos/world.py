@@ -56,7 +56,7 @@ class World:
         """The same command, again."""
         options = [*OPTIONS, "--tracking-uri", self.tracking.uri]
         if self.database:
-            options += ["--ledger", self.database.uri]
+            options += ["--study-storage", self.database.uri]
         environment = {
             "COLUMNS": "100",
             "PYTHONHASHSEED": "random",

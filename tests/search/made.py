@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 from search.core.config import SweepConfig
+from search.core.results import Result, commit, trial_folder
+from search.core.sweep_folder import FORMAT
 from search.core.task import task_fingerprints
-from search.driver.preflight import FORMAT
-from search.ledger.results import Result, commit, trial_folder
 from trainables.encoded_task import EncodedTask
 from trainables.storage import LocalStorage
 from trainables.trial import TaskSpec, TrialConfig

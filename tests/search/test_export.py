@@ -19,8 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from search.core.config import SweepConfig
-from search.driver.preflight import load_record
+from search.core.sweep_folder import SweepFolder
 from search.export import main
 from search.exporting.chosen import choose
 from search.exporting.formats import FORMATS, Format
@@ -56,8 +55,8 @@ class Sweeps:
 
     def model(self, name: str, trial: str = "best", cell: str = "") -> Model:
         sweep = LocalStorage(self.storage / name)
-        record = load_record(sweep)
-        config = SweepConfig.from_dict(record["config"])
+        record = SweepFolder(sweep).record
+        config = record.config
         return open_model(choose(sweep, record, config, trial, cell), "")
 
     def copy(self, name: str, to: Path) -> Path:

@@ -25,10 +25,10 @@ from mlflow import MlflowClient
 from pyarrow import parquet
 from safetensors import safe_open
 
+from search.core.lock import SweepLock
 from search.core.problems import UsageError
 from search.evaluation.predictions import write_predictions
 from search.evaluation.record import Evaluation
-from search.ledger.lock import SweepLock
 from search.report import main
 from search.reporting.build import report_at_end
 from search.reporting.provenance import provenance_section

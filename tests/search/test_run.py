@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from search.core.config import IDENTITY, SweepConfig
+from search.core.lock import SweepLock
 from search.driver import preflight as preflight_module
 from search.driver.backbone_probe import BackboneProbe, BackboneProbeProcess
 from search.driver.preflight import preflight
-from search.ledger.lock import SweepLock
 from search.run import build_parser, configure, main
 from spaces.registry import SPACES
 from tests.trainables.data.trees import paint
@@ -99,8 +99,10 @@ def refused(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
         (("--storage", "s4://bucket/sweeps"), ["must be writable", "s4://bucket", "--storage"]),
         (("--storage", NO_STORE), ["must be writable", without_password(NO_STORE), "connect"]),
         (("--tracking-uri", "sqlite:////dev/null"), ["a regular file", "/dev/null"]),
-        (("--ledger", "mysql://host/db"), ["--ledger must be journal or postgresql://", "mysql"]),
-        (("--ledger", "postgresql://127.0.0.1:9/db"), ["--ledger", "refused", "127.0.0.1:9"]),
+        (("--study-storage", "journal"), ["--study-storage must be a database URL", "journal"]),
+        (("--study-storage", "postgresql://[::1/db"), ["--study-storage", "Invalid IPv6 URL"]),
+        (("--study-storage", "sqlite:////dev/null"), ["must be a regular file", "/dev/null"]),
+        (("--ledger", "nosuch://host/db"), ["--study-storage must be a database URL", "nosuch"]),
         (("--tracking-uri", "./mlruns"), ["./mlruns", "sqlite:///"]),
         (("--resume", "nobody"), ["There is no sweep 'nobody'"]),
         (("--trails", "5"), ["--trails", "See --help"]),
@@ -239,7 +241,7 @@ def stored(name: str, **changes: object) -> Path:
     """A sweep's folder as its first start leaves it."""
     config = configure(["--name", name, "--tracking-uri", "none"])
     plan = preflight(config)
-    record = plan.record()
+    record = plan.record().to_dict()
     record["config"] |= changes
     folder = Path("sweeps") / name
     (folder / "sweep.json").write_text(json.dumps(record))
@@ -325,7 +327,8 @@ def test_help_names_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     options = (
         "--space --init-from --dataset --backbone --shots --seeds --trials --sampler --pruner "
-        "--time-budget --name --resume --storage --ledger --tracking-uri --address "
+        "--time-budget --retry-failed --name --resume --storage --study-storage --tracking-uri "
+        "--address "
         "--cpus-per-trial --gpus-per-trial --max-concurrent --device --seed --eval-seeds"
     )
     for option in options.split():

@@ -16,21 +16,20 @@ from rich.console import Console
 
 from search import list as list_module
 from search import status
+from search.core.lock import SweepLock
+from search.core.sweep_folder import SweepFolder
 from search.driver import preflight as preflight_module
 from search.driver.backbone_probe import BackboneProbe
 from search.driver.preflight import Plan, adopt, preflight
 from search.evaluation.record import EVALUATION, Evaluation, Label, Score
-from search.ledger.journal import JOURNAL, Journal, JournalView
 from search.ledger.ledger import Ledger
-from search.ledger.lock import SweepLock
-from search.ledger.store import JournalStore
 from search.options import configure
 from search.terminal.details import load_details
 from search.terminal.sweep_status import ago, duration, read_standing
 from search.tracking.outbox import Outbox, refused, waiting
 from search.tracking.uploader import outbox_path
 from tests.servers import s3_server
-from trainables.storage import LocalStorage, open_storage
+from trainables.storage import open_storage
 
 MARKUP = "[red]folder[/red]"
 
@@ -58,11 +57,10 @@ class World:
 
     def __enter__(self) -> World:
         self._stack.enter_context(SweepLock(self.sweep))
-        adopt(self.plan, self.sweep)
+        adopt(self.plan, SweepFolder(self.sweep))
         config = self.plan.config
-        store = JournalStore(self.sweep, lambda: None)
         self.ledger = Ledger(
-            self.sweep, store, self.plan.space, config.sampler, config.pruner, config.seed
+            self.sweep, self.plan.space, config.sampler, config.pruner, config.seed
         )
         return self
 
@@ -111,7 +109,7 @@ def test_a_sweep_from_its_first_trial_to_its_last(
             0.625,
             1,
         )
-        assert trial["parameters"] == json.loads(json.dumps(running.trial.params))
+        assert trial["parameters"] == json.loads(json.dumps(running.parameters))
         changed = {k for k, v in snapshot(tmp_path).items() if before.get(k) != v}
         assert not [name for name in changed if "/owner/" not in name]  # its driver's beat
     text = told(capsys, world)
@@ -212,7 +210,6 @@ def test_every_sweep_is_a_row(
     (tmp_path / "lost/sweep.json").unlink()
     (tmp_path / "half/trials/000000/result.json").write_text("{")
     shutil.rmtree(tmp_path / "begun/trials")
-    (tmp_path / "begun/study.journal").unlink()
     (tmp_path / "mlartifacts").mkdir()
     assert list_module.main(["--storage", str(tmp_path)]) == 0
     out = capsys.readouterr().out
@@ -225,7 +222,7 @@ def test_every_sweep_is_a_row(
     for name in ("older", "torn", "lost", "half"):
         assert "unreadable" in next(x for x in out.splitlines() if x.startswith(f"{name} "))
         assert rows[f"{name}:"]  # the reason
-    assert "format 1" in rows["older:"]
+    assert "'format' is 1" in rows["older:"]
     assert list_module.main(["--storage", str(tmp_path), "--json"]) == 0
     found = {s["name"]: s for s in json.loads(capsys.readouterr().out)["sweeps"]}
     assert found["mine"]["best"] == {"trial": 0, "value": 0.8}
@@ -267,20 +264,6 @@ def test_events_that_wait(plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixt
     assert waiting(tmp_path / "no.jsonl") == 0
 
 
-def test_a_journal_is_looked_at_while_it_is_written(tmp_path: Path) -> None:
-    sweep = LocalStorage(tmp_path)
-    journal = Journal(sweep, lambda: None)
-    journal.append_logs([{"op_code": 0}, {"op_code": 1}])
-    with open(tmp_path / JOURNAL, "ab") as file:
-        file.write(b'{"op_code": 2')  # the owner is in the middle of a line
-    before = (tmp_path / JOURNAL).read_bytes()
-    view = JournalView(sweep)
-    assert list(view.read_logs(0)) == list(journal.read_logs(0)) != []
-    with pytest.raises(PermissionError):
-        view.append_logs([])
-    assert (tmp_path / JOURNAL).read_bytes() == before
-
-
 def test_the_words_for_times() -> None:
     assert [duration(s) for s in (0, 119, 120, 7199, 7200, 200_000)] == [
         *("0 s", "119 s", "2 min", "120 min", "2 h", "2 d"),
@@ -294,14 +277,10 @@ def test_in_a_bucket(plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[s
         with World(plan, server.location("sweeps")) as world:
             world.end(0.8)
             world.ledger.ask()
-            for _ in range(40):  # as many parts as the owner would put together
-                world.ledger.study.set_user_attr("note", "x")
             before = world.sweep.files()
             found = as_json(capsys, world)
             assert (found["state"], len(found["unfinished"])) == ("running", 1)
-            assert {n for n in world.sweep.files() if JOURNAL in n} == {
-                n for n in before if JOURNAL in n
-            }
+            assert world.sweep.files() == before
             world.end(0.9)
         assert list_module.main(["--storage", world.storage, "--json"]) == 0
         (row,) = json.loads(capsys.readouterr().out)["sweeps"]

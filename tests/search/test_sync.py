@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from search.core.lock import SweepLock
 from search.driver.preflight import FORMAT
-from search.ledger.lock import SweepLock
 from search.sync import main
 from tests.search.conftest import Sweep, kill_everything
 from tests.search.made import made

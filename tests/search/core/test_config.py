@@ -10,7 +10,7 @@ import pytest
 
 from search.core.config import SweepConfig
 from search.core.problems import UsageError
-from search.driver.preflight import FORMAT
+from search.core.sweep_folder import FORMAT
 from search.options import configure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -181,12 +182,15 @@ def test_a_dead_worker_costs_no_trial(sweep: Sweep, undisturbed: dict[int, Any])
     assert comparable(sweep.results()) == undisturbed
 
 
+def issued_of(sweep: Sweep) -> list[Path]:
+    return list(sweep.folder.glob("trials/*/issued.json"))
+
+
 def test_ctrl_c_stops_cleanly_and_another_driver_is_refused(sweep: Sweep) -> None:
     options = ("--space", "rmt", "--trials", "6", *QUIET, "--checkpoint-seconds", "1000")
     process = sweep.start(*options)
-    journal = sweep.folder / "study.journal"
-    # A part has been trained, which no checkpoint shows yet.
-    sweep.wait_until(lambda: journal.exists() and b'"intermediate_value":' in journal.read_bytes())
+    # A step has been trained, which no checkpoint shows yet.
+    sweep.wait_until(lambda: any(json.loads(p.read_text())["values"] for p in issued_of(sweep)))
     with held(process.pid):
         second = sweep.run(*options)
     assert second.returncode == 2
@@ -220,4 +224,4 @@ def test_a_time_budget_leaves_unfinished_trials_to_be_continued(sweep: Sweep) ->
 def test_the_sweep_folder_holds_no_pickle(finished: tuple[Sweep, str, float]) -> None:
     sweep, _, _ = finished
     names = {path.suffix for path in Path(sweep.folder).rglob("*") if path.is_file()}
-    assert names <= {".json", ".jsonl", ".journal", ".safetensors", ".arrow", ".delivered", ""}
+    assert names <= {".json", ".jsonl", ".safetensors", ".arrow", ".delivered", ""}

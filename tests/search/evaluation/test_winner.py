@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from search.core.init_from import Start
+from search.core.results import Result, commit, trial_folder
+from search.core.sweep_folder import SweepFolder
 from search.driver import preflight as preflight_module
 from search.driver.backbone_probe import BackboneProbe
 from search.driver.preflight import Plan, preflight
 from search.evaluation.record import EVALUATION, Evaluation, Score
 from search.evaluation.winner import read_start, share_start
-from search.ledger.results import Result, commit, trial_folder
 from search.options import configure
 from search.run import main
 from tests.trainables.trials import mask_trial, residual_trial
@@ -61,7 +62,7 @@ def finished(
     """A sweep's folder as its end leaves it; trial 1 is the winner."""
     plan = preflight(configure(["--name", name, "--space", space, *options, *QUIET]))
     sweep = LocalStorage(Path("sweeps").absolute() / name)
-    sweep.write("sweep.json", json.dumps(plan.record()).encode())
+    SweepFolder(sweep).write_record(plan.record())
     commit(sweep, result(0, 0.25, replace(config, preset="paper")), [])
     commit(sweep, result(1, 0.5, config), [])
     if judged:
@@ -139,7 +140,7 @@ def test_the_start_is_part_of_what_a_sweep_is(capsys: pytest.CaptureFixture[str]
     assert others.sweep_name != with_start.config.sweep_name
     sweep = LocalStorage(Path("sweeps/residual").absolute())
     plan = started("--name", "residual")
-    sweep.write("sweep.json", json.dumps(plan.record()).encode())
+    SweepFolder(sweep).write_record(plan.record())
     assert configure(["--resume", "residual"]).init_from == plan.config.init_from
     assert (
         configure(["--resume", "residual", "--init-from", "masks"]).init_from
@@ -147,7 +148,7 @@ def test_the_start_is_part_of_what_a_sweep_is(capsys: pytest.CaptureFixture[str]
     )
     for how in ("--resume", "--name"):
         lines = refused(capsys, how, "residual", "--init-from", "others")
-        assert any("start: the sweep has" in line and "asked for" in line for line in lines)
+        assert any("start: the sweep has" in line and "got" in line for line in lines)
     lines = refused(capsys, "--name", "residual", "--shots", "2")
     assert any("start: the sweep has" in line for line in lines)
 

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from search import sync
 from search.core.config import SweepConfig, model_name_problem
-from search.driver.preflight import load_record
+from search.core.sweep_folder import SweepFolder
 from search.evaluation.record import Evaluation, Score
 from search.export import main
 from search.exporting.card import described
@@ -81,8 +81,8 @@ class World:
         return found
 
     def model(self) -> Model:
-        record = load_record(self.sweep)
-        config = SweepConfig.from_dict(record["config"])
+        record = SweepFolder(self.sweep).record
+        config = record.config
         return open_model(choose(self.sweep, record, config, "0", ""), "")
 
     def options(self, *more: str) -> list[str]:
@@ -261,7 +261,7 @@ def test_a_server_that_is_away_hurts_nobody(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = replace(
-        SweepConfig.from_dict(load_record(world.sweep)["config"]),
+        SweepFolder(world.sweep).record.config,
         name="s1",
         storage=str(world.storage),
         register="digits",

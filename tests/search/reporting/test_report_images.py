@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search.core.config import SweepConfig
+from search.core.results import Result
 from search.evaluation.examples import Example, write_examples
 from search.evaluation.prediction_table import ModelPredictions, PredictionTable
 from search.evaluation.predictions import write_predictions
 from search.evaluation.record import Evaluation, Label, Part, Score
-from search.ledger.results import Result
 from search.reporting.calibration import BINS, calibration_section, reliability
 from search.reporting.changes import changes_section
 from search.reporting.classes import MOST_CLASSES, classes_section

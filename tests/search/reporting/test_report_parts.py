@@ -20,10 +20,10 @@ from optuna.distributions import FloatDistribution, distribution_to_json
 from PIL import Image
 
 from search.core.config import SweepConfig
+from search.core.results import Result, State
 from search.core.text import printable
 from search.evaluation.record import Evaluation, Label, Score
 from search.evaluation.statistics import harmonic
-from search.ledger.results import Result, State
 from search.options import configure
 from search.reporting import mask_figures, residuals
 from search.reporting.artifacts import Learned

@@ -13,9 +13,7 @@ from search.core.samplers import SAMPLERS
 from search.driver import preflight as preflight_module
 from search.driver.backbone_probe import BackboneProbe
 from search.driver.preflight import Plan, preflight
-from search.ledger.journal import JOURNAL
 from search.ledger.ledger import Ledger
-from search.ledger.store import JournalStore
 from search.options import configure
 from search.run import main
 from search.terminal import dry_run as dry_run_module
@@ -39,13 +37,11 @@ def plan_of(*options: str) -> Plan:
 
 
 def driver(plan: Plan) -> Ledger:
-    """The ledger of a real sweep of this plan, with a journal in its folder."""
+    """The ledger of a real sweep of this plan."""
     config = plan.config
     sweep = LocalStorage(Path(config.location))
     sampler, pruner = config.sampler, config.pruner
-    return Ledger(
-        sweep, JournalStore(sweep, lambda: None), plan.space, sampler, pruner, config.seed
-    )
+    return Ledger(sweep, plan.space, sampler, pruner, config.seed)
 
 
 def test_everything_is_told_and_nothing_is_written(
@@ -90,7 +86,7 @@ def test_the_first_trials_are_those_that_the_sweep_would_ask(sampler: str) -> No
     ledger = driver(plan)
     for number, live in enumerate(told):
         asked = ledger.ask()
-        assert (asked.number, asked.trial.params) == (number, live.trial.params)
+        assert (asked.number, asked.parameters) == (number, live.parameters)
         assert asked.config == live.config
         if number % 2:  # what they find does not matter
             ledger.report(number, [number / 10], {"val/accuracy": number / 10})
@@ -110,8 +106,7 @@ def test_a_sweep_that_goes_on(tmp_path: Path) -> None:
     (live,) = told  # the others depend on what it finds
     assert live.number == 10
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
-    assert any(JOURNAL in p.name for p in before)
-    assert ledger.ask().trial.params == live.trial.params
+    assert ledger.ask().parameters == live.parameters
 
 
 def test_the_ranges_are_those_of_the_space() -> None:

@@ -210,6 +210,6 @@ def test_a_dry_run_tells_the_first_trials_as_they_came(
     assert [live.number for live in trials] == list(range(8))
     for live in trials:
         result = results[live.number]
-        assert live.trial.params == result["parameters"]
+        assert live.parameters == result["parameters"]
         assert json.loads(json.dumps(live.config.to_dict())) == result["config"]
     assert list(tmp_path.iterdir()) == []

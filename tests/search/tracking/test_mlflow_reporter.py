@@ -13,9 +13,8 @@ import pytest
 from mlflow import MlflowClient
 
 from search.core.config import SweepConfig
+from search.core.results import State
 from search.ledger.ledger import Ledger, RunningTrial
-from search.ledger.results import State
-from search.ledger.store import JournalStore
 from search.tracking.mlflow_reporter import MlflowReporter
 from search.tracking.tracker import NullTracker
 from search.tracking.uploader import MlflowTracker, open_tracker, outbox_path
@@ -50,9 +49,7 @@ class Driver:
         self.sweep, self.uri, self.name = sweep, uri, name
         if not sweep.exists("sweep.json"):
             sweep.write("sweep.json", f'{{"id": "{sweep.location}"}}'.encode())
-        self.ledger = Ledger(
-            sweep, JournalStore(sweep, lambda: None), SPACE, "random", "none", seed=0
-        )
+        self.ledger = Ledger(sweep, SPACE, "random", "none", seed=0)
         self.tracker = open_tracker(uri, name, sweep)
         self.mirror = MlflowReporter(self.tracker, SweepConfig(name=name), {"backbone": "abc"})
         self.mirror.open_sweep(self.ledger.results, sweep)
@@ -70,7 +67,7 @@ class Driver:
             {
                 "epoch": float(epoch),
                 "time": time + epoch,
-                "val/accuracy": live.number / 10 + epoch / 100,
+                "val/accuracy": round(live.number / 10 + epoch / 100, 2),
                 "val/loss": float("nan") if epoch == 1 else 1 / epoch,
             }
             for epoch in range(first, last + 1)

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from search.core.sweep_identity import SWEEP_FILE, own_id, write_record
+from search.core.config import SweepConfig
+from search.core.sweep_folder import SWEEP_FILE, SweepFolder, SweepRecord
 from search.tracking.outbox import Outbox, waiting
-from search.tracking.uploader import outbox_path
+from search.tracking.uploader import outbox_path, put_away_outboxes
 from tests.servers import s3_server
 from trainables.storage import LocalStorage, Storage, open_storage
 
@@ -24,16 +25,20 @@ def record(sweep: Storage) -> Mapping[str, Any]:
     return found
 
 
+def write(sweep: Storage, name: str) -> None:
+    SweepFolder(sweep).write_record(SweepRecord(name, SweepConfig(seed=3), {}, sweep.location))
+
+
 def identify(sweep: Storage) -> str:
-    found = own_id(sweep, record(sweep))
-    assert found == record(sweep)["id"] == own_id(sweep, record(sweep))
+    found = SweepFolder(sweep).claim_id(put_away_outboxes)
+    assert found == record(sweep)["id"] == SweepFolder(sweep).claim_id()
     return found
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> LocalStorage:
     sweep = LocalStorage(tmp_path / "base")
-    write_record(sweep, {"id": "a", "location": sweep.location, "config": {"seed": 0}})
+    write(sweep, "a")
     outbox = Outbox(outbox_path(URI, sweep))
     outbox.append({"kind": "settle", "time": 0})
     outbox.close()
@@ -44,7 +49,7 @@ def test_a_copy_is_a_sweep_of_its_own(base: LocalStorage, caplog: pytest.LogCapt
     twin = LocalStorage(base.root.with_name("twin"))
     shutil.copytree(base.root, twin.root)
     assert identify(twin) not in ("", "a")
-    assert record(twin)["config"] == {"seed": 0}
+    assert SweepFolder(twin).record.config == SweepConfig(seed=3)
     assert f"'{twin.location}' is a copy of '{base.location}'" in caplog.text
     assert waiting(outbox_path(URI, twin)) == 0
     assert identify(base) == "a"
@@ -56,7 +61,7 @@ def test_a_folder_that_was_moved_holds_the_same_sweep(base: LocalStorage, meanwh
     moved = LocalStorage(base.root.with_name("moved"))
     base.root.rename(moved.root)
     if meanwhile == "another":
-        write_record(base, {"id": "b", "location": base.location})
+        write(base, "b")
     if meanwhile == "damaged":
         base.write(SWEEP_FILE, b"[]")
     assert identify(moved) == "a"
@@ -74,8 +79,9 @@ def test_two_ways_to_one_folder_are_no_copy(base: LocalStorage) -> None:
 def test_a_copy_in_a_bucket_and_no_secret_in_its_record(tmp_path: Path) -> None:
     with s3_server(tmp_path) as server:
         base = server.location("base")
-        write_record(open_storage(base), {"id": "a", "location": base})
-        write_record(open_storage(server.location("twin")), {"id": "a", "location": base})
+        write(open_storage(base), "a")
+        copied = SweepFolder(open_storage(base)).record
+        SweepFolder(open_storage(server.location("twin"))).write_record(copied)
         key = base.replace("s3://", "s3://me:x@")
         assert identify(open_storage(key)) == "a"
         twin = open_storage(server.location("twin").replace("s3://", "s3://me:x@"))

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import pytest
 
+from search.core import lock
+from search.core.lock import Claim, LostOwnershipError, SweepLock
 from search.core.problems import UsageError
-from search.ledger import lock
-from search.ledger.lock import Claim, LostOwnershipError, SweepLock
 from trainables.storage import LocalStorage
 
 HOLD = """
 import sys, time
-from search.ledger.lock import SweepLock
+from search.core.lock import SweepLock
 from trainables.storage import open_storage
 from search.core.problems import UsageError
 try:

@@ -1,0 +1,193 @@
+"""The Optuna study of a sweep: in memory, rebuilt at every start from the trials' records.
+
+Sampler and pruner see after a restart what they saw before it, so they decide as if the sweep had
+never stopped. This holds because a sampler is seeded per trial (see `samplers.py`), and because
+everything that either of them stores with a trial or the study is part of the trial's record.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import optuna
+from optuna.distributions import distribution_to_json, json_to_distribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import RandomSampler
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from search.core.objectives import Objective, directions, study_values
+from search.core.pruners import PRUNERS
+from search.core.results import (
+    ISSUED,
+    RESULT,
+    IssuedTrial,
+    Result,
+    unreadable,
+)
+from search.core.samplers import make_sampler
+from spaces.base import Space
+
+_RUNNING = TrialState.RUNNING
+_NAME = "sweep"
+"""Name of the study. Hyperband assigns trials to its brackets by it, so it never changes."""
+
+
+class SweepStudy:
+    """Proposes trials, decides which to prune, and keeps what they reported."""
+
+    def __init__(
+        self,
+        space: Space,
+        sampler: str,
+        pruner: str,
+        seed: int,
+        second_objective: Objective | None,
+        results: Mapping[int, Result],
+        issued: Mapping[int, IssuedTrial],
+    ) -> None:
+        """Raises `UsageError` for a record that Optuna refuses."""
+        self._space, self._sampler, self._seed = space, sampler, seed
+        self._second = second_objective
+        with _without_warnings():
+            self._pruner = PRUNERS[pruner]()
+        self._study = self._create()
+        self._storage = self._study._storage
+        self.missing: list[int] = []
+        """Trials that neither ended nor have a record: they are proposed again."""
+        for number in range(max({*results, *issued}, default=-1) + 1):
+            self._restore(number, results.get(number) or issued.get(number))
+        if not self.trials:
+            self._study.enqueue_trial(dict(space.paper_parameters))
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """All trials by number, as Optuna sees them; not to be changed."""
+        return self._study.get_trials(deepcopy=False)
+
+    @property
+    def directions(self) -> list[optuna.study.StudyDirection]:
+        """The direction of each objective."""
+        return self._study.directions
+
+    def ask(self) -> IssuedTrial:
+        """Propose the next trial; the first is the paper's setting."""
+        return self._ask(self._study)
+
+    def ask_again(self, number: int) -> IssuedTrial:
+        """Propose a missing trial: the same as if those after it did not exist yet."""
+        earlier = self._create()
+        for key, value in self._attrs(self._study).items():
+            earlier._storage.set_study_system_attr(earlier._study_id, key, value)
+        if number == 0:
+            earlier.enqueue_trial(dict(self._space.paper_parameters))
+        earlier.add_trials(self.trials[:number])
+        issued = self._ask(earlier)
+        for name, text in issued.distributions.items():
+            distribution = json_to_distribution(text)
+            internal = distribution.to_internal_repr(issued.parameters[name])
+            self._storage.set_trial_param(self._id(number), name, internal, distribution)
+        for key, value in issued.system_attrs.items():
+            self._storage.set_trial_system_attr(self._id(number), key, value)
+        self.missing.remove(number)
+        return issued
+
+    def report(self, number: int, values: Sequence[float]) -> None:
+        """Add the values that a running trial has reported; the first is that of step 1."""
+        known = self.frozen(number).intermediate_values
+        for step in range(len(known) + 1, len(values) + 1):
+            self._storage.set_trial_intermediate_value(self._id(number), step, values[step - 1])
+
+    def should_prune(self, number: int) -> bool:
+        """Whether the pruner stops a running trial at its latest step."""
+        with _without_warnings():
+            return self._pruner.prune(self._study, self.frozen(number))
+
+    def system_attrs(self, number: int) -> dict[str, Any]:
+        """What sampler and pruner have stored with a trial."""
+        return dict(self.frozen(number).system_attrs)
+
+    def finish(self, result: Result) -> None:
+        """Make a running trial what its result says."""
+        # A pruned trial has its last report as its value, as with `Study.tell`.
+        values = study_values(result, self._second)
+        state = TrialState[result.state]
+        self._storage.set_trial_state_values(self._id(result.number), state, values)
+
+    def frozen(self, number: int) -> FrozenTrial:
+        """A trial as it is now; not to be changed."""
+        study_id = self._study._study_id
+        trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        return self._storage.get_trial(trial_id)
+
+    def _create(self) -> optuna.Study:
+        with _without_warnings():
+            return optuna.create_study(
+                storage=InMemoryStorage(),
+                study_name=_NAME,
+                directions=directions(self._second),
+                sampler=RandomSampler(),  # `_ask` sets the real one
+                pruner=self._pruner,
+            )
+
+    def _ask(self, study: optuna.Study) -> IssuedTrial:
+        waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        number = 0 if waiting else len(study.get_trials(deepcopy=False))
+        study.sampler = make_sampler(self._sampler, self._seed, number)
+        before = self._attrs(study)
+        with _without_warnings():
+            trial = study.ask()
+            config = self._space.suggest(trial).seeded(self._seed)
+        after = self._attrs(study)
+        return IssuedTrial(
+            number,
+            config.to_dict(),
+            dict(trial.params),
+            {name: distribution_to_json(d) for name, d in trial.distributions.items()},
+            dict(study._storage.get_trial(trial._trial_id).system_attrs),
+            {key: value for key, value in after.items() if before.get(key) != value},
+            time.time(),
+        )
+
+    def _restore(self, number: int, record: Result | IssuedTrial | None) -> None:
+        if record is None:
+            self._storage.create_new_trial(self._study._study_id)
+            self.missing.append(number)
+            return
+        try:
+            drawn = {n: json_to_distribution(text) for n, text in record.distributions.items()}
+            trial = create_trial(
+                state=TrialState[record.state] if isinstance(record, Result) else _RUNNING,
+                values=study_values(record, self._second) if isinstance(record, Result) else None,
+                params=record.parameters,
+                distributions=drawn,
+                intermediate_values=dict(enumerate(record.values, start=1)),
+                system_attrs=record.system_attrs,
+            )
+            trial.datetime_start = datetime.fromtimestamp(record.begun)
+            if isinstance(record, Result):
+                trial.datetime_complete = datetime.fromtimestamp(record.ended)
+            self._study.add_trial(trial)
+            for key, value in record.study_attrs.items():
+                self._storage.set_study_system_attr(self._study._study_id, key, value)
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError) as error:
+            name = f"{number:06d}/{RESULT if isinstance(record, Result) else ISSUED}"
+            raise unreadable(name, f"Optuna refuses it ({error})") from error
+
+    def _attrs(self, study: optuna.Study) -> dict[str, Any]:
+        return dict(study._storage.get_study_system_attrs(study._study_id))
+
+    def _id(self, number: int) -> int:
+        return self.frozen(number)._trial_id
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield
