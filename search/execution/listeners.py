@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
+from search.core.results import Result
 from search.ledger.ledger import Ledger, RunningTrial
-from search.ledger.results import Result
 from trainables.trainable import Message
 
 

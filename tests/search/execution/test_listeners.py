@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import pytest
 
+from search.core.results import Result
 from search.execution.listeners import OverheadClock
 from search.ledger.ledger import Ledger, RunningTrial
-from search.ledger.results import Result
 
 
 def test_overhead_is_the_time_between_two_ends_less_the_training(

@@ -11,8 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from search.core.config import SweepConfig
-from search.driver.preflight import load_record
+from search.core.sweep_folder import SweepFolder
 from search.exporting.card import card
 from search.exporting.check import ask_merged, ask_onnx
 from search.exporting.chosen import choose
@@ -86,8 +85,8 @@ def trial(request: pytest.FixtureRequest, tmp_path: Path) -> Trial:
     name, config = request.param
     made(tmp_path, "sweep", TrialConfig(name, "search", config, OPTIM), TASK)
     sweep = LocalStorage(tmp_path / "sweep")
-    record = load_record(sweep)
-    chosen = choose(sweep, record, SweepConfig.from_dict(record["config"]), "0", "")
+    record = SweepFolder(sweep).record
+    chosen = choose(sweep, record, record.config, "0", "")
     return Trial(open_model(chosen, ""), name, tmp_path)
 
 
