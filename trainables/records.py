@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 from annotated_types import Ge, Le
 
@@ -77,7 +78,7 @@ def from_plain(cls: type[T], plain: object) -> T:
     except (ValueError, TypeError, RecursionError) as error:
         raise RecordError("", f"the record must be plain JSON ({error})") from None
     try:
-        record: T = _adapter(cls).validate_json(text, strict=True, extra="forbid")
+        record: T = _adapter(cast(Any, cls)).validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
         raise _first(error) from None
     return record
@@ -117,15 +118,11 @@ def _with_tuples(value: Any) -> Any:
     return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
+@cache  # to build one takes milliseconds
 def _adapter(cls: Any) -> TypeAdapter[Any]:
-    if cls not in _ADAPTERS:
-        from pydantic import TypeAdapter  # slow, and not needed by `--help`
+    from pydantic import TypeAdapter  # slow, and not needed by `--help`
 
-        _ADAPTERS[cls] = TypeAdapter(cls)
-    return _ADAPTERS[cls]
-
-
-_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}  # to build one takes milliseconds
+    return TypeAdapter(cls)
 
 
 def _first(error: ValidationError) -> RecordError:
