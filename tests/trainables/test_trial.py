@@ -80,11 +80,11 @@ def test_the_fingerprint_sees_every_field(trial: TrialConfig) -> None:
 
 def test_unknown_names_are_refused() -> None:
     plain = residual_trial().to_dict()
-    with pytest.raises(RecordError, match="'method' .* 'taskrez'"):
+    with pytest.raises(RecordError, match=r"'method' .* 'taskrez'"):
         TrialConfig.from_dict(plain | {"method": "taskrez"})
-    with pytest.raises(RecordError, match="'method_config.alfa' is unknown"):
+    with pytest.raises(RecordError, match=r"'method_config.alfa' is unknown"):
         TrialConfig.from_dict(plain | {"method_config": {"alfa": 1.0}})
-    with pytest.raises(RecordError, match="'optim.learning_rate' is unknown"):
+    with pytest.raises(RecordError, match=r"'optim.learning_rate' is unknown"):
         TrialConfig.from_dict(plain | {"optim": plain["optim"] | {"learning_rate": 1.0}})
 
 
