@@ -15,7 +15,7 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -64,9 +64,11 @@ __all__ = ["download_pretrained", "open_clip"]
 CLIP_VOCABULARY = 49408
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "vocab.txt")
 """Any of them in a folder is a Hugging Face tokenizer."""
+_SMALL = ("*.json", "*.txt", "*.model", "*.gz")  # configuration and tokenizer
 _SCALES = (1e-2, 1e4)
 """Between which a CLIP's logit scale lies; CLIP's is 100."""
 
+_T = TypeVar("_T")
 Config = dict[str, Any]
 Published = Mapping[str, Any]
 """open_clip's entry for published weights: address, preprocessing, activation."""
@@ -120,15 +122,16 @@ def openai_digests() -> set[str]:
 def download_repository(repository: str) -> Path:
     """The folder with a model of the Hugging Face hub, from the cache if it is there; raises in
     many ways."""
-    small = ["*.json", "*.txt", "*.model", "*.gz"]
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=small, local_files_only=True))
+        folder = Path(
+            snapshot_download(repository, allow_patterns=[*_SMALL], local_files_only=True)
+        )
         if any(folder.glob("open_clip_*.safetensors")) or any(folder.glob("open_clip_*.bin")):
             return folder
     except (OSError, ValueError):
         pass
     download_pretrained_from_hf(repository)
-    return Path(snapshot_download(repository, allow_patterns=small))
+    return Path(snapshot_download(repository, allow_patterns=[*_SMALL]))
 
 
 def construct(config: Config, name: str, folder: Path | None = None) -> nn.Module:
@@ -142,8 +145,7 @@ def construct(config: Config, name: str, folder: Path | None = None) -> nn.Modul
         vision, text = config["vision_cfg"], config["text_cfg"]
         if tower := text.get("hf_model_name"):
             require_transformers(name)
-            if folder is not None and (folder / tower).is_dir():
-                text["hf_model_name"] = str(folder / tower)
+            text["hf_model_name"] = str(_tower_folder(tower, name, folder))
         # Never fetch the towers' own weights: ours follow.
         vision["timm_model_pretrained"] = text["hf_model_pretrained"] = False
         custom = config.pop("custom_text", False) or text.get("hf_model_name")
@@ -322,29 +324,21 @@ def _hf_tokenizer(
 ) -> tuple[Tokenizer, str]:
     """A Hugging Face tokenizer: of the folder, else of the cache, else downloaded."""
     require_transformers(name)
-    beside = folder is not None and any((folder / file).is_file() for file in _TOKENIZER_FILES)
-    source = str(folder) if beside else str(text["hf_tokenizer_name"])
     options = dict(text.get("tokenizer_kwargs") or {}) | {"trust_remote_code": False}
-    for local in (True, False) if not beside else (True,):
-        try:
-            tokenizer = HFTokenizer(
-                source,
-                context_length=length,
-                tokenizer_mode=text.get("tokenizer_mode"),
-                local_files_only=local,
-                **options,
-            )
-            sample = tokenizer(["a photo of a cat.", "", "Été, 2024: _Größe_ 猫"])
-            break
-        except Exception as error:  # absent, damaged, or of a kind that transformers refuses
-            failure = error
-    else:
-        raise BackboneError(
-            f"the tokenizer '{source}' of {name!r} must be readable, which failed "
-            f"({type(failure).__name__}: {' '.join(str(failure).split())[:200]}): connect to the "
-            f"network once, or put its files (tokenizer.json, tokenizer_config.json) into a folder "
-            "with the model and its open_clip_config.json, and name the folder"
-        ) from failure
+
+    def read(source: Path) -> tuple[Any, Tensor]:
+        tokenizer = HFTokenizer(
+            str(source), length, tokenizer_mode=text.get("tokenizer_mode"), **options
+        )
+        return tokenizer, tokenizer(["a photo of a cat.", "", "Été, 2024: _Größe_ 猫"])
+
+    beside = folder is not None and any((folder / file).is_file() for file in _TOKENIZER_FILES)
+    source = str(folder if beside else text["hf_tokenizer_name"])
+    remedy = (
+        "put its files (tokenizer.json, tokenizer_config.json) into a folder with the model and "
+        f"its open_clip_config.json, and use the folder as backbone instead of {name!r}"
+    )
+    tokenizer, sample = _use_files(source, read, beside, "tokenizer", remedy)
     if text.get("vocab_size") and int(sample.max()) >= int(text["vocab_size"]):
         raise BackboneError(
             f"token ids must be below the model's vocabulary size {text['vocab_size']}, the "
@@ -352,6 +346,39 @@ def _hf_tokenizer(
         )
     words = json.dumps(sorted(tokenizer.tokenizer.get_vocab().items())) + str(sample.tolist())
     return tokenizer, hashlib.sha256(words.encode()).hexdigest()
+
+
+def _tower_folder(tower: str, name: str, folder: Path | None) -> Path:
+    """The folder with the configuration of a text tower of Hugging Face."""
+
+    def check(source: Path) -> Path:
+        content = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        if "auto_map" in content:
+            raise ValueError("it brings code of its own, which is not run")
+        return source
+
+    beside = folder is not None and (folder / tower).is_dir()
+    source = str(folder / tower if folder is not None and beside else tower)
+    remedy = f"put its config.json into the folder {tower}/ of the model's folder (for {name!r})"
+    return _use_files(source, check, beside, "text tower", remedy)
+
+
+def _use_files(
+    source: str, use: Callable[[Path], _T], is_folder: bool, kind: str, remedy: str
+) -> _T:
+    """`use` on a folder, or on a repository of the hub: as it is in the cache, else downloaded."""
+    for local in (True,) if is_folder else (True, False):
+        try:
+            if is_folder:
+                return use(Path(source))
+            found = snapshot_download(source, allow_patterns=[*_SMALL], local_files_only=local)
+            return use(Path(found))
+        except Exception as error:  # absent, damaged, or of a kind that transformers refuses
+            failure = error
+    raise BackboneError(
+        f"the {kind} '{source}' must be readable, which failed ({type(failure).__name__}: "
+        f"{' '.join(str(failure).split())[:200]}): connect to the network once, or {remedy}"
+    ) from failure
 
 
 def require_transformers(name: str) -> None:
