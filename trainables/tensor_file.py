@@ -24,7 +24,7 @@ Content = tuple[dict[str, Tensor], dict[str, str]]
 def write_tensors(
     folder: Storage, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Write a file, whole or not at all; raises `StorageError`."""
+    """Write a file atomically; raises `StorageError`."""
     whole = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
     folder.write_with(name, partial(_write, whole, dict(metadata)))
 
@@ -32,13 +32,13 @@ def write_tensors(
 def write_checked(
     folder: Storage, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """As `write_tensors`, for `read_checked`."""
+    """`write_tensors` with a checksum for `read_checked`."""
     checksum = _checksum(tensors, metadata)
     write_tensors(folder, name, tensors, dict(metadata) | {_CHECKSUM: checksum})
 
 
 def read_tensors(folder: Storage, name: str) -> Content | None:
-    """What is in a file; none where there is no readable one. Raises `StorageError`."""
+    """The content of a file; None if it is missing or unreadable. Raises `StorageError`."""
     try:
         with folder.as_local_file(name) as path, safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -48,8 +48,8 @@ def read_tensors(folder: Storage, name: str) -> Content | None:
 
 
 def read_checked(folder: Storage, name: str) -> Content | None:
-    """What `write_checked` wrote; none where a bit of it is not as it was. safetensors itself does
-    not notice that. Raises `StorageError`."""
+    """What `write_checked` wrote; None if a single bit differs, which safetensors itself does not
+    detect. Raises `StorageError`."""
     found = read_tensors(folder, name)
     if found is None:
         return None
@@ -68,7 +68,7 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
 
 
 def _write(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
-    """`save_file`, whose own error does not say that it is the disk's."""
+    """`save_file`, with its errors as `OSError`: they come from the disk."""
     try:
         save_file(tensors, path, metadata)
     except SafetensorError as error:

@@ -89,7 +89,7 @@ class ChildProcess:
         try:
             self._process.stdin.write(request.encode())
             self._process.stdin.flush()
-        except OSError:  # it has died; why, the missing reply tells
+        except OSError:  # it has died: `_death` explains it
             pass
         line = self._read_line(None if timeout is None else time.monotonic() + timeout, timeout)
         try:

@@ -1,4 +1,4 @@
-"""Checks of the backbone before a sweep starts, in a process of their own.
+"""Checks of the backbone before a sweep starts, in a child process.
 
 Building a model (open_clip, torchvision, timm, the weights) takes more than 130 MB, which the
 driver would keep for as long as the sweep runs.

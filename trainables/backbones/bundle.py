@@ -1,4 +1,4 @@
-"""The backbone of a feature bundle: what is left of a CLIP when only its features are at hand.
+"""The backbone of a feature bundle: a temperature and a feature dimension.
 
 Notation: c classes, d feature dimension.
 """
@@ -29,25 +29,23 @@ class FeatureBackbone(Backbone):
 
     @property
     def visual(self) -> nn.Module:
-        """Refused: raises `BackboneError`."""
+        """Raises `BackboneError`: there is none."""
         _refuse(self.name)
 
     @property
     def tower(self) -> Literal["vit", "resnet", "other"]:
-        """None that could be tuned."""
+        """Family of the image tower: `other`, which nothing tunes."""
         return "other"
 
     @property
     def feature_dim(self) -> int:
-        """Of the bundle's features."""
+        """Length d of the bundle's features."""
         return self.dimension
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Refused: raises `BackboneError`."""
         _refuse(self.name)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Refused: raises `BackboneError`."""
         _refuse(self.name)
 
 
@@ -84,6 +82,6 @@ def _fingerprint(bundle: Bundle) -> str:
 
 def _refuse(name: str) -> NoReturn:
     raise BackboneError(
-        f"'{name}' holds features and no model: use a method that reads features (--space "
-        "taskres), or a backbone and a data set with images."
+        f"'{name}' holds features and no model: use a method on features (--space taskres), or a "
+        "backbone and a data set with images."
     )

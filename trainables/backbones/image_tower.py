@@ -1,10 +1,9 @@
-"""A ViT image tower from the inside: with tokens of one's own beside those of the image.
+"""The inside of a ViT image tower: extra tokens beside those of the image.
 
-The weights are the backbone's own, and so is the arithmetic: the tower's own parts are called in
-the order in which the tower calls them.
+The tower's own modules are called in the order in which the tower calls them.
 
-Notation: b images, s image side, k own tokens, l the image's tokens, w the tower's width, d feature
-dimension.
+Notation: b images, s image side, k extra tokens, l the image's tokens, w the tower's width, d
+feature dimension.
 """
 
 from __future__ import annotations
@@ -20,39 +19,39 @@ from trainables.backbones.base import Backbone, BackboneError
 
 _PARTS = frozenset({"conv1", "patch_dropout", "ln_pre", "transformer", "ln_post"})
 _STEPS = ("_embeds", "_pool")
-"""What open_clip 3 does before and after the blocks."""
+"""Methods of open_clip 3 that run before and after the blocks."""
 
 
 @dataclass(frozen=True)
 class ImageTower:
-    """The tower of a ViT, piece by piece; made by `image_tower`."""
+    """The parts of a ViT's tower; built by `image_tower`."""
 
     embed: Callable[[Tensor], Tensor]
     """Images [b, 3, s, s] -> tokens [b, l, w], normalised for the first block."""
     norm: nn.Module
-    """[..., w] -> [..., w]: how `embed` normalises a token."""
+    """[..., w] -> [..., w], as `embed` normalises tokens."""
     blocks: tuple[nn.Module, ...]
-    """Each [b, l, w] -> [b, l, w], or with the first two axes exchanged."""
+    """Each [b, l, w] -> [b, l, w], or with the first two axes swapped."""
     batch_first: bool
-    """Whether the blocks' first axis is that of the images."""
+    """Whether the blocks' first axis is the batch."""
     pool: Callable[[Tensor], tuple[Tensor, Tensor]]
-    """Tokens [b, l, w] -> their summary [b, w'], and what else there is."""
+    """Tokens [b, l, w] -> their summary [b, w'] and the remaining tokens."""
     projection: Tensor | None
-    """[w', d]; None where the summary is the feature."""
+    """[w', d]; None if the summary is the feature."""
     width: int
     """w."""
 
     def encode(self, images: Tensor, own: Sequence[Tensor] = ()) -> Tensor:
         """Images [b, 3, s, s] -> features [b, d], not normalised; differentiable in `own`.
 
-        `own[i]` [k, w] are tokens that stand before block i, after those of the image; before the
-        first one they are normalised as those are. Where there are tokens for the next block, they
-        take the place of what has become of these; else that goes on. At the end own tokens are
-        left out, whatever the pooling. Raises `ValueError` for more than there are blocks.
+        `own[i]` [k, w] are extra tokens appended to those of the image before block i; before the
+        first block they are normalised like the image's. Extra tokens of the next block replace
+        the outputs of these, otherwise those outputs continue. Pooling ignores extra tokens.
+        Raises `ValueError` for more sets than blocks.
         """
         if len(own) > len(self.blocks):
             raise ValueError(
-                f"at most {len(self.blocks)} sets of tokens, one a block, got {len(own)}"
+                f"sets of tokens must be at most {len(self.blocks)}, one per block, got {len(own)}"
             )
         x = self.embed(images)
         length = x.shape[1]
@@ -66,8 +65,8 @@ class ImageTower:
 
 
 def image_tower(backbone: Backbone) -> ImageTower:
-    """The tower of `backbone`; raises `BackboneError` where it is not open_clip's own ViT, or has
-    parts that this file does not know."""
+    """The tower of `backbone`; raises `BackboneError` unless it is open_clip's own ViT with the
+    parts that this file handles."""
     if backbone.tower != "vit":
         _refuse(backbone, f"a tower of the kind '{backbone.tower}'")
     visual = backbone.visual
@@ -92,6 +91,6 @@ def image_tower(backbone: Backbone) -> ImageTower:
 
 def _refuse(backbone: Backbone, found: str) -> NoReturn:
     raise BackboneError(
-        f"tokens beside the image's need open_clip's own ViT as image tower, '{backbone.name}' has "
-        f"{found}: use e.g. ViT-B-16, or a method that does without (--space taskres)"
+        f"extra image tokens need open_clip's own ViT as image tower, '{backbone.name}' has "
+        f"{found}: use e.g. ViT-B-16, or a method on features (--space taskres)"
     )

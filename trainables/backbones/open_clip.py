@@ -236,7 +236,7 @@ def _converted(
 
 def _check_activation(model: nn.Module, expected: str, name: str) -> None:
     """The modules must really run what we say they run."""
-    # Towers of timm and transformers have an activation of their own, whatever the switch says.
+    # Towers of timm and transformers choose their activation themselves.
     foreign = [m for m in model.modules() if isinstance(m, TimmModel | HFTextEncoder)]
     skipped = {inner for module in foreign for inner in module.modules()}
     found = {
@@ -354,7 +354,7 @@ def _tower_folder(tower: str, name: str, folder: Path | None) -> Path:
     def check(source: Path) -> Path:
         content = json.loads((source / "config.json").read_text(encoding="utf-8"))
         if "auto_map" in content:
-            raise ValueError("it brings code of its own, which is not run")
+            raise ValueError("it contains code, which is never run")
         return source
 
     beside = folder is not None and (folder / tower).is_dir()

@@ -54,7 +54,7 @@ def split_path(spec: str) -> tuple[str, str]:
 
 
 def absolute_spec(spec: str) -> str:
-    """`spec` with the paths in it made absolute: workers run in folders of their own."""
+    """`spec` with absolute paths: workers run in other folders."""
     if spec in BACKBONES or spec.startswith(HUB):
         return spec
     if masked := split_masks(spec):

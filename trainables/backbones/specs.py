@@ -168,14 +168,21 @@ def _open_file(arch: str, tag: str, path: Path, name: str, plain: bool) -> Backb
     return build(name, config, weights.tensors, published, (tokenizer, identity), notices)
 
 
+def _by_preprocessing(tags: Mapping[str, Published]) -> dict[str, list[str]]:
+    """Tags of published weights, by their preprocessing as JSON."""
+    groups: dict[str, list[str]] = {}
+    for tag, entry in tags.items():
+        key = json.dumps({field: entry.get(field) for field in _PREPROCESSING})
+        groups.setdefault(key, []).append(tag)
+    return groups
+
+
 def _unanimous(
     arch: str, tags: Mapping[str, Published], path: Path
 ) -> tuple[Mapping[str, Any], str]:
     """The preprocessing of all published weights of `arch` and its origin in words; raises
     `BackboneError` if they differ."""
-    groups: dict[str, list[str]] = {}
-    for tag, entry in tags.items():
-        groups.setdefault(json.dumps([entry.get(key) for key in _PREPROCESSING]), []).append(tag)
+    groups = _by_preprocessing(tags)
     if len(groups) > 1:
         listed = "; ".join(f"{', '.join(names)}: {group}" for group, names in groups.items())
         raise BackboneError(
@@ -189,13 +196,19 @@ def _unanimous(
 
 
 def _how_to_choose(arch: str, path: Path, quick: bool) -> str:
+    """How to use the other activation, by names that exist and need no further choice."""
     base = arch.removesuffix("-quickgelu")
+    tags = library.published_weights(base)
+    others = [tag for tag, entry in tags.items() if entry["quick_gelu"] != quick]
+    names = [f"'{base}:{others[0]}@{path}'"] if others else []
     if quick:
-        return f"If it was trained with plain GELU, use '{base}-gelu:{path}'."
-    tagged = [tag for tag, entry in library.published_weights(arch).items() if entry["quick_gelu"]]
-    names = [f"'{base}-quickgelu:{path}'"] if f"{base}-quickgelu" in open_clip.list_models() else []
-    names += [f"'{arch}:{tagged[0]}@{path}'"] if tagged else []
-    names += [f"'openai:{path}'"] if "openai" in tagged else []
+        if len(_by_preprocessing(tags)) <= 1:
+            names.insert(0, f"'{base}-gelu:{path}'")
+        return f"If it was trained with plain GELU, use {' or '.join(names)}."
+    if f"{base}-quickgelu" in open_clip.list_models():
+        names.insert(0, f"'{base}-quickgelu:{path}'")
+    if "openai" in others:
+        names.append(f"'openai:{path}'")
     return (
         "If it was trained with QuickGELU, as OpenAI's weights and models fine-tuned from them, "
         f"use {' or '.join(names)}."

@@ -103,7 +103,7 @@ class TextTower:
 def text_tower(backbone: Backbone) -> TextTower:
     """The tower of `backbone`; raises `BackboneError` if it is not of CLIP's kind."""
     model = backbone.model
-    # A CLIP carries the pieces itself, a CustomTextCLIP in a module of their own.
+    # A CLIP carries the pieces itself, a CustomTextCLIP in a submodule.
     part: nn.Module = getattr(model, "text", model)
     missing = [name for name in PIECES if not hasattr(part, name)]
     pool = getattr(part, "text_pool_type", getattr(part, "pool_type", None))

@@ -177,7 +177,7 @@ def refused(spec: str) -> str:
 
 
 def test_another_backbone(artifact: Path, tmp_path: Path) -> None:
-    """The same architecture with one other weight."""
+    """A backbone of the same architecture with one other weight."""
     folder = tmp_path / "model"
     shutil.copytree(BACKBONES["tiny"], folder, ignore=shutil.ignore_patterns("*.py"))
     file = folder / "open_clip_model.safetensors"

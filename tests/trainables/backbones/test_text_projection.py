@@ -78,7 +78,7 @@ def test_a_backbone_with_another_projection_sees_as_before() -> None:
     weight = backbone.model.get_parameter("text_projection")
     assert backbone.changed({"text_projection": weight * 2}).sees_as(backbone)
     assert not backbone.changed({"visual.proj": backbone.visual.proj * 2}).sees_as(backbone)
-    assert not small("plain").sees_as(backbone)  # equal, but nobody has compared them
+    assert not small("plain").sees_as(backbone)  # equal, but not shared
 
 
 def test_states_are_what_leaves_the_last_norm_at_the_end_token() -> None:

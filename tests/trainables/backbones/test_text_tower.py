@@ -1,4 +1,4 @@
-"""The text tower from the inside says what the whole one says, and passes a gradient."""
+"""The parts of the text tower give the features of the whole one, and a gradient."""
 
 import dataclasses
 
