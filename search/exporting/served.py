@@ -102,7 +102,8 @@ def _opened(image: object) -> Image.Image:
 
 
 def square(image: Image.Image, side: int, mode: str, interpolation: Any) -> np.ndarray:
-    """uint8 [s, s, 3]: the shorter side (`squash`: both) becomes s, and the centre is cut out."""
+    """uint8 [s, s, 3]: the shorter side (`squash`: both) becomes s, and the centre is cut out; or
+    the longer side becomes s, and the rest is black (`longest`)."""
     width, height = image.size
     scaled = (side, side)
     if mode == "shortest":  # the longer side is rounded down, as in torchvision
@@ -112,9 +113,14 @@ def square(image: Image.Image, side: int, mode: str, interpolation: Any) -> np.n
             if width == short
             else (int(side * width / height), side)
         )
+    if mode == "longest":
+        ratio = max(width, height) / side
+        scaled = (max(1, round(width / ratio)), max(1, round(height / ratio)))
     # Along x first, whatever Pillow 13 finds quicker: features do not depend on its version.
     resized = image.resize((scaled[0], height), interpolation).resize(scaled, interpolation)
     left, top = (round((length - side) / 2) for length in scaled)
+    if mode == "longest":
+        left, top = (-((side - length) // 2) for length in scaled)
     return np.asarray(resized.crop((left, top, left + side, top + side)))
 
 

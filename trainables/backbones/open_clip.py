@@ -263,6 +263,8 @@ def _preprocess(model: nn.Module, given: Mapping[str, Any], name: str) -> Prepro
         problems.append(f"interpolation {fields['interpolation']!r} is unknown")
     if fields["resize_mode"] not in get_args(ResizeMode):
         problems.append(f"resize mode {fields['resize_mode']!r} is unknown")
+    if fields["resize_mode"] == "longest" and fields["fill_color"] not in (0, (0, 0, 0)):
+        problems.append(f"fill color {fields['fill_color']!r} is not black")
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     try:

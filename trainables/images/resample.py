@@ -74,7 +74,7 @@ def center_crop(sizes: Tensor, side: int, mode: ResizeMode) -> Crop:
         scaled = torch.tensor(rows, dtype=torch.int64).view(-1, 2)
     if mode == "longest":
         rows = [
-            (max(1, round(side * h / max(h, w))), max(1, round(side * w / max(h, w))))
+            (max(1, round(h / (max(h, w) / side))), max(1, round(w / (max(h, w) / side))))
             for h, w in sizes.tolist()
         ]
         scaled = torch.tensor(rows, dtype=torch.int64).view(-1, 2)

@@ -133,6 +133,31 @@ def test_a_batch_is_its_images_one_by_one(monkeypatch: pytest.MonkeyPatch) -> No
         assert share < 1e-3
 
 
+@pytest.mark.parametrize("interpolation", FILTERS)
+def test_the_longest_side_fits_and_the_rest_is_black(interpolation: Interpolation) -> None:
+    shapes = [(300, 7), (7, 300), (64, 64), (65, 40), (13, 29), (500, 1)]
+    for side in (16, 130):
+        transform = image_transform(
+            side,
+            is_train=False,
+            mean=(0.0, 0.0, 0.0),
+            std=(1.0, 1.0, 1.0),
+            interpolation=interpolation,
+            resize_mode="longest",
+        )
+        for shape in shapes[: 5 if side == 16 else 6]:
+            image = noise(*shape)
+            if round(min(shape) / (max(shape) / side)) == 0:
+                continue  # open_clip fails there
+            found = resample(
+                [image], centre_cut(sizes_of([image]), side, "longest"), side, interpolation
+            )[0]
+            photograph = Image.fromarray(image.permute(1, 2, 0).numpy())
+            expected = transform(photograph).mul(255).round().to(torch.uint8)
+            assert torch.equal(found.any(0), expected.any(0)) or gap(found, expected)[1] < 0.02
+            assert gap(found, expected)[0] <= MOST
+
+
 def test_no_image_at_all() -> None:
     assert resample([], whole([], 8), 8).shape == (0, 3, 8, 8)
 
@@ -142,7 +167,7 @@ def test_an_image_of_the_right_size_stays_as_it_is() -> None:
     assert torch.equal(resample([image], whole([image], 32), 32)[0], image)
 
 
-@pytest.mark.parametrize("mode", ["shortest", "squash"])
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
 @pytest.mark.parametrize("interpolation", FILTERS)
 def test_photographs_look_as_through_open_clips_transform(
     mode: ResizeMode, interpolation: Interpolation
