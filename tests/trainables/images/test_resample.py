@@ -150,7 +150,7 @@ def test_the_longest_side_fits_and_the_rest_is_black(interpolation: Interpolatio
             if round(min(shape) / (max(shape) / side)) == 0:
                 continue  # open_clip fails there
             found = resample(
-                [image], centre_crop(sizes_of([image]), side, "longest"), side, interpolation
+                [image], center_crop(sizes_of([image]), side, "longest"), side, interpolation
             )[0]
             photograph = Image.fromarray(image.permute(1, 2, 0).numpy())
             expected = transform(photograph).mul(255).round().to(torch.uint8)
