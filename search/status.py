@@ -11,7 +11,7 @@ from rich.table import Table
 
 from search.core.problems import UsageError
 from search.core.task import described
-from search.evaluation.record import EVALUATION, Label
+from search.evaluation.record import EVALUATION, Evaluation
 from search.evaluation.statistics import summary
 from search.list import STYLES
 from search.terminal.console import (
@@ -30,7 +30,7 @@ _INTRODUCTION = """\
 Say how a sweep stands: its trials, what runs now, its best, where it is kept, what to do next.
 
 It only looks, whether the sweep is running or not."""
-_NAMES: dict[Label, str] = {"winner": "winner", "paper": "paper", "zero-shot": "zero-shot"}
+
 _LINES = 12  # of a traceback, from its end
 
 
@@ -113,10 +113,11 @@ def _judged(found: SweepStatus) -> str:
     if found.judged is None:
         return "not judged yet"
     judged = found.judged
-    means = (
-        f"{name} {100 * summary(judged.figure(label)).mean:.1f} %" for label, name in _NAMES.items()
+    means = ", ".join(
+        f"{label} {100 * summary(judged.figure(label)).mean:.1f} %"
+        for label in reversed(judged.labels)
     )
-    return f"{', '.join(means)} ({judged.images} images, {_draws(len(judged.seeds))})"
+    return f"{means} ({judged.images} images, {_draws(judged)})"
 
 
 def _delivery(details: Details) -> str:
@@ -147,8 +148,10 @@ def _unfinished(details: Details, found: SweepStatus) -> Table:
     return table
 
 
-def _draws(count: int) -> str:
-    return "1 fresh draw" if count == 1 else f"{count} fresh draws"
+def _draws(found: Evaluation) -> str:
+    if len(found.seeds) == 1:
+        return "1 draw"
+    return f"{len(found.seeds)} {'' if found.seen else 'fresh '}draws"
 
 
 def _print_errors(found: SweepStatus, console: Console) -> None:

@@ -1,16 +1,17 @@
-"""Fixed stages: what every trial of a sweep begins with is trained once, and kept.
+"""Fixed stages: training that every trial of a sweep begins with is done once and kept.
 
-What such a stage has learned depends on its configuration, the draw and the backbone. Under the
-digest of these it lies in the machine's cache, for all its processes, and in the sweep's folder,
-for all its machines. One process trains it, the others of the machine wait; the system lets go of
-the lock of one that dies.
+The result of such a stage depends on its configuration, the draw and the backbone. Under the digest
+of these it is kept in the machine's cache, for all its processes, and in the sweep's folder, for
+all its machines. One process trains it while others of the machine wait; the operating system
+releases the lock of a process that dies.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import Any
 
 from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask, Learned
@@ -21,48 +22,68 @@ from trainables.trainer import Trainer
 from trainables.trial import Episode, TrialConfig
 
 STAGES = "stages"
-"""Where they lie in a sweep's folder."""
-_VERSION = 2  # of what a training is: another number, and all are trained again
+"""Folder of their results in a sweep's folder."""
+_VERSION = 2  # of the training code: another number, and everything is trained again
 
 
 def learned(
-    config: TrialConfig, bench: EncodedTask, episode: Episode
+    config: TrialConfig, encoded: EncodedTask, episode: Episode
 ) -> tuple[Learned, EncodedTask]:
-    """What the stage `config` learns before `bench`, which is that of the stage before it, and the
-    workbench of the next stage. Raises what a `Trainer` raises, and `StorageError`."""
+    """The result of the fixed stage `config` on `encoded`, which is that of the stage before it,
+    and the encoded task of the next stage. Raises what a `Trainer` raises, and `StorageError`."""
     key = (config.fingerprint(), episode)
-    if key not in bench.learned:
-        name = stage_name(config, episode, bench.source, bench.backbone.fingerprint)
+    if key not in encoded.learned:
+        name = stage_name(config, episode, encoded.source, encoded.backbone.fingerprint)
         folder = cache_folder() / STAGES
         with locked(folder / name):
             cache = LocalStorage(folder)
-            shared = open_storage(bench.stages) if bench.stages else None
-            artifact = _find(name, cache, shared) or _train(config, bench, episode, name, shared)
+            shared = open_storage(encoded.stages) if encoded.stages else None
+            artifact = _find(name, cache, shared) or _train(config, encoded, episode, name, shared)
             if not cache.exists(name):
                 with explained(folder / name):
                     write_checked(cache, name, *artifact)
-        trainer = Trainer(config, bench, episode)
+        trainer = Trainer(config, encoded, episode)
         trainer.load_artifact(*artifact)
-        bench.learned[key] = artifact, trainer.merged_backbone()
-    return bench.learned[key]
+        encoded.learned[key] = artifact, trainer.merged_backbone()
+    return encoded.learned[key]
 
 
 def stage_name(config: TrialConfig, episode: Episode, source: DataSource, backbone: str) -> str:
-    """The file's name. `backbone` is the fingerprint of the one that the stage is trained on, the
-    stages before it included. Raises `DataError`."""
+    """File name of a stage's result. `backbone` is the fingerprint of the backbone that the stage
+    is trained on, which covers the stages before it. Raises `DataError`."""
     drawn = source.draw(episode.dataset, episode.shots, episode.seed, episode.half)
-    own = config.for_episode(episode)
-    facts = {
-        "config": own.to_dict() | {"before": None, "fixed": True, "preset": ""},
+    facts = _facts(replace(config, before=None), episode, source, backbone)
+    return f"{_digest(facts | {'content': drawn.train.images.content()})}.safetensors"
+
+
+def training_key(config: TrialConfig, episode: Episode, source: DataSource, backbone: str) -> str:
+    """Digest of everything that the result of a training depends on, wherever the images are on
+    this machine. Raises `DataError`."""
+    return _digest(_facts(config, episode, source, backbone))
+
+
+def _facts(
+    config: TrialConfig, episode: Episode, source: DataSource, backbone: str
+) -> dict[str, Any]:
+    drawn = source.draw(episode.dataset, episode.shots, episode.seed, episode.half)
+    return {
+        "config": _plain(config.for_episode(episode)),
         "episode": asdict(episode),
         "split": drawn.train.fingerprint,
-        "content": drawn.train.images.content(),
         "classes": source.dataset(episode.dataset, episode.half).class_names,
         "backbone": backbone,
         "version": _VERSION,
     }
-    text = json.dumps(facts, sort_keys=True).encode()
-    return f"{hashlib.sha256(text).hexdigest()}.safetensors"
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(config: TrialConfig) -> dict[str, Any]:
+    """The configuration without what does not change the result: its origin."""
+    before = _plain(config.before) if config.before else None
+    return config.to_dict() | {"before": before, "fixed": True, "preset": ""}
 
 
 def _find(name: str, cache: Storage, shared: Storage | None) -> Learned | None:
@@ -74,9 +95,9 @@ def _find(name: str, cache: Storage, shared: Storage | None) -> Learned | None:
 
 
 def _train(
-    config: TrialConfig, bench: EncodedTask, episode: Episode, name: str, shared: Storage | None
+    config: TrialConfig, encoded: EncodedTask, episode: Episode, name: str, shared: Storage | None
 ) -> Learned:
-    trainer = Trainer(config, bench, episode)
+    trainer = Trainer(config, encoded, episode)
     for _ in range(trainer.epochs):
         trainer.run_epoch()
     artifact = trainer.artifact()

@@ -86,6 +86,16 @@ def open_training(config: TrialConfig, bench: EncodedTask, episode: Episode) -> 
     return Pipeline(config, bench, episode) if config.before else Trainer(config, bench, episode)
 
 
+def first_stages(artifact: Learned, count: int) -> Learned:
+    """The first `count` stages of a pipeline's artifact, as an artifact of these stages."""
+    tensors, metadata = artifact
+    records = json.loads(metadata["stages"])[:count]
+    if count == 1:
+        return _under(tensors, "0/"), records[0]
+    parts = [(_under(tensors, f"{i}/"), record) for i, record in enumerate(records)]
+    return _numbered(parts)[0], _FORMAT | {"stages": json.dumps(records)}
+
+
 class Pipeline:
     """Several stages, one of which is there at a time; implements `Training`.
 

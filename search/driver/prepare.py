@@ -17,10 +17,11 @@ from search.core.placement import Placement
 from search.core.problems import StoppedError
 from search.core.task import reads_files
 from search.driver.preflight import Plan
-from search.evaluation.run import Bench, shared_weights
+from search.evaluation.run import shared_weights
+from search.evaluation.workers import EncodedTaskSpec
 from search.terminal.bars import Bars
 from trainables.data.base import DataError
-from trainables.data.sealed import seal_process
+from trainables.data.sealed import TRAINING_PROCESS, seal_process
 from trainables.encoded_task import Progress
 from trainables.methods.registry import METHODS
 from trainables.storage import Storage, StorageError
@@ -37,13 +38,17 @@ def prepare(plan: Plan, placement: Placement, sweep: Storage, console: Console) 
         return
     weights = shared_weights(config, sweep)
     threads = max(1, int(placement.cpus))
-    bench = Bench(task, config.data, placement.device, threads, weights)
+    spec = EncodedTaskSpec(task, config.data, placement.device, threads, weights)
     reads = METHODS[plan.space.paper.stages[0].method].input_kind
-    options = {"num_cpus": placement.cpus, "num_gpus": placement.gpus}
+    options = {
+        "num_cpus": placement.cpus,
+        "num_gpus": placement.gpus,
+        "runtime_env": {"env_vars": TRAINING_PROCESS},
+    }
     remote = ray.remote(**options, num_returns="streaming")(_prepare)
     latest: dict[str, Progress] = {}
     with Bars(console) as bars:
-        for reference in remote.remote(bench, task.episodes, reads):
+        for reference in remote.remote(spec, task.episodes, reads):
             try:
                 news: Progress | str = ray.get(reference)
             except ray.exceptions.RayError as error:
@@ -61,7 +66,7 @@ def _rate(news: Progress) -> str:
 
 
 def _prepare(
-    bench: Bench, episodes: tuple[Episode, ...], reads: Literal["features", "images"]
+    spec: EncodedTaskSpec, episodes: tuple[Episode, ...], reads: Literal["features", "images"]
 ) -> Iterator[Progress | str]:
     """On a worker: news as it goes, or at the end why it went no further."""
     seal_process()
@@ -69,9 +74,9 @@ def _prepare(
 
     def work() -> None:
         try:
-            workbench = bench.open(news.put)
+            encoded = spec.open(news.put)
             for episode in episodes:
-                for view in workbench.views(episode):
+                for view in encoded.views(episode):
                     view.materialize(reads)
         except (DataError, StorageError) as error:
             news.put(str(error))

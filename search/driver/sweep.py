@@ -22,7 +22,7 @@ from search.core.task import described, val_images
 from search.driver.preflight import Plan, adopt
 from search.driver.prepare import prepare
 from search.evaluation.record import Evaluation
-from search.evaluation.run import evaluate, shared_weights, stored_evaluation
+from search.evaluation.run import SweepFacts, evaluate, shared_weights, stored_evaluation
 from search.evaluation.statistics import separation_note
 from search.evaluation.winner import share_start
 from search.execution.listeners import OverheadClock, SweepListeners
@@ -150,7 +150,8 @@ def _run(
     config = plan.config
     stop = StopSwitch(config.time_budget)
     clock = OverheadClock()
-    evaluation = stored_evaluation(ledger, plan)
+    facts = SweepFacts(config, plan.source, plan.setting.tower, plan.fingerprints)
+    evaluation = stored_evaluation(ledger, facts)
     todo = ledger.waiting + max(0, config.trials - ledger.issued)
     if todo or evaluation is None:
         is_private = not (config.address or ray.is_initialized())
@@ -180,11 +181,11 @@ def _run(
                 if stop.reason:
                     raise StoppedError(stop.reason)
             _check_folder(ledger.sweep)
-            evaluation = stored_evaluation(ledger, plan)  # the winner may have changed
+            evaluation = stored_evaluation(ledger, facts)  # the winner may have changed
             if evaluation is None and ledger.best() is not None and not stop.interrupted:
                 stop.interrupt_at_once()
                 with Bars(console) as bars:
-                    evaluation = evaluate(ledger, plan, placement, bars.tell)
+                    evaluation = evaluate(ledger, facts, placement, bars.tell)
     _check_folder(ledger.sweep)
     best = ledger.best()
     # Also if a driver was killed before it had written one.
@@ -252,7 +253,8 @@ def _doubt(plan: Plan, ledger: Ledger) -> str | None:
 
 def _assign_by(plan: Plan, placement: Placement, sweep: Storage) -> Assign:
     config = plan.config
-    weights, stages = shared_weights(config, sweep), share_start(plan, sweep)
+    weights = shared_weights(config, sweep)
+    stages = share_start(config, plan.source, plan.fingerprints["backbone"], sweep)
 
     def assign(live: RunningTrial) -> Assignment:
         return Assignment(

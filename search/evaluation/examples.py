@@ -1,7 +1,7 @@
 """A few test images on which the winner and the zero-shot model differ: `examples.arrow`.
 
-They are taken while the test split is read for the evaluation, so that a report need not read it
-again. An Arrow IPC file with a row for each image; see `Example`.
+They are taken while the evaluation reads the test split, so that a report need not read it again.
+An Arrow IPC file with a row per image, see `Example`; `evaluation.json` has its checksum.
 """
 
 from __future__ import annotations
@@ -15,67 +15,75 @@ import pyarrow as pa
 from PIL import Image
 from torch import Tensor
 
-from search.evaluation.prediction_table import ModelPredictions, PredictionTable
-from search.evaluation.record import Evaluation, Label
+from search.evaluation.predictions import (
+    DamagedFileError,
+    ModelPredictions,
+    PredictionTable,
+    read_file_of,
+)
+from search.evaluation.record import Evaluation
 from trainables.data.base import FeatureRows, Images
 from trainables.storage import Storage
 
 EXAMPLES = "examples.arrow"
 MOST = 12
-"""Images of each kind (now right, now wrong) that are kept of a whole sweep, or one a sheet."""
+"""Images of each kind (now right, now wrong) kept per sweep, but at least one per table."""
 SIDE = 96
-"""Pixels on a kept image's longer side, at most."""
+"""Largest number of pixels on a kept image's longer side."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A test image that one of two models gets right."""
+    """A test image that one of two models classifies correctly."""
 
     target: str
     """Whose test split it is from."""
     part: str
     """Which part of it."""
     shots: int
-    """Images a class that the winner was trained with."""
+    """Training images per class of the winner."""
     seed: int
-    """Of the winner's draw."""
+    """Seed of the winner's draw."""
     file: str
     """The image's name, or empty."""
     truth: str
     """Its class."""
     before: str
-    """What the zero-shot model says."""
+    """The zero-shot model's prediction."""
     after: str
-    """What the winner says."""
+    """The winner's prediction."""
     png: bytes
-    """The image, reduced to `SIDE`."""
+    """The image, at most `SIDE` pixels large."""
 
     @property
     def gained(self) -> bool:
-        """Whether the winner is the one that is right."""
+        """Whether the winner is the correct one."""
         return self.after == self.truth
 
 
-def take_examples(sheet: PredictionTable, images: Images, most: int) -> list[Example]:
+def take_examples(
+    table: PredictionTable,
+    images: Images,
+    most: int,
+    before: ModelPredictions,
+    after: ModelPredictions,
+) -> list[Example]:
     """At most `most` images of each kind, evenly spread over all of that kind in the order of the
-    split: not a choice of the most telling. Of the winner with the most shots, on the first draw
-    that was judged. `images` are the sheet's."""
-    pair = _pair(sheet)
-    if pair is None or isinstance(images, FeatureRows):
+    split, so that they are not a selection. `images` are the table's."""
+    if isinstance(images, FeatureRows):
         return []
-    before, after = pair
-    was, now = sheet.right(before), sheet.right(after)
+    was, now = table.right(before), table.right(after)
     rows = [*_spread(~was & now, most), *_spread(was & ~now, most)]
     return [
         Example(
-            target=sheet.target,
-            part=sheet.part,
+            target=table.target,
+            part=table.part,
             shots=after.shots,
             seed=after.seed,
-            file=sheet.files[row] if sheet.files else "",
-            truth=sheet.classes[sheet.truth[row]],
-            before=sheet.classes[before.prediction[row]],
-            after=sheet.classes[after.prediction[row]],
+            file=table.files[row] if table.files else "",
+            truth=table.classes[table.truth[row]],
+            before=table.classes[before.prediction[row]],
+            after=table.classes[after.prediction[row]],
             png=thumbnail(images.read(row)),
         )
         for row in rows
@@ -83,7 +91,7 @@ def take_examples(sheet: PredictionTable, images: Images, most: int) -> list[Exa
 
 
 def thumbnail(image: Tensor) -> bytes:
-    """uint8 [3, h, w] -> PNG, no side longer than `SIDE`; small images stay as they are."""
+    """uint8 [3, h, w] -> PNG with no side longer than `SIDE`; small images keep their size."""
     small = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
     small.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
     stream = io.BytesIO()
@@ -91,44 +99,30 @@ def thumbnail(image: Tensor) -> bytes:
     return stream.getvalue()
 
 
-def write_examples(sweep: Storage, found: Evaluation, examples: Sequence[Example]) -> None:
-    """Write the file; raises `StorageError`."""
-    metadata = {"evaluation": found.identity}
-    schema = pa.schema([(f.name, _KINDS[str(f.type)]) for f in fields(Example)], metadata)
-    table = pa.Table.from_pylist([asdict(example) for example in examples], schema)
+def encode_examples(examples: Sequence[Example]) -> bytes:
+    """The file with these images."""
+    schema = pa.schema([(f.name, _KINDS[str(f.type)]) for f in fields(Example)])
+    stream = io.BytesIO()
+    with pa.ipc.new_file(stream, schema) as file:
+        file.write_table(pa.Table.from_pylist([asdict(example) for example in examples], schema))
+    return stream.getvalue()
 
-    def write(path: object) -> None:
-        with pa.ipc.new_file(str(path), schema) as file:
-            file.write_table(table)
 
-    sweep.write_with(EXAMPLES, write)
+def decode_examples(data: bytes) -> list[Example]:
+    """The inverse of `encode_examples`; raises `DamagedFileError`."""
+    try:
+        with pa.ipc.open_file(pa.BufferReader(data)) as file:
+            return [Example(**row) for row in file.read_all().to_pylist()]
+    except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        raise DamagedFileError(f"'{EXAMPLES}' cannot be read ({error}).") from error
 
 
 def read_examples(sweep: Storage, found: Evaluation) -> list[Example]:
-    """Those of this evaluation, if there are any that can be read. Raises `StorageError`."""
-    try:
-        with pa.ipc.open_file(pa.BufferReader(sweep.read(EXAMPLES))) as file:
-            if file.schema.metadata[b"evaluation"].decode() != found.identity:
-                return []
-            return [Example(**row) for row in file.read_all().to_pylist()]
-    except (FileNotFoundError, KeyError, TypeError, ValueError, pa.ArrowException):
-        return []
+    """The images of an evaluation. Raises `DamagedFileError` and `StorageError`."""
+    return decode_examples(read_file_of(sweep, found, EXAMPLES))
 
 
 _KINDS: dict[str, pa.DataType] = {"str": pa.string(), "int": pa.int64(), "bytes": pa.binary()}
-
-
-def _pair(sheet: PredictionTable) -> tuple[ModelPredictions, ModelPredictions] | None:
-    """The zero-shot model and the winner on the same draw."""
-    order: dict[Label, int] = {"zero-shot": 0, "winner": 1}
-    draws: dict[tuple[str, int, int], dict[int, ModelPredictions]] = {}
-    for answers in sheet.answers:
-        if answers.label in order:
-            key = (answers.dataset, answers.shots, answers.seed)
-            draws.setdefault(key, {})[order[answers.label]] = answers
-    found = [pair for pair in draws.values() if len(pair) == 2]
-    best = max(found, key=lambda pair: pair[1].shots, default=None)
-    return (best[0], best[1]) if best else None
 
 
 def _spread(wanted: np.ndarray, most: int) -> list[int]:

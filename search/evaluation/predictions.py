@@ -1,29 +1,120 @@
-"""What the evaluation's models said of every test image: `predictions.arrow`.
+"""Predictions on test images, and their file `predictions.arrow`.
 
-An Arrow IPC file, zstd inside: a record batch for each model and part of a test split, a row for
-each image. Columns: `label`, `dataset`, `shots`, `seed` say which model it was (see
-`search.evaluation.record.Score`); `target`, `part` whose images; `image` is the position in the
-test split as it was read, `file` the name that the data set gives the image (null where it has
-none); `truth` and `prediction` are positions in the part's class names, which stand in the
-metadata; `confidence` is the softmax probability of the prediction, a fraction.
+The file is an Arrow IPC file with zstd compression: a record batch per model and part of a test
+split, a row per image. Columns: `label`, `dataset`, `shots`, `seed` identify the model (see
+`search.evaluation.record.Score`); `target` and `part` identify the images; `image` is the position
+in the test split as it was read, `file` the data set's name for the image (null if it has none);
+`truth` and `prediction` are positions in the part's class names, which are in the metadata;
+`confidence` is the softmax probability of the prediction. `evaluation.json` has its checksum.
 
-Notation: n images.
+Notation: n images, c classes.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
+from torch import Tensor
 
-from search.evaluation.prediction_table import ModelPredictions, PredictionTable
-from search.evaluation.record import Evaluation, Part
+from search.core.task import Part
+from search.evaluation.record import Evaluation, Label
+from trainables.data.base import FeatureRows, Images, PixelRows
 from trainables.storage import Storage
+from trainables.trial import Episode
 
 PREDICTIONS = "predictions.arrow"
+
+
+class DamagedFileError(ValueError):
+    """A file of an evaluation is missing, or not the one that was written with it."""
+
+
+@dataclass(frozen=True)
+class ModelPredictions:
+    """The predictions of one model on the images of a `PredictionTable`."""
+
+    label: Label
+    """The model."""
+    dataset: str
+    """What it was trained on."""
+    shots: int
+    """Training images per class."""
+    seed: int
+    """Seed of its draw."""
+    prediction: NDArray[np.uint16]
+    """[n], positions in the table's class names."""
+    confidence: NDArray[np.float32]
+    """[n], the softmax probability of the prediction."""
+
+    @property
+    def model(self) -> tuple[Label, str, int]:
+        """What identifies the model, whatever the draw."""
+        return self.label, self.dataset, self.shots
+
+
+@dataclass(frozen=True)
+class PredictionTable:
+    """The images of one part of a test split, with the predictions of several models."""
+
+    target: str
+    """Whose test split it is."""
+    part: Part
+    """Which of its images."""
+    classes: tuple[str, ...]
+    """Names of the classes among which images were classified."""
+    images: NDArray[np.int32]
+    """[n], positions in the test split as it was read."""
+    files: tuple[str, ...]
+    """The images' names; empty if they have none."""
+    truth: NDArray[np.uint16]
+    """[n], positions in `classes`."""
+    answers: tuple[ModelPredictions, ...]
+    """One per model and draw."""
+
+    def right(self, answers: ModelPredictions) -> NDArray[np.bool_]:
+        """[n], whether the prediction is correct."""
+        return np.equal(answers.prediction, self.truth)
+
+    def accuracy(self, answers: ModelPredictions) -> float:
+        """The share of correct predictions."""
+        return float(self.right(answers).mean())
+
+
+def from_logits(label: Label, episode: Episode, logits: Tensor) -> ModelPredictions:
+    """Predictions of a model trained on `episode`, from its logits [n, c]."""
+    largest = logits.argmax(-1)
+    confidence = logits.float().softmax(-1).gather(-1, largest[:, None])[:, 0]
+    return ModelPredictions(
+        label,
+        episode.dataset,
+        episode.shots,
+        episode.seed,
+        largest.cpu().numpy().astype(np.uint16),
+        confidence.cpu().numpy(),
+    )
+
+
+def file_names(images: Images) -> tuple[str, ...]:
+    """The images' names if they are more than positions, else empty."""
+    if isinstance(images, FeatureRows | PixelRows):
+        return ()
+    return tuple(as_text(images.name(row)) for row in range(len(images)))
+
+
+def as_text(name: str) -> str:
+    """The name as valid Unicode text: file names may have bytes that are none."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+# --- the file ------------------------------------------------------------------------------------
 
 _WORDS = pa.dictionary(pa.int32(), pa.string())
 _SCHEMA = pa.schema(
@@ -43,49 +134,72 @@ _SCHEMA = pa.schema(
 )
 
 
-def write_predictions(sweep: Storage, found: Evaluation, sheets: Sequence[PredictionTable]) -> None:
-    """Write the file of the evaluation `found`, whose sheets these are. Raises `StorageError`."""
-    words = _Words(sheets)
-    classes = [[sheet.target, sheet.part, list(sheet.classes)] for sheet in sheets]
-    schema = _SCHEMA.with_metadata({"evaluation": found.identity, "classes": json.dumps(classes)})
-
-    def write(path: object) -> None:
-        options = pa.ipc.IpcWriteOptions(compression="zstd")
-        with pa.ipc.new_file(str(path), schema, options=options) as file:
-            for sheet in sheets:
-                for answers in sheet.answers:
-                    columns = _columns(sheet, answers, words)
-                    file.write_batch(pa.record_batch(columns, schema=schema))
-
-    sweep.write_with(PREDICTIONS, write)
+def checksum(data: bytes) -> str:
+    """SHA-256 in hex."""
+    return hashlib.sha256(data).hexdigest()
 
 
-def read_predictions(sweep: Storage, found: Evaluation) -> list[PredictionTable] | None:
-    """The sheets of this evaluation; None where there are none: an older version made it, or the
-    file is damaged or another evaluation's. Raises `StorageError`."""
+def read_file_of(sweep: Storage, found: Evaluation, name: str) -> bytes:
+    """A file that belongs to an evaluation, as it was written.
+
+    Raises `StorageError`, and `DamagedFileError` if it is missing or its checksum is not the one
+    that the evaluation has recorded.
+    """
     try:
-        with pa.ipc.open_file(pa.BufferReader(sweep.read(PREDICTIONS))) as file:
-            metadata = file.schema.metadata or {}
-            if metadata[b"evaluation"].decode() != found.identity:
-                return None
-            classes = {(t, p): tuple(names) for t, p, names in json.loads(metadata[b"classes"])}
+        data = sweep.read(name)
+    except FileNotFoundError:
+        raise DamagedFileError(f"'{name}' is missing. Restore it from a copy.") from None
+    if checksum(data) != found.checksums.get(name):
+        raise DamagedFileError(
+            f"'{name}' is damaged or belongs to another evaluation: its SHA-256 is "
+            f"{checksum(data)[:12]}..., recorded is {found.checksums.get(name, 'none')[:12]}. "
+            "Restore it from a copy."
+        )
+    return data
+
+
+def encode_predictions(tables: Sequence[PredictionTable]) -> bytes:
+    """The file with these tables."""
+    words = _Words(tables)
+    classes = [[table.target, table.part, list(table.classes)] for table in tables]
+    schema = _SCHEMA.with_metadata({"classes": json.dumps(classes)})
+    stream = io.BytesIO()
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_file(stream, schema, options=options) as file:
+        for table in tables:
+            for answers in table.answers:
+                columns = _columns(table, answers, words)
+                file.write_batch(pa.record_batch(columns, schema=schema))
+    return stream.getvalue()
+
+
+def decode_predictions(data: bytes) -> list[PredictionTable]:
+    """The inverse of `encode_predictions`; raises `DamagedFileError`."""
+    try:
+        with pa.ipc.open_file(pa.BufferReader(data)) as file:
+            named = json.loads(file.schema.metadata[b"classes"])
             batches = [file.get_batch(i) for i in range(file.num_record_batches)]
-        return _sheets(batches, classes)
-    except (FileNotFoundError, KeyError, IndexError, TypeError, ValueError, pa.ArrowException):
-        return None
+        return _tables(batches, {(t, p): tuple(names) for t, p, names in named})
+    except (KeyError, IndexError, TypeError, ValueError, pa.ArrowException) as error:
+        raise DamagedFileError(f"'{PREDICTIONS}' cannot be read ({error}).") from error
+
+
+def read_predictions(sweep: Storage, found: Evaluation) -> list[PredictionTable]:
+    """The tables of an evaluation. Raises `DamagedFileError` and `StorageError`."""
+    return decode_predictions(read_file_of(sweep, found, PREDICTIONS))
 
 
 class _Words:
-    """The file's dictionaries: an Arrow file has one a column, for all its batches."""
+    """The file's dictionaries: an Arrow file has one per column, for all its batches."""
 
-    def __init__(self, sheets: Sequence[PredictionTable]) -> None:
-        answers = [a for sheet in sheets for a in sheet.answers]
+    def __init__(self, tables: Sequence[PredictionTable]) -> None:
+        answers = [a for table in tables for a in table.answers]
         words: dict[str, list[str]] = {
             "label": [a.label for a in answers],
             "dataset": [a.dataset for a in answers],
-            "target": [s.target for s in sheets],
-            "part": [s.part for s in sheets],
-            "file": [name for s in sheets for name in s.files],
+            "target": [t.target for t in tables],
+            "part": [t.part for t in tables],
+            "file": [name for t in tables for name in t.files],
         }
         self._arrays = {
             key: pa.array(list(dict.fromkeys(values)), pa.string()) for key, values in words.items()
@@ -101,30 +215,30 @@ class _Words:
         return pa.DictionaryArray.from_arrays(places, self._arrays[key])
 
     def files(self, names: Sequence[str], rows: int) -> pa.Array:
-        """A name a row, or null where there are none."""
+        """A name per row, or null without names."""
         places = self._places["file"]
         found = pa.array([places[n] for n in names] if names else [None] * rows, pa.int32())
         return pa.DictionaryArray.from_arrays(found, self._arrays["file"])
 
 
-def _columns(sheet: PredictionTable, answers: ModelPredictions, words: _Words) -> list[pa.Array]:
-    rows = len(sheet.truth)
+def _columns(table: PredictionTable, answers: ModelPredictions, words: _Words) -> list[pa.Array]:
+    rows = len(table.truth)
     return [
         words.constant("label", answers.label, rows),
         words.constant("dataset", answers.dataset, rows),
         pa.array(np.full(rows, answers.shots, np.int32)),
         pa.array(np.full(rows, answers.seed, np.int64)),
-        words.constant("target", sheet.target, rows),
-        words.constant("part", sheet.part, rows),
-        pa.array(sheet.images),
-        words.files(sheet.files, rows),
-        pa.array(sheet.truth),
+        words.constant("target", table.target, rows),
+        words.constant("part", table.part, rows),
+        pa.array(table.images),
+        words.files(table.files, rows),
+        pa.array(table.truth),
         pa.array(answers.prediction),
         pa.array(answers.confidence),
     ]
 
 
-def _sheets(
+def _tables(
     batches: Sequence[pa.RecordBatch], classes: Mapping[tuple[str, str], tuple[str, ...]]
 ) -> list[PredictionTable]:
     grouped: dict[tuple[str, Part], list[pa.RecordBatch]] = {}

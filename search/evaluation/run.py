@@ -1,105 +1,134 @@
-"""The end of a sweep: the winner on fresh few-shot draws, and the one look at the test splits.
+"""The evaluation at the end of a sweep: the winner and its baselines, trained on draws that the
+search has not used, and classified on the test splits.
 
-The only module that may open test data. The winner, the paper's setting and the zero-shot model
-are judged on the same draws, none of which the search has seen; each test split is read once for
-all of them, and the read is written down before it happens.
+Each training and each read of a test split is a Ray task whose result is stored as it ends, and an
+interrupted evaluation continues from what is stored. Equal trainings are done once. Each read is
+recorded before it happens.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
-from typing import Any, cast, get_args
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
-import numpy as np
 import ray
-import torch
-from safetensors.torch import load, save
-from torch import Tensor
 
 from search.core.config import SweepConfig
 from search.core.placement import Placement
 from search.core.problems import EvaluationError
-from search.core.task import fresh_draws, task_facts
-from search.driver.preflight import Plan
-from search.evaluation.evaluation_sets import EvaluationSet, evaluation_sets
-from search.evaluation.examples import MOST, Example, take_examples, write_examples
-from search.evaluation.prediction_table import PredictionTable, file_names, from_logits
-from search.evaluation.predictions import write_predictions
+from search.core.task import (
+    FreshDraws,
+    evaluation_sets,
+    fresh_draws,
+    same_training_sets,
+    task_facts,
+)
+from search.evaluation.examples import EXAMPLES, MOST, Example, encode_examples
+from search.evaluation.predictions import (
+    PREDICTIONS,
+    PredictionTable,
+    checksum,
+    encode_predictions,
+)
 from search.evaluation.record import (
     EVALUATION,
     Evaluation,
     Label,
-    Score,
     read_evaluation,
     record_read,
 )
+from search.evaluation.scores import comparisons_of, scores_of
 from search.evaluation.winner import share_start
+from search.evaluation.workers import (
+    FOLDER,
+    Candidate,
+    EncodedTaskSpec,
+    SplitJob,
+    classify,
+    load_result,
+    train,
+    training_file,
+)
 from search.ledger.ledger import Ledger
 from spaces.base import preset_trial
 from trainables.backbones.shared_weights import share_weights
-from trainables.data.base import Dataset, Shift
-from trainables.data.class_subsets import Half, classes_of
-from trainables.data.sealed import read_test_split
-from trainables.encoded_task import EncodedTask, Progress, View
-from trainables.stages import open_training
-from trainables.storage import Storage, open_storage
+from trainables.data.registry import DataSource
+from trainables.data.sealed import EVALUATION_PROCESS, TRAINING_PROCESS
+from trainables.fixed import training_key
+from trainables.methods.base import Tower
+from trainables.storage import LocalStorage, Storage
+from trainables.tensor_file import read_checked, write_tensors
 from trainables.trial import Episode, TaskSpec, TrialConfig
 
-Judged = tuple[list[PredictionTable], list[Example]]
-"""What was said of one test split, part by part, and some of its images."""
+_VERSION = 2  # of what an evaluation is: another number, and all are made again
+_ATTEMPTS = 4  # per task, if its worker dies
+
+Progress = Callable[[str, int, int], None]
+"""Progress callback: label, done, total."""
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One configuration trained on one fresh draw."""
+class SweepFacts:
+    """What the evaluation needs to know of a sweep that can start."""
 
-    label: Label
-    """What it stands for in the report."""
-    episode: Episode
-    """What it was trained on."""
-    config: dict[str, Any]
-    """`TrialConfig.to_dict()`."""
-    artifact: bytes
-    """What was learned, as a safetensors file; its tensors without the metadata."""
-    metadata: dict[str, str]
-    """The artifact's metadata."""
+    config: SweepConfig
+    """Its configuration."""
+    source: DataSource
+    """The task's data, opened."""
+    tower: Tower
+    """Family of the image tower."""
+    fingerprints: dict[str, str]
+    """Fingerprints of the backbone and of the few-shot pools."""
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What a worker needs to set up its `EncodedTask`."""
+class _Plan:
+    """What is evaluated."""
 
+    winner: int
+    """Number of the winning trial."""
+    draws: FreshDraws
+    """The draws."""
     task: TaskSpec
-    """Whose data it holds."""
-    data: str
-    """Folder of the field's data sets."""
-    device: str
-    """`cpu` or `cuda`."""
-    threads: int
-    """Threads of torch."""
-    weights: str
-    """Where the backbone's files were shared, or empty."""
-    stages: str = ""
-    """Where the sweep keeps what fixed stages have learned, or empty."""
+    """The sweep's task, on these draws."""
+    first: dict[Episode, Episode]
+    """See `same_training_sets`."""
+    candidates: tuple[Candidate, ...]
+    """Every model of every episode."""
 
-    def open(self, progress: Callable[[Progress], None] | None = None) -> EncodedTask:
-        """In this process."""
-        torch.set_num_threads(self.threads)
-        source = self.task.source(self.data)
-        backbone = self.task.backbone
-        return EncodedTask(backbone, self.device, source, self.weights, progress, self.stages)
+    def trained(self, candidate: Candidate) -> Candidate:
+        """The same model, with the episode that it is really trained on: the first with the same
+        training images. The zero-shot model is the same on every draw."""
+        if candidate.label == "zero-shot":
+            return replace(candidate, episode=_zero_shot_episode(self.task, candidate.episode))
+        return replace(candidate, episode=self.first[candidate.episode])
+
+    @property
+    def inputs(self) -> str:
+        """Digest of everything that the evaluation is made from, as far as it can be known without
+        reading test data."""
+        facts = {
+            "version": _VERSION,
+            "winner": self.winner,
+            "draws": [self.draws.seeds, self.draws.requested],
+            "task": self.task.to_dict() | {"skip_unreadable": None},
+            "models": [(c.label, repr(c.episode), c.key) for c in self.candidates],
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def stored_evaluation(ledger: Ledger, plan: Plan) -> Evaluation | None:
-    """The evaluation of the present winner on the same draws, if there is one already."""
-    found, best = read_evaluation(ledger.sweep), ledger.best()
-    if found is None or best is None:
+def stored_evaluation(ledger: Ledger, facts: SweepFacts) -> Evaluation | None:
+    """The evaluation in the sweep's folder, unless it is of another winner, other draws, settings,
+    data or another backbone."""
+    found = read_evaluation(ledger.sweep)
+    if found is None or ledger.best() is None or found.inputs != _plan(ledger, facts).inputs:
         return None
-    seeds = fresh_draws(plan.config.task, plan.source, plan.config.eval_seeds)
-    return found if (found.winner, found.seeds) == (best.number, seeds) else None
+    return found
 
 
 def shared_weights(config: SweepConfig, sweep: Storage) -> str:
@@ -107,176 +136,297 @@ def shared_weights(config: SweepConfig, sweep: Storage) -> str:
     return share_weights(config.task.backbone, sweep) if config.address else ""
 
 
-Tell = Callable[[str, int, int], None]
-"""Is told of what is done: what, how many, of how many."""
-
-
 def evaluate(
-    ledger: Ledger, plan: Plan, placement: Placement, tell: Tell = lambda *_: None
+    ledger: Ledger, facts: SweepFacts, placement: Placement, tell: Progress = lambda *_: None
 ) -> Evaluation:
-    """Train winner and paper's setting on fresh draws, then score all on the test splits, once.
+    """Evaluate the winner; needs a complete trial. Runs on the connected Ray cluster, with the
+    resources of a trial per task.
 
-    Runs on the Ray cluster that is connected, with a trial's resources per training. Writes the
-    winner's artifacts, all predictions, and `evaluation.json` last. Needs a complete trial in the
-    ledger. Raises `EvaluationError`.
+    Writes the winner's artifacts, all predictions, and `evaluation.json` last. Raises
+    `EvaluationError` and `StorageError`; what was finished by then is kept for the next call.
     """
-    best, config = ledger.best(), plan.config
+    plan, sweep, config = _plan(ledger, facts), ledger.sweep, facts.config
+    best = ledger.best()
+    assert best is not None
+    assert best.value is not None
+    spec = EncodedTaskSpec(
+        plan.task,
+        config.data,
+        placement.device,
+        max(1, int(placement.cpus)),
+        shared_weights(config, sweep),
+        share_start(config, facts.source, facts.fingerprints["backbone"], sweep),
+    )
+    folder = sweep.child(FOLDER)
+    try:
+        _train_missing(plan, folder, sweep, spec, placement, tell)
+        results = _classify_missing(plan, folder, sweep, spec, placement, tell)
+    except ray.exceptions.RayError as error:
+        raise EvaluationError(str(error).strip().splitlines()[-1]) from error
+    tables = _whole_tables(plan, results)
+    found = Evaluation(
+        plan.winner,
+        best.value,
+        plan.draws.seeds,
+        plan.task.protocol,
+        scores_of(tables, plan.draws.seeds, plan.first),
+        requested=plan.draws.requested,
+        seen=plan.draws.seen,
+        inputs=plan.inputs,
+    )
+    examples = [example for _, _, taken in results for example in taken]
+    files = {PREDICTIONS: encode_predictions(tables), EXAMPLES: encode_examples(examples)}
+    found = replace(
+        found,
+        comparisons=comparisons_of(found, tables),
+        checksums={name: checksum(data) for name, data in files.items()},
+    )
+    _write_winner(plan, sweep, best.config)
+    for name, data in files.items():
+        sweep.write(name, data)
+    sweep.write(EVALUATION, found.to_json())  # last: it makes the other files valid
+    clean_up(sweep)
+    return found
+
+
+def clean_up(sweep: Storage) -> None:
+    """Remove what an evaluation has stored on its way, when it is finished."""
+    folder = sweep.child(FOLDER)
+    for name in folder.files():
+        folder.delete(name)
+    if isinstance(folder, LocalStorage):
+        with suppress(OSError):
+            folder.root.rmdir()
+
+
+# --- what is evaluated ---------------------------------------------------------------------------
+
+
+def _plan(ledger: Ledger, facts: SweepFacts) -> _Plan:
+    best, config = ledger.best(), facts.config
     if best is None:
         raise ValueError("there is no complete trial to evaluate")
     winner = ledger.config_of(best)
-    seeds = fresh_draws(config.task, plan.source, config.eval_seeds)
-    task = replace(config.task, seeds=seeds)
-    threads = max(1, int(placement.cpus))
-    weights = shared_weights(config, ledger.sweep)
-    stages = share_start(plan, ledger.sweep)
-    bench = Bench(task, config.data, placement.device, threads, weights, stages)
-    jobs = [
-        (label, trial.to_dict(), episode)
-        for episode in task.episodes
-        for label, trial in _wanted(plan, episode, winner).items()
-    ]
-    judged = evaluation_sets(task)
-    # Tasks, not actors: they run on what is left of a cluster that has lost a machine.
-    options = {"num_cpus": placement.cpus, "num_gpus": placement.gpus, "max_retries": 3}
-    train, judge = ray.remote(**options)(_train), ray.remote(**options)(_judge)
-    try:
-        trained: list[Candidate] = _gather(
-            "training the winner on fresh draws", [train.remote(*job, bench) for job in jobs], tell
-        )
-        held, folder = ray.put(trained), ledger.sweep.location
-        most = max(1, MOST // sum(len(exam.halves) for exam in judged))
-        found: list[Judged] = _gather(
-            "judging test images",
-            [judge.remote(exam, held, bench, folder, most) for exam in judged],
-            tell,
-        )
-    except ray.exceptions.RayError as error:
-        raise EvaluationError(str(error).strip().splitlines()[-1]) from error
-    sheets = [sheet for sheets, _ in found for sheet in sheets]
-    scores = tuple(score for sheet in sheets for score in _scores(sheet))
-    assert best.value is not None
-    evaluation = Evaluation(best.number, best.value, seeds, task.protocol, scores)
-    for candidate in trained:
-        if candidate.label == "winner":
-            name = f"winner/artifact-{task.label(candidate.episode)}.safetensors"
-            ledger.sweep.write(name, save(load(candidate.artifact), candidate.metadata))
-    ledger.sweep.write("winner/config.json", _json(best.config))
-    write_predictions(ledger.sweep, evaluation, sheets)
-    write_examples(ledger.sweep, evaluation, [e for _, examples in found for e in examples])
-    # Last: what is evaluated need not be read again.
-    ledger.sweep.write(EVALUATION, _json(asdict(evaluation)))
-    return evaluation
+    draws = fresh_draws(config.task, facts.source, config.eval_seeds)
+    task = replace(config.task, seeds=draws.seeds)
+    first = same_training_sets(task, facts.source)
+    backbone = facts.fingerprints["backbone"]
+    candidates = []
+    for episode in task.episodes:
+        configs = _configs(facts, episode, winner)
+        for label, trial in configs.items():
+            trained = _zero_shot_episode(task, episode) if label == "zero-shot" else first[episode]
+            stages = len(trial.stages) if label == "start" else 0
+            whole = configs["winner"] if label == "start" else trial
+            key = training_key(whole, trained, facts.source, backbone)
+            candidates.append(Candidate(label, episode, trial.to_dict(), key, stages))
+    return _Plan(best.number, draws, task, first, tuple(candidates))
 
 
-def _gather(what: str, references: list[Any], tell: Tell) -> Any:
-    """The values of Ray's references, in order; raises `RayError`."""
-    left = references
-    tell(what, 0, len(references))
-    while left:
-        _, left = ray.wait(left)
-        tell(what, len(references) - len(left), len(references))
-    return ray.get(references)
-
-
-def _wanted(plan: Plan, episode: Episode, winner: TrialConfig) -> dict[Label, TrialConfig]:
-    """Who is judged. The papers set some things by data set and shots: so does this row."""
-    facts = task_facts(plan.config.task, plan.source, plan.setting.tower, episode)
-    paper = plan.config.open_space(facts).paper
+def _configs(facts: SweepFacts, episode: Episode, winner: TrialConfig) -> dict[Label, TrialConfig]:
+    """The models of an episode. The papers set some things per data set and number of shots, and so
+    does the paper's setting."""
+    config = facts.config
+    about = task_facts(config.task, facts.source, facts.tower, episode)
+    paper = config.open_space(about).paper
+    start = config.init_from.stage if config.init_from else winner.before
     return {
-        "zero-shot": preset_trial("zero-shot", "paper", facts),
-        "paper": paper.seeded(plan.config.seed),
+        "zero-shot": _zero_shot(preset_trial("zero-shot", "paper", about), paper),
+        **({"start": _unfixed(start)} if start else {}),
+        "paper": paper.seeded(config.seed),
         "winner": winner,
     }
 
 
-def _scores(sheet: PredictionTable) -> list[Score]:
-    """One score a model: its values are those of the fresh draws, in their order."""
-    rows: dict[tuple[Label, str, int], list[float]] = {}
-    for answers in sheet.answers:
-        rows.setdefault(answers.model, []).append(sheet.accuracy(answers))
-    order = get_args(Label)
+def _zero_shot(single: TrialConfig, paper: TrialConfig) -> TrialConfig:
+    """Zero-shot CLIP with the prompts that the method's paper compares itself with: a template
+    ensemble if the method starts from one, else a single prompt per data set."""
+    prompts = paper.method_config.prompts
+    if prompts == "photo":  # start of learned prompts; papers compare with the data set's prompt
+        return single
+    return replace(single, method_config=replace(single.method_config, prompts=prompts))
+
+
+def _unfixed(stage: TrialConfig) -> TrialConfig:
+    before = _unfixed(stage.before) if stage.before else None
+    return replace(stage, before=before, fixed=False)
+
+
+def _zero_shot_episode(task: TaskSpec, episode: Episode) -> Episode:
+    """The episode that stands for all of a data set: that of the most shots and the first draw, of
+    which examples are taken."""
+    return replace(episode, shots=max(task.shots), seed=task.seeds[0])
+
+
+def _jobs(plan: _Plan) -> list[SplitJob]:
+    """One read per test split and episode, with the models that are trained on the episode."""
+    sets = evaluation_sets(plan.task)
+    most = max(1, MOST // sum(len(split.halves) for split in sets))
+    jobs = []
+    for split in sets:
+        models = [c for c in plan.candidates if c.episode.dataset in split.sources]
+        shown = _zero_shot_episode(plan.task, models[0].episode)  # examples are taken of its models
+        pair = {c.label: c.key for c in models if c.episode == shown}
+        by_episode: dict[Episode, dict[tuple[str, int], Candidate]] = {}
+        for model in (plan.trained(c) for c in models):
+            by_episode.setdefault(model.episode, {}).setdefault(model.key, model)
+        for episode, distinct in by_episode.items():
+            keys = list(distinct)
+            places = (keys.index(pair["zero-shot"]), keys.index(pair["winner"]))
+            jobs.append(
+                SplitJob(
+                    split, tuple(distinct.values()), most, places if episode == shown else None
+                )
+            )
+    return jobs
+
+
+# --- running it ----------------------------------------------------------------------------------
+
+_Result = tuple[SplitJob, list[PredictionTable], list[Example]]
+
+
+def _train_missing(
+    plan: _Plan,
+    folder: Storage,
+    sweep: Storage,
+    spec: EncodedTaskSpec,
+    placement: Placement,
+    tell: Progress,
+) -> None:
+    """Train every model whose training is not stored yet."""
+    there = set(folder.files())
+    wanted = {c.training: c for c in plan.candidates if not c.stages}
+    missing = [
+        candidate
+        for training, candidate in wanted.items()
+        if training_file(training) not in there
+        or read_checked(folder, training_file(training)) is None
+    ]
+    remote = ray.remote(**_options(placement, TRAINING_PROCESS))(train)
+    calls = [partial(remote.remote, plan.trained(c), spec, sweep.location) for c in missing]
+    _run("training for the evaluation", calls, len(calls), len(wanted) - len(calls), tell)
+
+
+def _classify_missing(
+    plan: _Plan,
+    folder: Storage,
+    sweep: Storage,
+    spec: EncodedTaskSpec,
+    placement: Placement,
+    tell: Progress,
+) -> list[_Result]:
+    """Read every test split whose result is not stored yet."""
+    jobs = _jobs(plan)
+    missing = [job for job in jobs if load_result(folder, job) is None]
+    remote = ray.remote(**_options(placement, EVALUATION_PROCESS))(classify)
+
+    def start(job: SplitJob) -> Any:
+        models = [(c.label, *_facts(c.episode)) for c in job.candidates]
+        moment = record_read(sweep, job.split.target, models, plan.inputs)
+        return remote.remote(job, spec, sweep.location, moment)
+
+    calls = [partial(start, job) for job in missing]
+    _run("classifying test images", calls, placement.slots, len(jobs) - len(calls), tell)
+    results: list[_Result] = []
+    for job in jobs:
+        found = load_result(folder, job)
+        if found is None:
+            raise EvaluationError(f"the predictions for '{job.split.target}' are missing")
+        results.append((job, *found))
+    return results
+
+
+def _facts(episode: Episode) -> tuple[str, int, int]:
+    return episode.dataset, episode.shots, episode.seed
+
+
+def _options(placement: Placement, process: dict[str, str]) -> dict[str, Any]:
+    """Tasks rather than actors: they run on what is left of a cluster that has lost a machine. They
+    run in processes of their own kind, because Ray reuses a process only for tasks with the same
+    environment. A task is started again here and not by Ray: a repeated read must be recorded."""
+    return {
+        "num_cpus": placement.cpus,
+        "num_gpus": placement.gpus,
+        "max_retries": 0,
+        "runtime_env": {"env_vars": process},
+    }
+
+
+def _run(
+    what: str, calls: Sequence[Callable[[], Any]], window: int, done: int, tell: Progress
+) -> None:
+    """Run Ray tasks, at most `window` at a time; one whose worker dies is started again. Raises
+    `RayError`."""
+    total = done + len(calls)
+    tell(what, done, total)
+    waiting = [(call, 1) for call in reversed(calls)]
+    running: dict[Any, tuple[Callable[[], Any], int]] = {}
+    while waiting or running:
+        while waiting and len(running) < window:
+            call, attempt = waiting.pop()
+            running[call()] = call, attempt
+        (reference, *_), _ = ray.wait(list(running))
+        call, attempt = running.pop(reference)
+        try:
+            ray.get(reference)
+        except ray.exceptions.RayTaskError:
+            raise  # an exception of the task itself
+        except ray.exceptions.RayError:
+            if attempt == _ATTEMPTS:
+                raise
+            waiting.append((call, attempt + 1))
+            continue
+        done += 1
+        tell(what, done, total)
+
+
+# --- results -------------------------------------------------------------------------------------
+
+
+def _whole_tables(plan: _Plan, results: Sequence[_Result]) -> list[PredictionTable]:
+    """One table per part of a test split, with the predictions of every candidate."""
+    tables: dict[tuple[str, str], PredictionTable] = {}
+    found: dict[tuple[str, str], dict[tuple[str, int], Any]] = {}
+    for job, parts, _ in results:
+        for table in parts:
+            where = table.target, table.part
+            first = tables.setdefault(where, table)
+            if first.files != table.files or list(first.truth) != list(table.truth):
+                raise EvaluationError(
+                    f"the test images of '{table.target}' have changed since the evaluation began: "
+                    f"remove the folder '{FOLDER}' of the sweep"
+                )
+            keys = (candidate.key for candidate in job.candidates)
+            found.setdefault(where, {}).update(zip(keys, table.answers, strict=True))
+    sources = {split.target: split.sources for split in evaluation_sets(plan.task)}
     return [
-        Score(label, tuple(found), dataset, shots, sheet.target, sheet.part, len(sheet.truth))
-        for (label, dataset, shots), found in sorted(
-            rows.items(), key=lambda item: order.index(item[0][0])
+        replace(
+            table,
+            answers=tuple(
+                replace(
+                    found[where][c.key],
+                    label=c.label,
+                    dataset=c.episode.dataset,
+                    shots=c.episode.shots,
+                    seed=c.episode.seed,
+                )
+                for c in plan.candidates
+                if c.episode.dataset in sources[table.target]
+            ),
         )
+        for where, table in tables.items()
     ]
 
 
-@lru_cache(maxsize=1)
-def _warm(bench: Bench) -> EncodedTask:
-    """A worker's process keeps its backbone and its features from one task to the next."""
-    return bench.open()
-
-
-def _train(label: Label, config: dict[str, Any], episode: Episode, bench: Bench) -> Candidate:
-    """On a worker: one configuration on one draw, to the last epoch."""
-    trainer = open_training(TrialConfig.from_dict(config), _warm(bench), episode)
-    for _ in range(trainer.epochs):
-        trainer.run_epoch()
-    tensors, metadata = trainer.artifact()
-    artifact = save({key: tensor.contiguous() for key, tensor in tensors.items()})
-    return Candidate(label, episode, config, artifact, metadata)
-
-
-def _judge(
-    exam: EvaluationSet, trained: Sequence[Candidate], opener: Bench, folder: str, most: int
-) -> Judged:
-    """On a worker: every candidate's predictions on one test split, which is read once; and at most
-    `most` examples of each kind for each part."""
-    bench = _warm(opener)
-    dataset = bench.source.dataset(exam.target)
-    judged = [c for c in trained if exam.judges(c.episode)]
-
-    def record() -> None:
-        episodes = [(c.label, c.episode.dataset, c.episode.shots, c.episode.seed) for c in judged]
-        record_read(open_storage(folder), exam.target, episodes)
-
-    test = bench.source.readable(read_test_split(dataset, record))
-    sheets, examples = [], []
-    for half in exam.halves:
-        kept = classes_of(half, len(dataset.class_names))
-        split = test if half == "all" else test.of_classes(kept)
-        view = bench.view(split, dataset.flip)
-        answers = [
-            from_logits(c.label, c.episode, _logits(exam, half, dataset, view, c, bench))
-            for c in judged
-        ]
-        names = [dataset.class_names[label] for label in kept]
-        rows = torch.isin(test.labels, torch.tensor(kept)).nonzero().flatten()
-        sheet = PredictionTable(
-            exam.target,
-            exam.part(half),
-            tuple(names),
-            rows.int().numpy(),
-            file_names(split.images),
-            split.labels.numpy().astype(np.uint16),
-            tuple(answers),
-        )
-        sheets.append(sheet)
-        examples += take_examples(sheet, split.images, most)
-    return sheets, examples
-
-
-def _logits(
-    exam: EvaluationSet,
-    half: Half,
-    dataset: Dataset,
-    view: View,
-    candidate: Candidate,
-    bench: EncodedTask,
-) -> Tensor:
-    """[n, c]: the candidate's logits for the classes that this part of the exam has."""
-    episode = candidate.episode
-    trainer = open_training(TrialConfig.from_dict(candidate.config), bench, episode)
-    trainer.load_artifact(load(candidate.artifact), candidate.metadata)
-    if not exam.shift and (exam.target, half) != (episode.dataset, episode.half):
-        trainer.set_classes(exam.target, half)
-    logits = trainer.logits(view)
-    if exam.shift and exam.target != episode.dataset:
-        logits = logits[:, list(cast(Shift, dataset).source_classes)]
-    return logits
-
-
-def _json(plain: dict[str, Any]) -> bytes:
-    return json.dumps(plain, indent=1, allow_nan=False).encode() + b"\n"
+def _write_winner(plan: _Plan, sweep: Storage, config: dict[str, Any]) -> None:
+    """The winner's artifacts, one per draw, and its configuration."""
+    folder = sweep.child(FOLDER)
+    for candidate in plan.candidates:
+        if candidate.label == "winner":
+            artifact = read_checked(folder, training_file(candidate.training))
+            assert artifact is not None, "it was read a moment ago"
+            label = plan.task.label(candidate.episode)
+            write_tensors(sweep, f"winner/artifact-{label}.safetensors", *artifact)
+    text = json.dumps(config, indent=1, allow_nan=False) + "\n"
+    sweep.write("winner/config.json", text.encode())

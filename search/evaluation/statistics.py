@@ -1,4 +1,4 @@
-"""What a few numbers allow one to say: means, paired differences, and what is only noise.
+"""Summary statistics and significance tests: means, paired differences, intervals, noise.
 
 Notation: n values or images, p an accuracy as a fraction, d a difference of two.
 """
@@ -10,13 +10,16 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 _TAIL = 0.975
-"""Upper end of an interval that holds 95 % of a distribution."""
+"""Upper end of an interval that contains 95 % of a distribution."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Some values in two numbers."""
+    """Mean and spread of some values."""
 
     mean: float
     """Arithmetic mean."""
@@ -33,7 +36,7 @@ class Difference:
     low: float | None
     """Lower end of the interval; None for a single pair."""
     high: float | None
-    """Upper end."""
+    """Upper end; None for a single pair."""
 
 
 def summary(values: Sequence[float]) -> Summary:
@@ -45,10 +48,10 @@ def summary(values: Sequence[float]) -> Summary:
 
 
 def paired(values: Sequence[float], baseline: Sequence[float]) -> Difference:
-    """`values` minus `baseline`, seed by seed: mean and Student's t interval, n - 1 degrees.
+    """`values` minus `baseline`, pair by pair: mean and Student's t interval, n - 1 degrees.
 
-    Pairs share their draw, so what a lucky draw gives to both cancels. Raises `ValueError` where
-    there are no pairs or the two differ in length.
+    The two of a pair share a draw, so effects of a lucky draw cancel. Raises `ValueError` if there
+    are no pairs or the lengths differ.
     """
     if len(values) != len(baseline):
         raise ValueError(
@@ -57,79 +60,90 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> Difference:
     found = summary([value - base for value, base in zip(values, baseline, strict=True)])
     if found.deviation is None:
         return Difference(found.mean, None, None)
-    from scipy.special import stdtrit  # half a second that only an evaluation needs
+    from scipy.special import stdtrit  # takes half a second to import
 
     n = len(values)
     half = float(stdtrit(n - 1, _TAIL)) * found.deviation / math.sqrt(n)
     return Difference(found.mean, found.mean - half, found.mean + half)
 
 
+def half_width_over_images(parts: Sequence[tuple[float, NDArray[np.float64]]]) -> float:
+    """Half the 95 % interval of sum_k mean(d_k), where test images are the sample.
+
+    `parts`: one per set of test images, (w_k, d_k): d_k [n_k] is each image's contribution to the
+    difference of two models, w_k the largest possible |d|. With d in {-1, 0, 1} this is Agresti and
+    Min's interval for paired proportions (Statistics in Medicine 24, 2005, p. 729), which adds half
+    an observation to each cell of the table of both models' correctness:
+
+        v_k = (sum d^2 + w^2) / (n + 2) - (sum d / (n + 2))^2,    1.96 sqrt(sum_k v_k / (n_k + 2))
+
+    so two models that agree on every image are not certain to be equally good. Images of different
+    sets are independent.
+    """
+    total = 0.0
+    for weight, d in parts:
+        n = len(d) + 2
+        total += ((float(d @ d) + weight**2) / n - (float(d.sum()) / n) ** 2) / n
+    return statistics.NormalDist().inv_cdf(_TAIL) * math.sqrt(total)
+
+
 def harmonic(base: float, new: float) -> float:
-    """Harmonic mean of two accuracies, at least 0; 0 where one of them is 0."""
+    """Harmonic mean of two accuracies, at least 0; 0 if one of them is 0."""
     if min(base, new) < 0:
         raise ValueError(f"An accuracy is at least 0, got {min(base, new)}.")
     larger, smaller = max(base, new), min(base, new)
-    # Written over the quotient, which neither overflows nor vanishes.
+    # Written with the quotient, which neither overflows nor vanishes.
     return 2 * smaller / (1 + smaller / larger) if smaller else 0.0
 
 
 def harmonic_of_means(base: Sequence[float], new: Sequence[float]) -> float:
-    """The harmonic mean of the averages over data sets; the two row by row of the same ones."""
-    _same_rows(base, new)
+    """The harmonic mean of the averages over data sets; `base` and `new` in the same order."""
+    _check_rows(base, new)
     return harmonic(statistics.fmean(base), statistics.fmean(new))
 
 
 def mean_of_harmonics(base: Sequence[float], new: Sequence[float]) -> float:
     """The average over data sets of each one's harmonic mean; never above `harmonic_of_means`."""
-    _same_rows(base, new)
+    _check_rows(base, new)
     return statistics.fmean(harmonic(b, n) for b, n in zip(base, new, strict=True))
 
 
-def effective_images(counts: Sequence[int]) -> int:
-    """How many images make a plain mean over m cells as certain as it is: m^2 / sum(1 / n_i).
-
-    Equal to the sum where all cells have the same number of images; a small cell, which counts as
-    much as a large one, costs certainty. `counts`: at least 1 each.
-    """
-    return int(len(counts) ** 2 / sum(1 / count for count in counts) + 1e-9)
-
-
 def indistinguishable(values: Mapping[int, float], images: int) -> tuple[int, ...]:
-    """The trials that `images` validation images cannot tell apart from the best one, best first.
+    """The trials that `images` validation images cannot separate from the best one, best first.
 
     `values`: trial number -> accuracy as a fraction; of equal values, the smaller number is the
-    best. A trial is told apart where the 95 % interval of its difference from the best excludes
-    0. The interval is that of Agresti and Caffo (The American Statistician 54, 2000, p. 280), one
-    success and one failure added to each side, which holds its level for accuracies near 1:
+    best. A trial is separated if the 95 % interval of its difference from the best excludes 0. The
+    interval is that of Agresti and Caffo (The American Statistician 54, 2000, p. 280), which adds
+    one success and one failure to each side and keeps its level for accuracies near 1:
 
         p' = (n p + 1) / (n + 2)
         |p1' - p2'| <= 1.96 sqrt((p1'(1 - p1') + p2'(1 - p2')) / (n + 2))
 
-    It is that of independent samples. The trials are judged by the same images, of which the hard
-    ones are hard for all; so the true interval is narrower, and what is called noise here is
-    called so with care. That the best is the best of many makes it look better than it is, which
-    this does not count.
+    It assumes independent samples. The trials are validated on the same images, of which the hard
+    ones are hard for all, so the true interval is narrower and this one is conservative. It ignores
+    that the best of many trials is optimistically biased.
     """
     ranked = sorted(values, key=lambda number: (-values[number], number))
     best, rest = ranked[0], ranked[1:]
-    return tuple(number for number in rest if _noise(values[best], values[number], images))
+    return tuple(number for number in rest if _is_noise(values[best], values[number], images))
 
 
 def noise_level(best: float, images: int) -> float:
     """The largest difference below `best` (fractions) that `images` images cannot separate."""
     low, high = 0.0, best
-    if _noise(best, 0.0, images):
+    if _is_noise(best, 0.0, images):
         return best
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (middle, high) if _noise(best, best - middle, images) else (low, middle)
+        low, high = (middle, high) if _is_noise(best, best - middle, images) else (low, middle)
     return low
 
 
 def separation_note(values: Mapping[int, float], images: int) -> str | None:
-    """A sentence for the person who reads the winner's number; None where the winner stands apart.
+    """A sentence that qualifies the winner's value; None if no other trial is as good.
 
-    `values`: trial number -> accuracy as a fraction. `images`: see `effective_images`.
+    `values`: trial number -> accuracy as a fraction. `images`: distinct ones, see
+    `search.core.task.val_images`.
     """
     near = indistinguishable(values, images) if values else ()
     if not near:
@@ -137,12 +151,12 @@ def separation_note(values: Mapping[int, float], images: int) -> str | None:
     others = f"{len(near)} other trial{'s' if len(near) > 1 else ''}"
     level = 100 * noise_level(max(values.values()), images)
     return (
-        f"Validation ({images} image{'s' if images > 1 else ''}) cannot separate the winner from "
-        f"{others}: differences up to {level:.1f} points are noise."
+        f"Validation ({images} distinct image{'s' if images > 1 else ''}) cannot separate the "
+        f"winner from {others}: differences up to {level:.1f} points are noise."
     )
 
 
-def _same_rows(base: Sequence[float], new: Sequence[float]) -> None:
+def _check_rows(base: Sequence[float], new: Sequence[float]) -> None:
     if len(base) != len(new) or not base:
         raise ValueError(
             f"Base and new accuracies must be of the same data sets, got {len(base)} and "
@@ -150,7 +164,7 @@ def _same_rows(base: Sequence[float], new: Sequence[float]) -> None:
         )
 
 
-def _noise(best: float, other: float, images: int) -> bool:
+def _is_noise(best: float, other: float, images: int) -> bool:
     """Whether the interval of `indistinguishable` contains 0."""
     first, second = ((images * p + 1) / (images + 2) for p in (best, other))
     variance = (first * (1 - first) + second * (1 - second)) / (images + 2)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 
+from search.core.config import SweepConfig
 from search.core.init_from import Start
 from search.core.objectives import best_of
 from search.core.problems import UsageError
 from search.core.results import trial_folder
 from search.core.sweep_folder import SweepFolder
-from search.driver.preflight import Plan
+from search.core.task import fresh_draws
 from search.evaluation.record import Evaluation, read_evaluation
-from search.evaluation.seeds import fresh_seeds
+from trainables.data.registry import DataSource
 from trainables.fixed import STAGES, stage_name
 from trainables.methods.registry import METHODS
 from trainables.storage import Storage, StorageError, join, open_storage
@@ -64,20 +65,22 @@ def _fixed(stage: TrialConfig) -> TrialConfig:
     return dataclasses.replace(stage, before=before, fixed=True)
 
 
-def share_start(plan: Plan, sweep: Storage) -> str:
-    """Where workers keep what the start learns, or empty without a start. What the other sweep has
-    trained already, with the same configuration on the same draw, is put there; what its folder
-    no longer holds is trained again."""
-    config, start = plan.config, plan.config.init_from
+def share_start(config: SweepConfig, source: DataSource, backbone: str, sweep: Storage) -> str:
+    """Folder in which workers keep the results of the start's training; empty without a start.
+
+    Copies there what the other sweep has trained with the same configuration on the same draws;
+    what its folder no longer has is trained again. `backbone` is the backbone's fingerprint.
+    """
+    start = config.init_from
     if start is None:
         return ""
     shared = sweep.child(STAGES)
     if start.stage.before is None:  # else the artifact is that of several stages
         there = set(shared.files())
-        fresh = fresh_seeds(config.task.seeds, config.eval_seeds)
+        fresh = fresh_draws(config.task, source, config.eval_seeds).seeds
         task = dataclasses.replace(config.task, seeds=(*config.task.seeds, *fresh))
         for episode in task.episodes:
-            name = stage_name(start.stage, episode, plan.source, plan.fingerprints["backbone"])
+            name = stage_name(start.stage, episode, source, backbone)
             if name not in there and (known := _trained(start, episode)) is not None:
                 write_checked(shared, name, *known)
     return shared.location

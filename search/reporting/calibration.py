@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
-from search.evaluation.record import Label
+from search.evaluation.record import LABELS
 from search.reporting.evaluated import EvaluatedEpisode, chosen_note, places, shown_episode
 from search.reporting.figures import BLACK, COLOURS, MARKERS, Figure, finish, legend, painting
 from search.reporting.section import Section
-from search.reporting.shots import LABELS
 from search.reporting.source import Source
 from search.reporting.tables import Table, mean_of
 
@@ -83,8 +81,7 @@ def calibration_table(found: Sequence[EvaluatedEpisode]) -> Table:
     """A row a place and model."""
     rows = []
     for place in found:
-        for label in get_args(Label):
-            draws = place.draws[label]
+        for label, draws in place.draws.items():
             errors = [reliability(a.confidence, place.sheet.right(a)).error for a in draws]
             accuracies = [place.sheet.accuracy(a) for a in draws]
             sure = [float(a.confidence.mean(dtype=np.float64)) for a in draws]
@@ -92,7 +89,7 @@ def calibration_table(found: Sequence[EvaluatedEpisode]) -> Table:
                 (place.name, LABELS[label], mean_of(accuracies), mean_of(sure), mean_of(errors))
             )
     headings = ("judged on", "model", "accuracy", "mean confidence", "ECE")
-    note = "Mean and sample standard deviation over the fresh draws."
+    note = "Mean and sample standard deviation over the draws."
     return Table("calibration", "Calibration (%)", headings, tuple(rows), note, labels=2)
 
 
@@ -100,8 +97,7 @@ def _figure(place: EvaluatedEpisode) -> Figure:
     with painting():
         canvas = Canvas(figsize=(6.4, 5.0), layout="constrained")
         upper, lower = canvas.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        for i, label in enumerate(get_args(Label)):
-            draws = place.draws[label]
+        for i, (label, draws) in enumerate(place.draws.items()):
             found = reliability(
                 np.concatenate([a.confidence for a in draws]),
                 np.concatenate([place.sheet.right(a) for a in draws]),
@@ -115,7 +111,7 @@ def _figure(place: EvaluatedEpisode) -> Figure:
         lower.set(xlabel="confidence of the prediction (%)", ylabel="images (%)", ylim=(0, None))
         legend(canvas)
         caption = (
-            f"{place.name}; all fresh draws together. Above: accuracy against mean confidence of "
+            f"{place.name}; all draws together. Above: accuracy against mean confidence of "
             f"each of {BINS} bins that has images; below the dashed line a model is too sure. "
             "Below: the share of the images in each bin."
         )

@@ -6,15 +6,14 @@ import statistics
 from collections.abc import Sequence
 
 from search.evaluation.examples import SIDE, Example
-from search.evaluation.prediction_table import ModelPredictions
-from search.evaluation.record import Label
+from search.evaluation.predictions import ModelPredictions
+from search.evaluation.record import LABELS, Label
 from search.reporting.evaluated import EvaluatedEpisode, places
 from search.reporting.section import Gallery, Picture, Section
-from search.reporting.shots import LABELS
 from search.reporting.source import Source
 from search.reporting.tables import Table
 
-_BASELINES: tuple[Label, ...] = ("zero-shot", "paper")
+_BASELINES: tuple[Label, ...] = ("zero-shot", "start", "paper")
 
 
 def changes_section(source: Source) -> Section | None:
@@ -48,7 +47,7 @@ def changes_table(found: Sequence[EvaluatedEpisode]) -> Table:
     """A row a place and baseline: images of each kind, means over the draws."""
     rows = []
     for place in found:
-        for baseline in _BASELINES:
+        for baseline in (label for label in _BASELINES if label in place.draws):
             pairs = zip(place.draws[baseline], place.draws["winner"], strict=True)
             counts = [_four(place, was, now) for was, now in pairs]
             means = (statistics.fmean(column) for column in zip(*counts, strict=True))
@@ -59,7 +58,7 @@ def changes_table(found: Sequence[EvaluatedEpisode]) -> Table:
         *("judged on", "winner against", "images", "wrong to right", "right to wrong"),
         *("both right", "both wrong"),
     )
-    note = "Means over the fresh draws; both models of a pair are of the same draw."
+    note = "Means over the draws; both models of a pair are of the same draw."
     title = "What the winner changes (test images)"
     return Table("changes", title, headings, tuple(rows), note, labels=2)
 

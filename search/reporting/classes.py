@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from search.evaluation.record import Label
+from search.evaluation.record import LABELS, Label
 from search.reporting.evaluated import EvaluatedEpisode, chosen_note, places, shown_episode
 from search.reporting.figures import COLOURS, MARKERS, Figure, draw, plain
 from search.reporting.section import Section
-from search.reporting.shots import LABELS
 from search.reporting.source import Source
 from search.reporting.tables import Table, percent
 
@@ -37,17 +35,18 @@ class _Class:
         return None if first is None or last is None else last - first
 
     def episodes(self) -> tuple[str, ...]:
-        """Of a table: `_HEADINGS`."""
+        """Cells of a table, see `_headings`."""
         gain = "-" if self.gain is None else f"{100 * self.gain:+z.2f}"
         return (
             self.name,
             str(self.images),
-            *(percent(self.accuracy[label]) for label in get_args(Label)),
+            *(percent(share) for share in self.accuracy.values()),
             gain,
         )
 
 
-_HEADINGS = ("class", "images", *LABELS.values(), "gain over zero-shot")
+def _headings(place: EvaluatedEpisode) -> tuple[str, ...]:
+    return ("class", "images", *(LABELS[label] for label in place.draws), "gain over zero-shot")
 
 
 def classes_section(source: Source) -> Section | None:
@@ -64,9 +63,9 @@ def classes_section(source: Source) -> Section | None:
     table = Table(
         "classes",
         f"Test accuracy of each class: {place.name}{which} (%)",
-        _HEADINGS,
+        _headings(place),
         tuple(one.episodes() for one in shown),
-        "Means over the fresh draws; the gain in points.",
+        "Means over the draws; the gain in points.",
     )
     note = chosen_note(found)
     notes = (
@@ -106,13 +105,13 @@ def _ranked(place: EvaluatedEpisode) -> list[_Class]:
 def _all(found: Sequence[EvaluatedEpisode]) -> Table:
     rows = tuple((place.name, *one.episodes()) for place in found for one in _ranked(place))
     title = "Test accuracy of each class (%)"
-    return Table("classes-all", title, ("judged on", *_HEADINGS), rows, labels=2)
+    return Table("classes-all", title, ("judged on", *_headings(found[0])), rows, labels=2)
 
 
 def _figure(shown: Sequence[_Class], place: EvaluatedEpisode, which: str) -> Figure:
     def paint(axes: Axes) -> None:
         rows = range(len(shown))
-        for i, (label, name) in enumerate(LABELS.items()):
+        for i, label in enumerate(place.draws):
             axes.plot(
                 [100 * v if (v := one.accuracy[label]) is not None else np.nan for one in shown],
                 rows,
@@ -120,12 +119,12 @@ def _figure(shown: Sequence[_Class], place: EvaluatedEpisode, which: str) -> Fig
                 marker=MARKERS[i],
                 linestyle="none",
                 alpha=0.85,
-                label=name,
+                label=LABELS[label],
             )
         axes.set_yticks(rows, [plain(one.name[:30]) for one in shown], fontsize=8)
         axes.invert_yaxis()
         axes.set(xlabel="test accuracy (% of the class's images)")
 
-    caption = f"{place.name}{which}; the largest gain on top. Means over the fresh draws."
+    caption = f"{place.name}{which}; the largest gain on top. Means over the draws."
     height = 1.2 + 0.24 * len(shown)
     return draw("classes", "Accuracy of each class", caption, paint, height=height)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from search.evaluation.record import Label
+from search.evaluation.record import LABELS, Label
 from search.reporting.classes import MOST_CLASSES
 from search.reporting.evaluated import EvaluatedEpisode, chosen_note, places, shown_episode
 from search.reporting.figures import SEQUENCE, Figure, draw, plain, shortened
 from search.reporting.section import Section
-from search.reporting.shots import LABELS
 from search.reporting.source import Source
 from search.reporting.tables import Table, percent
 
@@ -48,7 +45,7 @@ def counts(place: EvaluatedEpisode, label: Label) -> NDArray[np.int64]:
 def pairs_table(place: EvaluatedEpisode) -> Table:
     """The winner's most frequent confusions, with what the others make of them."""
     names, draws = place.sheet.classes, len(place.draws["winner"])
-    matrices = {label: counts(place, label) for label in get_args(Label)}
+    matrices = {label: counts(place, label) for label in place.draws}
     winner = matrices["winner"]
     images = winner.sum(1)
     wrong = winner * ~np.eye(len(names), dtype=bool)
@@ -56,11 +53,16 @@ def pairs_table(place: EvaluatedEpisode) -> Table:
     rows = []
     for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True):
         if wrong[i, j]:
-            cells = (f"{matrices[label][i, j] / draws:.1f}" for label in LABELS)
+            cells = (f"{matrices[label][i, j] / draws:.1f}" for label in matrices)
             rows.append((names[i], names[j], *cells, percent(wrong[i, j] / images[i])))
     title = f"The winner's most frequent confusions: {place.name} (images)"
-    headings = ("class", "taken for", *LABELS.values(), "winner: % of the class")
-    note = "Means over the fresh draws."
+    headings = (
+        "class",
+        "taken for",
+        *(LABELS[label] for label in matrices),
+        "winner: % of the class",
+    )
+    note = "Means over the draws."
     return Table("confusion", title, headings, tuple(rows), note, labels=2)
 
 
@@ -85,5 +87,5 @@ def _figure(place: EvaluatedEpisode) -> Figure:
         axes.figure.colorbar(image, ax=axes).set_label("share of the class's images (%)")
 
     side = 2.6 + 0.27 * len(names)
-    caption = f"{place.name}; all fresh draws together. A row adds up to 100 %."
+    caption = f"{place.name}; all draws together. A row adds up to 100 %."
     return draw("confusion", "The winner's confusion", caption, paint, side + 1.2, side)

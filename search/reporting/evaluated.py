@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import get_args
 
-from search.evaluation.prediction_table import ModelPredictions, PredictionTable
-from search.evaluation.record import Label, Part
+from search.core.task import Part
+from search.evaluation.predictions import ModelPredictions, PredictionTable
+from search.evaluation.record import Label
 from search.reporting.section import Section
 from search.reporting.source import Source
 
@@ -59,6 +60,7 @@ def places(sheets: Sequence[PredictionTable]) -> list[EvaluatedEpisode]:
             ordered = {
                 label: tuple(sorted(draws[label], key=lambda a: a.seed))
                 for label in get_args(Label)
+                if label in draws
             }
             found.append(EvaluatedEpisode(sheet, dataset, shots, ordered))
     return found
@@ -80,13 +82,14 @@ def chosen_note(found: Sequence[EvaluatedEpisode]) -> str:
 
 
 def unseen_section(source: Source) -> Section | None:
-    """Says why there is nothing on single test images; None where there is, or where nothing was
-    judged at all."""
-    if source.judged is None or source.sheets:
+    """Why files on single test images cannot be read; None if they can, or without an
+    evaluation."""
+    notes = list(source.images_problems)
+    if not notes:
         return None
-    note = (
-        "Single predictions were not kept with the evaluation, or their file cannot be read: an "
-        "older version made it. What was right and wrong, classes, confusion and calibration are "
-        "therefore not shown; the test split is not read again for them."
-    )
-    return Section("images", "Test images", (note,))
+    if not source.sheets:
+        notes.append(
+            "What was right and wrong, classes, confusion and calibration are therefore not shown; "
+            "the test split is not read again for them."
+        )
+    return Section("images", "Test images", tuple(notes))

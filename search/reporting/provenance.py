@@ -28,7 +28,7 @@ def provenance_section(source: Source) -> Section:
         "protocol": task.protocol,
         "shots": ", ".join(map(str, task.shots)),
         "draws": f"{task.draws}; seeds {', '.join(map(str, task.seeds))}",
-        "fresh draws": ", ".join(map(str, source.judged.seeds)) if source.judged else "none yet",
+        "evaluated on": source.judged.draws if source.judged else "none yet",
         "sampler, pruner, seed": f"{config.sampler}, {config.pruner}, {config.seed}",
         "hosts": ", ".join(sorted({r.host for r in source.results.values() if r.host})) or "-",
     }
@@ -97,7 +97,7 @@ def _reads(source: Source) -> Table:
         else (
             time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(read.time)),
             read.dataset,
-            str(read.judged),
+            str(len(read.judged)),
         )
         for read in source.reads
     )

@@ -11,7 +11,8 @@ import statistics
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from search.evaluation.record import Part, Score
+from search.core.task import Part
+from search.evaluation.record import Score
 from trainables.data.benchmarks.layouts import IMAGENET_SHIFTS
 from trainables.trial import TaskSpec
 

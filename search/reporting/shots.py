@@ -11,7 +11,8 @@ from typing import get_args
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from search.evaluation.record import Evaluation, Label, Part, Score
+from search.core.task import Part
+from search.evaluation.record import LABELS, Evaluation, Label, Score
 from search.evaluation.statistics import summary
 from search.reporting.evaluated import place_name
 from search.reporting.figures import Figure, finish, legend, look, painting, plain
@@ -19,13 +20,6 @@ from search.reporting.published import Published, comparable_rows
 from search.reporting.section import Section
 from search.reporting.source import Source
 from search.reporting.tables import Table, mean_of
-
-LABELS: dict[Label, str] = {
-    "zero-shot": "zero-shot",
-    "paper": "the paper's setting",
-    "winner": "winner",
-}
-"""What was judged, in words."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +59,12 @@ def shots_section(sources: Sequence[Source]) -> Section | None:
     figures = [figure for figure in drawn if figure is not None]
     notes = [
         *missing,
-        "Test accuracy on fresh draws that the search has not seen; mean and sample standard "
-        "deviation over draws.",
+        *(
+            f"{_title(s, several)}: {found.images} test images, {found.draws}."
+            for s, found in judged
+        ),
+        *(found.draws_note for _, found in judged if found.draws_note),
+        "Mean and sample standard deviation over draws with different training images.",
     ]
     if rows_of_papers:
         notes.append(
@@ -82,6 +80,10 @@ def shots_section(sources: Sequence[Source]) -> Section | None:
     return Section("accuracy", "Accuracy", tuple(notes), tuple(tables), tuple(figures))
 
 
+def _title(source: Source, several: bool) -> str:
+    return source.name if several else "Evaluated on"
+
+
 def _rows(judged: Sequence[tuple[str, Evaluation]], several: bool) -> list[_Row]:
     """Zero-shot models are the same for sweeps with the same draws, and stand once for each."""
     rows: list[_Row] = []
@@ -89,6 +91,8 @@ def _rows(judged: Sequence[tuple[str, Evaluation]], several: bool) -> list[_Row]
     for label in get_args(Label):
         for name, found in judged:
             scores = tuple(found.of(label))
+            if not scores:
+                continue
             key = (label, tuple((s.dataset, s.shots, s.target, s.part, s.values) for s in scores))
             if label == "zero-shot" and key in seen:
                 continue
@@ -104,7 +108,7 @@ def _over_shots(
     first = next(s for row in rows for s in row.scores if s.part == part)
     body = []
     for row in rows:
-        found = {s.shots: mean_of(s.values) for s in row.scores if s.part == part}
+        found = {s.shots: mean_of(s.distinct_values) for s in row.scores if s.part == part}
         if found:
             body.append((row.name, "measured", *(found.get(n, "-") for n in counts)))
     for method, source in dict.fromkeys((line.method, line.source) for line in published):
@@ -134,7 +138,7 @@ def _over_sets(
     for row in rows:
         found = {(s.dataset, s.target): s for s in own(row)}
         if found:
-            cells = [mean_of(found[c].values) if c in found else "-" for c in columns]
+            cells = [mean_of(found[c].distinct_values) if c in found else "-" for c in columns]
             body.append((row.name, "measured", *cells, *[_average(found, columns)] * several))
     for line in published:
         if line.part == part and line.shots in (0, shots):
@@ -202,9 +206,7 @@ def _figure(rows: Sequence[_Row], published: Sequence[Published], part: Part) ->
         legend(canvas)
         over = panels[0].title if len(panels) == 1 else "a panel a data set"
         shares = "; the mean is over those that all rows have" * (len(panels) > len(places))
-        caption = (
-            f"{_TITLES[part]}, {over}{shares}. Bars: sample standard deviation over fresh draws."
-        )
+        caption = f"{_TITLES[part]}, {over}{shares}. Bars: sample standard deviation over draws."
         return finish(f"shots-{part}", "Accuracy over shots", caption, canvas)
 
 
@@ -238,6 +240,8 @@ def _by_shots(scores: Sequence[Score], places: int) -> dict[int, list[float]]:
     found: dict[int, list[float]] = {}
     for shots in sorted({s.shots for s in scores}):
         values = [s.values for s in scores if s.shots == shots]
+        if places == 1:  # a mean over several varies if one of them does
+            values = [s.distinct_values for s in scores if s.shots == shots]
         if len(values) == places and len({len(v) for v in values}) == 1:
             found[shots] = [statistics.fmean(draw) for draw in zip(*values, strict=True)]
     return found

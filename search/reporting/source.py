@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 from search.core.config import SweepConfig
 from search.core.objectives import best_of
@@ -12,8 +13,11 @@ from search.core.problems import UsageError
 from search.core.results import Result
 from search.core.sweep_folder import SweepFolder, SweepRecord, find_sweep
 from search.evaluation.examples import Example, read_examples
-from search.evaluation.prediction_table import PredictionTable
-from search.evaluation.predictions import read_predictions
+from search.evaluation.predictions import (
+    DamagedFileError,
+    PredictionTable,
+    read_predictions,
+)
 from search.evaluation.record import (
     EVALUATION,
     Evaluation,
@@ -22,6 +26,8 @@ from search.evaluation.record import (
     read_evaluation,
 )
 from trainables.storage import Storage, StorageError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -82,15 +88,36 @@ class Source:
         return "It has not been judged on test data yet."
 
     @cached_property
-    def sheets(self) -> list[PredictionTable]:
-        """What the judged models said of every test image; empty where that was not kept."""
-        found = self.judged
-        return (read_predictions(self.sweep, found) or []) if found is not None else []
+    def _predictions(self) -> tuple[list[PredictionTable], str]:
+        return self._of_evaluation(read_predictions)
 
     @cached_property
+    def _examples(self) -> tuple[list[Example], str]:
+        return self._of_evaluation(read_examples)
+
+    @property
+    def sheets(self) -> list[PredictionTable]:
+        """The predictions for every test image; empty if they cannot be read."""
+        return self._predictions[0]
+
+    @property
     def examples(self) -> list[Example]:
-        """A few test images, where they were kept."""
-        return [] if self.judged is None else read_examples(self.sweep, self.judged)
+        """A few test images; empty if they cannot be read."""
+        return self._examples[0]
+
+    @property
+    def images_problems(self) -> list[str]:
+        """Why predictions or examples cannot be read, a sentence each."""
+        return [problem for _, problem in (self._predictions, self._examples) if problem]
+
+    def _of_evaluation(self, read: Callable[[Storage, Evaluation], list[T]]) -> tuple[list[T], str]:
+        """A file of the evaluation, or why it cannot be read."""
+        if self.judged is None:
+            return [], ""
+        try:
+            return read(self.sweep, self.judged), ""
+        except DamagedFileError as error:
+            return [], str(error)
 
     def of(self, state: str) -> list[Result]:
         """The trials that ended so, by number."""

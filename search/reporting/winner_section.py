@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
-from search.evaluation.record import Evaluation, Label
-from search.evaluation.statistics import indistinguishable, paired, separation_note, summary
+from search.evaluation.record import LABELS, Evaluation, Gain
+from search.evaluation.statistics import indistinguishable, separation_note, summary
 from search.reporting.section import Section
-from search.reporting.shots import LABELS
 from search.reporting.source import Source
 from search.reporting.tables import Table, percent
 from trainables.protocols import Protocol
@@ -36,6 +33,8 @@ def winner_section(source: Source) -> Section:
     tables = []
     if source.judged is not None:
         tables.append(test_table(source.judged))
+        notes += [gain.sentence() for gain in source.judged.gains]
+        notes += [source.judged.draws_note] * bool(source.judged.draws_note)
     else:
         notes.append(source.unjudged)
     return Section("winner", "The winner", tuple(notes), (*tables, _configuration(source)))
@@ -57,30 +56,33 @@ def tie_note(source: Source) -> str:
             "version that did not write down its number of validation images."
         )
     note = separation_note(_values(source), int(images))
-    return note or f"No other trial is tied with it on {images} validation images."
+    return note or f"No other trial is tied with it on {images} distinct validation images."
 
 
 def test_table(found: Evaluation) -> Table:
-    """The protocol's figure of all that were judged, with paired differences."""
+    """The protocol's figure of every model, with paired differences."""
+    baselines = found.labels[:-1]
     rows = []
-    for label in get_args(Label):
+    for label in found.labels:
         figure = summary(found.figure(label))
+        gains = (found.gain(label, baseline) for baseline in baselines)
         rows.append(
             (
                 LABELS[label],
                 percent(figure.mean),
                 percent(figure.deviation),
-                "" if label == "zero-shot" else _difference(found, label, "zero-shot"),
-                _difference(found, label, "paper") if label == "winner" else "",
+                *("" if gain is None else _difference(gain) for gain in gains),
             )
         )
-    headings = ("", "mean", "deviation", "over zero-shot", "over the paper's setting")
-    draws = ", ".join(map(str, found.seeds))
+    headings = ("", "mean", "deviation", *(f"over {LABELS[label]}" for label in baselines))
     title = f"{_FIGURES[found.protocol].capitalize()} (%)"
-    note = (
-        f"{found.images} test images; fresh draws {draws}. Deviation: sample standard deviation "
-        "over the draws. In brackets: 95 % interval of the mean paired difference in points "
-        "(Student's t)."
+    note = f"{found.images} test images; {found.draws}. " + (
+        "Deviation: sample standard deviation over draws. "
+        "In brackets: 95 % intervals of the mean paired difference in points, with the test images "
+        "as the sample and with the draws as the sample (Student's t)."
+        if len(found.seeds) > 1
+        else "In brackets: 95 % interval of the mean paired difference in points, with the test "
+        "images as the sample."
     )
     return Table("winner", title, headings, tuple(rows), note)
 
@@ -89,12 +91,14 @@ def _values(source: Source) -> dict[int, float]:
     return {r.number: r.value for r in source.of("COMPLETE") if r.value is not None}
 
 
-def _difference(found: Evaluation, label: Label, baseline: Label) -> str:
-    gain = paired(found.figure(label), found.figure(baseline))
-    mean = f"{100 * gain.mean:+z.2f}"
-    if gain.low is None or gain.high is None:
-        return mean
-    return f"{mean} [{100 * gain.low:+z.2f}, {100 * gain.high:+z.2f}]"
+def _difference(gain: Gain) -> str:
+    named = {"images": gain.over_images, "draws": gain.over_draws}
+    intervals = [
+        f"{what} [{100 * one.low:+z.2f}, {100 * one.high:+z.2f}]"
+        for what, one in named.items()
+        if one is not None and one.low is not None and one.high is not None
+    ]
+    return f"{100 * gain.mean:+z.2f} ({', '.join(intervals)})"
 
 
 def _configuration(source: Source) -> Table:

@@ -129,7 +129,7 @@ def settings(plan: Plan) -> dict[str, str]:
             f"{place.cpus:g} cores and {place.gpus:g} GPUs each"
         )
     )
-    fresh = ", ".join(map(str, fresh_draws(config.task, plan.source, config.eval_seeds)))
+    fresh = ", ".join(map(str, fresh_draws(config.task, plan.source, config.eval_seeds).seeds))
     return rows | {
         "folder": without_password(config.location),
         "tracking_uri": shown(plan.tracking_uri),

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from search.core.objectives import parse_objective
 from search.driver.sweep import Outcome
-from search.evaluation.record import Evaluation, Label, reads_of_test
-from search.evaluation.statistics import paired, summary
+from search.evaluation.record import LABELS, Evaluation, Gain, reads_of_test
+from search.evaluation.statistics import summary
 from search.reporting.build import REPORT, has_report
 from search.terminal.console import module_command, relative, tool
 from search.terminal.progress import short
@@ -19,12 +19,6 @@ from search.tracking.uri import page_of, ui_command
 from trainables.credentials import without_password
 from trainables.protocols import Protocol
 from trainables.storage import LocalStorage, Storage, join
-
-_NAMES: dict[Label, str] = {
-    "zero-shot": "zero-shot",
-    "paper": "the paper's setting",
-    "winner": "the winner",
-}
 
 _TITLES: dict[Protocol, str] = {
     "few-shot": "Test accuracy",
@@ -88,25 +82,28 @@ def _address(sweep: Storage, name: str = "") -> str:
 def _print_evaluation(outcome: Outcome, console: Console) -> None:
     found = outcome.evaluation
     assert found is not None
-    draws = ", ".join(map(str, found.seeds))
-    table = _table(f"{_TITLES[found.protocol]}, {found.images} images, fresh draws {draws}")
-    for heading in ("", "mean", "deviation", "over zero-shot", "over the paper"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for label, name in _NAMES.items():
+    baselines = found.labels[:-1]
+    table = _table(f"{_TITLES[found.protocol]}, {found.images} images, {found.draws}")
+    overs = [f"over {LABELS[label]}" for label in baselines]
+    for heading in ("", "mean", "deviation", *overs):
+        table.add_column(heading, justify="right" if heading else "left")
+    for label in found.labels:
         figure = summary(found.figure(label))
+        gains = (found.gain(label, baseline) for baseline in baselines)
         table.add_row(
-            name,
+            LABELS[label],
             f"{100 * figure.mean:.1f} %",
             "-" if figure.deviation is None else f"{100 * figure.deviation:.1f}",
-            "" if label == "zero-shot" else _over(found, label, "zero-shot"),
-            _over(found, label, "paper") if label == "winner" else "",
+            *("" if gain is None else _over(gain) for gain in gains),
             style="bold" if label == "winner" else "",
         )
     console.print(table)
-    if len(found.seeds) > 1:
-        console.print("±: 95 % interval of the paired differences.", style="dim")
-    if len(found.seeds) < outcome.config.eval_seeds:
-        console.print("Every seed draws the same images: judged once, no interval.", style="yellow")
+    sample = "draws" if len(found.seeds) > 1 else "test images"
+    console.print(f"±: 95 % interval of the paired differences, over the {sample}.", style="dim")
+    for gain in found.gains:
+        console.print(gain.sentence(), highlight=False)
+    if found.draws_note:
+        console.print(found.draws_note, style="yellow", highlight=False)
     if len(found.of("winner")) > 1:
         _print_parts(found, console)
     assert outcome.best is not None
@@ -119,16 +116,18 @@ def _print_evaluation(outcome: Outcome, console: Console) -> None:
         console.print(outcome.doubt, style="yellow", highlight=False)
     for name, reads in reads_of_test(outcome.sweep).items():
         if reads != 1:
-            console.print(f"The test split of {name} has been read {reads} times.", style="yellow")
+            console.print(
+                f"{reads} evaluations have read the test split of {name}.", style="yellow"
+            )
 
 
 def _print_parts(found: Evaluation, console: Console) -> None:
     """One row for everything that was judged; for base-to-new both kinds of average."""
     table = _table("Mean accuracy of each")
-    for heading in ("trained on", "shots", "judged on", "images", *_NAMES):
+    for heading in ("trained on", "shots", "judged on", "images", *found.labels):
         left = heading in ("trained on", "judged on")
         table.add_column(heading, justify="left" if left else "right", overflow="fold")
-    rows = zip(*(found.of(label) for label in _NAMES), strict=True)
+    rows = zip(*(found.of(label) for label in found.labels), strict=True)
     for scores in rows:
         first = scores[0]
         where = _place(first.target) if first.part in ("shift", "target") else ""
@@ -145,34 +144,32 @@ def _print_parts(found: Evaluation, console: Console) -> None:
             ("harmonic mean of the averages", found.harmonic_of_means),
             ("average of the harmonic means", found.mean_of_harmonics),
         ):
-            table.add_row(name, "", "", "", *(f"{100 * average(x):.1f} %" for x in _NAMES))
+            table.add_row(name, "", "", "", *(f"{100 * average(x):.1f} %" for x in found.labels))
     console.print(table)
 
 
 def print_tasks(outcomes: Sequence[Outcome], console: Console) -> None:
-    """After one sweep a task: the winners side by side."""
-    table = _table("One search a task: test accuracy")
-    for heading in ("task", *_NAMES.values()):
+    """After one sweep per task: the winners side by side."""
+    evaluated = [(o, o.evaluation) for o in outcomes if o.evaluation is not None]
+    if not evaluated:
+        return
+    labels = [x for x in LABELS if all(x in found.labels for _, found in evaluated)]
+    table = _table("One search per task: test accuracy")
+    for heading in ("task", *(LABELS[label] for label in labels)):
         table.add_column(heading, justify="left" if heading == "task" else "right")
-    means: dict[Label, list[float]] = {label: [] for label in _NAMES}
-    for outcome in outcomes:
-        if outcome.evaluation is not None:
-            figures = [summary(outcome.evaluation.figure(label)).mean for label in _NAMES]
-            for label, figure in zip(_NAMES, figures, strict=True):
-                means[label].append(figure)
-            table.add_row(outcome.config.name, *(f"{100 * figure:.1f} %" for figure in figures))
-    if means["winner"]:
-        averages = (100 * summary(values).mean for values in means.values())
-        table.add_row("average", *(f"{average:.1f} %" for average in averages), style="bold")
-        console.print(table)
+    means = [[summary(found.figure(x)).mean for x in labels] for _, found in evaluated]
+    for (outcome, _), row in zip(evaluated, means, strict=True):
+        table.add_row(outcome.config.name, *(f"{100 * figure:.1f} %" for figure in row))
+    averages = (100 * summary(column).mean for column in zip(*means, strict=True))
+    table.add_row("average", *(f"{average:.1f} %" for average in averages), style="bold")
+    console.print(table)
 
 
-def _over(found: Evaluation, label: Label, baseline: Label) -> str:
-    """The mean paired difference in points, with its interval."""
-    gain = paired(found.figure(label), found.figure(baseline))
-    if gain.high is None:
-        return f"{100 * gain.mean:+z.1f}"
-    return f"{100 * gain.mean:+z.1f} ± {100 * (gain.high - gain.mean):.1f}"
+def _over(gain: Gain) -> str:
+    """The gain in points, with its interval over draws, or over test images for a single draw."""
+    interval = gain.over_draws or gain.over_images
+    half = (interval.high or 0.0) - interval.mean
+    return f"{100 * gain.mean:+z.1f} ± {100 * half:.1f}"
 
 
 def _table(title: str) -> Table:

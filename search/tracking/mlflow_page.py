@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from search.core.config import SweepConfig
 from search.core.results import Result
 from search.core.task import described
-from search.evaluation.record import Evaluation, Label
-from search.evaluation.statistics import paired, summary
+from search.evaluation.record import LABELS, Evaluation, Label
+from search.evaluation.statistics import summary
 from search.tracking.markdown import plain, table
 
 DESCRIPTION = "mlflow.note.content"
@@ -37,8 +37,11 @@ def description(
     if best is not None and best.value is not None:
         rows["Best trial"] = f"{best.number}: validation accuracy {_percent(best.value)}"
     if evaluation is not None:
-        for label, name in _NAMES.items():
-            rows[f"Test accuracy, {name}"] = _figure(evaluation, label)
+        for label in evaluation.labels:
+            rows[f"Test accuracy, {LABELS[label]}"] = _figure(evaluation, label)
+        rows["Gain"] = " ".join(gain.sentence() for gain in evaluation.gains)
+        if evaluation.draws_note:
+            rows["Draws"] = evaluation.draws_note
     where = "" if config.storage == SweepConfig().storage else _option(config.public().storage)
     commands = {
         "Go on": f"python -m search.run --resume {config.name}{where}",
@@ -98,21 +101,17 @@ def _key(identity: str) -> str:
 
 
 _IDENTITY = frozenset({"preset", "seed", "method", "fixed"})  # no column: they are tags, or one
-_NAMES: dict[Label, str] = {
-    "zero-shot": "zero-shot",
-    "paper": "the paper's setting",
-    "winner": "the winner",
-}
 
 
 def _figure(found: Evaluation, label: Label) -> str:
     figure = summary(found.figure(label))
     text = _percent(figure.mean)
     if figure.deviation is not None:
-        text += f", deviation {100 * figure.deviation:.1f}, of {len(found.seeds)} fresh draws"
-    if label != "zero-shot":
-        gain = paired(found.figure(label), found.figure("zero-shot"))
-        within = "" if gain.high is None else f" ± {100 * (gain.high - gain.mean):.1f}"
+        text += f", deviation {100 * figure.deviation:.1f} over {found.draws}"
+    gain = found.gain(label, "zero-shot")
+    if gain is not None:
+        interval = gain.over_draws or gain.over_images
+        within = f" ± {100 * ((interval.high or 0.0) - interval.mean):.1f}"
         text += f"; {100 * gain.mean:+z.1f}{within} over zero-shot"
     return text
 

@@ -58,5 +58,10 @@ def test_real_features(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     means = {s["label"]: s["values"][0] for s in sweep.evaluation()["scores"]}
     assert sweep.evaluation()["seeds"] == [4]  # 5 and 6 would draw the same four of each class
+    assert "one draw of training images (seed 4)" in done.stdout
+    assert "The 3 requested seeds give 1 distinct set of training images." in done.stdout
+    assert "These are the training images of the search, not fresh ones." in done.stdout
+    assert "fresh draw" not in done.stdout
+    assert "over test images" in done.stdout
     assert round(100 * means["zero-shot"], 2) == 92.07
     assert means["winner"] >= means["zero-shot"]

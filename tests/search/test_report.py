@@ -27,8 +27,7 @@ from safetensors import safe_open
 
 from search.core.lock import SweepLock
 from search.core.problems import UsageError
-from search.evaluation.predictions import write_predictions
-from search.evaluation.record import Evaluation
+from search.evaluation.predictions import encode_predictions
 from search.report import main
 from search.reporting.build import report_at_end
 from search.reporting.provenance import provenance_section
@@ -296,7 +295,10 @@ def test_pictures_are_images_that_the_two_models_differ_on(finished: Sweep) -> N
         assert b64encode(one["png"]).decode() in text
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut", "another's"])
+WHY = {"gone": "is missing", "cut": "is damaged", "flipped": "is damaged"}
+
+
+@pytest.mark.parametrize("damage", WHY)
 def test_an_evaluation_without_predictions_has_a_report(copy: Sweep, damage: str) -> None:
     path = copy.folder / "predictions.arrow"
     if damage == "gone":
@@ -304,11 +306,13 @@ def test_an_evaluation_without_predictions_has_a_report(copy: Sweep, damage: str
     elif damage == "cut":
         path.write_bytes(path.read_bytes()[:999])
     else:
-        record = copy.evaluation()
-        (copy.folder / "evaluation.json").write_text(json.dumps(record | {"seeds": [8, 9]}))
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
     write_report(source(copy))
     shown = page(copy)
-    assert "Single predictions were not kept" in shown.text
+    assert WHY[damage] in shown.text
+    assert "are therefore not shown" in shown.text
     assert "Test accuracy (%)" in shown.tables
     assert "Calibration (%)" not in shown.tables
 
@@ -317,7 +321,7 @@ def test_an_evaluation_that_was_cut_short_is_made_again(copy: Sweep) -> None:
     """A kill between its files leaves predictions without `evaluation.json`, or an old trial's."""
     before, predicted = copy.evaluation(), rows_of_predictions(copy)
     (copy.folder / "evaluation.json").unlink()
-    write_predictions(LocalStorage(copy.folder), Evaluation(9, 0.5, (7,), "few-shot", ()), [])
+    (copy.folder / "predictions.arrow").write_bytes(encode_predictions([]))
     run = Sweep(copy.storage, "done").run(*OPTIONS)
     assert run.returncode == 0, run.stderr
     assert copy.evaluation() == before

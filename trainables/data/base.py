@@ -184,6 +184,19 @@ class Split:
         return Split(part.images, position[part.labels], digest)
 
 
+def image_keys(split: Split) -> list[str]:
+    """A key per image, the same wherever a draw lists the image: equal sets of keys mean the same
+    images with the same labels. Images in memory have no names of their own; their content counts.
+    """
+    images = split.images
+    if isinstance(images, PixelRows | FeatureRows):
+        rows = images.pixels if isinstance(images, PixelRows) else images.features
+        names = [fingerprint(row.contiguous().numpy().tobytes()) for row in rows]
+    else:
+        names = [images.name(row) for row in range(len(images))]
+    return [f"{label}/{name}" for label, name in zip(split.labels.tolist(), names, strict=True)]
+
+
 class Dataset(Protocol):
     """A labelled image set with fixed training, validation and test splits."""
 

@@ -1,11 +1,15 @@
 """The seal on test data.
 
-The test split decides nothing: it is read once, after the search, to report the winner. A data
-set hands it out only against a `TestPermit`; a permit is made here only, after the read has been
-recorded, or to look whether the split can be read at all, of which nothing but a fault is told; and
-a process that trains trials is sealed, so that no method, data set or space running in it can
-obtain one. `search/evaluation/run.py` is the only module that may import `read_test_split` (an
-architecture test enforces this).
+The test split decides nothing: it is read after the search, to report the winner. A data set
+returns it only for a `TestPermit`, and permits are created in this module only: after the read has
+been recorded, or to check that the split can be read, which reports faults and nothing else.
+
+Every process has at most one role, an environment variable. Training processes cannot get a permit,
+so no method, data set or space that runs in them can. Only an evaluation process reads the split,
+and it cannot become a training process. Ray starts each with its own environment
+(`TRAINING_PROCESS`, `EVALUATION_PROCESS`) and never reuses a process for a task with another
+environment, so the two cannot mix. `search/evaluation/workers.py` is the only module that may
+import `read_test_split` (enforced by a test).
 """
 
 from __future__ import annotations
@@ -16,12 +20,16 @@ from dataclasses import dataclass
 
 from trainables.data.base import Dataset, SealedError, Split
 
-_SEAL = "FEWSHOT_TEST_SPLIT_SEALED"
+_ROLE = "FEWSHOT_PROCESS_ROLE"
+TRAINING_PROCESS = {_ROLE: "training"}
+"""Environment of a process that trains or prepares training."""
+EVALUATION_PROCESS = {_ROLE: "evaluation"}
+"""Environment of a process that reads test data."""
 
 
 @dataclass(frozen=True)
 class TestPermit:
-    """Leave to read one data set's test split, once the read has been recorded."""
+    """Permission to read one data set's test split."""
 
     __test__ = False  # not a test class, whatever its name suggests to pytest
 
@@ -29,8 +37,8 @@ class TestPermit:
     """Registry name of the data set."""
 
     def check(self, dataset: str) -> None:
-        """Raises `SealedError` for another data set's permit or inside a sealed process."""
-        if os.environ.get(_SEAL):
+        """Raises `SealedError` for another data set's permit or in a training process."""
+        if os.environ.get(_ROLE) == TRAINING_PROCESS[_ROLE]:
             raise SealedError(
                 "Test data cannot be read in a process that trains trials: the objective of a "
                 "search is validation data. Test figures come from the evaluation at its end."
@@ -40,29 +48,37 @@ class TestPermit:
 
 
 def seal_process() -> None:
-    """Refuse test data in this process, and in those that it starts, from now on."""
-    os.environ[_SEAL] = "1"
+    """Make this process, and those that it starts, training processes for good.
+
+    Raises `SealedError` in an evaluation process.
+    """
+    if os.environ.get(_ROLE) == EVALUATION_PROCESS[_ROLE]:
+        raise SealedError("A process that reads test data cannot train: start another process.")
+    os.environ.update(TRAINING_PROCESS)
 
 
 def read_test_split(dataset: Dataset, record: Callable[[], None]) -> Split:
-    """The test split. `record` must write down the read and return before any data is given.
+    """Return the test split, after `record` has stored the read and returned.
 
-    Raises `SealedError` in a sealed process, before anything is recorded.
+    Raises `SealedError` in any process but an evaluation process, before anything is recorded.
     """
     permit = TestPermit(dataset.name)
     permit.check(dataset.name)
+    if os.environ.get(_ROLE) != EVALUATION_PROCESS[_ROLE]:
+        raise SealedError(
+            "Test data can be read only in a process that was started for an evaluation."
+        )
     record()
     return dataset.sealed_split(permit)
 
 
 def check_test_split(dataset: Dataset, all_there: bool = True, decoded: int = 0) -> None:
-    """Whether the test split can be read when its time comes: raises `DataError` where it has no
-    images, where features or labels of a bundle are unfit, with `all_there` where a file is
-    missing, and where one of about `decoded` images, evenly spread, cannot be decoded.
+    """Check that the test split can be read later.
 
-    The seal holds, although test rows are looked at: nothing is kept, no pixel, no feature and no
-    label of a class is given to the caller, and so nothing can be chosen by them. What is said
-    names the first fault. Raises `SealedError` in a sealed process.
+    Raises `DataError` if it has no images, if a bundle's features or labels are invalid, if a file
+    is missing (`all_there`), or if one of about `decoded` evenly spread images cannot be decoded.
+    Returns no pixel, feature or label, so nothing can be chosen by them; the error names the first
+    fault. Raises `SealedError` in a training process.
     """
     split = dataset.sealed_split(TestPermit(dataset.name))
     if all_there:

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from search.core.config import SweepConfig
-from search.core.task import data_problems, fresh_draws, task_facts, task_notices
+from search.core.task import (
+    FreshDraws,
+    data_problems,
+    effective_images,
+    fresh_draws,
+    fresh_seeds,
+    same_training_sets,
+    task_facts,
+    task_notices,
+    val_images,
+)
 from tests.trainables.data.bundles import tensors, write_bundle
 from tests.trainables.data.trees import dtd, imagenet_a, paint
 from trainables.protocols import Protocol
@@ -49,13 +62,68 @@ def test_test_rows_of_a_bundle_that_are_unfit(tmp_path: Path) -> None:
     assert "got -1 in row 0 of test_labels" in problem
 
 
-def test_one_draw_is_not_said_to_be_three(tmp_path: Path) -> None:
+def bundle(tmp_path: Path, train: int, val: int = 24) -> str:
+    """A bundle of three classes with `train` training rows; a row's class is its place modulo 3."""
     found = tensors()
-    found |= {f"val_{what}": found[f"val_{what}"][:12] for what in ("features", "labels")}
-    spec = f"bundle:{write_bundle(tmp_path / 'b.safetensors', found)}"
-    some, all_there_are = (TaskSpec((spec,), spec, (shots,), (1, 2)) for shots in (1, 4))
-    assert fresh_draws(some, some.source(""), 3) == (3, 4, 5)
-    assert fresh_draws(all_there_are, some.source(""), 3) == (3,)
+    found |= {f"train_{what}": found[f"train_{what}"][:train] for what in ("features", "labels")}
+    found |= {f"val_{what}": found[f"val_{what}"][:val] for what in ("features", "labels")}
+    return f"bundle:{write_bundle(tmp_path / f'{train}-{val}.safetensors', found)}"
+
+
+def test_draws_are_distinct_by_their_training_images(tmp_path: Path) -> None:
+    """Validation images, of which there may be others, make no other model."""
+    for val in (12, 24):
+        spec = bundle(tmp_path, 12, val)
+        some, all_there_are = (TaskSpec((spec,), spec, (shots,), (1, 2)) for shots in (1, 4))
+        assert fresh_draws(some, some.source(""), 3).seeds == (3, 4, 5)
+        assert fresh_draws(all_there_are, some.source(""), 3) == FreshDraws((3,), 3, 1)
+        first = same_training_sets(all_there_are, some.source(""))
+        assert {episode.seed for episode in first.values()} == {1}
+        notice = task_notices(all_there_are, some.source(""))[-1]
+        assert notice.startswith("Seeds 1, 2 give 1 distinct set of training images, not 2")
+        assert not any("distinct" in notice for notice in task_notices(some, some.source("")))
+
+
+def test_draws_that_repeat_by_chance_are_found(tmp_path: Path) -> None:
+    """Two images per class and one shot: eight sets of training images, whatever their order."""
+    spec = bundle(tmp_path, 6)
+    task = TaskSpec((spec,), spec, (1,), (1,))
+    found = fresh_draws(task, task.source(""), 200)
+    assert found.requested == 200
+    assert len(found.seeds) == 8
+    assert found.seeds == tuple(sorted(found.seeds))
+    assert found.seen == 1
+
+
+def test_a_validation_image_counts_once(tmp_path: Path) -> None:
+    spec = bundle(tmp_path, 30, 9)
+    one, three = (TaskSpec((spec,), spec, (3,), seeds) for seeds in ((1,), (1, 2, 3)))
+    assert val_images(one, one.source("")) == 9
+    assert val_images(three, three.source("")) == 9
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=8))
+def test_a_mean_over_data_sets_is_at_most_as_certain_as_all_their_images(
+    counts: list[int],
+) -> None:
+    found = effective_images(counts)
+    assert len(counts) * min(counts) <= found <= sum(counts)
+    assert effective_images([counts[0]] * 3) == 3 * counts[0]
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, unique=True), st.integers(1, 20))
+def test_fresh_seeds_are_new_and_follow(used: list[int], count: int) -> None:
+    found = fresh_seeds(used, count)
+    assert len(found) == count
+    assert not set(found) & set(used)
+    assert found[0] == max(used) + 1
+    assert list(found) == sorted(found)
+
+
+def test_names_of_data_sets_that_are_no_text(tmp_path: Path) -> None:
+    """A path given on the command line may have bytes that are no text; files cannot have them."""
+    (problem,) = problems("folder:caf\udce9", tmp_path)
+    assert problem == ("--dataset must be valid Unicode text, got 'folder:caf\\udce9': rename it.")
 
 
 def test_other_counts_than_the_published_ones_are_told_of_what_judges_too(tmp_path: Path) -> None:

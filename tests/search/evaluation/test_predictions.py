@@ -20,20 +20,26 @@ from PIL import Image
 from search.evaluation.examples import (
     EXAMPLES,
     SIDE,
+    Example,
+    encode_examples,
     read_examples,
     take_examples,
     thumbnail,
-    write_examples,
 )
-from search.evaluation.prediction_table import (
+from search.evaluation.predictions import (
+    PREDICTIONS,
+    DamagedFileError,
     ModelPredictions,
     PredictionTable,
+    as_text,
+    checksum,
+    encode_predictions,
     file_names,
     from_logits,
+    read_predictions,
 )
-from search.evaluation.predictions import PREDICTIONS, read_predictions, write_predictions
 from search.evaluation.record import Evaluation, Label
-from trainables.data.base import FeatureRows, PixelRows
+from trainables.data.base import FeatureRows, Images, PixelRows
 from trainables.data.image_files import ImageFiles
 from trainables.storage import LocalStorage
 from trainables.trial import Episode
@@ -53,6 +59,21 @@ def sheet(truth: Sequence[int], *given: ModelPredictions, named: bool = True) ->
     return PredictionTable(
         "pets", "test", CLASSES, places, files, np.array(truth, np.uint16), given
     )
+
+
+def written(
+    storage: LocalStorage, tables: Sequence[PredictionTable], examples: Sequence[Example] = ()
+) -> Evaluation:
+    """The files in a sweep's folder, and the evaluation that they belong to."""
+    files = {PREDICTIONS: encode_predictions(tables), EXAMPLES: encode_examples(examples)}
+    for name, data in files.items():
+        storage.write(name, data)
+    return replace(FOUND, checksums={name: checksum(data) for name, data in files.items()})
+
+
+def taken(one: PredictionTable, images: Images, most: int) -> list[Example]:
+    """Examples of the first two models."""
+    return take_examples(one, images, most, one.answers[0], one.answers[1])
 
 
 def same(one: PredictionTable, other: PredictionTable) -> bool:
@@ -80,16 +101,14 @@ def test_what_is_written_is_read_back_exactly(
     whole = sheet(truth, answers("zero-shot", first), answers("winner", second), named=named)
     other = replace(sheet(first, answers("winner", truth, seed=3)), target="dtd", part="target")
     storage = LocalStorage(tmp_path_factory.mktemp("sweep"))
-    write_predictions(storage, FOUND, [whole, other])
-    found = read_predictions(storage, FOUND)
-    assert found is not None
+    found = read_predictions(storage, written(storage, [whole, other]))
     assert len(found) == 2
     assert same(found[0], whole)
     assert same(found[1], other)
 
 
 def test_other_programs_can_read_it(tmp_path: Path) -> None:
-    write_predictions(LocalStorage(tmp_path), FOUND, [sheet([0, 1], answers("winner", [1, 1]))])
+    written(LocalStorage(tmp_path), [sheet([0, 1], answers("winner", [1, 1]))])
     with pa.memory_map(str(tmp_path / PREDICTIONS)) as file:
         first, second = pa.ipc.open_file(file).read_all().to_pylist()
     assert second["confidence"] == 1
@@ -100,36 +119,59 @@ def test_other_programs_can_read_it(tmp_path: Path) -> None:
     assert second == model | judged | {"image": 2, "file": "1.jpg", "truth": 1}
 
 
-def test_what_is_not_this_evaluation_s_is_not_read(tmp_path: Path) -> None:
+def test_files_of_another_evaluation_are_not_read(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
-    assert read_predictions(storage, FOUND) is None
-    assert read_examples(storage, FOUND) == []
+    for read in (read_predictions, read_examples):
+        with pytest.raises(DamagedFileError, match="is missing"):
+            read(storage, FOUND)
     one = sheet([0, 1], answers("zero-shot", [0, 0]), answers("winner", [1, 1]))
-    write_predictions(storage, FOUND, [one])
-    taken = take_examples(one, pixels(2), 9)
-    write_examples(storage, FOUND, taken)
-    assert len(taken) == 2
-    assert read_examples(storage, FOUND) == taken
-    for other in (replace(FOUND, winner=4), replace(FOUND, seeds=(2,))):
-        assert read_predictions(storage, other) is None
-        assert read_examples(storage, other) == []
+    examples = taken(one, pixels(2), 9)
+    found = written(storage, [one], examples)
+    assert len(examples) == 2
+    assert read_examples(storage, found) == examples
+    written(storage, [sheet([0, 1], answers("winner", [1, 0]))], examples[:1])
+    for name, read in ((PREDICTIONS, read_predictions), (EXAMPLES, read_examples)):
+        with pytest.raises(DamagedFileError, match=f"^'{name}' is damaged or belongs to another"):
+            read(storage, found)
 
 
-@pytest.mark.parametrize("content", [b"", b"ARROW1\0\0nonsense", b"PK"])
-def test_damaged_files_are_none(content: bytes, tmp_path: Path) -> None:
-    for name in (PREDICTIONS, EXAMPLES):
-        (tmp_path / name).write_bytes(content)
-    assert read_predictions(LocalStorage(tmp_path), FOUND) is None
-    assert read_examples(LocalStorage(tmp_path), FOUND) == []
-
-
-def test_a_file_that_was_cut_is_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [PREDICTIONS, EXAMPLES])
+def test_a_single_flipped_bit_is_found(name: str, tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
-    write_predictions(storage, FOUND, [sheet([0, 1], answers("winner", [1, 1]))])
-    whole = (tmp_path / PREDICTIONS).read_bytes()
+    one = sheet([0, 1], answers("zero-shot", [0, 0]), answers("winner", [1, 1]))
+    found = written(storage, [one], taken(one, pixels(2), 9))
+    whole = (tmp_path / name).read_bytes()
+    read = read_predictions if name == PREDICTIONS else read_examples
+    for place in range(0, len(whole), 37):
+        flipped = bytes([whole[place] ^ (1 << place % 8)])
+        (tmp_path / name).write_bytes(whole[:place] + flipped + whole[place + 1 :])
+        with pytest.raises(DamagedFileError, match="SHA-256"):
+            read(storage, found)
     for size in range(0, len(whole), 97):
-        (tmp_path / PREDICTIONS).write_bytes(whole[:size])
-        assert read_predictions(storage, FOUND) is None
+        (tmp_path / name).write_bytes(whole[:size])
+        with pytest.raises(DamagedFileError, match="SHA-256"):
+            read(storage, found)
+
+
+@pytest.mark.parametrize("content", [b"", b"ARROW1\0\0nonsense", b"PK", b"ARROW1" * 99])
+def test_a_file_of_another_kind_is_an_error(content: bytes, tmp_path: Path) -> None:
+    names = (PREDICTIONS, EXAMPLES)
+    for name in names:
+        (tmp_path / name).write_bytes(content)
+    found = replace(FOUND, checksums=dict.fromkeys(names, checksum(content)))
+    for read in (read_predictions, read_examples):
+        with pytest.raises(DamagedFileError, match="cannot be read"):
+            read(LocalStorage(tmp_path), found)
+
+
+def test_file_names_that_are_no_text_are_written(tmp_path: Path) -> None:
+    images = ImageFiles(Path("/x"), ("caf\udce9.jpg", "b.jpg"))
+    assert file_names(images) == ("caf\\udce9.jpg", "b.jpg")
+    assert as_text("naïve") == "naïve"
+    one = replace(sheet([0, 1], answers("winner", [1, 1])), files=file_names(images))
+    storage = LocalStorage(tmp_path)
+    (found,) = read_predictions(storage, written(storage, [one]))
+    assert found.files == file_names(images)
 
 
 def test_many_predictions_stay_small(tmp_path: Path) -> None:
@@ -152,9 +194,9 @@ def test_many_predictions_stay_small(tmp_path: Path) -> None:
     whole = PredictionTable(
         "imagenet", "test", classes, np.arange(rows, dtype=np.int32), names, truth, given
     )
-    write_predictions(LocalStorage(tmp_path), FOUND, [whole])
+    evaluation = written(LocalStorage(tmp_path), [whole])
     assert (tmp_path / PREDICTIONS).stat().st_size < 6e6
-    (found,) = read_predictions(LocalStorage(tmp_path), FOUND) or []
+    (found,) = read_predictions(LocalStorage(tmp_path), evaluation)
     assert same(found, whole)
 
 
@@ -178,9 +220,8 @@ def test_examples_are_where_the_two_differ() -> None:
     truth = [0, 1, 2, 0, 1, 2]
     before = answers("zero-shot", [0, 0, 2, 1, 1, 0])
     after = answers("winner", [0, 1, 1, 1, 1, 2])  # rows 1 and 5 gained, row 2 lost
-    later = answers("winner", [1] * 6, seed=3)
-    one = sheet(truth, before, after, answers("zero-shot", truth, seed=3), later)
-    found = take_examples(one, pixels(6), 12)
+    one = sheet(truth, before, after)
+    found = taken(one, pixels(6), 12)
     assert [(e.file, e.gained) for e in found] == [
         ("1.jpg", True),
         ("5.jpg", True),
@@ -190,21 +231,13 @@ def test_examples_are_where_the_two_differ() -> None:
     assert {(e.shots, e.seed) for e in found} == {(4, 2)}
     image = np.asarray(Image.open(io.BytesIO(found[2].png)))
     assert np.array_equal(image, pixels(6).pixels[2].permute(1, 2, 0).numpy())
-    assert len(take_examples(one, pixels(6), 1)) == 2
-
-
-def test_the_winner_with_the_most_shots_is_shown() -> None:
-    few = (answers("zero-shot", [0, 0], 1), answers("winner", [1, 1], 1))
-    many = (answers("zero-shot", [0, 0], 8), answers("winner", [0, 1], 8))
-    (found,) = take_examples(sheet([0, 1], *few, *many), pixels(2), 12)
-    assert (found.shots, found.gained) == (8, True)
+    assert len(taken(one, pixels(6), 1)) == 2
 
 
 def test_features_have_no_images() -> None:
     features = FeatureRows(torch.zeros(2, 4), "x")
     one = sheet([0, 1], answers("zero-shot", [0, 0]), answers("winner", [1, 1]), named=False)
-    assert take_examples(one, features, 12) == []
-    assert take_examples(sheet([0], answers("paper", [0])), pixels(1), 12) == []
+    assert taken(one, features, 12) == []
     assert file_names(features) == file_names(pixels(2)) == ()
     assert file_names(ImageFiles(Path("/x"), ("a.jpg", "b.jpg"))) == ("a.jpg", "b.jpg")
 

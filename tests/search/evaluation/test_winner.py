@@ -148,9 +148,9 @@ def test_the_start_is_part_of_what_a_sweep_is(capsys: pytest.CaptureFixture[str]
     )
     for how in ("--resume", "--name"):
         lines = refused(capsys, how, "residual", "--init-from", "others")
-        assert any("start: the sweep has" in line and "got" in line for line in lines)
+        assert any("the sweep has" in line and ", got " in line for line in lines)
     lines = refused(capsys, "--name", "residual", "--shots", "2")
-    assert any("start: the sweep has" in line for line in lines)
+    assert any("the sweep has" in line for line in lines)
 
 
 def test_a_copy_of_the_folder_is_the_same_start() -> None:
@@ -246,18 +246,22 @@ def trained(root: Path, bench: EncodedTask) -> dict[int, dict[str, torch.Tensor]
     return found
 
 
+def share_of(plan: Plan, sweep: LocalStorage) -> str:
+    return share_start(plan.config, plan.source, plan.fingerprints["backbone"], sweep)
+
+
 def test_what_was_trained_is_not_trained_again(
     bench: EncodedTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     artifacts = trained(finished(), bench)
     plan = started("--seeds", "1", "--eval-seeds", "2")
     sweep = LocalStorage(Path("sweeps/residual").absolute())
-    location = share_start(plan, sweep)
+    location = share_of(plan, sweep)
     files = sorted(Path(location).iterdir())
     assert len(files) == 2
     assert all(read_checked(LocalStorage(f.parent), f.name) for f in files)
     before = {f: f.stat().st_mtime_ns for f in files}
-    assert share_start(plan, sweep) == location
+    assert share_of(plan, sweep) == location
     assert {f: f.stat().st_mtime_ns for f in files} == before
 
     def refuse(_: Trainer) -> dict[str, float]:
@@ -293,14 +297,14 @@ def test_what_is_not_exactly_that_is_not_taken(change: str, bench: EncodedTask) 
         case "away":
             start = replace(plan.config.init_from, location="s4://bucket/masks")  # type: ignore[type-var]
             plan = replace(plan, config=replace(plan.config, init_from=start))
-    location = share_start(plan, LocalStorage(Path("sweeps/residual").absolute()))
+    location = share_of(plan, LocalStorage(Path("sweeps/residual").absolute()))
     kept = list(Path(location).glob("*")) if Path(location).exists() else []
     assert len(kept) == (0 if change in ("gone", "away") else 1)
 
 
 def test_without_a_start_there_is_nothing_to_share() -> None:
     plan = preflight(configure(["--space", "rmt+taskres", "--shots", "2", *QUIET]))
-    assert share_start(plan, LocalStorage(Path("sweeps/x").absolute())) == ""
+    assert share_of(plan, LocalStorage(Path("sweeps/x").absolute())) == ""
     assert not Path("sweeps/x").exists()
 
 
@@ -313,4 +317,4 @@ def test_a_start_of_two_stages() -> None:
     assert plan.space.paper.problems() == []
     assert dataclasses.is_dataclass(plan.config.init_from)
     sweep = LocalStorage(Path("sweeps/residual").absolute())
-    assert share_start(plan, sweep) == str(sweep.root / "stages")
+    assert share_of(plan, sweep) == str(sweep.root / "stages")

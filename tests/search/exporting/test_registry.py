@@ -20,7 +20,7 @@ from rich.console import Console
 from search import sync
 from search.core.config import SweepConfig, model_name_problem
 from search.core.sweep_folder import SweepFolder
-from search.evaluation.record import Evaluation, Score
+from search.evaluation.record import Comparison, Evaluation, Score
 from search.export import main
 from search.exporting.card import described
 from search.exporting.chosen import choose
@@ -304,7 +304,10 @@ def test_a_sweep_describes_itself() -> None:
             ("winner", (0.7, 0.8)),
         )
     )
-    text = description(config, None, Evaluation(3, 0.9, (2, 3), "few-shot", scores))
-    assert "| Test accuracy, zero-shot | 50.0 %, deviation 0.0, of 2 fresh draws |" in text
-    assert "75.0 %, deviation 7.1, of 2 fresh draws; +25.0 ± 63.5 over zero-shot" in text
+    gain = Comparison("winner", "zero-shot", 0.25, 0.05, 30)
+    found = Evaluation(3, 0.9, (2, 3), "few-shot", scores, (gain,))
+    text = description(config, None, found)
+    assert "| Test accuracy, zero-shot | 50.0 %, deviation 0.0 over fresh draws 2, 3 |" in text
+    assert "75.0 %, deviation 7.1 over fresh draws 2, 3; +25.0 ± 63.5 over zero-shot" in text
+    assert "A gain over zero-shot is not certain (+25.0 points)" in text
     assert json.loads(columns({"lr": {"1", "2"}, "one": {"1"}, "seed": {"0", "1"}})) == ["lr"]

@@ -6,7 +6,6 @@ import dataclasses
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,9 +14,14 @@ from hypothesis import strategies as st
 
 from search.core.config import SweepConfig
 from search.core.results import Result
-from search.evaluation.examples import Example, write_examples
-from search.evaluation.prediction_table import ModelPredictions, PredictionTable
-from search.evaluation.predictions import write_predictions
+from search.evaluation.examples import EXAMPLES, Example, encode_examples
+from search.evaluation.predictions import (
+    PREDICTIONS,
+    ModelPredictions,
+    PredictionTable,
+    checksum,
+    encode_predictions,
+)
 from search.evaluation.record import Evaluation, Label, Part, Score
 from search.reporting.calibration import BINS, calibration_section, reliability
 from search.reporting.changes import changes_section
@@ -30,7 +34,7 @@ from trainables.storage import LocalStorage
 from trainables.trial import TaskSpec
 
 SEEDS = (2, 3)
-LABELS: tuple[Label, ...] = get_args(Label)
+LABELS: tuple[Label, ...] = ("zero-shot", "paper", "winner")
 
 
 def sheet(
@@ -60,10 +64,12 @@ def judged(tmp_path: Path, *sheets: PredictionTable, examples: Sequence[Example]
         for s in sheets
         for label in LABELS
     )
-    found = Evaluation(0, 0.5, SEEDS, "few-shot", scores)
     storage = LocalStorage(tmp_path)
-    write_predictions(storage, found, sheets)
-    write_examples(storage, found, examples)
+    files = {PREDICTIONS: encode_predictions(sheets), EXAMPLES: encode_examples(examples)}
+    for name, data in files.items():
+        storage.write(name, data)
+    checksums = {name: checksum(data) for name, data in files.items()}
+    found = Evaluation(0, 0.5, SEEDS, "few-shot", scores, checksums=checksums)
     trial = Result(0, "COMPLETE", 0.5, (0.5,), {}, {}, {}, {}, {}, 1.0, 0.0, 1.0, "host")
     config = SweepConfig(name="x", task=TaskSpec(("a",), "tiny", (4,), (1,)))
     return Source(storage, {"fingerprints": {}}, config, {0: trial}, found, (), None)
@@ -139,7 +145,7 @@ def test_without_predictions_there_is_a_reason(tmp_path: Path) -> None:
     old = dataclasses.replace(source)
     told = unseen_section(old)
     assert told is not None
-    assert "were not kept" in told.notes[0]
+    assert "'predictions.arrow' is missing" in told.notes[0]
     for make in (changes_section, classes_section, confusion_section, calibration_section):
         assert make(old) is None
     assert unseen_section(dataclasses.replace(source, evaluation=None)) is None

@@ -393,7 +393,14 @@ def test_accuracy_over_shots_has_a_panel_a_data_set_and_the_mean_of_shared_ones(
     both = sweep_of("both", ("a", 1), ("a", 4), ("b", 1), ("b", 4), ("c", 4))
     other = sweep_of("other", ("a", 1), ("a", 4), ("b", 1), ("b", 4))
     shown = over_shots(both, other)
-    for title in ("mean over 2 data sets", "a", "b", "c", "winner (both)", "winner (other)"):
+    for title in (
+        "mean over 2 data sets",
+        "a",
+        "b",
+        "c",
+        "the winner (both)",
+        "the winner (other)",
+    ):
         assert shown.count(f"<!-- {title} -->") == 1
     assert "mean over" not in over_shots(both, sweep_of("third", ("a", 1), ("a", 4)))
     # Nothing is joined where each data set has one number of shots.

@@ -17,7 +17,12 @@ from tests.trainables.data.shared import shared_data
 from trainables.data.base import DataError, FeatureRows, SealedError, Split, distinct
 from trainables.data.bundle import Bundle, open_bundle
 from trainables.data.few_shot import draw_few_shot
-from trainables.data.sealed import TestPermit, check_test_split, read_test_split
+from trainables.data.sealed import (
+    TRAINING_PROCESS,
+    TestPermit,
+    check_test_split,
+    read_test_split,
+)
 
 Tensors = dict[str, Tensor]
 
@@ -69,7 +74,7 @@ def test_test_rows_are_sealed(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         bundle.sealed_split(TestPermit("digits"))
     with pytest.raises(SealedError, match="'train' and 'val' are open"):
         bundle.split("test")  # type: ignore[arg-type]
-    monkeypatch.setenv("FEWSHOT_TEST_SPLIT_SEALED", "1")
+    monkeypatch.setenv(*next(iter(TRAINING_PROCESS.items())))
     with pytest.raises(SealedError, match="cannot be read in a process that trains"):
         bundle.sealed_split(TestPermit(bundle.name))
 

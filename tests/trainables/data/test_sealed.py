@@ -37,11 +37,11 @@ from trainables.trial import TrialConfig
 from trainables.trial_run import TrialRun
 
 ROOT = Path(__file__).parents[3]
-SEAL = "FEWSHOT_TEST_SPLIT_SEALED"
+SEAL = "FEWSHOT_PROCESS_ROLE"
 HOME = "trainables/data/sealed.py"
 
 USERS = {
-    "read_test_split": {"search/evaluation/run.py"},
+    "read_test_split": {"search/evaluation/workers.py"},
     "check_test_split": {"search/doctor.py", "search/core/task.py"},
     "sealed_split": {HOME, "trainables/data/class_subsets.py"},  # a half passes its permit on
     "TestPermit()": {HOME},
@@ -52,9 +52,9 @@ USERS = {
 FUNCTIONS = {"read_test_split", "check_test_split"}
 
 
-@pytest.fixture(autouse=True)
-def _unsealed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test begins unsealed, and no seal outlives its test."""
+@pytest.fixture
+def person(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that neither trains nor evaluates, such as a driver; no role outlives its test."""
     monkeypatch.setenv(SEAL, "")
 
 
@@ -177,7 +177,7 @@ def test_another_data_sets_permit_does_not_open(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["digits", "digits-rotated"])
-def test_a_sealed_process_refuses_even_a_fitting_permit(name: str) -> None:
+def test_a_sealed_process_refuses_even_a_fitting_permit(person: None, name: str) -> None:
     recorded: list[str] = []
     seal_process()
     with pytest.raises(SealedError, match="Test data cannot be read in a process that trains"):
@@ -205,7 +205,7 @@ def test_the_open_door_does_not_lead_to_test_data(name: str) -> None:
         open_dataset(name).split("test")  # type: ignore[arg-type]
 
 
-def test_processes_started_by_a_sealed_one_are_sealed() -> None:
+def test_processes_started_by_a_sealed_one_are_sealed(person: None) -> None:
     seal_process()
     script = (
         "from types import SimpleNamespace\n"
@@ -220,10 +220,24 @@ def test_processes_started_by_a_sealed_one_are_sealed() -> None:
     assert done.stdout == ""
 
 
+def test_only_a_process_started_for_an_evaluation_reads(person: None) -> None:
+    recorded: list[str] = []
+    with pytest.raises(SealedError, match="started for an evaluation"):
+        read_test_split(open_dataset("digits"), lambda: recorded.append("recorded"))
+    assert recorded == []
+    check_test_split(open_dataset("digits"))
+
+
+def test_an_evaluation_process_never_trains() -> None:
+    with pytest.raises(SealedError, match="cannot train"):
+        seal_process()
+    assert len(read_test_split(open_dataset("digits"), lambda: None).labels) == 896
+
+
 # --- that no trial reads it ----------------------------------------------------------------------
 
 
-def test_no_trial_touches_test_data(tmp_path: Path) -> None:
+def test_no_trial_touches_test_data(person: None, tmp_path: Path) -> None:
     """Every method in one warm worker, on data that note and refuse any look at test rows; then
     two data sets that try to hand out their test split for training."""
     done = subprocess.run(

@@ -31,7 +31,7 @@ from trainables.data.benchmarks.official_lists import CALTECH_NAMES, EUROSAT_NAM
 from trainables.data.image_files import ImageFiles
 from trainables.data.lists import Counts, ListedDataset
 from trainables.data.registry import BASE_TASKS, DATASETS, SHIFTS, open_dataset
-from trainables.data.sealed import TestPermit, read_test_split
+from trainables.data.sealed import TRAINING_PROCESS, TestPermit, read_test_split
 
 LISTED = tuple(OFFICIAL)
 WITH_FILE = tuple(name for name in LISTED if LAYOUTS[name].split_file)
@@ -124,7 +124,7 @@ def test_the_seal_holds_for_every_data_set(
     dataset = open_dataset(name, str(trees["dtd"].root))
     with pytest.raises(SealedError, match=f"A permit for 'other' does not open '{name}'"):
         dataset.sealed_split(TestPermit("other"))
-    monkeypatch.setenv("FEWSHOT_TEST_SPLIT_SEALED", "1")
+    monkeypatch.setenv(*next(iter(TRAINING_PROCESS.items())))
     recorded: list[str] = []
     with pytest.raises(SealedError, match="cannot be read in a process that trains"):
         dataset.sealed_split(TestPermit(name))

@@ -1,0 +1,148 @@
+"""Whole evaluations on a real Ray: processes, what is stored, what a kill leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from search.evaluation.workers import FOLDER
+from tests.search.conftest import Sweep, kill_everything
+from tests.trainables.data.trees import paint
+from trainables.data.sealed import EVALUATION_PROCESS, TRAINING_PROCESS, seal_process
+
+QUIET = ("--tracking-uri", "none", "--max-concurrent", "1")
+RESIDUALS = ("--space", "taskres", "--shots", "2", "--seeds", "1", "--trials", "2")
+
+
+def reads(sweep: Sweep) -> list[dict[str, Any]]:
+    path = sweep.folder / "test_reads.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def stored(sweep: Sweep, kind: str) -> dict[str, int]:
+    """Parts of an unfinished evaluation: name -> time of the write."""
+    paths = (sweep.folder / FOLDER).glob(f"{kind}-*")
+    return {path.name: path.stat().st_mtime_ns for path in paths}
+
+
+def comparable(sweep: Sweep) -> dict[str, Any]:
+    found = sweep.evaluation()
+    del found["checksums"]  # files are compared by their content
+    return found
+
+
+def a_process(sealed: bool) -> tuple[int, str]:
+    """On a worker: its id, and whether it could be sealed."""
+    import os
+
+    if sealed:
+        seal_process()
+        return os.getpid(), "training"
+    try:
+        seal_process()
+    except RuntimeError:
+        return os.getpid(), "evaluation"
+    return os.getpid(), "broken"
+
+
+def test_no_process_does_both(tmp_path: Path) -> None:
+    """One CPU, so that Ray would reuse every process that it may: thirty tasks of either kind, in
+    turn, and those of neither kind, such as trials, in between."""
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        processes: dict[str, set[int]] = {}
+        kinds = {
+            "training": (TRAINING_PROCESS, True),
+            "evaluation": (EVALUATION_PROCESS, False),
+            "trial": (None, True),
+        }
+        for _ in range(10):
+            for name, (environment, sealed) in kinds.items():
+                options = {"runtime_env": {"env_vars": environment}} if environment else {}
+                task = ray.remote(num_cpus=1, **options)(a_process)
+                pid, kind = ray.get(task.remote(sealed))
+                assert kind == ("evaluation" if name == "evaluation" else "training")
+                processes.setdefault(name, set()).add(pid)
+        assert not processes["evaluation"] & (processes["training"] | processes["trial"])
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.slow
+def test_images_are_prepared_and_read_by_different_processes(tmp_path: Path) -> None:
+    """A folder of photos is decoded on a worker before the search: that one must not evaluate."""
+    for label, name in enumerate(("red", "green", "blue")):
+        for number in range(8):
+            paint(tmp_path / "photos" / name / f"{number}.png", label)
+    options = ("--dataset", f"folder:{tmp_path / 'photos'}", "--space", "gda", "--shots", "2")
+    for turn in range(4):
+        sweep = Sweep(tmp_path, f"turn{turn}")
+        done = sweep.run(*options, "--seeds", "1", "--eval-seeds", "1", "--trials", "1", *QUIET)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert len(reads(sweep)) == 1
+
+
+def test_a_killed_evaluation_continues(sweep: Sweep, tmp_path: Path) -> None:
+    """Killed after a training, after a read, and after another: nothing stored is made again, and
+    the result is that of an undisturbed evaluation."""
+    options = (*RESIDUALS, "--dataset", "digits,digits-rotated", "--eval-seeds", "2", *QUIET)
+    calm = Sweep(tmp_path, "calm")
+    done = calm.run(*options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert stored(calm, "model") == stored(calm, "predictions") == {}
+    assert len(reads(calm)) == 4  # two splits, two draws
+
+    kept: dict[str, int] = {}
+    for kind, count in (("model", 2), ("predictions", 1), ("predictions", 2)):
+        process = sweep.start(*options)
+        sweep.wait_until(lambda k=kind, n=count: len(stored(sweep, k)) >= n)
+        kill_everything(process)
+        now = stored(sweep, "model") | stored(sweep, "predictions")
+        assert kept.items() <= now.items()
+        kept = now
+    assert not (sweep.folder / "evaluation.json").exists()
+    done = sweep.run(*options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert comparable(sweep) == comparable(calm)
+    assert stored(sweep, "model") == {}
+    # Every read is on record, one that a kill cut short twice; all belong to one evaluation.
+    found = reads(sweep)
+    assert 4 <= len(found) <= 4 + 3
+    assert {read["evaluation"] for read in found} == {sweep.evaluation()["inputs"]}
+    assert "have read the test split" not in done.stdout
+    again = sweep.run(*options)
+    assert again.returncode == 0
+    assert reads(sweep) == found
+
+
+def test_parts_of_another_winner_or_other_draws_are_not_used(sweep: Sweep) -> None:
+    options = (*RESIDUALS, *QUIET)
+    process = sweep.start(*options, "--eval-seeds", "2")
+    sweep.wait_until(lambda: len(stored(sweep, "predictions")) >= 1)
+    kill_everything(process)
+    for path in (sweep.folder / FOLDER).glob("model-*"):  # damage is found, not used
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    done = sweep.run(*options, "--eval-seeds", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sweep.evaluation()["seeds"] == [2]
+    done = sweep.run(*options, "--eval-seeds", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sweep.evaluation()["seeds"] == [2, 3]
+    assert "2 evaluations have read the test split of digits." in done.stdout
+
+
+def test_a_winner_that_is_the_papers_setting_is_trained_once(sweep: Sweep) -> None:
+    options = ("--space", "taskres", "--shots", "2", "--seeds", "1", "--trials", "1")
+    process = sweep.start(*options, "--eval-seeds", "1", *QUIET)
+    sweep.wait_until(lambda: len(stored(sweep, "predictions")) >= 1)
+    kill_everything(process)
+    assert len(stored(sweep, "model")) == 2  # zero-shot, and one for paper and winner
+    done = sweep.run(*options, "--eval-seeds", "1", *QUIET)
+    assert done.returncode == 0, done.stderr
+    values = {s["label"]: s["values"] for s in sweep.evaluation()["scores"]}
+    assert values["paper"] == values["winner"]
+    assert "There is no gain over the paper's setting" in done.stdout
