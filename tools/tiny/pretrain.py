@@ -49,11 +49,8 @@ from tools.tiny.glyphs import (
     draw_masks,
 )
 from trainables.backbones.open_clip import open_clip
+from trainables.backbones.registry import CONFIG_FILE, MERGES_FILE, WEIGHTS_FILE
 from trainables.storage import replace_file
-
-CONFIG_FILE = "open_clip_config.json"
-WEIGHTS_FILE = "open_clip_model.safetensors"
-MERGES_FILE = "bpe_merges.txt.gz"
 
 CONTEXT_LENGTH = 24
 _VOCABULARY = 1536

@@ -65,7 +65,7 @@ def _through_projection(
 
 
 def _classifier(visual: nn.Module) -> list[str]:
-    """The path of the last layer of a timm network that has no projection of its own."""
+    """The path of the last layer of a timm network without a separate projection."""
     trunk = getattr(visual, "trunk", None)
     found = trunk.get_classifier() if trunk is not None else None
     return [path for path, module in visual.named_modules() if module is found and found]

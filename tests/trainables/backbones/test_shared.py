@@ -47,16 +47,17 @@ def test_a_worker_without_the_folder_gets_the_same_model(
     assert fetch_weights(spec, location) == str(copy / "my-model")
 
 
-def test_a_file_behind_an_architecture(tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize("before", ["ViT-B-32:", "ViT-B-32:openai@", "ViT-L-14-gelu:", "openai:"])
+def test_a_file_behind_an_architecture(before: str, tmp_path: Path, cache: Path) -> None:
     path = tmp_path / "w.pt"
     path.write_bytes(b"weights")
-    location = share_weights(f"ViT-B-32:{path}", LocalStorage(tmp_path / "sweep"))
-    found = fetch_weights(f"ViT-B-32:{path}", location)
-    assert found.startswith(f"ViT-B-32:{cache}")
-    assert Path(found.partition(":")[2]).read_bytes() == b"weights"
+    location = share_weights(f"{before}{path}", LocalStorage(tmp_path / "sweep"))
+    found = fetch_weights(f"{before}{path}", location)
+    assert found.startswith(f"{before}{cache}")
+    assert Path(found.removeprefix(before)).read_bytes() == b"weights"
 
 
-@pytest.mark.parametrize("spec", ["tiny", "ViT-B-16", "ViT-B-32:laion2b_s34b_b79k"])
+@pytest.mark.parametrize("spec", ["tiny", "ViT-B-16", "ViT-B-32:laion2b_s34b_b79k", "hf-hub:a/b"])
 def test_what_every_node_has_or_downloads_is_not_shared(spec: str, tmp_path: Path) -> None:
     sweep = LocalStorage(tmp_path / "sweep")
     assert share_weights(spec, sweep) == ""
