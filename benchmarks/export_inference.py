@@ -88,8 +88,8 @@ def _written(backbone: Backbone) -> Backbone:
 
 def _masked(backbone: Backbone, classes: Tensor, rng: torch.Generator) -> tuple[Backbone, float]:
     """As after a training that has flipped a third of the bits."""
-    material = BuildContext(backbone, ClassTexts(classes), Schedule((1e-3,)))
-    method = MaskTuning.build(MaskTuningConfig(), material)
+    context = BuildContext(backbone, ClassTexts(classes), Schedule((1e-3,)))
+    method = MaskTuning.build(MaskTuningConfig(), context)
     masked = kept = 0
     with torch.no_grad():
         for score in method.trainable().values():

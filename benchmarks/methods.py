@@ -41,7 +41,7 @@ CLASSES = 100
 PUBLISHED = {
     "zero-shot": "CLIP (2103.00020), one template",
     "linear-probe": "CLIP (2103.00020), logistic regression by L-BFGS",
-    "clip-adapter": "CLIP-Adapter (2110.04544)",
+    "clip-adapter": "CLIP-Adapter (2110.04544), with the optimiser of its code",
     "tip-adapter": "Tip-Adapter (2111.03930), training-free",
     "tip-adapter-f": "Tip-Adapter-F (2111.03930)",
     "cross-modal": "Cross-modal linear probe (2301.06267)",

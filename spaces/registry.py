@@ -35,8 +35,8 @@ class SpaceError(ValueError):
 def _declared(
     method: str, ranges: Ranges, trials: int = 40, seeds: tuple[int, ...] = (1, 2, 3)
 ) -> SpaceEntry:
-    """A table of one method. By default it trains on frozen features: a trial takes seconds, so
-    three draws, which make its value much less noisy, cost little."""
+    """A table of one method. Trials on frozen features last seconds, so by default there are
+    three draws, which make a trial's value much less noisy."""
     build = partial(DeclaredSpace, name=method, method=method, ranges=ranges)
     return SpaceEntry(build, trials, seeds)
 

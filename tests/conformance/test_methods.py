@@ -37,7 +37,7 @@ from trainables.optim import OptimConfig, make_optimiser
 KINDS = ("vit", "resnet")
 
 
-def material(world: World, config: MethodConfig, optim: OptimConfig = ADAM) -> BuildContext:
+def context(world: World, config: MethodConfig, optim: OptimConfig = ADAM) -> BuildContext:
     images = len(world.labels)
     schedule = Schedule(optim.learning_rates(images))
     return BuildContext(world.backbone, world.classes(config.prompts), schedule, images)
@@ -75,7 +75,7 @@ class Run:
         self.world = world
         self.optim = OPTIM.get(name, ADAM)
         self.method: Method = METHODS[name].build(
-            self.config, material(world, self.config, self.optim)
+            self.config, context(world, self.config, self.optim)
         )
         self.rng = torch.Generator().manual_seed(0)
         self.inputs = world.inputs(self.method.input_kind)
@@ -217,7 +217,7 @@ def test_refuses_a_foreign_artifact(case: tuple[str, MethodConfig], world: World
 @pytest.mark.parametrize(("name", "kind"), [(n, k) for n in ONLY for k in KINDS if k != ONLY[n]])
 def test_refuses_a_backbone_that_does_not_suit(name: str, kind: str) -> None:
     with pytest.raises(MethodError):
-        METHODS[name].build(CASES[name][0], material(open_world(kind), CASES[name][0]))
+        METHODS[name].build(CASES[name][0], context(open_world(kind), CASES[name][0]))
 
 
 def test_same_result_in_a_fresh_process() -> None:
@@ -316,7 +316,7 @@ def test_presets_are_valid(name: str, preset: Preset, world: World) -> None:
         assert config.problems() == optim.problems() == []
         assert 0 < crop_scale <= 1
         if config not in built:
-            METHODS[name].build(config, material(world, config, optim))
+            METHODS[name].build(config, context(world, config, optim))
         built.add(config)
 
 
@@ -325,7 +325,7 @@ def test_refuses_an_unknown_prompt_variant(name: str) -> None:
     world, config = open_world(ONLY.get(name, "vit")), CASES[name][0]
     broken = dataclasses.replace(config, prompts="none")  # type: ignore[arg-type]
     with pytest.raises(MethodError, match="prompts must be one of"):
-        METHODS[name].build(broken, material(world, config))
+        METHODS[name].build(broken, context(world, config))
 
 
 def _digest(name: str) -> str:

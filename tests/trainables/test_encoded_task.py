@@ -98,8 +98,8 @@ def test_halves_have_their_own_classes(bench: EncodedTask) -> None:
 
 def test_zero_shot_is_the_method_zero_shot(bench: EncodedTask) -> None:
     classes = bench.class_features("digits", "all", "single")
-    material = BuildContext(bench.backbone, ClassTexts(classes), Schedule(()))
-    method = ZeroShot.build(ZeroShotConfig(prompts="single"), material)
+    context = BuildContext(bench.backbone, ClassTexts(classes), Schedule(()))
+    method = ZeroShot.build(ZeroShotConfig(prompts="single"), context)
     view = bench.views(Episode("digits", 2, 1))[1]
     images = bench.backbone.preprocess.normalise(view.images(torch.arange(len(view))))
     found = bench.zero_shot("digits", "all", "single")(images)

@@ -146,4 +146,4 @@ GRADIENT_RULES: dict[RuleName, GradientRule] = {
     "sign": GradientRule(sign),
     "prograd": GradientRule(prograd),
 }
-"""By the name used in configurations."""
+"""Name in configurations -> rule."""

@@ -43,4 +43,4 @@ METHODS: dict[str, type[Method]] = {
     ClipLora.name: ClipLora,
     Vpt.name: Vpt,
 }
-"""By registry name."""
+"""Registry name -> method."""

@@ -182,8 +182,8 @@ def test_refuses_other_classes_without_room_or_names(backbone: Backbone) -> None
 
 def test_given_texts_are_left_for_the_names(backbone: Backbone, images: torch.Tensor) -> None:
     prompts = PromptSet(NAMES, (), given=(("x", "y"), ("z",), ("u",)))
-    material = BuildContext(backbone, ClassTexts(torch.zeros(3, 128), prompts), Schedule(()))
-    found = logits(CoOp.build(WORDS, material), images)
+    context = BuildContext(backbone, ClassTexts(torch.zeros(3, 128), prompts), Schedule(()))
+    found = logits(CoOp.build(WORDS, context), images)
     torch.testing.assert_close(found, zero_shot(backbone, images, NAMES), atol=2e-4, rtol=1e-5)
 
 

@@ -31,21 +31,21 @@ def task(views: int = 1) -> tuple[BuildContext, Support]:
     labels = torch.arange(CLASSES).repeat(SHOTS)
     points = [centres[labels] + torch.randn(len(labels), SIDE, generator=rng) for _ in range(views)]
     texts = ClassTexts(centres + torch.randn(CLASSES, SIDE, generator=rng))
-    material = BuildContext(load_backbone("tiny"), texts, Schedule(()), len(labels))
-    return material, Support(labels, views, points.__getitem__, lambda: iter(()))
+    context = BuildContext(load_backbone("tiny"), texts, Schedule(()), len(labels))
+    return context, Support(labels, views, points.__getitem__, lambda: iter(()))
 
 
 def fitted(method: type[FittedClassifier], config: Any, views: int = 1) -> FittedClassifier:
-    material, support = task(views)
-    found = method.build(config, material)
+    context, support = task(views)
+    found = method.build(config, context)
     found.prepare(support)
     return found
 
 
 def unit_points() -> tuple[Tensor, Tensor, Tensor]:
-    material, support = task()
+    context, support = task()
     features = functional.normalize(support.features(0), dim=-1)
-    return features, support.labels, functional.normalize(material.classes.features, dim=-1)
+    return features, support.labels, functional.normalize(context.classes.features, dim=-1)
 
 
 @pytest.mark.parametrize("inverse_penalty", [0.1, 1.0, 100.0])
@@ -62,9 +62,9 @@ def test_the_linear_probe_is_scikit_learns(inverse_penalty: float) -> None:
 
 
 def test_a_view_twice_is_no_sample_more() -> None:
-    material, support = task()
+    context, support = task()
     twice = replace(support, views=2, features=lambda _: support.features(0))
-    ours = LinearProbe.build(LinearProbeConfig(inverse_penalty=1.0), material)
+    ours = LinearProbe.build(LinearProbeConfig(inverse_penalty=1.0), context)
     ours.prepare(twice)
     once = fitted(LinearProbe, LinearProbeConfig(inverse_penalty=1.0))
     torch.testing.assert_close(ours.weight, once.weight, atol=1e-3, rtol=1e-3)
@@ -109,8 +109,8 @@ def test_shrunk_precision_inverts_the_shrunk_covariance(
 
 
 def test_without_any_spread_gda_is_zero_shot() -> None:
-    material, _ = task()
-    method = Gda.build(GdaConfig(), material)
+    context, _ = task()
+    method = Gda.build(GdaConfig(), context)
     before = method.weight.clone()
     points = torch.randn(CLASSES, SIDE)
     labels = torch.arange(CLASSES)
@@ -195,8 +195,8 @@ def test_other_classes_get_the_zero_shot_classifier(
 
 @pytest.mark.parametrize(("method", "config"), METHODS)
 def test_it_fits_its_training_set(method: type[FittedClassifier], config: Any) -> None:
-    material, support = task(views=2)
-    found = method.build(config, material)
+    context, support = task(views=2)
+    found = method.build(config, context)
     points, labels = all_views(support)
     before = (found(points).argmax(dim=-1) == labels).float().mean()
     found.prepare(support)

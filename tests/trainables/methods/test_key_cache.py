@@ -35,8 +35,8 @@ def views() -> torch.Tensor:
 
 
 def build(kind: type[KeyCache], config: Any, images: int = IMAGES) -> KeyCache:
-    material = BuildContext(load_backbone("tiny"), ClassTexts(texts()), Schedule(()), images)
-    return kind.build(config, material)
+    context = BuildContext(load_backbone("tiny"), ClassTexts(texts()), Schedule(()), images)
+    return kind.build(config, context)
 
 
 def prepared(kind: type[KeyCache], config: Any) -> KeyCache:

@@ -64,7 +64,7 @@ class MaskConfig(MethodConfig):
     """T of the divergence from the teacher, which is multiplied by T^2. 1 in the code."""
     teacher_share: float = 1.0
     """Share of the zero-shot model's logits in the teacher's; the rest are the student's own,
-    through which gradients flow (FUSE_ALPHA in the code, where it is 1; not in the paper)."""
+    through which gradients flow (FUSE_ALPHA in the code, with the value 1; not in the paper)."""
     norm_weight: float = 0.0
     """Weight of sum ||M||_2 over the masked tensors: 1e-4 in the code, absent from the paper."""
     purity_eps: float = 0.0
@@ -257,8 +257,8 @@ class MaskMethod(Method):
         return self.backbone.changed({f"{self.prefix}{name}": w for name, w in weights.items()})
 
     def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """The packed bits, see `masks.py`: one per score. The metadata has `prefix`, which tells
-        the towers apart, and `score_change`: `MaskScores.change` as JSON."""
+        """The packed bits, see `masks.py`: one per score. The metadata has `prefix`, which
+        identifies the tower, and `score_change`: `MaskScores.change` as JSON."""
         tensors, metadata = pack_masks(self.masks(), self.backbone.fingerprint)
         change = self._loaded_change or json.dumps(self.scores.change())
         return tensors, metadata | {"prefix": self.prefix, "score_change": change}

@@ -1,8 +1,8 @@
-"""Binary masks on disk: our own format, and the one of R-AMT's released code.
+"""Binary masks on disk: the project's format, and that of R-AMT's released code.
 
-Format version 2: one uint8 tensor a mask, of packed bits or, where that is smaller, of their zlib
-stream; what it is, shapes, backbone and a checksum of the bits stand in the metadata. Version 1
-had no compression. Sparse masks shrink to a quarter.
+Format version 2: one uint8 tensor per mask, of packed bits or, if that is smaller, of their zlib
+stream. The metadata contains the format, shapes, backbone and a checksum of the bits. Version 1 had
+no compression, which reduces sparse masks to a quarter.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def pack_bits(mask: Tensor) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The inverse of `pack_bits`; the length must fit (`ValueError`)."""
+    """The inverse of `pack_bits`; raises `ValueError` if the length does not match."""
     count = math.prod(shape)
     if packed.dtype != torch.uint8 or tuple(packed.shape) != (-(-count // 8),):
         raise ValueError(
@@ -71,30 +71,30 @@ def pack_masks(
 def unpack_masks(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], backbone: str
 ) -> dict[str, Tensor]:
-    """The inverse of `pack_masks`, of version 1 too; raises `MethodError` for anything else."""
+    """The inverse of `pack_masks`, also for version 1; raises `MethodError` for anything else."""
     if metadata.get("format") != FORMAT:
         raise MethodError(
-            f"a mask file has format {FORMAT!r}, got {metadata.get('format')!r}: "
-            "was it written by another method?"
+            f"a mask file must have the format {FORMAT!r}, got {metadata.get('format')!r}: use "
+            "the method that wrote it"
         )
     version = metadata.get("format_version", "")
     if not version.isdecimal() or not 1 <= int(version) <= FORMAT_VERSION:
         raise MethodError(
-            f"mask files up to version {FORMAT_VERSION} can be read, got {version!r}: "
+            f"a mask file must have a version up to {FORMAT_VERSION}, got {version!r}: "
             "update this program"
         )
     if metadata.get("bit_order") != BIT_ORDER:
         raise MethodError(f"bits must be {BIT_ORDER}, got {metadata.get('bit_order')!r}")
     if metadata.get("backbone") != backbone:
         raise MethodError(
-            f"the masks belong to the backbone {str(metadata.get('backbone'))[:12]}, this is "
-            f"{backbone[:12]}: load the backbone that they were trained on"
+            f"the masks must be of this backbone ({backbone[:12]}), got masks of "
+            f"{str(metadata.get('backbone'))[:12]}: load the backbone that they were trained on"
         )
     shapes = _shapes(metadata)
     if set(shapes) != set(tensors):
         raise MethodError(
             f"tensors and header must name the same masks, but differ in "
-            f"{sorted(set(shapes) ^ set(tensors))}: the file is damaged, train or copy it again"
+            f"{sorted(set(shapes) ^ set(tensors))}: the file is damaged, copy it again"
         )
     try:
         zipped = set(json.loads(metadata["zlib"]) if int(version) > 1 else ())
@@ -106,30 +106,29 @@ def unpack_masks(
     except (KeyError, TypeError, ValueError, zlib.error) as error:
         raise MethodError(f"the mask file is damaged ({error}): copy it again") from None
     if metadata.get("checksum") != _checksum(bits, shapes, backbone):
-        raise MethodError("the mask file's checksum does not fit its bits: copy it again")
+        raise MethodError("the mask file's checksum does not match its bits: copy it again")
     return masks
 
 
 def read_released_masks(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Masks from a checkpoint of R-AMT's released code, by the names of those weights in `shapes`,
-    all that could have one, of which it has one.
+    """Masks from a checkpoint of R-AMT's released code, by the names of the weights they mask.
 
-    There a mask is a Python byte string, packed like ours, under `<module path>.mask_real` in the
-    entry `state_dict` of what `torch.save` wrote, or in a state dict alone; the weight `x.weight`
-    or `x.in_proj_weight` belongs to `x`. What stands before all module paths (`visual.`) is no
-    matter. Nothing is unpickled freely: torch's weights-only reader knows byte strings in its
-    default pickle protocol, 2, which is what that code writes; other protocols, and other objects
-    in the file, are refused. Raises `MethodError`.
+    `shapes`: name -> shape of all weights that could have a mask. In the checkpoint a mask is a
+    Python byte string of packed bits under `<module path>.mask_real`, in the entry `state_dict` or
+    in a state dict alone; the weight `x.weight` or `x.in_proj_weight` belongs to the module `x`. A
+    common prefix of all module paths (`visual.`) is ignored. PyTorch's weights-only reader accepts
+    byte strings in its default pickle protocol, 2, which that code writes; other protocols and
+    other objects are refused. Raises `MethodError`.
     """
     try:
         content: Any = read_torch(path)
         state = content.get("state_dict", content)
         stored = {key: value for key, value in state.items() if isinstance(value, bytes)}
-    except Exception as error:  # the reader fails in many ways, at anything that might run code
+    except Exception as error:  # the reader refuses anything that might run code, in many ways
         why = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0]  # no advice
         raise MethodError(
-            f"{str(path)!r} must be a checkpoint of R-AMT's code, readable without running code, "
-            f"and is not ({why[:120]}): save its state_dict alone, by torch.save and in its "
+            f"{str(path)!r} must be a checkpoint of R-AMT's code that can be read without running "
+            f"code, but is not ({why[:120]}): save only its state_dict, with torch.save and its "
             "default protocol"
         ) from None
     keys = {name: f"{name.rpartition('.')[0]}.mask_real" for name in shapes}
@@ -138,7 +137,7 @@ def read_released_masks(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> di
     if not stored or (unknown := sorted(stored.keys() - masked.values())):
         found = f"those of {', '.join(unknown[:3])}" if stored else "none"
         raise MethodError(
-            f"the masks in {str(path)!r} must be of layers that this backbone has, got {found}: "
+            f"the masks in {str(path)!r} must be of layers of this backbone, got {found}: "
             "load the backbone that they were trained on"
         )
     try:
@@ -150,13 +149,13 @@ def read_released_masks(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> di
         }
     except ValueError as error:
         raise MethodError(
-            f"a mask in {str(path)!r} is of another size ({error}): load the backbone that it was "
-            "trained on"
+            f"the masks in {str(path)!r} must have the sizes of the backbone's weights ({error}): "
+            "load the backbone that they were trained on"
         ) from None
 
 
 def _before_all(stored: Collection[str], known: Collection[str]) -> str:
-    """What stands before every stored name and leaves a known one, e.g. `visual.`, or nothing."""
+    """The prefix whose removal turns every stored name into a known one, e.g. `visual.`."""
     parts = min(stored, default="").split(".")
     for count in range(len(parts)):
         before = "".join(f"{part}." for part in parts[:count])
@@ -166,7 +165,7 @@ def _before_all(stored: Collection[str], known: Collection[str]) -> str:
 
 
 def _smallest(packed: Tensor) -> Tensor:
-    """The bits themselves where zlib does not pay."""
+    """The zlib stream of the bits, or the bits themselves if they are smaller."""
     stream = zlib.compress(packed.numpy().tobytes())
     if len(stream) >= packed.numel():
         return packed
@@ -174,7 +173,7 @@ def _smallest(packed: Tensor) -> Tensor:
 
 
 def _unzip(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """No more bytes than `shape` needs, whatever the stream says; `ValueError`, `zlib.error`."""
+    """Reads no more bytes than `shape` needs; raises `ValueError` or `zlib.error`."""
     if tensor.dtype != torch.uint8:
         raise ValueError(f"a zlib stream is uint8, got {tensor.dtype}")
     reader = zlib.decompressobj()

@@ -2,8 +2,8 @@
 arXiv:2307.15049).
 
 On 16-shot ImageNet the paper reports 73.07 for the image tower, 73.05 for the text tower and 74.00
-for both (table "text encoder"); only the image tower is in the released code. The others take over
-everything that the paper says of the image tower.
+for both (table "text encoder"); only the image tower is in the released code. The others use the
+settings of the image tower.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class MaskTuning(MaskMethod):
 
     @classmethod
     def preset(cls, name: Preset, facts: TaskFacts) -> Recipe:
-        """See `published`."""
+        """The published settings for the image tower, see `published`."""
         return published(MaskTuningConfig(**_image_fields(name, facts)), name, facts)
 
     def weight_names(self) -> Collection[str]:
@@ -130,7 +130,7 @@ class MaskedTowers(MaskMethod):
 
     @classmethod
     def preset(cls, name: Preset, facts: TaskFacts) -> Recipe:
-        """See `published`."""
+        """The published settings for both towers, see `published`."""
         return published(MaskedTowersConfig(**_image_fields(name, facts)), name, facts)
 
     def weight_names(self) -> Collection[str]:

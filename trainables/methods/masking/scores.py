@@ -101,7 +101,7 @@ class MaskScores(nn.Module):
         }
 
     def change(self) -> dict[str, float]:
-        """Mean |M - init| of every active tensor: how far its scores have moved. Rounded to six
+        """Mean |M - init| of every active tensor: the distance its scores have moved. Rounded to six
         digits, so that a device's order of additions does not show."""
         means = {
             n: (m.detach() - self._init).abs().double().mean() for n, m in self.trainable().items()

@@ -80,7 +80,7 @@ ORIGINAL = {"a.weight": torch.rand(3, 5, generator=torch.Generator().manual_seed
         ("format_version", "0", "version"),
         ("format_version", "one", "version"),
         ("bit_order", "lsb-first", "msb-first"),
-        ("backbone", "others", "belong to the backbone"),
+        ("backbone", "others", "must be of this backbone"),
         ("shapes", "[", "unreadable"),
         ("shapes", "[1, 2]", "unreadable"),
         ("shapes", json.dumps({"a.weight": [3, 50]}), "bits need"),

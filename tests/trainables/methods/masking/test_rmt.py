@@ -286,11 +286,11 @@ def test_towers_of_timm_are_trained(name: str, masked: Masked, kinds: set[str]) 
 def test_a_tower_without_attention_says_what_it_has() -> None:
     backbone = timm_backbone("test_convnext2")
     features = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
-    material = BuildContext(backbone, ClassTexts(features), Schedule((1e-3,)))
+    context = BuildContext(backbone, ClassTexts(features), Schedule((1e-3,)))
     with pytest.raises(MethodError, match=r"has conv, mlp, patch .* Conv2d, .* Linear"):
-        MaskTuning.build(MaskTuningConfig(), material)
+        MaskTuning.build(MaskTuningConfig(), context)
     recipe = MaskTuning.preset("paper", TaskFacts("dtd", 1, 10, tower=backbone.tower))
-    assert MaskTuning.build(recipe.config, material).trainable()
+    assert MaskTuning.build(recipe.config, context).trainable()
 
 
 @pytest.mark.parametrize(
