@@ -90,7 +90,10 @@ def _print(found: SweepStatus, details: Details, storage: str, console: Console)
         table.add_row("begun", f"{ago(found.since)} ago, {latest}")
     if best is not None:
         value = percent(best.value).strip()
-        table.add_row("best", f"trial {best.number}, validation {value}: {short(best.parameters)}")
+        table.add_row(
+            "best",
+            f"trial {best.number}, validation {value}: {short(best.parameters, best.config)}",
+        )
     table.add_row("test", _judged(found))
     table.add_row("storage", without_password(found.sweep.location))
     if config.study_storage:

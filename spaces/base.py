@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from trainables.methods.base import Preset, TaskFacts
 from trainables.methods.registry import METHODS
-from trainables.trial import PER_EPISODE, EpisodeSettings, TrialConfig
+from trainables.trial import EpisodeSettings, TrialConfig
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
@@ -60,15 +60,3 @@ def preset_trial(method: str, preset: Preset, facts: TaskFacts) -> TrialConfig:
 def searched(found: TrialConfig, paper: TrialConfig) -> TrialConfig:
     """A suggested configuration as a trial has it: `paper` itself if nothing differs."""
     return paper if found == paper else replace(found, preset="search", per_episode=())
-
-
-def parameters_per_episode(space: Space) -> frozenset[str]:
-    """The parameters whose value in the paper's setting differs between the task's episodes."""
-    stages = [stage for stage in space.paper.stages if not stage.fixed]
-    names = {
-        f"{number}.{name}" if len(stages) > 1 else name
-        for number, stage in enumerate(stages, start=1)
-        for name, value in replace(stage, before=None).flat().items()
-        if value == PER_EPISODE
-    }
-    return frozenset(names & space.paper_parameters.keys())

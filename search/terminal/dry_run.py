@@ -32,6 +32,7 @@ from spaces.base import Space
 from trainables.credentials import shown, without_password
 from trainables.methods.registry import METHODS
 from trainables.storage import open_storage
+from trainables.trial import Episode, TrialConfig, shown_parameters
 from trainables.view import AUGMENTED_VIEWS
 
 _REHEARSALS = 200  # random points from which a space's parameters are read
@@ -96,7 +97,7 @@ def dry_run(plan: Plan, console: Console) -> None:
     for notice in plan.notices:
         console.print(notice, style="yellow")
     console.print(_grid("Settings", settings(plan)))
-    paper = plan.space.paper_parameters
+    paper = shown_parameters(plan.space.paper.to_dict(), plan.space.paper_parameters)
     table = Table(box=None, pad_edge=False, title="Search space", title_justify="left")
     for heading in ("parameter", "drawn from", "the paper's"):
         table.add_column(heading, overflow="fold")
@@ -107,7 +108,8 @@ def dry_run(plan: Plan, console: Console) -> None:
     console.print(table)
     for live in trials:
         why = " (the paper's setting)" if live.number == 0 else ""
-        console.print(f"trial {live.number:>3}{why}  {short(live.parameters)}")
+        chosen = short(live.parameters, live.config.to_dict())
+        console.print(f"trial {live.number:>3}{why}  {chosen}")
     more = max(0, config.trials - ended - len(trials))
     if more:
         console.print(f"{more} more follow from what these find.", style="dim")
@@ -181,6 +183,17 @@ def _print_estimate(
         console.print(line)
 
 
+def _seconds(
+    cost: Cost,
+    config: TrialConfig,
+    episodes: Sequence[Episode],
+    sizes: Sequence[tuple[int, int]],
+) -> float:
+    """Seconds of a trial, with the settings of each of its episodes."""
+    pairs = zip(episodes, sizes, strict=True)
+    return sum(cost.seconds(config.for_episode(episode), [size]) for episode, size in pairs)
+
+
 def estimate(plan: Plan, configs: Sequence[Any], more: int, cost: Cost) -> list[str]:
     """Sentences: time and memory of the trials `configs` and of `more` like them, and how that was
     found."""
@@ -191,7 +204,7 @@ def estimate(plan: Plan, configs: Sequence[Any], more: int, cost: Cost) -> list[
         for episode in config.task.episodes
     ]
     sizes = [(len(pair.train.labels), len(pair.val.labels)) for pair in drawn]
-    each = [cost.seconds(c, sizes) for c in configs]
+    each = [_seconds(cost, c, config.task.episodes, sizes) for c in configs]
     mean = sum(each) / len(each)
     # Each crop scale brings augmented views, which go through the backbone once.
     scales = {

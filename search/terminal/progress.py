@@ -19,6 +19,7 @@ from search.core.results import Result
 from search.ledger.ledger import Ledger, RunningTrial
 from search.terminal.sweep_status import duration
 from trainables.trainable import Message
+from trainables.trial import shown_parameters
 
 _RECENT = 5  # trials that have ended
 _COLUMNS = (("trial", 5, True), ("state", 13, False), ("validation", 10, True), ("time", 6, True))
@@ -158,9 +159,9 @@ class Progress:
             self._row(table, best, "best", "bold green")
         for number, running in sorted(self._running.items()):
             live = ledger.live.get(number)
-            chosen = short(
-                self._forecasts.get(number, {}) | (dict(live.parameters) if live else {})
-            )
+            forecast = self._forecasts.get(number, {})
+            chosen = short(forecast) + "  " * bool(forecast and live)
+            chosen += short(live.parameters, live.config.to_dict()) if live else ""
             table.add_row(
                 str(number),
                 _epochs(running),
@@ -179,7 +180,7 @@ class Progress:
             state,
             percent(result.value),
             duration(result.train_seconds),
-            Text(short(result.parameters)),
+            Text(short(result.parameters, result.config)),
             style=style,
         )
 
@@ -204,8 +205,13 @@ def percent(fraction: float | None) -> str:
     return "    -" if fraction is None else f"{100 * fraction:5.1f} %"
 
 
-def short(parameters: Mapping[str, object]) -> str:
-    """Parameters on one line, numbers with three digits."""
+def short(parameters: Mapping[str, object], config: Mapping[str, object] | None = None) -> str:
+    """Parameters on one line, numbers with three digits.
+
+    With a trial's `config`, values that differ between its data sets are shown as such.
+    """
+    if config is not None:
+        parameters = shown_parameters(config, parameters)
     return "  ".join(
         f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in parameters.items()

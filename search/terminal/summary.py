@@ -109,7 +109,7 @@ def _print_evaluation(outcome: Outcome, console: Console) -> None:
     assert outcome.best is not None
     console.print(
         f"The winner is trial {found.winner}, chosen on validation data "
-        f"({100 * found.validation:.1f} %): {short(outcome.best.parameters)}",
+        f"({100 * found.validation:.1f} %): {short(outcome.best.parameters, outcome.best.config)}",
         highlight=False,
     )
     if outcome.doubt:

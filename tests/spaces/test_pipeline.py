@@ -8,8 +8,6 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import FixedTrial
-from spaces.rmt import MaskSpace
-from spaces.taskres import TaskResSpace
 
 from spaces.pipeline import PipelineSpace, StartedSpace
 from spaces.registry import SPACES, SpaceError, find_space
@@ -17,7 +15,8 @@ from trainables.methods.base import TaskFacts
 from trainables.trial import TrialConfig
 
 FACTS = TaskFacts("digits", 4, 40, "vit")
-SPACE = PipelineSpace((MaskSpace(FACTS), TaskResSpace(FACTS)))
+MASKS, RESIDUAL = (SPACES[name].build(FACTS) for name in ("rmt", "taskres"))
+SPACE = PipelineSpace((MASKS, RESIDUAL))
 
 
 def test_the_stages_are_chained() -> None:
@@ -26,22 +25,22 @@ def test_the_stages_are_chained() -> None:
     assert [stage.method for stage in paper.stages] == ["rmt", "taskres"]
     assert paper.preset == "paper"
     masks, residual = (replace(stage, before=None) for stage in paper.stages)
-    assert (masks, residual) == (MaskSpace(FACTS).paper, TaskResSpace(FACTS).paper)
+    assert (masks, residual) == (MASKS.paper, RESIDUAL.paper)
     assert SPACE.suggest(FixedTrial(dict(SPACE.paper_parameters))) == paper
 
 
 def test_every_parameter_belongs_to_one_stage() -> None:
     """Names that both have, as `lr`, are told apart, and a change of one changes one stage."""
     parameters = SPACE.paper_parameters
-    expected = {f"1.{name}" for name in MaskSpace(FACTS).paper_parameters}
-    expected |= {f"2.{name}" for name in TaskResSpace(FACTS).paper_parameters}
+    expected = {f"1.{name}" for name in MASKS.paper_parameters}
+    expected |= {f"2.{name}" for name in RESIDUAL.paper_parameters}
     assert parameters.keys() == expected
     assert {"1.lr", "2.lr", "1.epochs", "2.epochs"} < expected
     for name, value in (("1.lr", 1e-3), ("2.lr", 1e-3), ("1.masked", "all"), ("2.alpha", 1.0)):
         changed = SPACE.suggest(FixedTrial(dict(parameters) | {name: value}))
         first, second = changed.stages
         assert (first == SPACE.paper.before) is name.startswith("2")
-        assert (replace(second, before=None) == TaskResSpace(FACTS).paper) is not (
+        assert (replace(second, before=None) == RESIDUAL.paper) is not (
             name.startswith("2")
         ) or second.preset == "search"
         assert changed.preset == "search"
@@ -118,10 +117,10 @@ def test_the_wrong_order_is_told() -> None:
 
 
 def test_a_started_space_varies_nothing_of_its_start() -> None:
-    start = replace(MaskSpace(FACTS).paper.seeded(5), fixed=True)
-    space = StartedSpace(TaskResSpace(FACTS), start)
+    start = replace(MASKS.paper.seeded(5), fixed=True)
+    space = StartedSpace(RESIDUAL, start)
     assert space.name == "taskres"
-    assert space.paper_parameters == TaskResSpace(FACTS).paper_parameters
+    assert space.paper_parameters == RESIDUAL.paper_parameters
     assert space.suggest(FixedTrial(dict(space.paper_parameters))) == space.paper
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=3))
     for _ in range(20):
@@ -132,7 +131,7 @@ def test_a_started_space_varies_nothing_of_its_start() -> None:
 
 
 def test_a_started_pipeline() -> None:
-    start = replace(MaskSpace(FACTS).paper, fixed=True)
+    start = replace(MASKS.paper, fixed=True)
     space = StartedSpace(SPACE, start)
     methods = [(stage.method, stage.fixed) for stage in space.paper.stages]
     assert methods == [("rmt", True), ("rmt", False), ("taskres", False)]

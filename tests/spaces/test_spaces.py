@@ -12,13 +12,12 @@ import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial
 
-from spaces.base import parameters_per_episode
 from spaces.registry import SPACES
 from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask
 from trainables.methods.base import TaskFacts
 from trainables.trainer import Trainer
-from trainables.trial import PER_EPISODE, Episode, TrialConfig
+from trainables.trial import PER_EPISODE, Episode, TrialConfig, shown_parameters
 
 SHOTS = 4
 FACTS = TaskFacts("digits", SHOTS, 10 * SHOTS, "vit")
@@ -201,11 +200,16 @@ def test_the_papers_setting_is_that_of_each_data_set(name: str) -> None:
 )
 def test_what_differs_is_said(name: str, parameters: set[str]) -> None:
     space = SPACES[name].build(SEVERAL)
-    assert parameters_per_episode(space) == parameters
+    assert per_episode(space) == parameters
     flat = space.paper.flat()
     shown = {key for key, value in flat.items() if value == PER_EPISODE}
     assert {key.rpartition(".")[2] for key in shown} == {p.rpartition(".")[2] for p in parameters}
-    assert parameters_per_episode(SPACES[name].build(FACTS)) == frozenset()
+    assert per_episode(SPACES[name].build(FACTS)) == set()
+
+
+def per_episode(space: Any) -> set[str]:
+    shown = shown_parameters(space.paper.to_dict(), space.paper_parameters)
+    return {name for name, value in shown.items() if value == PER_EPISODE}
 
 
 @pytest.mark.parametrize("name", SPACES)

@@ -68,6 +68,28 @@ def test_everything_is_told_and_nothing_is_written(
     assert "10 of the real training images" in out
 
 
+def test_the_papers_settings_of_several_data_sets(capsys: pytest.CaptureFixture[str]) -> None:
+    """What differs between them is marked, in the first trial and in the table."""
+    options = ("--space", "taskres", "--dataset", "digits,digits-rotated", "--shots", "1,16")
+    assert main([*options, "--seeds", "1", "--trials", "2", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    (first,) = (line for line in out.splitlines() if line.startswith("trial   0"))
+    assert "epochs per data set" in first
+    assert "lr 0.002" in first
+    (row,) = (line for line in out.splitlines() if line.startswith("epochs "))
+    assert row.endswith("per data set")
+    assert "trial   1  residual" in out
+    assert out.count("per data set") == 2
+
+
+@pytest.mark.parametrize(("protocol", "leak"), [("few-shot", "0.3"), ("base-to-new", "1")])
+def test_the_papers_setting_is_that_of_the_protocol(protocol: str, leak: str) -> None:
+    options = ("--space", "rmt", "--shots", "16", "--trials", "1", "--protocol", protocol)
+    plan = plan_of(*options)
+    assert f"{plan.space.paper_parameters['leak']:g}" == leak
+    assert f"{vars(plan.space.paper.method_config)['leak']:g}" == leak
+
+
 def test_mistakes_are_told_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--space", "rtm", "--dry-run"]) == 2
     captured = capsys.readouterr()

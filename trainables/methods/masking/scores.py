@@ -101,8 +101,10 @@ class MaskScores(nn.Module):
         }
 
     def change(self) -> dict[str, float]:
-        """Mean |M - init| of every active tensor: the distance its scores have moved. Rounded to six
-        digits, so that a device's order of additions does not show."""
+        """Mean |M - init| of every active tensor: the distance its scores have moved.
+
+        Rounded to six digits, so that a device's order of additions does not matter.
+        """
         means = {
             n: (m.detach() - self._init).abs().double().mean() for n, m in self.trainable().items()
         }
