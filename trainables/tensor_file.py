@@ -1,4 +1,4 @@
-"""Tensors and strings in one safetensors file of a storage, with a checksum over both."""
+"""Reads and writes safetensors files in a storage, with a checksum over tensors and metadata."""
 
 from __future__ import annotations
 

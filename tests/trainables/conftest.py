@@ -1,4 +1,4 @@
-"""One warm workbench for all tests, and the same small facts from fresh processes."""
+"""One encoded task for all tests, and the same small facts from fresh processes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from trainables.encoded_task import EncodedTask
 
 
 @pytest.fixture(scope="session")
-def bench() -> EncodedTask:
-    """The embedded backbone on the CPU. Tests must not change what it holds."""
+def encoded_task() -> EncodedTask:
+    """The embedded backbone on the CPU. Tests must not change it."""
     return EncodedTask("tiny", "cpu", DataSource())
 
 

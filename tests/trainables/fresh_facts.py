@@ -28,8 +28,8 @@ def facts() -> dict[str, Any]:
         for name in ("digits", "digits-rotated")
         for split in ("train", "val")
     ]
-    bench = EncodedTask("tiny", "cpu", DataSource())
-    trainer = Trainer(mask_trial(), bench, Episode("digits", 1, 1))
+    encoded_task = EncodedTask("tiny", "cpu", DataSource())
+    trainer = Trainer(mask_trial(), encoded_task, Episode("digits", 1, 1))
     metrics = trainer.run_epoch()
     digest = hashlib.sha256()
     for tensor in trainer.state()[0].values():

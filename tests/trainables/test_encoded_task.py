@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainables import encoded_task as workbench
+from trainables import encoded_task as module
 from trainables import view as view_module
 from trainables.backbones.base import Backbone, BackboneError
 from trainables.data.base import DataError
@@ -21,7 +21,7 @@ from trainables.trial import Episode
 from trainables.view import Progress
 
 
-def open_bench() -> EncodedTask:
+def open_task() -> EncodedTask:
     return EncodedTask("tiny", "cpu", DataSource())
 
 
@@ -40,8 +40,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         monkeypatch.setattr(owner, name, counted)
 
     for owner, name in (
-        (workbench, "load_backbone"),
-        (workbench, "class_features"),
+        (module, "load_backbone"),
+        (module, "class_features"),
         (DataSource, "draw"),
         (Backbone, "encode_image"),
         (view_module, "decoded"),
@@ -54,26 +54,29 @@ def test_everything_is_computed_at_most_once(
     calls: Counter[str], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    bench = open_bench()
+    encoded_task = open_task()
     assert calls == {}  # nothing is loaded before it is needed
     for _ in range(3):
-        first, second = bench.views(Episode("digits", 1, 5)), bench.views(Episode("digits", 1, 6))
-        texts = [bench.class_features("digits", "all", name) for name in ("paper", "clean")]
+        first, second = (
+            encoded_task.views(Episode("digits", 1, 5)),
+            encoded_task.views(Episode("digits", 1, 6)),
+        )
+        texts = [encoded_task.class_features("digits", "all", name) for name in ("paper", "clean")]
         features = [view.features() for view in (*first, *second)]
-        assert bench.views(Episode("digits", 1, 5)) is first
+        assert encoded_task.views(Episode("digits", 1, 5)) is first
         assert not torch.equal(features[0], features[2])
         assert not torch.equal(*texts)
     once = {"load_backbone": 1, "draw": 2, "class_features": 2, "encode_image": 4, "decoded": 4}
     assert calls == once
     # Another worker of the machine: what is in the store is not computed again.
-    other = open_bench()
+    other = open_task()
     for view, known in zip(other.views(Episode("digits", 1, 5)), features, strict=False):
         assert torch.equal(view.features(), known)
     assert torch.equal(other.class_features("digits", "all", "paper"), texts[0])
     assert calls == once | {"load_backbone": 2, "draw": 3}
 
 
-def test_no_two_cells_are_confused(bench: EncodedTask) -> None:
+def test_no_two_cells_are_confused(encoded_task: EncodedTask) -> None:
     episodes = [
         Episode(name, shots, seed, half)
         for name in ("digits", "digits-rotated")
@@ -82,27 +85,29 @@ def test_no_two_cells_are_confused(bench: EncodedTask) -> None:
         for half in ("all", "base", "new")
     ]
     for episode in episodes * 2:
-        drawn = bench.source.draw(episode.dataset, episode.shots, episode.seed, episode.half)
-        for view, split in zip(bench.views(episode), (drawn.train, drawn.val), strict=True):
+        drawn = encoded_task.source.draw(episode.dataset, episode.shots, episode.seed, episode.half)
+        for view, split in zip(encoded_task.views(episode), (drawn.train, drawn.val), strict=True):
             assert torch.equal(view.labels, split.labels)
             images = [split.images.read(row) for row in range(len(split.images))]
-            expected = bench.backbone.preprocess.resize(images)
+            expected = encoded_task.backbone.preprocess.resize(images)
             assert torch.equal(view.images(torch.arange(len(view))), expected)
 
 
-def test_halves_have_their_own_classes(bench: EncodedTask) -> None:
-    whole, base, new = (bench.class_features("digits", h, "paper") for h in ("all", "base", "new"))
+def test_halves_have_their_own_classes(encoded_task: EncodedTask) -> None:
+    whole, base, new = (
+        encoded_task.class_features("digits", h, "paper") for h in ("all", "base", "new")
+    )
     torch.testing.assert_close(torch.cat([base, new]), whole)
     assert len(base) == len(new) == 5
 
 
-def test_zero_shot_is_the_method_zero_shot(bench: EncodedTask) -> None:
-    classes = bench.class_features("digits", "all", "single")
-    context = BuildContext(bench.backbone, ClassTexts(classes), Schedule(()))
+def test_zero_shot_is_the_method_zero_shot(encoded_task: EncodedTask) -> None:
+    classes = encoded_task.class_features("digits", "all", "single")
+    context = BuildContext(encoded_task.backbone, ClassTexts(classes), Schedule(()))
     method = ZeroShot.build(ZeroShotConfig(prompts="single"), context)
-    view = bench.views(Episode("digits", 2, 1))[1]
-    images = bench.backbone.preprocess.normalise(view.images(torch.arange(len(view))))
-    found = bench.zero_shot("digits", "all", "single")(images)
+    view = encoded_task.views(Episode("digits", 2, 1))[1]
+    images = encoded_task.backbone.preprocess.normalise(view.images(torch.arange(len(view))))
+    found = encoded_task.zero_shot("digits", "all", "single")(images)
     assert not found.requires_grad
     torch.testing.assert_close(found, method(view.features()), atol=1e-3, rtol=1e-5)
 
@@ -123,9 +128,9 @@ def test_progress_is_told(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     told: list[Progress] = []
-    bench = EncodedTask("tiny", "cpu", DataSource(), progress=told.append)
-    split = bench.source.dataset("digits").split("val")
-    view = bench.view(split, flip=False)
+    encoded_task = EncodedTask("tiny", "cpu", DataSource(), progress=told.append)
+    split = encoded_task.source.dataset("digits").split("val")
+    view = encoded_task.view(split, flip=False)
     view.features()
     assert [(p.done, p.total) for p in told] == [(128, 296), (256, 296), (296, 296)]
     assert {p.what for p in told} == {"features of 296 images"}
@@ -140,12 +145,12 @@ def test_a_bundle_needs_no_model(tmp_path_factory: pytest.TempPathFactory) -> No
 
     file = shared_data("clip-vitb32", "oxford_pets25_4shot.safetensors")
     spec = f"bundle:{file}"
-    bench = EncodedTask(spec, "cpu", DataSource())
-    train, _ = bench.views(Episode(spec, 4, 1))
-    rows: Tensor = bench.source.draw(spec, 4, 1).train.images.features  # type: ignore[attr-defined]
+    encoded_task = EncodedTask(spec, "cpu", DataSource())
+    train, _ = encoded_task.views(Episode(spec, 4, 1))
+    rows: Tensor = encoded_task.source.draw(spec, 4, 1).train.images.features  # type: ignore[attr-defined]
     for view in (train.features(), train.features(3, 0.5)):
         assert torch.equal(view, rows)
-    assert bench.class_features(spec, "all", "paper").shape == (25, rows.shape[1])
+    assert encoded_task.class_features(spec, "all", "paper").shape == (25, rows.shape[1])
     with pytest.raises(DataError, match="holds features and no images"):
         train.images(torch.tensor([0]))
     with pytest.raises(DataError, match="holds features and no images"):
@@ -154,11 +159,11 @@ def test_a_bundle_needs_no_model(tmp_path_factory: pytest.TempPathFactory) -> No
         next(train.batches(4))
 
 
-def test_unknown_names(bench: EncodedTask) -> None:
+def test_unknown_names(encoded_task: EncodedTask) -> None:
     unknown = EncodedTask("tinny", "cpu", DataSource())  # fails when it is used
     with pytest.raises(BackboneError, match="tinny"):
         unknown.views(Episode("digits", 1, 1))
     with pytest.raises(DataError, match="There is no data set 'digit'"):
-        bench.views(Episode("digit", 1, 1))
+        encoded_task.views(Episode("digit", 1, 1))
     with pytest.raises(DataError, match="There is no data set 'digit'"):
-        bench.class_features("digit", "all", "paper")
+        encoded_task.class_features("digit", "all", "paper")

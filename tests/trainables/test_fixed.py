@@ -61,8 +61,8 @@ def test_it_ends_as_if_it_were_trained_in_every_trial(trained: list[str], cache:
     free = Pipeline(FREE, fresh(), CELL)
     expected = run(free)[2:]
     trained.clear()
-    bench = fresh()
-    first = Pipeline(CHAIN, bench, CELL)
+    encoded_task = fresh()
+    first = Pipeline(CHAIN, encoded_task, CELL)
     assert trained == []  # not before it is needed
     assert first.epochs == 3
     assert run(first) == expected
@@ -73,7 +73,7 @@ def test_it_ends_as_if_it_were_trained_in_every_trial(trained: list[str], cache:
     assert all(torch.equal(artifact[name], theirs[name]) for name in theirs)
     trained.clear()
     features = sorted(cache.rglob("*.arrow"))
-    assert run(Pipeline(CHAIN, bench, CELL)) == expected  # the same worker's next trial
+    assert run(Pipeline(CHAIN, encoded_task, CELL)) == expected  # the same worker's next trial
     assert run(Pipeline(CHAIN, fresh(), CELL)) == expected  # another worker's
     assert trained == ["taskres"] * 6
     assert sorted(cache.rglob("*.arrow")) == features
@@ -155,17 +155,17 @@ def test_several_fixed_stages(trained: list[str]) -> None:
     config = residual_trial(1).after(replace(mask_trial(1, masked="mlp"), fixed=True)).after(MASKS)
     expected = run(Pipeline(config, fresh(), CELL))
     trained.clear()
-    bench = fresh()
-    assert run(Pipeline(config, bench, CELL)) == expected
+    encoded_task = fresh()
+    assert run(Pipeline(config, encoded_task, CELL)) == expected
     assert trained == ["taskres"]
     # The first alone is the same file.
-    run(Pipeline(CHAIN, bench, CELL))
+    run(Pipeline(CHAIN, encoded_task, CELL))
     assert trained == ["taskres"] * 4
 
 
 def test_names_differ_with_all_that_matters() -> None:
-    bench = fresh()
-    source, backbone = bench.source, bench.backbone.fingerprint
+    encoded_task = fresh()
+    source, backbone = encoded_task.source, encoded_task.backbone.fingerprint
     name = stage_name(MASKS, CELL, source, backbone)
     others = [stage_name(MASKS.seeded(1), CELL, source, backbone) for MASKS in [mask_trial(2)]]
     others += [stage_name(mask_trial(3), CELL, source, backbone)]

@@ -26,8 +26,8 @@ MASKS = mask_trial(2)
 CHAIN = residual_trial(3, batch_size=20).after(MASKS)
 
 
-def trained(config: TrialConfig, bench: EncodedTask, episode: Episode = CELL) -> Pipeline:
-    training = Pipeline(config, bench, episode)
+def trained(config: TrialConfig, encoded_task: EncodedTask, episode: Episode = CELL) -> Pipeline:
+    training = Pipeline(config, encoded_task, episode)
     for _ in range(training.epochs):
         training.run_epoch()
     return training
@@ -37,43 +37,43 @@ def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
-def test_only_a_pipeline_is_one(bench: EncodedTask) -> None:
-    assert isinstance(open_training(MASKS, bench, CELL), Trainer)
-    assert isinstance(open_training(CHAIN, bench, CELL), Pipeline)
+def test_only_a_pipeline_is_one(encoded_task: EncodedTask) -> None:
+    assert isinstance(open_training(MASKS, encoded_task, CELL), Trainer)
+    assert isinstance(open_training(CHAIN, encoded_task, CELL), Pipeline)
 
 
-def test_it_is_the_stages_one_after_another(bench: EncodedTask) -> None:
+def test_it_is_the_stages_one_after_another(encoded_task: EncodedTask) -> None:
     """The second sees the masked backbone: its features, its zero-shot classifier."""
-    pipeline = Pipeline(CHAIN, bench, CELL)
+    pipeline = Pipeline(CHAIN, encoded_task, CELL)
     assert (pipeline.epoch, pipeline.epochs) == (0, 5)
-    masks = Trainer(MASKS, bench, CELL)
+    masks = Trainer(MASKS, encoded_task, CELL)
     for _ in range(2):
         assert pipeline.run_epoch() == masks.run_epoch()
     masked = masks.method.merged_backbone()
-    assert masked.fingerprint != bench.backbone.fingerprint
-    residual = Trainer(CHAIN, bench.with_backbone(masked), CELL)
+    assert masked.fingerprint != encoded_task.backbone.fingerprint
+    residual = Trainer(CHAIN, encoded_task.with_backbone(masked), CELL)
     assert pipeline.epoch == 2
     for _ in range(3):
         assert pipeline.run_epoch() == residual.run_epoch()
     assert pipeline.epoch == pipeline.epochs == 5
-    images = bench.backbone.preprocess.normalise(
-        bench.views(CELL)[1].images(torch.arange(len(pipeline.val)))
+    images = encoded_task.backbone.preprocess.normalise(
+        encoded_task.views(CELL)[1].images(torch.arange(len(pipeline.val)))
     )
     expected = residual.method(masked.encode_image(images))
     torch.testing.assert_close(pipeline.logits(pipeline.val), expected, atol=1e-3, rtol=1e-5)
-    unmasked = residual.method(bench.backbone.encode_image(images))
+    unmasked = residual.method(encoded_task.backbone.encode_image(images))
     assert not torch.allclose(pipeline.logits(pipeline.val), unmasked, atol=1e-1)
 
 
 @pytest.mark.parametrize("done", range(6))
-def test_any_state_continues_bit_for_bit(done: int, bench: EncodedTask) -> None:
+def test_any_state_continues_bit_for_bit(done: int, encoded_task: EncodedTask) -> None:
     """In the middle of either stage, between them, before and after all."""
-    first = Pipeline(CHAIN, bench, CELL)
+    first = Pipeline(CHAIN, encoded_task, CELL)
     for _ in range(done):
         first.run_epoch()
     tensors, plain = first.state()
     state = {name: tensor.clone() for name, tensor in tensors.items()}, plain
-    second = Pipeline(CHAIN, bench, CELL)
+    second = Pipeline(CHAIN, encoded_task, CELL)
     second.load_state(*state)
     assert second.epoch == done
     assert same(second.state()[0], state[0])
@@ -84,42 +84,42 @@ def test_any_state_continues_bit_for_bit(done: int, bench: EncodedTask) -> None:
     assert torch.equal(first.logits(first.val), second.logits(second.val))
 
 
-def test_what_is_said_before_training_is_said_again_at_any_time(bench: EncodedTask) -> None:
+def test_what_is_said_before_training_is_said_again_at_any_time(encoded_task: EncodedTask) -> None:
     """A trial that is continued in its second stage has the forecast of its first."""
     slow = replace(mask_trial(1), optim=replace(mask_trial(1).optim, lr=1e-6))
-    alone, config = Trainer(slow, bench, CELL), residual_trial(1).after(slow)
+    alone, config = Trainer(slow, encoded_task, CELL), residual_trial(1).after(slow)
     assert alone.warnings()
-    pipeline = Pipeline(config, bench, CELL)
+    pipeline = Pipeline(config, encoded_task, CELL)
     assert pipeline.forecast() == alone.forecast() != {}
     pipeline.run_epoch()
     assert pipeline.method.forecast() == {}
     assert pipeline.forecast() == alone.forecast()
-    continued = Pipeline(config, bench, CELL)
+    continued = Pipeline(config, encoded_task, CELL)
     continued.load_state(*pipeline.state())
     assert continued.forecast() == alone.forecast()
     assert continued.warnings() == alone.warnings()
 
 
-def test_a_state_is_loaded_over_a_later_one(bench: EncodedTask) -> None:
-    start = Pipeline(CHAIN, bench, CELL).state()
-    used = trained(CHAIN, bench)
+def test_a_state_is_loaded_over_a_later_one(encoded_task: EncodedTask) -> None:
+    start = Pipeline(CHAIN, encoded_task, CELL).state()
+    used = trained(CHAIN, encoded_task)
     used.load_state(*start)
     assert used.epoch == 0
-    assert used.run_epoch() == Pipeline(CHAIN, bench, CELL).run_epoch()
+    assert used.run_epoch() == Pipeline(CHAIN, encoded_task, CELL).run_epoch()
 
 
-def test_artifact_there_and_back(bench: EncodedTask) -> None:
-    first = trained(CHAIN, bench)
+def test_artifact_there_and_back(encoded_task: EncodedTask) -> None:
+    first = trained(CHAIN, encoded_task)
     tensors, metadata = first.artifact()
     assert {name.partition("/")[0] for name in tensors} == {"0", "1"}
     assert metadata["format"] == "pipeline"
-    second = Pipeline(CHAIN, bench, CELL)
+    second = Pipeline(CHAIN, encoded_task, CELL)
     second.load_artifact(tensors, metadata)
     assert second.epoch == second.epochs
     assert torch.equal(first.logits(first.val), second.logits(second.val))
     assert same(second.artifact()[0], tensors)
-    # Other images than its own: those of another workbench's view.
-    other = bench.views(Episode("digits", 2, 9))[1]
+    # Other images than its own: those of another encoded task's view.
+    other = encoded_task.views(Episode("digits", 2, 9))[1]
     assert torch.equal(first.logits(other), second.logits(other))
 
 
@@ -133,47 +133,47 @@ def test_artifact_there_and_back(bench: EncodedTask) -> None:
     ],
 )
 def test_another_artifact_is_refused(
-    change: dict[str, str], words: str, bench: EncodedTask
+    change: dict[str, str], words: str, encoded_task: EncodedTask
 ) -> None:
-    tensors, metadata = trained(CHAIN, bench).artifact()
+    tensors, metadata = trained(CHAIN, encoded_task).artifact()
     with pytest.raises(MethodError, match=words):
-        Pipeline(CHAIN, bench, CELL).load_artifact(tensors, metadata | change)
+        Pipeline(CHAIN, encoded_task, CELL).load_artifact(tensors, metadata | change)
 
 
-def test_other_classes_keep_the_masks(bench: EncodedTask) -> None:
+def test_other_classes_keep_the_masks(encoded_task: EncodedTask) -> None:
     """The masked tower stays; the residual, which belongs to the classes, goes."""
     episode = Episode("digits", 2, 1, "base")
-    pipeline = trained(CHAIN, bench, episode)
+    pipeline = trained(CHAIN, encoded_task, episode)
     residual = pipeline.method.artifact()[0]["residual"]
     assert residual.abs().max() > 0
     pipeline.set_classes("digits", "new")
-    masks = Trainer(MASKS, bench, episode)
+    masks = Trainer(MASKS, encoded_task, episode)
     for _ in range(2):
         masks.run_epoch()
-    view = bench.views(Episode("digits", 2, 1, "new"))[1]
-    masked = bench.with_backbone(masks.method.merged_backbone())
+    view = encoded_task.views(Episode("digits", 2, 1, "new"))[1]
+    masked = encoded_task.with_backbone(masks.method.merged_backbone())
     zero_shot = masked.zero_shot("digits", "new", CHAIN.method_config.prompts)
-    images = bench.backbone.preprocess.normalise(view.images(torch.arange(len(view))))
+    images = encoded_task.backbone.preprocess.normalise(view.images(torch.arange(len(view))))
     found = pipeline.logits(view)
     assert found.shape == (len(view), 5)
     torch.testing.assert_close(found, zero_shot(images), atol=1e-3, rtol=1e-5)
 
 
-def test_nothing_to_train_at_the_end(bench: EncodedTask) -> None:
+def test_nothing_to_train_at_the_end(encoded_task: EncodedTask) -> None:
     """The last row is that of the last stage: a cache of the masked backbone's features."""
     recipe = METHODS["tip-adapter"].preset("paper", TaskFacts("digits", 2, 20))
     last = TrialConfig("tip-adapter", "paper", recipe.config, recipe.optim)
-    pipeline = Pipeline(last.after(MASKS), bench, CELL)
+    pipeline = Pipeline(last.after(MASKS), encoded_task, CELL)
     assert pipeline.epochs == 2
     rows = [pipeline.run_epoch() for _ in range(2)]
     assert "mask/flipped" in rows[1]
     assert {k: rows[1][k] for k in ("val/accuracy", "val/loss")} == pipeline.validate()
-    masks = Trainer(MASKS, bench, CELL)
+    masks = Trainer(MASKS, encoded_task, CELL)
     alone = [masks.run_epoch() for _ in range(2)]
     assert rows[0] == alone[0]
     assert rows[1]["val/loss"] != alone[1]["val/loss"]
     assert pipeline.method.training_free
-    again = Pipeline(last.after(MASKS), bench, CELL)
+    again = Pipeline(last.after(MASKS), encoded_task, CELL)
     again.load_state(*pipeline.state())
     assert again.validate() == pipeline.validate()
 
@@ -182,33 +182,33 @@ def test_a_passing_backbone_leaves_nothing_in_the_store(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    bench = EncodedTask("tiny", "cpu", TASK.source(""))
-    first = Trainer(replace(CHAIN, before=None), bench, CELL)
+    encoded_task = EncodedTask("tiny", "cpu", TASK.source(""))
+    first = Trainer(replace(CHAIN, before=None), encoded_task, CELL)
     first.run_epoch()  # features of the backbone as it is are kept
-    trained(MASKS.after(MASKS), bench)  # what training on images needs of it too
+    trained(MASKS.after(MASKS), encoded_task)  # what training on images needs of it too
     kept = sorted(tmp_path.rglob("*.arrow"))
     assert kept
-    trained(CHAIN, bench)
+    trained(CHAIN, encoded_task)
     assert sorted(tmp_path.rglob("*.arrow")) == kept
 
 
-def test_a_stage_that_none_can_follow(bench: EncodedTask) -> None:
+def test_a_stage_that_none_can_follow(encoded_task: EncodedTask) -> None:
     wrong = MASKS.after(residual_trial(1))
     (problem,) = wrong.problems()
     assert "'taskres' does not: use one of" in problem
     assert "rmt" in problem
     with pytest.raises(MethodError, match="use it as the last stage"):
-        trained(wrong, bench)
+        trained(wrong, encoded_task)
 
 
-def test_three_stages(bench: EncodedTask) -> None:
+def test_three_stages(encoded_task: EncodedTask) -> None:
     """Masks on masked masks: each stage's fingerprint builds on the last one's."""
     config = residual_trial(1).after(mask_trial(1, masked="mlp")).after(MASKS)
     assert [stage.epochs for stage in config.stages] == [2, 1, 1]
     assert [stage.method for stage in config.stages] == ["rmt", "rmt", "taskres"]
-    pipeline = trained(config, bench)
+    pipeline = trained(config, encoded_task)
     tensors, metadata = pipeline.artifact()
-    again = Pipeline(config, bench, CELL)
+    again = Pipeline(config, encoded_task, CELL)
     again.load_artifact(tensors, metadata)
     assert torch.equal(again.logits(again.val), pipeline.logits(pipeline.val))
 
@@ -226,27 +226,27 @@ def test_three_stages(bench: EncodedTask) -> None:
     ],
 )
 def test_each_stage_has_as_many_parts(
-    masks: int, residual: int, ends: list[int], bench: EncodedTask
+    masks: int, residual: int, ends: list[int], encoded_task: EncodedTask
 ) -> None:
     config = residual_trial(residual).after(mask_trial(masks))
-    run = TrialRun(config, TASK, bench)
+    run = TrialRun(config, TASK, encoded_task)
     assert run._ends == ends
     assert run.steps == len(ends) <= REPORTS_PER_TRIAL
 
 
-def test_a_trial_of_two_stages(bench: EncodedTask, tmp_path: Path) -> None:
+def test_a_trial_of_two_stages(encoded_task: EncodedTask, tmp_path: Path) -> None:
     """Every report, and a continuation after each of them."""
-    run = TrialRun(CHAIN, TWO_SEEDS, bench)
+    run = TrialRun(CHAIN, TWO_SEEDS, encoded_task)
     folder, reports = LocalStorage(tmp_path), []
     while not run.finished:
         reports.append(run.advance())
-        other = TrialRun(CHAIN, TWO_SEEDS, bench)
+        other = TrialRun(CHAIN, TWO_SEEDS, encoded_task)
         run.save(folder)
         assert other.load(folder)
         run = other
     assert [len(report.values) for report in reports] == [1, 2, 3, 4, 5]
     rows = reports[-1].values
-    alone = [trained(CHAIN, bench, Episode("digits", 1, seed)) for seed in TWO_SEEDS.seeds]
+    alone = [trained(CHAIN, encoded_task, Episode("digits", 1, seed)) for seed in TWO_SEEDS.seeds]
     mean = sum(training.validate()["val/accuracy"] for training in alone) / 2
     assert rows[-1] == mean
     assert run.save_artifacts(folder) == [
@@ -255,8 +255,8 @@ def test_a_trial_of_two_stages(bench: EncodedTask, tmp_path: Path) -> None:
     ]
 
 
-def test_a_trial_of_two_stages_in_sequence(bench: EncodedTask) -> None:
-    run = TrialRun(CHAIN, TWO_SEEDS, bench, in_sequence=True)
+def test_a_trial_of_two_stages_in_sequence(encoded_task: EncodedTask) -> None:
+    run = TrialRun(CHAIN, TWO_SEEDS, encoded_task, in_sequence=True)
     assert run.steps == 2
     first, second = run.advance(), run.advance()
     assert [row["epoch"] for row in first.rows] == [1, 2, 3, 4, 5]

@@ -130,12 +130,12 @@ def test_a_trial_without_forecast_trains_at_once(job: Job) -> None:
     assert all(m.seconds > 0 for m in messages)
 
 
-def test_what_is_reported_is_the_run(job: Job, bench: EncodedTask, tmp_path: Path) -> None:
+def test_what_is_reported_is_the_run(job: Job, encoded_task: EncodedTask, tmp_path: Path) -> None:
     for in_sequence in (False, True):
         number = int(in_sequence)
         task = TWO_SEEDS
         config = job(residual_trial(3), number, task, in_sequence=in_sequence)
-        run = TrialRun(residual_trial(3), task, bench, in_sequence)
+        run = TrialRun(residual_trial(3), task, encoded_task, in_sequence)
         for message in listen(FewShotTrainable(config)):
             report = run.advance()
             assert message.report is not None

@@ -35,8 +35,8 @@ TRIALS = {
 }
 
 
-def open_trainer(trial: TrialConfig, bench: EncodedTask, seed: int = 1) -> Trainer:
-    return Trainer(trial, bench, Episode("digits", 2, seed))
+def open_trainer(trial: TrialConfig, encoded_task: EncodedTask, seed: int = 1) -> Trainer:
+    return Trainer(trial, encoded_task, Episode("digits", 2, seed))
 
 
 def pictures(view: View) -> Tensor:
@@ -75,8 +75,10 @@ class Blind:
 
 
 @pytest.mark.parametrize("trial", TRIALS.values(), ids=TRIALS)
-def test_the_same_seed_gives_the_same_training(trial: TrialConfig, bench: EncodedTask) -> None:
-    first, second = open_trainer(trial, bench), open_trainer(trial, bench)
+def test_the_same_seed_gives_the_same_training(
+    trial: TrialConfig, encoded_task: EncodedTask
+) -> None:
+    first, second = open_trainer(trial, encoded_task), open_trainer(trial, encoded_task)
     for _ in range(2):
         metrics = first.run_epoch()
         torch.manual_seed(7)  # what others do with the global generator does not matter
@@ -85,40 +87,45 @@ def test_the_same_seed_gives_the_same_training(trial: TrialConfig, bench: Encode
 
 
 @pytest.mark.parametrize("trial", TRIALS.values(), ids=TRIALS)
-def test_another_seed_gives_another_training(trial: TrialConfig, bench: EncodedTask) -> None:
-    first, second = open_trainer(trial, bench), open_trainer(replace(trial, seed=1), bench)
+def test_another_seed_gives_another_training(trial: TrialConfig, encoded_task: EncodedTask) -> None:
+    first, second = (
+        open_trainer(trial, encoded_task),
+        open_trainer(replace(trial, seed=1), encoded_task),
+    )
     assert torch.equal(pictures(first.train), pictures(second.train))  # the draw is the task's
     first.run_epoch()
     second.run_epoch()
     assert not same(first.state()[0], second.state()[0])
-    other = open_trainer(trial, bench, 2).train
+    other = open_trainer(trial, encoded_task, 2).train
     assert not torch.equal(pictures(other), pictures(first.train))
 
 
 @pytest.mark.parametrize("trial", TRIALS.values(), ids=TRIALS)
-def test_training_leaves_the_workbench_as_it_was(trial: TrialConfig, bench: EncodedTask) -> None:
+def test_training_changes_nothing_of_the_encoded_task(
+    trial: TrialConfig, encoded_task: EncodedTask
+) -> None:
     """A warm worker's second trial gives what a fresh worker's first one gives."""
     fresh = open_trainer(trial, EncodedTask("tiny", "cpu", DataSource()))
     cold = fresh.run_epoch()
-    open_trainer(mask_trial(1, masked="all"), bench).run_epoch()
-    warm = open_trainer(trial, bench)
+    open_trainer(mask_trial(1, masked="all"), encoded_task).run_epoch()
+    warm = open_trainer(trial, encoded_task)
     assert warm.run_epoch() == cold
     assert same(warm.state()[0], fresh.state()[0])
 
 
 @pytest.mark.parametrize("trial", TRIALS.values(), ids=TRIALS)
 def test_a_continued_training_is_the_uninterrupted_one(
-    trial: TrialConfig, bench: EncodedTask
+    trial: TrialConfig, encoded_task: EncodedTask
 ) -> None:
     """From the state after every epoch, the one before the first included."""
-    whole = open_trainer(trial, bench)
+    whole = open_trainer(trial, encoded_task)
     states, rows = [], []
     for _ in range(trial.optim.epochs):
         tensors, plain = whole.state()
         states.append(({key: tensor.clone() for key, tensor in tensors.items()}, plain))
         rows.append(whole.run_epoch())
     for epoch, (tensors, plain) in enumerate(states):
-        continued = open_trainer(trial, bench)
+        continued = open_trainer(trial, encoded_task)
         continued.load_state(tensors, plain)
         assert continued.epoch == epoch
         assert [continued.run_epoch() for _ in rows[epoch:]] == rows[epoch:]
@@ -127,8 +134,8 @@ def test_a_continued_training_is_the_uninterrupted_one(
         assert same(continued.method.artifact()[0], whole.method.artifact()[0])
 
 
-def test_dynamic_masks_are_chosen_once_and_kept(bench: EncodedTask) -> None:
-    trainer = open_trainer(mask_trial(masked="dynamic"), bench)
+def test_dynamic_masks_are_chosen_once_and_kept(encoded_task: EncodedTask) -> None:
+    trainer = open_trainer(mask_trial(masked="dynamic"), encoded_task)
     candidates = set(trainer.method.trainable())
     trainer.run_epoch()
     chosen = set(trainer.method.trainable())
@@ -139,9 +146,12 @@ def test_dynamic_masks_are_chosen_once_and_kept(bench: EncodedTask) -> None:
 
 @pytest.mark.parametrize("name", ["rmt", "rmt-whole", "taskres"])
 def test_a_methods_appetite_for_random_numbers_changes_no_batch(
-    name: str, bench: EncodedTask
+    name: str, encoded_task: EncodedTask
 ) -> None:
-    frugal, hungry = open_trainer(TRIALS[name], bench), open_trainer(TRIALS[name], bench)
+    frugal, hungry = (
+        open_trainer(TRIALS[name], encoded_task),
+        open_trainer(TRIALS[name], encoded_task),
+    )
     spies = Spy(frugal), Spy(hungry, draws=1000)
     for _ in range(2):
         frugal.run_epoch()
@@ -152,8 +162,11 @@ def test_a_methods_appetite_for_random_numbers_changes_no_batch(
         assert torch.equal(first.inputs, second.inputs)
 
 
-def test_crops_do_not_change_the_order_of_images(bench: EncodedTask) -> None:
-    cropped, whole = open_trainer(TRIALS["rmt"], bench), open_trainer(TRIALS["rmt-whole"], bench)
+def test_crops_do_not_change_the_order_of_images(encoded_task: EncodedTask) -> None:
+    cropped, whole = (
+        open_trainer(TRIALS["rmt"], encoded_task),
+        open_trainer(TRIALS["rmt-whole"], encoded_task),
+    )
     spies = Spy(cropped), Spy(whole)
     for _ in range(2):
         cropped.run_epoch()
@@ -168,9 +181,9 @@ def test_crops_do_not_change_the_order_of_images(bench: EncodedTask) -> None:
     ("batch_size", "sizes"), [(8, [8, 8]), (20, [20]), (64, [20]), (11, [11]), (1, [1] * 20)]
 )
 def test_the_last_incomplete_batch_is_dropped_where_a_complete_one_exists(
-    batch_size: int, sizes: list[int], bench: EncodedTask
+    batch_size: int, sizes: list[int], encoded_task: EncodedTask
 ) -> None:
-    trainer = open_trainer(residual_trial(batch_size=batch_size), bench)
+    trainer = open_trainer(residual_trial(batch_size=batch_size), encoded_task)
     spy = Spy(trainer)
     trainer.run_epoch()
     assert [len(batch.labels) for batch in spy.batches] == sizes
@@ -183,43 +196,43 @@ def test_the_last_incomplete_batch_is_dropped_where_a_complete_one_exists(
 
 
 @pytest.mark.parametrize("name", ["rmt", "rmt-whole"])
-def test_teacher_logits_are_those_of_the_very_view(name: str, bench: EncodedTask) -> None:
-    trainer = open_trainer(TRIALS[name], bench)
+def test_teacher_logits_are_those_of_the_very_view(name: str, encoded_task: EncodedTask) -> None:
+    trainer = open_trainer(TRIALS[name], encoded_task)
     spy = Spy(trainer)
     for _ in range(2):
         trainer.run_epoch()
-    classes = functional.normalize(bench.class_features("digits", "all", "single"), dim=-1)
+    classes = functional.normalize(encoded_task.class_features("digits", "all", "single"), dim=-1)
     for batch in spy.batches:
-        features = functional.normalize(bench.backbone.encode_image(batch.inputs), dim=-1)
-        expected = bench.backbone.logit_scale * features @ classes.T
+        features = functional.normalize(encoded_task.backbone.encode_image(batch.inputs), dim=-1)
+        expected = encoded_task.backbone.logit_scale * features @ classes.T
         torch.testing.assert_close(batch.zero_shot_logits, expected, atol=1e-3, rtol=1e-5)
 
 
 def test_teacher_logits_for_a_method_that_reads_features(
-    bench: EncodedTask, monkeypatch: pytest.MonkeyPatch
+    encoded_task: EncodedTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No method needs both yet; the interface allows it."""
     monkeypatch.setattr(TaskRes, "uses_zero_shot", True)
-    trainer = open_trainer(residual_trial(), bench)
+    trainer = open_trainer(residual_trial(), encoded_task)
     spy = Spy(trainer)
     for _ in range(2):
         trainer.run_epoch()
-    classes = bench.class_features("digits", "all", "paper")
+    classes = encoded_task.class_features("digits", "all", "paper")
     for batch in spy.batches:
-        expected = zero_shot_logits(batch.inputs, classes, bench.backbone.logit_scale)
+        expected = zero_shot_logits(batch.inputs, classes, encoded_task.backbone.logit_scale)
         torch.testing.assert_close(batch.zero_shot_logits, expected, atol=1e-3, rtol=1e-5)
 
 
-def test_no_teacher_where_none_is_used(bench: EncodedTask) -> None:
+def test_no_teacher_where_none_is_used(encoded_task: EncodedTask) -> None:
     for name in ("taskres", "rmt-plain"):
-        trainer = open_trainer(TRIALS[name], bench)
+        trainer = open_trainer(TRIALS[name], encoded_task)
         spy = Spy(trainer)
         trainer.run_epoch()
         assert all(batch.zero_shot_logits is None for batch in spy.batches)
 
 
 def test_digits_are_cropped_but_never_mirrored(
-    bench: EncodedTask, monkeypatch: pytest.MonkeyPatch
+    encoded_task: EncodedTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
 
@@ -228,18 +241,18 @@ def test_digits_are_cropped_but_never_mirrored(
         return random_crop(sizes, side, scale, flip, rng)
 
     monkeypatch.setattr("trainables.view.random_crop", cut)
-    open_trainer(mask_trial(crop_scale=0.7), bench).run_epoch()
+    open_trainer(mask_trial(crop_scale=0.7), encoded_task).run_epoch()
     assert set(calls) == {(0.7, False)}
     calls.clear()
-    open_trainer(mask_trial(crop_scale=1.0), bench).run_epoch()
+    open_trainer(mask_trial(crop_scale=1.0), encoded_task).run_epoch()
     assert calls == []
 
 
-def test_features_of_crops_take_turns(bench: EncodedTask) -> None:
+def test_features_of_crops_take_turns(encoded_task: EncodedTask) -> None:
     """One augmented view an epoch; after the last one, the first again; never the test view."""
     epochs = AUGMENTED_VIEWS + 2
     trial = replace(residual_trial(epochs, batch_size=20), crop_scale=0.5)
-    trainer = open_trainer(trial, bench)
+    trainer = open_trainer(trial, encoded_task)
     spy = Spy(trainer)
     for _ in range(epochs):
         trainer.run_epoch()
@@ -252,23 +265,23 @@ def test_features_of_crops_take_turns(bench: EncodedTask) -> None:
     assert not torch.equal(views[0], trainer.train.features())
 
 
-def test_features_are_enough(bench: EncodedTask) -> None:
+def test_features_are_enough(encoded_task: EncodedTask) -> None:
     """Where they are in the store, a method on features opens no image."""
-    open_trainer(residual_trial(), bench).run_epoch()
+    open_trainer(residual_trial(), encoded_task).run_epoch()
     fresh = open_trainer(residual_trial(), EncodedTask("tiny", "cpu", DataSource()))
     for view in (fresh.train, fresh.val):
         view._split = replace(view._split, images=Blind(view._split.images.content()))
     fresh.run_epoch()
 
 
-def test_the_learning_rate_follows_the_schedule(bench: EncodedTask) -> None:
+def test_the_learning_rate_follows_the_schedule(encoded_task: EncodedTask) -> None:
     """Adam's first step moves every element with a gradient by the learning rate, no further."""
     trial = residual_trial(epochs=6, batch_size=20, warmup_epochs=1, warmup_lr=1e-4, lr=1e-2)
-    trainer = open_trainer(trial, bench)
+    trainer = open_trainer(trial, encoded_task)
     rates = [trainer.run_epoch()["train/lr"] for _ in range(6)]
     cosine = [1e-2 * (1 + math.cos(math.pi * e / 6)) / 2 for e in range(5)]
     assert rates == pytest.approx([1e-4, *cosine])
-    trainer = open_trainer(trial, bench)
+    trainer = open_trainer(trial, encoded_task)
     assert isinstance(trainer.method, TaskRes)
     trainer.run_epoch()
     first = trainer.method.residual.detach().clone()
@@ -278,9 +291,9 @@ def test_the_learning_rate_follows_the_schedule(bench: EncodedTask) -> None:
     assert 5e-3 < second < 1.1e-2
 
 
-def test_the_method_is_told_the_schedule_it_gets(bench: EncodedTask) -> None:
+def test_the_method_is_told_the_schedule_it_gets(encoded_task: EncodedTask) -> None:
     trial = mask_trial(epochs=4)
-    trainer = open_trainer(trial, bench)
+    trainer = open_trainer(trial, encoded_task)
     spy, rates = Spy(trainer), []
     for _ in range(4):
         before = len(spy.batches)
@@ -290,16 +303,17 @@ def test_the_method_is_told_the_schedule_it_gets(bench: EncodedTask) -> None:
     assert trainer.method.forecast()["flip/budget"] == pytest.approx(sum(rates) / gap)
 
 
-def test_validation_figures_recomputed(bench: EncodedTask) -> None:
-    trainer = open_trainer(residual_trial(lr=5e-2), bench)
+def test_validation_figures_recomputed(encoded_task: EncodedTask) -> None:
+    trainer = open_trainer(residual_trial(lr=5e-2), encoded_task)
     for _ in range(3):
         metrics = trainer.run_epoch()
     assert isinstance(trainer.method, TaskRes)
-    backbone, drawn = bench.backbone, bench.source.draw("digits", 2, 1)
+    backbone, drawn = encoded_task.backbone, encoded_task.source.draw("digits", 2, 1)
     rows = [drawn.val.images.read(row) for row in range(20)]
     images = backbone.preprocess.normalise(backbone.preprocess.resize(rows))
     classes = (
-        bench.class_features("digits", "all", "paper") + 0.5 * trainer.method.residual.detach()
+        encoded_task.class_features("digits", "all", "paper")
+        + 0.5 * trainer.method.residual.detach()
     )
     correct, loss = 0, 0.0
     for image, label in zip(images, drawn.val.labels.tolist(), strict=True):
@@ -316,8 +330,8 @@ def test_validation_figures_recomputed(bench: EncodedTask) -> None:
     assert trainer.validate()["val/loss"] == metrics["val/loss"]
 
 
-def test_scalars_are_means_over_the_steps(bench: EncodedTask) -> None:
-    trainer = open_trainer(residual_trial(), bench)
+def test_scalars_are_means_over_the_steps(encoded_task: EncodedTask) -> None:
+    trainer = open_trainer(residual_trial(), encoded_task)
     losses = []
     original = trainer.method.backward
 
@@ -330,25 +344,25 @@ def test_scalars_are_means_over_the_steps(bench: EncodedTask) -> None:
     assert len(losses) == 2
 
 
-def test_training_helps(bench: EncodedTask) -> None:
+def test_training_helps(encoded_task: EncodedTask) -> None:
     """The training loss halves, and validation beats the zero-shot model."""
-    floor = open_trainer(zero_shot_trial(), bench, 3).validate()
-    trainer = open_trainer(residual_trial(epochs=30, lr=1e-2, batch_size=20), bench, 3)
+    floor = open_trainer(zero_shot_trial(), encoded_task, 3).validate()
+    trainer = open_trainer(residual_trial(epochs=30, lr=1e-2, batch_size=20), encoded_task, 3)
     rows = [trainer.run_epoch() for _ in range(30)]
     assert rows[-1]["train/loss"] < rows[0]["train/loss"] / 2
     assert rows[-1]["val/loss"] < floor["val/loss"]
 
 
-def test_leaving_the_real_numbers_is_an_error(bench: EncodedTask) -> None:
+def test_leaving_the_real_numbers_is_an_error(encoded_task: EncodedTask) -> None:
     """A step of 1e30 is a number; the length of a residual of such numbers is none."""
-    trainer = open_trainer(residual_trial(lr=1e30), bench)
+    trainer = open_trainer(residual_trial(lr=1e30), encoded_task)
     with pytest.raises(NonFiniteError, match="residual/norm became inf in epoch 1"):
         trainer.run_epoch()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_no_number_is_an_error(value: float, bench: EncodedTask) -> None:
-    trainer = open_trainer(residual_trial(), bench)
+def test_a_loss_that_is_no_number_is_an_error(value: float, encoded_task: EncodedTask) -> None:
+    trainer = open_trainer(residual_trial(), encoded_task)
     trainer.run_epoch()
     original = trainer.method.backward
     trainer.method.backward = (  # type: ignore[method-assign]
@@ -358,11 +372,11 @@ def test_a_loss_that_is_no_number_is_an_error(value: float, bench: EncodedTask) 
         trainer.run_epoch()
 
 
-def test_nothing_to_train(bench: EncodedTask) -> None:
-    trainer = open_trainer(zero_shot_trial(), bench)
+def test_nothing_to_train(encoded_task: EncodedTask) -> None:
+    trainer = open_trainer(zero_shot_trial(), encoded_task)
     assert trainer.epochs == 0
     assert set(trainer.validate()) == {"val/accuracy", "val/loss"}
-    assert open_trainer(residual_trial(7), bench).epochs == 7
+    assert open_trainer(residual_trial(7), encoded_task).epochs == 7
 
 
 def test_accuracy_is_a_fraction() -> None:
@@ -379,8 +393,8 @@ def test_accuracy_is_a_fraction() -> None:
     ],
 )
 def test_wrong_names_are_refused(
-    error: type[Exception], changes: dict[str, Any], bench: EncodedTask
+    error: type[Exception], changes: dict[str, Any], encoded_task: EncodedTask
 ) -> None:
-    arguments = {"task": bench, "episode": Episode("digits", 1, 0)} | changes
+    arguments = {"task": encoded_task, "episode": Episode("digits", 1, 0)} | changes
     with pytest.raises(error):
         Trainer(residual_trial(), **arguments)

@@ -87,10 +87,10 @@ def paper_trial(**epochs: int) -> TrialConfig:
 @pytest.mark.parametrize("in_sequence", [False, True])
 @pytest.mark.parametrize(("one", "other"), [(3, 3), (3, 7), (20, 10), (9, 8)])
 def test_each_episode_is_trained_with_its_own_settings(
-    one: int, other: int, in_sequence: bool, bench: EncodedTask
+    one: int, other: int, in_sequence: bool, encoded_task: EncodedTask
 ) -> None:
     config = paper_trial(digits=one, digits_rotated=other)
-    run = TrialRun(config, TWO_SETS, bench, in_sequence)
+    run = TrialRun(config, TWO_SETS, encoded_task, in_sequence)
     reports = to_the_end(run)
     assert len(reports) == run.steps <= REPORTS_PER_TRIAL
     epochs = [row["epoch"] for report in reports for row in report.rows]
@@ -99,7 +99,7 @@ def test_each_episode_is_trained_with_its_own_settings(
     for training in run.episodes:
         own = config.for_episode(training.episode)
         assert (own.optim.epochs, training.epoch) == (training.epochs, training.epochs)
-        alone = TrialRun(own, replace(TWO_SETS, **_only(training.episode)), bench)
+        alone = TrialRun(own, replace(TWO_SETS, **_only(training.episode)), encoded_task)
         to_the_end(alone)
         assert equal_states(alone.episodes[0].state()[0], training.state()[0])
 
@@ -114,21 +114,23 @@ def equal_states(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
     )
 
 
-def test_settings_per_episode_survive_an_interruption(bench: EncodedTask, tmp_path: Path) -> None:
+def test_settings_per_episode_survive_an_interruption(
+    encoded_task: EncodedTask, tmp_path: Path
+) -> None:
     config = paper_trial(digits=3, digits_rotated=7)
-    straight, broken = (TrialRun(config, TWO_SETS, bench) for _ in range(2))
+    straight, broken = (TrialRun(config, TWO_SETS, encoded_task) for _ in range(2))
     to_the_end(straight)
     broken.advance()
     broken.save(*at(tmp_path / "c.safetensors"))
     again = TrialRun(
-        TrialConfig.from_dict(json.loads(json.dumps(config.to_dict()))), TWO_SETS, bench
+        TrialConfig.from_dict(json.loads(json.dumps(config.to_dict()))), TWO_SETS, encoded_task
     )
     assert again.load(*at(tmp_path / "c.safetensors"))
     to_the_end(again)
     assert equal(content(straight, tmp_path / "a"), content(again, tmp_path / "b"))
 
 
-def test_stages_keep_step_with_each_other(bench: EncodedTask) -> None:
+def test_stages_keep_step_with_each_other(encoded_task: EncodedTask) -> None:
     """Stages that differ in epochs: every report is of the same stage in all episodes."""
     first = replace(
         residual_trial(2),
@@ -143,7 +145,7 @@ def test_stages_keep_step_with_each_other(bench: EncodedTask) -> None:
             for shots in TWO_SETS.shots
         ),
     )
-    run = TrialRun(paper_trial(digits=6, digits_rotated=3).after(first), TWO_SETS, bench)
+    run = TrialRun(paper_trial(digits=6, digits_rotated=3).after(first), TWO_SETS, encoded_task)
     while not run.finished:
         run.advance()
         assert len({type(training.method) for training in run.episodes}) == 1
@@ -167,8 +169,10 @@ def test_stages_keep_step_with_each_other(bench: EncodedTask) -> None:
         4 * REPORTS_PER_TRIAL,
     ],
 )
-def test_a_trial_reports_no_more_often_than_it_has_parts(epochs: int, bench: EncodedTask) -> None:
-    run = TrialRun(residual_trial(epochs, batch_size=20), TASK, bench)
+def test_a_trial_reports_no_more_often_than_it_has_parts(
+    epochs: int, encoded_task: EncodedTask
+) -> None:
+    run = TrialRun(residual_trial(epochs, batch_size=20), TASK, encoded_task)
     start = time.time()
     steps = run.steps
     reports = to_the_end(run)
@@ -190,17 +194,17 @@ def test_a_trial_reports_no_more_often_than_it_has_parts(epochs: int, bench: Enc
         }
 
 
-def test_every_epoch_has_a_row_of_the_same_metrics(bench: EncodedTask) -> None:
-    rows = [row for r in to_the_end(TrialRun(mask_trial(), TASK, bench)) for row in r.rows]
+def test_every_epoch_has_a_row_of_the_same_metrics(encoded_task: EncodedTask) -> None:
+    rows = [row for r in to_the_end(TrialRun(mask_trial(), TASK, encoded_task)) for row in r.rows]
     assert len({frozenset(row) for row in rows}) == 1
     assert {"train/loss", "train/kl", "train/lr", "val/accuracy", "val/loss"} < set(rows[0])
     assert {"mask/flipped", "epoch", "time"} < set(rows[0])
 
 
-def test_side_by_side_reports_the_mean_over_seeds(bench: EncodedTask) -> None:
+def test_side_by_side_reports_the_mean_over_seeds(encoded_task: EncodedTask) -> None:
     trial = residual_trial(3)
-    run = TrialRun(trial, TWO_SEEDS, bench)
-    alone = [Trainer(trial, bench, Episode("digits", 1, seed)) for seed in TWO_SEEDS.seeds]
+    run = TrialRun(trial, TWO_SEEDS, encoded_task)
+    alone = [Trainer(trial, encoded_task, Episode("digits", 1, seed)) for seed in TWO_SEEDS.seeds]
     for report in to_the_end(run):
         first, second = (episode.run_epoch() for episode in alone)
         assert first["val/accuracy"] != second["val/accuracy"]
@@ -209,13 +213,13 @@ def test_side_by_side_reports_the_mean_over_seeds(bench: EncodedTask) -> None:
         assert report.values[-1] == report.metrics["val/accuracy"]
 
 
-def test_in_sequence_a_part_is_a_seed(bench: EncodedTask) -> None:
+def test_in_sequence_a_part_is_a_seed(encoded_task: EncodedTask) -> None:
     trial, task = residual_trial(3), replace(TWO_SEEDS, seeds=(1, 4, 7))
-    run = TrialRun(trial, task, bench, in_sequence=True)
+    run = TrialRun(trial, task, encoded_task, in_sequence=True)
     assert run.steps == 3
     expected = []
     for index, report in enumerate(to_the_end(run)):
-        alone = Trainer(trial, bench, Episode("digits", 1, task.seeds[index]))
+        alone = Trainer(trial, encoded_task, Episode("digits", 1, task.seeds[index]))
         rows = [alone.run_epoch() for _ in range(3)]
         expected.append(rows[-1]["val/accuracy"])
         assert report.values == tuple(expected)  # each seed's own, for a paired test
@@ -228,54 +232,54 @@ def test_in_sequence_a_part_is_a_seed(bench: EncodedTask) -> None:
     assert len(set(expected)) > 1
 
 
-def test_one_seed_in_sequence_ends_as_side_by_side(bench: EncodedTask) -> None:
-    in_sequence = to_the_end(TrialRun(mask_trial(), TASK, bench, in_sequence=True))
-    side_by_side = to_the_end(TrialRun(mask_trial(), TASK, bench))
+def test_one_seed_in_sequence_ends_as_side_by_side(encoded_task: EncodedTask) -> None:
+    in_sequence = to_the_end(TrialRun(mask_trial(), TASK, encoded_task, in_sequence=True))
+    side_by_side = to_the_end(TrialRun(mask_trial(), TASK, encoded_task))
     assert len(in_sequence) == 1
     assert in_sequence[0].metrics == side_by_side[-1].metrics
 
 
 @pytest.mark.parametrize("in_sequence", [False, True])
 def test_a_method_with_nothing_to_train(
-    in_sequence: bool, bench: EncodedTask, tmp_path: Path
+    in_sequence: bool, encoded_task: EncodedTask, tmp_path: Path
 ) -> None:
-    run = TrialRun(zero_shot_trial(), TWO_SEEDS, bench, in_sequence)
+    run = TrialRun(zero_shot_trial(), TWO_SEEDS, encoded_task, in_sequence)
     reports = to_the_end(run)
     assert len(reports) == (2 if in_sequence else 1)
-    episodes = [Trainer(zero_shot_trial(), bench, episode) for episode in TWO_SEEDS.episodes]
+    episodes = [Trainer(zero_shot_trial(), encoded_task, episode) for episode in TWO_SEEDS.episodes]
     mean = sum(episode.validate()["val/accuracy"] for episode in episodes) / 2
     assert reports[-1].metrics["val/accuracy"] == mean
     assert reports[-1].finished
     run.save(*at(tmp_path / "checkpoint"))
-    again = TrialRun(zero_shot_trial(), TWO_SEEDS, bench, in_sequence)
+    again = TrialRun(zero_shot_trial(), TWO_SEEDS, encoded_task, in_sequence)
     assert again.load(*at(tmp_path / "checkpoint"))
     assert again.finished
     assert again.advance().values == reports[-1].values
     assert len(run.save_artifacts(LocalStorage(tmp_path))) == 2
 
 
-def test_a_finished_trial_repeats_its_last_word(bench: EncodedTask) -> None:
-    run = TrialRun(residual_trial(2), TASK, bench)
+def test_a_finished_trial_repeats_its_last_word(encoded_task: EncodedTask) -> None:
+    run = TrialRun(residual_trial(2), TASK, encoded_task)
     last = to_the_end(run)[-1]
     again = run.advance()
     assert again == replace(last, rows=())
     assert run.step == 2
 
 
-def test_forecasts_are_means_and_warnings_speak_once(bench: EncodedTask) -> None:
+def test_forecasts_are_means_and_warnings_speak_once(encoded_task: EncodedTask) -> None:
     hopeless = mask_trial(1)
     hopeless = replace(hopeless, optim=replace(hopeless.optim, lr=1e-6))
-    run = TrialRun(hopeless, TWO_SEEDS, bench)
+    run = TrialRun(hopeless, TWO_SEEDS, encoded_task)
     assert run.forecast() == pytest.approx(run.episodes[0].method.forecast())
     (warning,) = run.warnings()
     assert "No mask bit can flip" in warning
-    assert TrialRun(residual_trial(), TASK, bench).forecast() == {}
-    assert TrialRun(residual_trial(), TASK, bench).warnings() == []
+    assert TrialRun(residual_trial(), TASK, encoded_task).forecast() == {}
+    assert TrialRun(residual_trial(), TASK, encoded_task).warnings() == []
 
 
-def test_a_diverging_trial_raises(bench: EncodedTask) -> None:
+def test_a_diverging_trial_raises(encoded_task: EncodedTask) -> None:
     with pytest.raises(NonFiniteError):
-        TrialRun(residual_trial(lr=1e30), TASK, bench).advance()
+        TrialRun(residual_trial(lr=1e30), TASK, encoded_task).advance()
 
 
 # --- interruptions -------------------------------------------------------------------------------
@@ -293,15 +297,15 @@ RUNS: dict[str, tuple[TrialConfig, TaskSpec, bool]] = {
 
 @pytest.mark.parametrize(("trial", "task", "in_sequence"), RUNS.values(), ids=RUNS)
 def test_interrupted_after_every_part(
-    trial: TrialConfig, task: TaskSpec, in_sequence: bool, bench: EncodedTask, tmp_path: Path
+    trial: TrialConfig, task: TaskSpec, in_sequence: bool, encoded_task: EncodedTask, tmp_path: Path
 ) -> None:
     """A new process for every part ends where one process ends: state, values and rows."""
-    whole = TrialRun(trial, task, bench, in_sequence)
+    whole = TrialRun(trial, task, encoded_task, in_sequence)
     expected = to_the_end(whole)
     path = tmp_path / "checkpoint"
     rows: list[dict[str, float]] = []
     for step in range(whole.steps):
-        run = TrialRun(trial, task, bench, in_sequence)
+        run = TrialRun(trial, task, encoded_task, in_sequence)
         assert run.load(*at(path)) is (step > 0)
         assert run.step == step
         report = run.advance()
@@ -315,28 +319,28 @@ def test_interrupted_after_every_part(
 
 
 def test_a_finished_checkpoint_tells_all_rows_again_once(
-    bench: EncodedTask, tmp_path: Path
+    encoded_task: EncodedTask, tmp_path: Path
 ) -> None:
-    run = TrialRun(residual_trial(3), TASK, bench)
+    run = TrialRun(residual_trial(3), TASK, encoded_task)
     rows = [row for report in to_the_end(run) for row in report.rows]
     run.save(*at(tmp_path / "checkpoint"))
-    again = TrialRun(residual_trial(3), TASK, bench)
+    again = TrialRun(residual_trial(3), TASK, encoded_task)
     assert again.load(*at(tmp_path / "checkpoint"))
     assert list(again.advance().rows) == rows
     assert again.advance().rows == ()
 
 
-def test_a_checkpoint_from_before_the_first_part(bench: EncodedTask, tmp_path: Path) -> None:
+def test_a_checkpoint_from_before_the_first_part(encoded_task: EncodedTask, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
-    TrialRun(mask_trial(1), TASK, bench).save(*at(path))
-    run = TrialRun(mask_trial(1), TASK, bench)
+    TrialRun(mask_trial(1), TASK, encoded_task).save(*at(path))
+    run = TrialRun(mask_trial(1), TASK, encoded_task)
     assert run.load(*at(path))
-    assert run.advance().metrics == TrialRun(mask_trial(1), TASK, bench).advance().metrics
+    assert run.advance().metrics == TrialRun(mask_trial(1), TASK, encoded_task).advance().metrics
 
 
-def test_rewinding(bench: EncodedTask, tmp_path: Path) -> None:
+def test_rewinding(encoded_task: EncodedTask, tmp_path: Path) -> None:
     """A run that has gone on forgets what came after the checkpoint."""
-    run = TrialRun(residual_trial(4), TASK, bench)
+    run = TrialRun(residual_trial(4), TASK, encoded_task)
     first = [run.advance() for _ in range(2)]
     run.save(*at(tmp_path / "checkpoint"))
     once = to_the_end(run)
@@ -348,10 +352,10 @@ def test_rewinding(bench: EncodedTask, tmp_path: Path) -> None:
 
 
 def test_saving_leaves_one_whole_file_or_the_old_one(
-    bench: EncodedTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoded_task: EncodedTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "checkpoint"
-    run = TrialRun(residual_trial(3), TASK, bench)
+    run = TrialRun(residual_trial(3), TASK, encoded_task)
     run.advance()
     run.save(*at(path))
     run.save(*at(path))
@@ -371,22 +375,22 @@ def test_saving_leaves_one_whole_file_or_the_old_one(
 
 
 @pytest.fixture(scope="module")
-def saved(bench: EncodedTask, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(encoded_task: EncodedTask, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A good checkpoint after one part."""
     path = tmp_path_factory.mktemp("saved") / "checkpoint"
-    run = TrialRun(residual_trial(3), TASK, bench)
+    run = TrialRun(residual_trial(3), TASK, encoded_task)
     run.advance()
     run.save(*at(path))
     return path
 
 
-def assert_ignored(path: Path, bench: EncodedTask, trial: TrialConfig | None = None) -> None:
+def assert_ignored(path: Path, encoded_task: EncodedTask, trial: TrialConfig | None = None) -> None:
     """Not loaded, and the trial starts from scratch as if nothing had been there."""
     trial = trial or residual_trial(3)
-    run = TrialRun(trial, TASK, bench)
+    run = TrialRun(trial, TASK, encoded_task)
     assert run.load(*at(path)) is False
     assert run.step == 0
-    assert run.advance().metrics == TrialRun(trial, TASK, bench).advance().metrics
+    assert run.advance().metrics == TrialRun(trial, TASK, encoded_task).advance().metrics
 
 
 @settings(
@@ -394,7 +398,7 @@ def assert_ignored(path: Path, bench: EncodedTask, trial: TrialConfig | None = N
 )
 @given(data=st.data())
 def test_one_flipped_bit_anywhere_is_noticed(
-    data: st.DataObject, saved: Path, bench: EncodedTask, tmp_path: Path
+    data: st.DataObject, saved: Path, encoded_task: EncodedTask, tmp_path: Path
 ) -> None:
     good = saved.read_bytes()
     where = data.draw(st.integers(0, len(good) - 1))
@@ -402,11 +406,11 @@ def test_one_flipped_bit_anywhere_is_noticed(
     damaged[where] ^= 1 << data.draw(st.integers(0, 7))
     path = tmp_path / "damaged"
     path.write_bytes(damaged)
-    run = TrialRun(residual_trial(3), TASK, bench)
+    run = TrialRun(residual_trial(3), TASK, encoded_task)
     before = {key: tensor.clone() for key, tensor in run.episodes[0].state()[0].items()}
     loaded = run.load(*at(path))
     if loaded:  # the bit meant nothing: what was read is what was saved
-        intact = TrialRun(residual_trial(3), TASK, bench)
+        intact = TrialRun(residual_trial(3), TASK, encoded_task)
         assert intact.load(*at(saved))
         assert equal(content(run, tmp_path / "a"), content(intact, tmp_path / "b"))
         assert run.advance().values == intact.advance().values
@@ -418,7 +422,7 @@ def test_one_flipped_bit_anywhere_is_noticed(
 
 
 def test_bits_of_tensors_and_of_values_count(
-    saved: Path, bench: EncodedTask, tmp_path: Path
+    saved: Path, encoded_task: EncodedTask, tmp_path: Path
 ) -> None:
     """Some places where a flipped bit leaves a file that safetensors reads without complaint."""
     good = saved.read_bytes()
@@ -429,16 +433,16 @@ def test_bits_of_tensors_and_of_values_count(
         path = tmp_path / f"damaged-{place}"
         path.write_bytes(damaged)
         load_file(path)  # readable
-        assert_ignored(path, bench)
+        assert_ignored(path, encoded_task)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
 def test_truncated_files_are_ignored(
-    share: float, saved: Path, bench: EncodedTask, tmp_path: Path
+    share: float, saved: Path, encoded_task: EncodedTask, tmp_path: Path
 ) -> None:
     good = saved.read_bytes()
     (tmp_path / "short").write_bytes(good[: int(len(good) * share)])
-    assert_ignored(tmp_path / "short", bench)
+    assert_ignored(tmp_path / "short", encoded_task)
 
 
 def rewritten(change: Callable[[dict[str, torch.Tensor], dict[str, str]], None]) -> Any:
@@ -482,16 +486,18 @@ FOREIGN: dict[str, Callable[[Path, Path], object]] = {
 
 @pytest.mark.parametrize("write", FOREIGN.values(), ids=FOREIGN)
 def test_foreign_files_are_ignored(
-    write: Callable[[Path, Path], object], saved: Path, bench: EncodedTask, tmp_path: Path
+    write: Callable[[Path, Path], object], saved: Path, encoded_task: EncodedTask, tmp_path: Path
 ) -> None:
     write(saved, tmp_path / "checkpoint")
-    assert_ignored(tmp_path / "checkpoint", bench)
+    assert_ignored(tmp_path / "checkpoint", encoded_task)
 
 
-def test_rewriting_alone_does_no_harm(saved: Path, bench: EncodedTask, tmp_path: Path) -> None:
+def test_rewriting_alone_does_no_harm(
+    saved: Path, encoded_task: EncodedTask, tmp_path: Path
+) -> None:
     """The counter-check of the foreign files."""
     rewritten(lambda t, m: None)(saved, tmp_path / "checkpoint")
-    run = TrialRun(residual_trial(3), TASK, bench)
+    run = TrialRun(residual_trial(3), TASK, encoded_task)
     assert run.load(*at(tmp_path / "checkpoint"))
     assert run.step == 1
 
@@ -511,9 +517,9 @@ OTHERS: dict[str, tuple[TrialConfig, TaskSpec, bool]] = {
 
 @pytest.mark.parametrize(("trial", "task", "in_sequence"), OTHERS.values(), ids=OTHERS)
 def test_another_trials_checkpoint_is_ignored(
-    trial: TrialConfig, task: TaskSpec, in_sequence: bool, saved: Path, bench: EncodedTask
+    trial: TrialConfig, task: TaskSpec, in_sequence: bool, saved: Path, encoded_task: EncodedTask
 ) -> None:
-    run = TrialRun(trial, task, bench, in_sequence)
+    run = TrialRun(trial, task, encoded_task, in_sequence)
     assert run.load(*at(saved)) is False
     assert run.step == 0
 
@@ -523,9 +529,9 @@ def test_another_trials_checkpoint_is_ignored(
 
 @pytest.mark.parametrize("trial", [residual_trial(2), mask_trial(2), zero_shot_trial()])
 def test_artifacts_are_named_by_seed_where_there_are_several(
-    trial: TrialConfig, bench: EncodedTask, tmp_path: Path
+    trial: TrialConfig, encoded_task: EncodedTask, tmp_path: Path
 ) -> None:
-    one, two = TrialRun(trial, TASK, bench), TrialRun(trial, TWO_SEEDS, bench)
+    one, two = TrialRun(trial, TASK, encoded_task), TrialRun(trial, TWO_SEEDS, encoded_task)
     to_the_end(one)
     to_the_end(two)
     folder = LocalStorage(tmp_path)
@@ -540,8 +546,8 @@ def test_artifacts_are_named_by_seed_where_there_are_several(
         fresh = METHODS[trial.method].build(
             trial.method_config,
             BuildContext(
-                bench.backbone,
-                bench.classes("digits", "all", trial.method_config.prompts),
+                encoded_task.backbone,
+                encoded_task.classes("digits", "all", trial.method_config.prompts),
                 Schedule(()),
             ),
         )
@@ -551,7 +557,7 @@ def test_artifacts_are_named_by_seed_where_there_are_several(
         inputs = (
             view.features()
             if fresh.input_kind == "features"
-            else bench.backbone.preprocess.normalise(view.images(every))
+            else encoded_task.backbone.preprocess.normalise(view.images(every))
         )
         with torch.no_grad():
             assert torch.equal(fresh(inputs), episode.logits(view))

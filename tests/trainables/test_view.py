@@ -70,9 +70,9 @@ def rng(seed: int = 0) -> torch.Generator:
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_features_are_those_of_the_test_transform(
-    keep: bool, split: Split, store: Store, bench: EncodedTask
+    keep: bool, split: Split, store: Store, encoded_task: EncodedTask
 ) -> None:
-    backbone = bench.backbone
+    backbone = encoded_task.backbone
     view = View(split, True, backbone, store, keep=keep)
     features = view.features()
     assert features.dtype == torch.float32
@@ -85,20 +85,20 @@ def test_features_are_those_of_the_test_transform(
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_test_views_are_of_the_originals_whatever_their_size(
-    keep: bool, split: Split, store: Store, bench: EncodedTask
+    keep: bool, split: Split, store: Store, encoded_task: EncodedTask
 ) -> None:
-    view = View(split, True, bench.backbone, store, keep=keep)
-    expected = bench.backbone.preprocess.resize(originals(split))
+    view = View(split, True, encoded_task.backbone, store, keep=keep)
+    expected = encoded_task.backbone.preprocess.resize(originals(split))
     index = torch.tensor([7, 0, 6, 0])
     assert torch.equal(everything(view), expected)
     assert torch.equal(view.images(index), expected[index])
 
 
 def test_kept_images_are_decoded_once_a_machine(
-    split: Split, store: Store, bench: EncodedTask, reads: Counter[int]
+    split: Split, store: Store, encoded_task: EncodedTask, reads: Counter[int]
 ) -> None:
     for _ in range(2):  # two processes
-        view = View(split, True, bench.backbone, store, keep=True)
+        view = View(split, True, encoded_task.backbone, store, keep=True)
         view.images(torch.tensor([1]))
         view.crops(torch.tensor([2, 3]), 0.5, rng())
         view.features(1, 0.5)
@@ -108,16 +108,16 @@ def test_kept_images_are_decoded_once_a_machine(
 
 
 def test_features_alone_need_no_file_of_images(
-    split: Split, store: Store, bench: EncodedTask, reads: Counter[int]
+    split: Split, store: Store, encoded_task: EncodedTask, reads: Counter[int]
 ) -> None:
-    alone = View(split, True, bench.backbone, store, keep=True).features()
+    alone = View(split, True, encoded_task.backbone, store, keep=True).features()
     assert len(list(store.root.iterdir())) == 1
     assert set(reads.values()) == {1}
-    again = View(split, True, bench.backbone, store, keep=True).features()
+    again = View(split, True, encoded_task.backbone, store, keep=True).features()
     assert set(reads.values()) == {1}
     assert torch.equal(again, alone)
     other = Store(store.root.parent / "other")
-    view = View(split, True, bench.backbone, other, keep=True)
+    view = View(split, True, encoded_task.backbone, other, keep=True)
     everything(view)  # now there is a file of images, and features come from it
     assert torch.equal(view.features(), alone)
 
@@ -125,10 +125,10 @@ def test_features_alone_need_no_file_of_images(
 @pytest.mark.parametrize("scale", [0.08, 0.5])
 @pytest.mark.parametrize("flip", [True, False])
 def test_crops_are_cut_from_the_originals(
-    scale: float, flip: bool, split: Split, store: Store, bench: EncodedTask
+    scale: float, flip: bool, split: Split, store: Store, encoded_task: EncodedTask
 ) -> None:
     """From images of at most twice the model's size as they are; from larger ones, reduced."""
-    view = View(split, flip, bench.backbone, store, keep=True)
+    view = View(split, flip, encoded_task.backbone, store, keep=True)
     index = torch.tensor([5, 0, 6, 7])
     sources = [shrink(originals(split)[row], 64) for row in index.tolist()]
     assert [tuple(source.shape[1:]) for source in sources] == [
@@ -159,11 +159,11 @@ def test_crops_of_reduced_photographs_are_nearly_those_of_the_originals() -> Non
 
 
 def test_augmented_views_are_the_same_everywhere(
-    split: Split, store: Store, bench: EncodedTask
+    split: Split, store: Store, encoded_task: EncodedTask
 ) -> None:
     """Whoever computes them, in whatever order; each differs from all others."""
-    first = View(split, True, bench.backbone, store, keep=True)
-    second = View(split, True, bench.backbone, Store(store.root / "other"), keep=True)
+    first = View(split, True, encoded_task.backbone, store, keep=True)
+    second = View(split, True, encoded_task.backbone, Store(store.root / "other"), keep=True)
     numbers = (1, 2, 3)
     found = [first.features(number, 0.5) for number in numbers]
     torch.manual_seed(5)
@@ -172,30 +172,32 @@ def test_augmented_views_are_the_same_everywhere(
     others = [
         first.features(),
         first.features(1, 0.4),
-        View(split, False, bench.backbone, store, keep=True).features(1, 0.5),
+        View(split, False, encoded_task.backbone, store, keep=True).features(1, 0.5),
     ]
     rows = torch.stack([*found, *others])
     assert len(rows.unique(dim=0)) == len(rows)
     assert torch.equal(first.features(5, 1.0), first.features())  # nothing is cropped at scale 1
 
 
-def test_changed_images_are_other_images(split: Split, store: Store, bench: EncodedTask) -> None:
+def test_changed_images_are_other_images(
+    split: Split, store: Store, encoded_task: EncodedTask
+) -> None:
     """A file is replaced: its name and label stay, its content changes."""
-    before = View(split, True, bench.backbone, store).features()
+    before = View(split, True, encoded_task.backbone, store).features()
     assert isinstance(split.images, ImageFiles)
     Image.new("RGB", (40, 40), "red").save(split.images.root / "0.png")
-    after = View(split, True, bench.backbone, store).features()
+    after = View(split, True, encoded_task.backbone, store).features()
     assert not torch.equal(before[0], after[0])
     assert torch.equal(before[1:], after[1:])
 
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_an_unreadable_image_is_named_and_nothing_is_left(
-    keep: bool, split: Split, store: Store, bench: EncodedTask
+    keep: bool, split: Split, store: Store, encoded_task: EncodedTask
 ) -> None:
     assert isinstance(split.images, ImageFiles)
     (split.images.root / "4.png").write_bytes(b"no image")
-    view = View(split, True, bench.backbone, store, keep=keep)
+    view = View(split, True, encoded_task.backbone, store, keep=keep)
     with pytest.raises(DataError, match=r"4\.png"):
         view.features()
     with pytest.raises(DataError, match=r"4\.png"):
@@ -205,7 +207,7 @@ def test_an_unreadable_image_is_named_and_nothing_is_left(
 
 @pytest.mark.parametrize("count", [1, 127, 128, 129, 300])
 def test_images_are_encoded_in_batches_in_order(
-    count: int, store: Store, bench: EncodedTask, monkeypatch: pytest.MonkeyPatch
+    count: int, store: Store, encoded_task: EncodedTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = torch.randint(0, 256, (count, 3, 32, 32), generator=rng(count), dtype=torch.uint8)
     sizes = []
@@ -216,18 +218,18 @@ def test_images_are_encoded_in_batches_in_order(
 
     monkeypatch.setattr(Backbone, "encode_image", mean)
     split = Split(PixelRows(pixels), torch.zeros(count, dtype=torch.int64), str(count))
-    found = View(split, True, bench.backbone, store).features()
-    expected = bench.backbone.preprocess.normalise(pixels).flatten(1).mean(1, keepdim=True)
+    found = View(split, True, encoded_task.backbone, store).features()
+    expected = encoded_task.backbone.preprocess.normalise(pixels).flatten(1).mean(1, keepdim=True)
     torch.testing.assert_close(found, expected)
     assert max(sizes) <= ENCODE_BATCH
     assert sum(sizes) == count
 
 
-def test_pixels_in_memory_need_no_file(store: Store, bench: EncodedTask) -> None:
+def test_pixels_in_memory_need_no_file(store: Store, encoded_task: EncodedTask) -> None:
     pixels = torch.randint(0, 256, (5, 3, 8, 8), generator=rng(), dtype=torch.uint8)
     split = Split(PixelRows(pixels), torch.zeros(5, dtype=torch.int64), "p")
-    view = View(split, False, bench.backbone, store, keep=True)
-    assert torch.equal(everything(view), bench.backbone.preprocess.resize(pixels))
+    view = View(split, False, encoded_task.backbone, store, keep=True)
+    assert torch.equal(everything(view), encoded_task.backbone.preprocess.resize(pixels))
     index = torch.tensor([4, 1])
     cut = random_crop(sizes_of(pixels[index]), 32, 0.5, False, rng(2))
     found = view.crops(index, 0.5, rng(2))

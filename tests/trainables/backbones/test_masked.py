@@ -27,20 +27,20 @@ from trainables.trial import Episode, TrialConfig
 CELL = Episode("digits", 2, 1)
 
 
-def trained(config: TrialConfig, bench: EncodedTask) -> Trainer:
-    trainer = Trainer(config, bench, CELL)
+def trained(config: TrialConfig, encoded_task: EncodedTask) -> Trainer:
+    trainer = Trainer(config, encoded_task, CELL)
     trainer.run_epoch()
     return trainer
 
 
 @pytest.fixture(scope="module")
-def bench() -> EncodedTask:
+def encoded_task() -> EncodedTask:
     return EncodedTask("tiny", "cpu", TASK.source(""))
 
 
 @pytest.fixture(scope="module")
-def masks(bench: EncodedTask) -> Trainer:
-    return trained(mask_trial(1), bench)
+def masks(encoded_task: EncodedTask) -> Trainer:
+    return trained(mask_trial(1), encoded_task)
 
 
 @pytest.fixture
@@ -51,10 +51,10 @@ def artifact(masks: Trainer, tmp_path: Path) -> Path:
 
 
 def test_it_is_what_the_method_would_give_the_next_stage(
-    artifact: Path, masks: Trainer, bench: EncodedTask
+    artifact: Path, masks: Trainer, encoded_task: EncodedTask
 ) -> None:
     found, expected = load_backbone(f"{artifact}@tiny"), masks.method.merged_backbone()
-    assert found.fingerprint == expected.fingerprint != bench.backbone.fingerprint
+    assert found.fingerprint == expected.fingerprint != encoded_task.backbone.fingerprint
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.equal(found.encode_image(images), expected.encode_image(images))
     assert found.name == f"{artifact}@tiny"
@@ -62,28 +62,30 @@ def test_it_is_what_the_method_would_give_the_next_stage(
 
 
 @pytest.mark.parametrize("name", ["rmt-text", "rmt-both"])
-def test_masks_of_the_text_tower(name: str, bench: EncodedTask, tmp_path: Path) -> None:
+def test_masks_of_the_text_tower(name: str, encoded_task: EncodedTask, tmp_path: Path) -> None:
     """Both towers of a CLIP have layers of the same names: the file says whose they are."""
     recipe = METHODS[name].preset("paper", TaskFacts("digits", 2, 20))
     config = replace(recipe.config, prompts="single")
-    text = trained(TrialConfig(name, "search", config, mask_trial().optim), bench)
+    text = trained(TrialConfig(name, "search", config, mask_trial().optim), encoded_task)
     write_tensors(LocalStorage(tmp_path), "text.safetensors", *text.artifact())
     found, expected = (
         load_backbone(f"{tmp_path}/text.safetensors@tiny"),
         text.method.merged_backbone(),
     )
     assert found.fingerprint == expected.fingerprint
-    assert not torch.equal(found.encode_text(["x"]), bench.backbone.encode_text(["x"]))
+    assert not torch.equal(found.encode_text(["x"]), encoded_task.backbone.encode_text(["x"]))
     assert torch.equal(found.encode_text(["x"]), expected.encode_text(["x"]))
 
 
-def test_one_towers_masks_are_not_the_others(masks: Trainer, bench: EncodedTask) -> None:
+def test_one_towers_masks_are_not_the_others(masks: Trainer, encoded_task: EncodedTask) -> None:
     recipe = METHODS["rmt-text"].preset("paper", TaskFacts("digits", 2, 20))
-    text = Trainer(TrialConfig("rmt-text", "search", recipe.config, recipe.optim), bench, CELL)
+    text = Trainer(
+        TrialConfig("rmt-text", "search", recipe.config, recipe.optim), encoded_task, CELL
+    )
     with pytest.raises(MethodError, match=r"prefix '', got 'visual\.'"):
         text.load_artifact(*masks.artifact())
     with pytest.raises(MethodError, match=r"prefix 'visual\.', got ''"):
-        Trainer(mask_trial(1), bench, CELL).load_artifact(*text.artifact())
+        Trainer(mask_trial(1), encoded_task, CELL).load_artifact(*text.artifact())
 
 
 def test_masks_on_masks(artifact: Path, tmp_path: Path) -> None:
@@ -97,9 +99,11 @@ def test_masks_on_masks(artifact: Path, tmp_path: Path) -> None:
         load_backbone(f"{tmp_path}/more.safetensors@tiny")
 
 
-def test_masks_of_the_released_code(masks: Trainer, bench: EncodedTask, tmp_path: Path) -> None:
+def test_masks_of_the_released_code(
+    masks: Trainer, encoded_task: EncodedTask, tmp_path: Path
+) -> None:
     """The same bits as in an artifact make the same backbone, whatever stands before names."""
-    bits = unpack_masks(*masks.artifact(), bench.backbone.fingerprint)
+    bits = unpack_masks(*masks.artifact(), encoded_task.backbone.fingerprint)
     state = {
         f"module.{name.rpartition('.')[0]}.mask_real": bytes(pack_bits(mask).tolist())
         for name, mask in bits.items()
@@ -115,10 +119,12 @@ def test_masks_of_the_released_code(masks: Trainer, bench: EncodedTask, tmp_path
     assert "does not exist" in refused(f"{tmp_path}/none.pth.tar@tiny")
 
 
-def test_a_method_is_trained_on_it(artifact: Path, masks: Trainer, bench: EncodedTask) -> None:
+def test_a_method_is_trained_on_it(
+    artifact: Path, masks: Trainer, encoded_task: EncodedTask
+) -> None:
     """As behind a stage."""
     on_file = trained(residual_trial(1), EncodedTask(f"{artifact}@tiny", "cpu", TASK.source("")))
-    behind = trained(residual_trial(1), bench.with_backbone(masks.method.merged_backbone()))
+    behind = trained(residual_trial(1), encoded_task.with_backbone(masks.method.merged_backbone()))
     for name, tensor in on_file.artifact()[0].items():
         assert torch.equal(tensor, behind.artifact()[0][name])
 
@@ -189,8 +195,8 @@ def test_another_backbone(artifact: Path, tmp_path: Path) -> None:
     assert str(artifact) in message
 
 
-def test_a_residual(bench: EncodedTask, tmp_path: Path) -> None:
-    residual = trained(residual_trial(1), bench)
+def test_a_residual(encoded_task: EncodedTask, tmp_path: Path) -> None:
+    residual = trained(residual_trial(1), encoded_task)
     write_tensors(LocalStorage(tmp_path), "r.safetensors", *residual.artifact())
     message = refused(f"{tmp_path}/r.safetensors@tiny")
     for words in ("must be a mask artifact", "'taskres'", "--init-from"):

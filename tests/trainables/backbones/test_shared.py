@@ -39,9 +39,9 @@ def test_a_worker_without_the_folder_gets_the_same_model(
     expected = load_backbone(spec).fingerprint
     location = share_weights(spec, LocalStorage(tmp_path / "sweep"))
     shutil.rmtree(model)  # this is another machine now
-    bench = EncodedTask(spec, "cpu", DataSource(), location)
-    assert bench.backbone.fingerprint == expected
-    assert bench.spec == spec  # the trial's identity is not where its node keeps the files
+    encoded_task = EncodedTask(spec, "cpu", DataSource(), location)
+    assert encoded_task.backbone.fingerprint == expected
+    assert encoded_task.spec == spec  # the trial's identity is not where its node keeps the files
     (copy,) = (path for path in cache.iterdir() if path.is_dir())
     shutil.rmtree(tmp_path / "sweep")  # fetched once
     assert fetch_weights(spec, location) == str(copy / "my-model")

@@ -279,11 +279,13 @@ def pixels(images: Images) -> Tensor:
 
 
 def whole_run(trial: TrialConfig, folder: Path) -> tuple[object, ...]:
-    """All that a trial says and leaves behind, with a fresh workbench."""
+    """All that a trial says and leaves behind, with a fresh encoded task."""
     folder.mkdir()
-    bench = EncodedTask("tiny", "cpu", DataSource())
-    bench._store = Store(folder.with_suffix(".cache"))  # what another run has computed is no help
-    run = TrialRun(trial, TASK, bench)
+    encoded_task = EncodedTask("tiny", "cpu", DataSource())
+    encoded_task._store = Store(
+        folder.with_suffix(".cache")
+    )  # what another run has computed is no help
+    run = TrialRun(trial, TASK, encoded_task)
     reports = []
     while not run.finished:
         reports.append(run.advance())

@@ -143,11 +143,11 @@ def test_refuses_a_text_tower_that_ends_without_the_layer(backbone: Backbone) ->
 
 def test_images_are_not_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their tower is the same: only texts go through the changed backbone."""
-    bench, episode = EncodedTask("tiny", "cpu", DataSource()), Episode("digits", 1, 1)
+    encoded_task, episode = EncodedTask("tiny", "cpu", DataSource()), Episode("digits", 1, 1)
     given = TaskFacts("digits", 1, 10)
     first = TrialConfig("enhanced-base", "paper", *EnhancedBase.preset("paper", given))
     second = TrialConfig("taskres", "paper", *TaskRes.preset("paper", given), before=first)
-    training = open_training(second, bench, episode)
+    training = open_training(second, encoded_task, episode)
     while isinstance(training.method, EnhancedBase):
         training.run_epoch()
 
@@ -161,12 +161,12 @@ def test_images_are_not_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_improves_the_base_that_taskres_then_starts_from() -> None:
     """Trained on 16 digits a class: 77.5 % of the validation images before, over 90 % after."""
-    bench, episode = EncodedTask("tiny", "cpu", DataSource()), Episode("digits", 16, 1)
+    encoded_task, episode = EncodedTask("tiny", "cpu", DataSource()), Episode("digits", 16, 1)
     given = TaskFacts("digits", 16, 160)
     first = TrialConfig("enhanced-base", "paper", *EnhancedBase.preset("paper", given))
     config, optim, crop_scale = TaskRes.preset("paper", given)
     both = TrialConfig("taskres", "paper", config, replace(optim, epochs=2), crop_scale)
-    training = open_training(replace(both, before=first), bench, episode)
+    training = open_training(replace(both, before=first), encoded_task, episode)
     start = training.validate()
     for _ in range(50):
         training.run_epoch()
