@@ -35,7 +35,6 @@ TEMPORARY = "."
 # Prefix of a path of this machine.
 _FILE = re.compile(r"file:(//(localhost)?(?=/)|(?=/[^/]))", re.IGNORECASE)
 _READERS = 16  # simultaneous requests to an object store
-_MERGE = 32  # parts of a log that are merged when it is read
 
 
 class StorageError(OSError):
@@ -88,13 +87,8 @@ class Storage(ABC):
         """Append to a log, one writer at a time. On a disk, a crash may leave a part of `data`."""
 
     @abstractmethod
-    def read_log(self, name: str, owner: bool = True) -> bytes:
-        """Return everything that was appended. `owner`: whether the caller owns the folder, so that
-        it may compact the log."""
-
-    @abstractmethod
-    def rewrite_log(self, name: str, data: bytes) -> None:
-        """Replace the content of a log."""
+    def read_log(self, name: str) -> bytes:
+        """Return everything that was appended to a log."""
 
     @abstractmethod
     def read_many(self, names: Iterable[str]) -> Iterator[bytes]:
@@ -105,7 +99,7 @@ class Storage(ABC):
         self.write_with(name, lambda path: _write_bytes(path, data))
 
     @abstractmethod
-    def tidy(self) -> None:
+    def clean_temporary_files(self) -> None:
         """Remove the temporary files of dead writers; only the owner of the folder may."""
 
     def probe(self) -> None:
@@ -271,19 +265,16 @@ class LocalStorage(Storage):
                         os.ftruncate(file.fileno(), end)
                     raise
 
-    def read_log(self, name: str, owner: bool = True) -> bytes:
+    def read_log(self, name: str) -> bytes:
         try:
             return self.read(name)
         except FileNotFoundError:
             return b""
 
-    def rewrite_log(self, name: str, data: bytes) -> None:
-        self.write(name, data)
-
     def read_many(self, names: Iterable[str]) -> Iterator[bytes]:
         return map(self.read, names)
 
-    def tidy(self) -> None:
+    def clean_temporary_files(self) -> None:
         for path in self.root.rglob(f"{TEMPORARY}*.*"):
             with suppress(OSError):
                 remove_file(path)
@@ -359,33 +350,15 @@ class ObjectStorage(Storage):
         self.write(f"{name}/{self._next[name]:09d}.part", data)
         self._next[name] += 1
 
-    def read_log(self, name: str, owner: bool = True) -> bytes:
-        """Return all parts; if there are many, merge them for the next reader."""
+    def read_log(self, name: str) -> bytes:
         log = self.child(name)
-        parts = log.files()
-        whole = [part for part in parts if part.endswith(".whole")][-1:]
-        start = _part_number(whole[0]) if whole else -1
-        late = [p for p in parts if p.endswith(".part") and _part_number(p) > start]
-        data = b"".join(log.read_many([*whole, *late]))
-        if owner and len(late) >= _MERGE:
-            self.rewrite_log(name, data)
-        return data
-
-    def rewrite_log(self, name: str, data: bytes) -> None:
-        """Write a merged object, which replaces all parts up to its number: a crash loses none."""
-        log = self.child(name)
-        parts = log.files()
-        number = max((_part_number(part) for part in parts), default=-1) + 1
-        log.write(f"{number:09d}.whole", data)
-        self._next[name] = number + 1
-        with ThreadPoolExecutor(_READERS) as pool:
-            list(pool.map(log.delete, parts))
+        return b"".join(log.read_many(log.files()))
 
     def read_many(self, names: Iterable[str]) -> Iterator[bytes]:
         with ThreadPoolExecutor(_READERS) as pool:
             yield from pool.map(self.read, names)
 
-    def tidy(self) -> None:
+    def clean_temporary_files(self) -> None:
         """Do nothing: incomplete uploads are not visible."""
 
     def _upload(self, path: Path, name: str) -> None:

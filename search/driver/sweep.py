@@ -93,7 +93,7 @@ def run_sweep(plan: Plan, console: Console, retry_failed: bool = False) -> Outco
         say(notice)
     sweep = open_storage(plan.config.location)
     with SweepLock(sweep, say) as lock:
-        sweep.tidy()
+        sweep.clean_temporary_files()
         plan = adopt(plan, SweepFolder(sweep))
         config = plan.config
 

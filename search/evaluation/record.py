@@ -372,7 +372,7 @@ def record_read(
     Only the sweep's driver may call this, before any image is read."""
     now = time.time()
     entry = {"time": now, "dataset": dataset, "judged": judged, "evaluation": evaluation}
-    before = sweep.read_log(READS, owner=False)
+    before = sweep.read_log(READS)
     # A partial line that a power cut has left must not swallow this one.
     start = b"\n" if before and not before.endswith(b"\n") else b""
     sweep.append(READS, start + json.dumps(entry).encode() + b"\n")
@@ -381,14 +381,14 @@ def record_read(
 
 def is_recorded(sweep: Storage, dataset: str, moment: float) -> bool:
     """Whether a read of this data set is on record that began at `moment`."""
-    reads = list_reads(sweep, owner=False)
+    reads = list_reads(sweep)
     return any(read and (read.dataset, read.time) == (dataset, moment) for read in reads)
 
 
-def list_reads(sweep: Storage, owner: bool = True) -> list[Read | None]:
+def list_reads(sweep: Storage) -> list[Read | None]:
     """Every read of a test split, in order; None for a partial line, which a power cut leaves
-    before any image is read. `owner` as for `Storage.read_log`."""
-    return [_read(line) for line in sweep.read_log(READS, owner).splitlines()]
+    before any image is read."""
+    return [_read(line) for line in sweep.read_log(READS).splitlines()]
 
 
 def _read(line: bytes) -> Read | None:

@@ -270,7 +270,7 @@ class Ledger:
         folder = self.sweep.child(trial_folder(number))
         for name in (ISSUED, CHECKPOINT):  # a checkpoint is large
             folder.delete(name)
-        folder.tidy()  # what a killed worker had begun to write
+        folder.clean_temporary_files()  # what a killed worker had begun to write
         return result
 
     def best(self) -> Result | None:

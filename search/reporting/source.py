@@ -145,7 +145,7 @@ def source_of(sweep: Storage, driver: str | None = None) -> Source:
                 f"first, or go on with it: python -m search.run --resume {config.name}."
             ]
         )
-    evaluation, reads = read_evaluation(sweep), list_reads(sweep, owner=False)
+    evaluation, reads = read_evaluation(sweep), list_reads(sweep)
     damaged = evaluation is None and sweep.exists(EVALUATION)
     return Source(sweep, record, config, results, evaluation, reads, driver, damaged)
 
