@@ -27,7 +27,7 @@ from search.evaluation.predictions import (
     from_logits,
 )
 from search.evaluation.record import Label, is_recorded
-from trainables.data.base import Dataset, SealedError, Shift
+from trainables.data.base import Dataset, SealedError, Shift, distinct
 from trainables.data.class_subsets import Half, classes_of
 from trainables.data.sealed import read_test_split, seal_process
 from trainables.encoded_task import EncodedTask, Progress, View
@@ -147,8 +147,9 @@ def classify(job: SplitJob, spec: EncodedTaskSpec, sweep: str, moment: float) ->
 
     test = encoded.source.readable(read_test_split(dataset, confirm))
     tables, examples = [], []
+    names = distinct(dataset.class_names)
     for half in job.split.halves:
-        kept = classes_of(half, len(dataset.class_names))
+        kept = classes_of(half, len(names))
         split = test if half == "all" else test.of_classes(kept)
         view = encoded.view(split, dataset.flip)
         answers = [
@@ -161,7 +162,7 @@ def classify(job: SplitJob, spec: EncodedTaskSpec, sweep: str, moment: float) ->
         table = PredictionTable(
             job.split.target,
             job.split.part(half),
-            tuple(dataset.class_names[label] for label in kept),
+            tuple(names[label] for label in kept),
             rows.int().numpy(),
             file_names(split.images),
             split.labels.numpy().astype(np.uint16),
