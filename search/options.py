@@ -302,7 +302,7 @@ def names(value: str) -> list[str]:
         longest = range(len(parts), 1, -1)
         taken = next((n for n in longest if _is_path(",".join(parts[:n]))), 1)
         name = ",".join(parts[:taken])
-        found += BASE_TASKS if name == "all11" else (name,)
+        found += BASE_TASKS if name == "all11" else (parsing.text(name),)
         del parts[:taken]
     return found
 

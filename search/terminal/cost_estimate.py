@@ -1,7 +1,7 @@
-"""Some real steps of a trial, timed in a process of its own like a worker's.
+"""Time and memory of a trial, estimated from some real steps in a child process.
 
-It trains the paper's setting on the real data with the real backbone, for seconds only, and leaves
-nothing behind: what it computes of images goes to a temporary folder.
+The child trains the paper's setting on the real data with the real backbone for a few seconds, like
+a worker. What it computes of images goes to a temporary folder.
 """
 
 from __future__ import annotations
@@ -20,65 +20,87 @@ import torch
 
 from search.core.child_process import ChildError, call_in_child
 from search.core.environment import quiet_environment
+from trainables.data.source import DataSource
 from trainables.methods.registry import METHODS
 from trainables.trial import Episode, TaskSpec, TrialConfig
 
 IMAGES = 512
-"""A cell with more training images than this is timed with fewer shots, where draws allow it."""
+"""An episode with more training images than this is timed with fewer shots, if draws allow it."""
 _SECONDS = 6.0  # of training, for each stage
 _EPOCHS = 4
-_LIMIT = 600.0  # seconds for all of it
+_LIMIT = 600.0  # seconds in all
+
+
+Size = tuple[int, int]
+"""Training and validation images of an episode."""
 
 
 class RehearsalError(Exception):
-    """The steps could not be timed: why, in one line."""
+    """The steps could not be timed; the message is one line."""
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """What one stage costs on the timed cell, in seconds."""
+    """Cost of one stage of the timed episode, in seconds."""
 
     ready: float
-    """To build the method, and what it does before its first step."""
+    """Building the method, and what it does before its first step."""
     train: float
-    """One epoch; 0 for a method in closed form."""
+    """One epoch; 0 for a training-free method."""
     validate: float
-    """To judge the validation images once."""
+    """One pass over the validation images."""
     steps: int
-    """Steps that were timed."""
+    """Number of steps that were timed."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What was measured."""
+    """Measured time and memory of one episode."""
 
     images: int
-    """Training images of the timed cell."""
+    """Training images of the timed episode."""
     val_images: int
-    """Validation images of the timed cell."""
+    """Validation images of the timed episode."""
     opened: float
     """Seconds until the backbone was loaded and the images were ready."""
     encode: float
-    """Seconds for one image to go through the backbone; 0 where nothing had to."""
+    """Seconds for one image to go through the backbone; 0 if the method trains on images."""
     stages: tuple[StageCost, ...]
-    """In the order of training."""
+    """Cost of each stage, in the order of training."""
     memory: int
     """Peak resident memory of the process, in bytes."""
     gpu_memory: int
-    """Peak of what torch had allocated on the GPU, in bytes; 0 on the CPU."""
+    """Peak memory that torch allocated on the GPU, in bytes; 0 on the CPU."""
+    episode_memory: int = 0
+    """Memory that the episode holds until the trial ends, in bytes."""
+    episode_gpu_memory: int = 0
+    """The same on the GPU."""
 
-    def seconds(self, config: TrialConfig, sizes: Sequence[tuple[int, int]]) -> float:
-        """A trial of these stages: `sizes` are training and validation images of each cell.
+    def seconds(self, config: TrialConfig, sizes: Sequence[Size]) -> float:
+        """Seconds for training and validating on episodes of these sizes.
 
-        An epoch is taken to cost what the paper's costs, image by image, whatever else varies.
+        An epoch is assumed to cost what the paper's costs per image, whatever else varies.
         """
         total = 0.0
         for train, val in sizes:
             for stage, cost in zip(config.stages, self.stages, strict=True):
                 epochs = 0 if stage.fixed else stage.epochs
-                judged = cost.validate * val / self.val_images * max(1, epochs)
-                total += cost.ready + epochs * cost.train * train / self.images + judged
+                validation = cost.validate * val / self.val_images * max(1, epochs)
+                total += cost.ready + epochs * cost.train * train / self.images + validation
         return total
+
+    def preparation(self, sizes: Sequence[Size]) -> float:
+        """Seconds for encoding the images of these episodes once."""
+        return self.encode * sum(train + val for train, val in sizes)
+
+    def trial_memory(self, sizes: Sequence[Size]) -> tuple[int, int]:
+        """Bytes of memory, and of GPU memory, of a trial, which holds all its episodes at once."""
+        timed = self.images + self.val_images
+        more = sum(max(1.0, (train + val) / timed) for train, val in sizes) - 1
+        return (
+            self.memory + int(more * self.episode_memory),
+            self.gpu_memory + int(more * self.episode_gpu_memory),
+        )
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Cost:
@@ -87,7 +109,7 @@ class Cost:
 
 
 def rehearse(config: TrialConfig, task: TaskSpec, data: str, device: str, threads: int) -> Cost:
-    """Time it in a process of its own; raises `RehearsalError`."""
+    """Time a configuration in a child process; raises `RehearsalError`."""
     with tempfile.TemporaryDirectory(prefix="few-shot-rehearsal-") as cache:
         try:
             cost = call_in_child(
@@ -103,7 +125,7 @@ def rehearse(config: TrialConfig, task: TaskSpec, data: str, device: str, thread
 
 
 def _environment(cache: str) -> dict[str, str]:
-    """Features and images go to `cache`; weights that were downloaded are found where they are."""
+    """Put features and images into `cache`, but find downloaded weights where they are."""
     usual = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     weights = os.environ.get("HF_HOME") or f"{usual}/huggingface"
     return os.environ | {"XDG_CACHE_HOME": cache, "HF_HOME": weights}
@@ -122,16 +144,18 @@ def _measure(config: TrialConfig, task: TaskSpec, data: str, device: str, thread
     torch.set_num_threads(threads)
     start = time.monotonic()
     bench = EncodedTask(task.backbone, device, task.source(data))
-    episode = _cell(bench, task)
+    episode = _timed_episode(bench, task)
     train, val = bench.views(episode)
     _ = bench.backbone
-    loaded = time.monotonic()
+    loaded, before = time.monotonic(), _memory_now(device)
     reads = METHODS[config.stages[0].method].input_kind
     train.materialize(reads)
     val.materialize(reads)
     ready = time.monotonic()
     encoded = reads == "features" and train.has_pixels
-    costs = tuple(_time_stage(stage, bench, episode) for stage in config.stages)
+    trainers: list[Any] = []  # as a trial holds them
+    costs = tuple(_time_stage(stage, bench, episode, trainers) for stage in config.stages)
+    after = _memory_now(device)
     return Cost(
         len(train),
         len(val),
@@ -140,36 +164,38 @@ def _measure(config: TrialConfig, task: TaskSpec, data: str, device: str, thread
         costs,
         peak_memory(),
         torch.cuda.max_memory_allocated() if device == "cuda" else 0,
+        max(0, after[0] - before[0]),
+        max(0, after[1] - before[1]),
     )
 
 
-def _cell(bench: Any, task: TaskSpec) -> Episode:
-    """The task's largest, with fewer shots where that is more than can be timed in seconds."""
-    episode = max(task.episodes, key=lambda c: len(bench.source.draw(*astuple(c)).train.labels))
-    shots = episode.shots
-    while task.draws == "seeded" and shots > 1:
-        images = len(
-            bench.source.draw(episode.dataset, shots, episode.seed, episode.half).train.labels
-        )
-        if images <= IMAGES:
-            break
-        shots //= 2
-    return replace(episode, shots=shots)
+def draw_size(source: DataSource, episode: Episode) -> Size:
+    """Training and validation images of an episode."""
+    drawn = source.draw(episode.dataset, episode.shots, episode.seed, episode.half)
+    return len(drawn.train.labels), len(drawn.val.labels)
 
 
-def astuple(episode: Episode) -> tuple[Any, ...]:
-    """What `DataSource.draw` is asked with."""
-    return episode.dataset, episode.shots, episode.seed, episode.half
+def _timed_episode(bench: Any, task: TaskSpec) -> Episode:
+    """The task's largest episode, with fewer shots if it cannot be timed in seconds."""
+    episode = max(task.episodes, key=lambda e: draw_size(bench.source, e)[0])
+    while (
+        task.draws == "seeded"
+        and episode.shots > 1
+        and draw_size(bench.source, episode)[0] > IMAGES
+    ):
+        episode = replace(episode, shots=episode.shots // 2)
+    return episode
 
 
-def _time_stage(stage: TrialConfig, bench: Any, episode: Episode) -> StageCost:
-    """On the backbone as it is: what the stages before it change costs the same."""
+def _time_stage(stage: TrialConfig, bench: Any, episode: Episode, trainers: list[Any]) -> StageCost:
+    """Time a stage on the unchanged backbone, which costs as much as on a changed one."""
     from trainables.trainer import Trainer
 
     if METHODS[stage.method].input_kind == "features":
-        stage = replace(stage, crop_scale=1.0)  # the other views' features are counted apart
+        stage = replace(stage, crop_scale=1.0)  # augmented views are counted apart
     start = time.monotonic()
     trainer = Trainer(replace(stage, before=None, fixed=False), bench, episode)
+    trainers.append(trainer)
     trainer.validate()
     before = time.monotonic()
     trainer.validate()
@@ -214,9 +240,18 @@ def _time_epoch(trainer: Any) -> tuple[float, int]:
 
 
 def peak_memory() -> int:
-    """The most that this process has had in memory, in bytes."""
+    """Peak resident memory of this process, in bytes."""
+    return _status("VmHWM")
+
+
+def _memory_now(device: str) -> tuple[int, int]:
+    """Resident memory of this process, and what torch has allocated on the GPU, in bytes."""
+    return _status("VmRSS"), torch.cuda.memory_allocated() if device == "cuda" else 0
+
+
+def _status(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     return 0
 

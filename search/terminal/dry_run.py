@@ -1,6 +1,6 @@
-"""A sweep that is told and not run: its settings, its first trials, what it would cost.
+"""Describe a sweep without running it: its settings, its first trials, its cost.
 
-Nothing is written, in no folder and no database.
+Nothing is written, neither to a folder nor to a database.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -25,7 +26,14 @@ from search.core.samplers import STARTUP_TRIALS
 from search.core.task import described, fresh_draws
 from search.driver.preflight import Plan
 from search.ledger.ledger import Ledger, RunningTrial
-from search.terminal.cost_estimate import Cost, RehearsalError, peak_memory, rehearse
+from search.terminal.cost_estimate import (
+    Cost,
+    RehearsalError,
+    Size,
+    draw_size,
+    peak_memory,
+    rehearse,
+)
 from search.terminal.progress import short
 from search.terminal.sweep_status import duration
 from spaces.base import Space
@@ -35,14 +43,14 @@ from trainables.storage import open_storage
 from trainables.trial import Episode, TrialConfig, shown_parameters
 from trainables.view import AUGMENTED_VIEWS
 
-_REHEARSALS = 200  # random points from which a space's parameters are read
+_SAMPLES = 200  # random points from which the ranges of a space are read
 
 
 def first_trials(plan: Plan) -> tuple[list[RunningTrial], int]:
     """The next trials that the sweep would issue, and how many have ended.
 
-    Those are told whose parameters depend on nothing that is still to be found: a sampler's random
-    start, or else the next one.
+    These are the trials whose parameters do not depend on results that are still unknown: those of
+    a sampler's random start, or else the next one.
     """
     config = plan.config
     sweep = open_storage(config.location)
@@ -61,16 +69,16 @@ def first_trials(plan: Plan) -> tuple[list[RunningTrial], int]:
 
 
 def search_ranges(space: Space) -> dict[str, tuple[str, bool]]:
-    """Every parameter of a space: what it is drawn from, and whether every trial has it."""
+    """Return, per parameter of a space, its range and whether every trial has it."""
     study = optuna.create_study(sampler=RandomSampler(seed=0))
     found: dict[str, list[BaseDistribution]] = {}
-    for _ in range(_REHEARSALS):
+    for _ in range(_SAMPLES):
         trial = study.ask()
         space.suggest(trial)
         for name, distribution in trial.distributions.items():
             found.setdefault(name, []).append(distribution)
     return {
-        name: (" or ".join(dict.fromkeys(map(_words, seen))), len(seen) == _REHEARSALS)
+        name: (" or ".join(dict.fromkeys(map(_words, seen))), len(seen) == _SAMPLES)
         for name, seen in found.items()
     }
 
@@ -90,8 +98,8 @@ def dry_run(plan: Plan, console: Console) -> None:
     config = plan.config
     trials, ended = first_trials(plan)
     console.print(
-        f"Sweep {config.name}: {config.space} on {described(config.task)}. A dry run: nothing is "
-        "started, nothing is written.",
+        f"Sweep {config.name}: {config.space} on {described(config.task)}. This is a dry run: "
+        "nothing is started or written.",
         style="bold",
     )
     for notice in plan.notices:
@@ -99,7 +107,7 @@ def dry_run(plan: Plan, console: Console) -> None:
     console.print(_grid("Settings", settings(plan)))
     paper = shown_parameters(plan.space.paper.to_dict(), plan.space.paper_parameters)
     table = Table(box=None, pad_edge=False, title="Search space", title_justify="left")
-    for heading in ("parameter", "drawn from", "the paper's"):
+    for heading in ("parameter", "range", "paper's setting"):
         table.add_column(heading, overflow="fold")
     for name, (words, always) in search_ranges(plan.space).items():
         value = paper.get(name, "")
@@ -112,12 +120,15 @@ def dry_run(plan: Plan, console: Console) -> None:
         console.print(f"trial {live.number:>3}{why}  {chosen}")
     more = max(0, config.trials - ended - len(trials))
     if more:
-        console.print(f"{more} more follow from what these find.", style="dim")
+        console.print(
+            f"{more} more trials follow; their parameters depend on the results of these.",
+            style="dim",
+        )
     _print_estimate(plan, trials, more, console)
 
 
 def settings(plan: Plan) -> dict[str, str]:
-    """Every setting as it would be used."""
+    """Every setting, with defaults filled in."""
     config = plan.config.public()
     rows = {key: _text(value) for key, value in config.to_dict().items() if key != "task"}
     rows |= {key: _text(value) for key, value in config.to_dict()["task"].items()}
@@ -164,12 +175,12 @@ def _print_estimate(
     config, place = plan.config, plan.placement
     device = place.device if place else "cpu"
     if not trials:
-        console.print("Estimate: no trial is left to run.")
+        console.print("Estimate: none, as no trial is left to run.")
         return
     if place is None and config.device != "cpu":
         console.print(
-            "Estimate: none. Trials run on the cluster at --address, and this is another machine: "
-            "ask there, without --address."
+            "Estimate: none, as trials run on the cluster at --address. Run this command there "
+            "without --address."
         )
         return
     threads = max(1, math.floor(config.cpus_per_trial))
@@ -184,54 +195,69 @@ def _print_estimate(
 
 
 def _seconds(
-    cost: Cost,
-    config: TrialConfig,
-    episodes: Sequence[Episode],
-    sizes: Sequence[tuple[int, int]],
+    cost: Cost, config: TrialConfig, episodes: Sequence[Episode], sizes: Sequence[Size]
 ) -> float:
     """Seconds of a trial, with the settings of each of its episodes."""
     pairs = zip(episodes, sizes, strict=True)
     return sum(cost.seconds(config.for_episode(episode), [size]) for episode, size in pairs)
 
 
-def estimate(plan: Plan, configs: Sequence[Any], more: int, cost: Cost) -> list[str]:
-    """Sentences: time and memory of the trials `configs` and of `more` like them, and how that was
-    found."""
+def estimate(plan: Plan, configs: Sequence[TrialConfig], more: int, cost: Cost) -> list[str]:
+    """Estimate time and memory of the trials `configs` and of `more` like them, in sentences."""
     config, place = plan.config, plan.placement
     slots = place.slots if place else config.max_concurrent or 1
-    drawn = [
-        plan.source.draw(episode.dataset, episode.shots, episode.seed, episode.half)
-        for episode in config.task.episodes
-    ]
-    sizes = [(len(pair.train.labels), len(pair.val.labels)) for pair in drawn]
+    sizes = [draw_size(plan.source, episode) for episode in config.task.episodes]
     each = [_seconds(cost, c, config.task.episodes, sizes) for c in configs]
     mean = sum(each) / len(each)
-    # Each crop scale brings augmented views, which go through the backbone once.
-    scales = {
-        stage.crop_scale
-        for c in configs
-        for stage in c.stages[:1]
-        if METHODS[stage.method].input_kind == "features" and stage.crop_scale < 1
-    }
-    images = sum(train for train, _ in sizes)
-    views = cost.encode * images * AUGMENTED_VIEWS * len(scales)
-    search = cost.opened + views + (sum(each) + more * mean) / slots
-    episodes = len(config.task.sources) * len(config.task.shots) * config.eval_seeds
-    per_cell = cost.seconds(plan.space.paper, sizes[:1])
-    judging = 2 * episodes * per_cell / slots
+    # The backbone encodes the augmented views of a crop scale once, for all trials that share it.
+    views = cost.encode * sum(train for train, _ in sizes) * AUGMENTED_VIEWS * _scales(configs)
+    timed = [(cost.images, cost.val_images)]
+    others = max(0.0, cost.preparation(sizes) - cost.preparation(timed))
+    search = cost.opened + others + views + (sum(each) + more * mean) / slots
+    share = ""
+    if views > search / 2:
+        share = (
+            f", of which {duration(views)} encode the {AUGMENTED_VIEWS} augmented views of each "
+            "training image"
+        )
     steps = sum(stage.steps for stage in cost.stages)
-    timed = f"{steps} steps of" if steps else "the fit of"
-    worker = cost.memory / 2**30
-    total = slots * worker + peak_memory() / 2**30
-    gpu = f", {cost.gpu_memory / 2**30:.1f} GiB of it on the GPU" if cost.gpu_memory else ""
+    what = f"{steps} steps of" if steps else "the fit of"
+    memory, gpu_memory = cost.trial_memory(sizes)
+    total = slots * memory + peak_memory()
+    gpu = f", {slots * gpu_memory / 2**30:.1f} GiB of GPU memory" if gpu_memory else ""
+    of_episodes = f" of {len(sizes)} episodes" if len(sizes) > 1 else ""
     return [
         f"Estimate of time: {duration(search)} for the trials, if none is stopped early "
-        f"({duration(mean)} each, {slots} at a time), and {duration(judging)} for training the "
-        "winner and the paper's setting on fresh draws; the start of Ray and the reading of test "
-        "images come on top.",
-        f"Estimate of memory: {worker:.1f} GiB a trial, {total:.1f} GiB in all{gpu}; Ray's own "
-        "processes come on top.",
-        f"Measured here just now: {timed} the paper's setting on {cost.images} of the real "
-        "training images with the real backbone, in a process like a worker's; other settings "
-        "are taken to cost as much an epoch, and slots not to hold each other up.",
+        f"({duration(mean)} each, {slots} at a time){share}, and "
+        f"{duration(evaluation_seconds(plan, cost, slots))} for training the winner and the "
+        "paper's setting on fresh draws. Starting Ray and reading test images take additional "
+        "time.",
+        f"Estimate of memory: {memory / 2**30:.1f} GiB per trial{of_episodes}, "
+        f"{total / 2**30:.1f} GiB in all{gpu}. Ray's own processes take additional memory.",
+        f"Measured just now: {what} the paper's setting on {cost.images} of the real training "
+        "images with the real backbone, in a process like a worker's. Assumed: other settings cost "
+        "as much per epoch, and concurrent trials do not slow each other down.",
     ]
+
+
+def evaluation_seconds(plan: Plan, cost: Cost, slots: int) -> float:
+    """Seconds for training the winner and the paper's setting on every fresh draw."""
+    config, paper = plan.config, plan.space.paper
+    seeds = fresh_draws(config.task, plan.source, config.eval_seeds)
+    episodes = replace(config.task, seeds=seeds).episodes
+    sizes = [draw_size(plan.source, episode) for episode in episodes]
+    views = cost.encode * sum(train for train, _ in sizes) * AUGMENTED_VIEWS * _scales([paper])
+    # The winner is unknown: it is taken to cost what the paper's setting costs.
+    return (2 * _seconds(cost, paper, episodes, sizes) + cost.preparation(sizes) + views) / slots
+
+
+def _scales(configs: Sequence[TrialConfig]) -> int:
+    """How many crop scales need augmented views of their own."""
+    first = [config.stages[0] for config in configs]
+    return len(
+        {
+            stage.crop_scale
+            for stage in first
+            if METHODS[stage.method].input_kind == "features" and stage.crop_scale < 1
+        }
+    )

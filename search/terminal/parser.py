@@ -17,6 +17,8 @@ from trainables.credentials import take_secrets
 DEFAULT_STORAGE = "sweeps"
 """Where sweeps are stored unless --storage is given."""
 _ANY = "-"
+_LONGEST = 4096  # characters of a value, as many as of a path
+_LONGEST_PART = 255  # bytes of a file's name
 _SHOWN = 60  # characters of a wrong value in a message
 
 
@@ -102,8 +104,8 @@ class Parser(argparse.ArgumentParser):
                 name = kept.pop()
             problems.append(
                 (
-                    f"{name or 'An argument'} must be UTF-8 text without NUL, got "
-                    f"{quoted(argument)}. Rename the file, or use another value.",
+                    f"{name or 'An argument'} must be UTF-8 text without control "
+                    f"characters, got {quoted(argument)}. Use another value.",
                     name,
                 )
             )
@@ -127,13 +129,17 @@ class Parser(argparse.ArgumentParser):
 
 def is_text(argument: str) -> bool:
     """Whether an argument is text that files, JSON and terminals can hold."""
-    return "\0" not in argument and not re.search("[\ud800-\udfff]", argument)
+    return not re.search("[\0-\x08\n-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]", argument)
 
 
 def text(value: str) -> str:
     """Parse a value that must not be empty."""
     if not value.strip():
         raise argparse.ArgumentTypeError(f"must not be empty, got {quoted(value)}; omit the option")
+    if len(value) > _LONGEST:
+        raise argparse.ArgumentTypeError(
+            f"must be at most {_LONGEST} characters, got {quoted(value)}"
+        )
     return value
 
 

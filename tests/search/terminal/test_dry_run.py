@@ -1,10 +1,11 @@
-"""A sweep that is told and not run, and what it would cost."""
+"""`--dry-run`: what a sweep would do, and what it would cost."""
 
 from __future__ import annotations
 
 import json
+import re
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -158,7 +159,7 @@ def test_an_estimate_is_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of("--space", "rmt", "--shots", "2,4", "--trials", "3", "--max-concurrent", "1")
     stage = StageCost(ready=1.0, train=2.0, validate=0.5, steps=5)
     gib = 2**30
-    cost = Cost(20, 20, 10.0, 0.0, (stage,), 3 * gib, 0)
+    cost = Cost(20, 20, 10.0, 0.0, (stage,), 3 * gib, 0, episode_memory=gib)
     paper = plan.space.paper
     # 2 shots: 20 + 20 images, 4 shots: 40 + 40; an epoch of 20 + 20 costs 2.5 s.
     sizes = [(20, 20), (40, 40)]
@@ -168,5 +169,46 @@ def test_an_estimate_is_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dry_run_module, "duration", lambda seconds: f"<{seconds:.2f}>")
     time_line, memory_line, _ = estimate(plan, [paper], 2, cost)
     assert f"<{10 + 3 * trial:.2f}> for the trials" in time_line
-    assert "3.0 GiB a trial, 4.0 GiB in all" in memory_line
+    # Winner and paper's setting are trained on every fresh draw of both numbers of shots.
+    assert plan.config.eval_seeds == 3
+    assert f"<{2 * 3 * trial:.2f}> for training the winner" in time_line
+    assert "augmented views" not in time_line
+    # The timed episode holds 1 of the 3 GiB; the larger one holds twice as much.
+    assert "5.0 GiB per trial of 2 episodes, 6.0 GiB in all" in memory_line
     assert peak_memory() > 2**27
+
+
+def test_more_episodes_cost_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every figure grows with data sets, shots and draws."""
+    monkeypatch.setattr(dry_run_module, "duration", lambda seconds: f"<{seconds:.4f}>")
+    stage = StageCost(ready=0.5, train=1.0, validate=0.5, steps=5)
+    cost = Cost(20, 20, 1.0, 0.001, (stage,), 2**30, 2**28, 2**28, 2**27)
+
+    def figures(*options: str) -> list[float]:
+        plan = plan_of("--space", "taskres", "--max-concurrent", "1", *options)
+        lines = estimate(plan, [plan.space.paper], 1, cost)
+        times = [float(found) for found in re.findall(r"<([\d.]+)>", lines[0])]
+        return times + [float(found) for found in re.findall(r"([\d.]+) GiB", lines[1])]
+
+    one = figures("--shots", "2", "--seeds", "1")
+    for options in (
+        ("--shots", "2", "--seeds", "1,2"),
+        ("--shots", "2,4", "--seeds", "1"),
+        ("--shots", "2", "--seeds", "1", "--dataset", "digits,digits-rotated"),
+    ):
+        more = figures(*options)
+        assert len(more) == len(one)
+        both_draws_are_fresh = options[3] == "1,2"
+        for place, (few, many) in enumerate(zip(one, more, strict=True)):
+            is_evaluation = place == 2
+            assert many > few or (is_evaluation and both_draws_are_fresh), (options, one, more)
+
+
+def test_augmented_views_are_named_if_they_are_most_of_the_time() -> None:
+    plan = plan_of("--space", "taskres", "--shots", "2", "--seeds", "1", "--max-concurrent", "1")
+    paper = plan.space.paper
+    quick = StageCost(ready=0.0, train=0.001, validate=0.001, steps=5)
+    slow = Cost(20, 20, 1.0, encode=1.0, stages=(quick,), memory=2**30, gpu_memory=0)
+    crops = replace(paper, crop_scale=0.5)
+    assert "augmented views" in estimate(plan, [crops, paper], 1, slow)[0]
+    assert "augmented views" not in estimate(plan, [replace(paper, crop_scale=1.0)], 1, slow)[0]
