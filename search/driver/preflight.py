@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
+import urllib.parse
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +33,7 @@ from search.tracking.uploader import put_away_outboxes
 from search.tracking.uri import TrackingError, check_tracking_uri, sqlite_uri
 from spaces.base import Space
 from trainables.backbones.base import BackboneError
+from trainables.backbones.registry import BACKBONES
 from trainables.credentials import without_password
 from trainables.data.registry import DataSource
 from trainables.methods.base import TaskFacts
@@ -104,32 +108,50 @@ def preflight_each(
     `problems` are known already and reported with the others. Without `check_data`, the task is not
     what was meant, and its data is not checked.
     """
-    with BackboneProbeProcess(config.task.backbone) as examiner:
+    local = None
+    with ExitStack() as stack:
+        if may_download(config.task.backbone):
+            # Nobody waits for a download, or for the retries of one, to learn of other problems.
+            local = _check_locally(config, problems, check_data)
+            stack.enter_context(offline(always=bool(local.problems)))
+        examiner = stack.enter_context(BackboneProbeProcess(config.task.backbone))
         meanwhile()
-        whole = _check(config, examiner, trial_write, problems, check_data)
-        plans = [whole if part == config else _check(part, examiner, False) for part in parts]
+        local = local or _check_locally(config, problems, check_data)
+        whole = _check(config, local, examiner, trial_write)
+        plans = [
+            whole if part == config else _check(part, _check_locally(part), examiner, False)
+            for part in parts
+        ]
     for plan in plans if trial_write else ():
         with _storage_in_words():
             open_storage(plan.config.location).probe()
     return plans
 
 
-def _check(
-    config: SweepConfig,
-    examiner: Examiner,
-    trial_write: bool,
-    known: Sequence[str] = (),
-    check_data: bool = True,
-) -> Plan:
-    source = config.task.source(config.data)
+@dataclass(frozen=True)
+class _Local:
+    """What the checks that need no network found."""
+
+    problems: list[str]
+    placement: Placement | None
+    source: DataSource
+
+
+def _check_locally(
+    config: SweepConfig, known: Sequence[str] = (), check_data: bool = True
+) -> _Local:
+    source, placement = config.task.source(config.data), None
     problems = [*known, *config.problems()]
-    placement = None
     if not config.address:
         placement, found = place(config, this_machine())
         problems += found
     problems += _folder_problems(config)
     problems += data_problems(config, source) if check_data else []
-    # What needs a network comes last: each of these may take seconds.
+    return _Local(problems, placement, source)
+
+
+def _check(config: SweepConfig, local: _Local, examiner: Examiner, trial_write: bool) -> Plan:
+    problems, placement, source = [*local.problems], local.placement, local.source
     problems += _bucket_problems(config, trial_write) + address_problems(config)
     uri = tracking_uri(config)
     notices, found = _tracking_problems(config, uri)
@@ -141,7 +163,8 @@ def _check(
     try:
         facts = examiner.facts()
     except BackboneError as error:
-        problems.append(str(error))
+        if not (local.problems and _NOT_DOWNLOADED in str(error)):
+            problems.append(str(error))
     if problems or facts is None:
         raise UsageError(list(dict.fromkeys(problems)))
     plan = _plan(config, source, facts, placement, uri)
@@ -171,6 +194,47 @@ def _check(
     with _storage_in_words():
         _compare(plan, SweepFolder(open_storage(plan.config.location)))
     return replace(plan, notices=tuple(notices))
+
+
+def may_download(spec: str) -> bool:
+    """Whether a backbone's weights may have to be downloaded."""
+    path = re.split("[:@]", spec)[-1]
+    is_local = spec.startswith(("bundle:", "openai:", "local-dir:")) or path in BACKBONES
+    return not is_local and not os.path.exists(os.path.expanduser(path))
+
+
+@contextmanager
+def offline(always: bool = False) -> Iterator[None]:
+    """Let libraries use cached weights only, if the hub is unreachable or `always`.
+
+    Without it, they retry for a minute, even for weights that are cached.
+    """
+    if not always and _hub_answers():
+        yield
+        return
+    before = os.environ.get(_OFFLINE)
+    os.environ[_OFFLINE] = "1"
+    try:
+        yield
+    finally:
+        if always and before is None:  # else workers inherit the setting
+            del os.environ[_OFFLINE]
+
+
+def _hub_answers() -> bool:
+    address = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    if urllib.request.getproxies():
+        return True  # the proxy knows
+    try:
+        port = address.port or (80 if address.scheme == "http" else 443)
+        socket.create_connection((address.hostname or "", port), timeout=_PROBE_SECONDS).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+_OFFLINE = "HF_HUB_OFFLINE"
+_NOT_DOWNLOADED = "must be downloaded once"
 
 
 def _toy_notices(config: SweepConfig) -> list[str]:

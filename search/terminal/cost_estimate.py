@@ -20,7 +20,7 @@ import torch
 
 from search.core.child_process import ChildError, call_in_child
 from search.core.environment import quiet_environment
-from trainables.data.source import DataSource
+from trainables.data.registry import DataSource
 from trainables.methods.registry import METHODS
 from trainables.trial import Episode, TaskSpec, TrialConfig
 
