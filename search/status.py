@@ -16,6 +16,7 @@ from search.evaluation.statistics import summary
 from search.list import STYLES
 from search.terminal.console import (
     end_with_the_reader,
+    mlflow_command,
     module_command,
     open_console,
     print_errors,
@@ -57,18 +58,20 @@ def next_steps(found: SweepStatus, details: Details, storage: str) -> list[tuple
 
     steps: list[tuple[str, str]] = []
     if found.state in ("interrupted", "never begun"):
-        steps.append((command("run", "--resume", name), "go on with it"))
+        steps.append((command("run", "--resume", name), "resume it"))
     if details.waiting and found.owner is None:
-        steps.append((command("sync", name), f"send MLflow the {details.waiting} events it lacks"))
+        steps.append((command("sync", name), f"send {details.waiting} waiting events to MLflow"))
     if found.done and not (details.has_report and found.state == "finished"):
         steps.append((command("report", name), "write its report"))
     if found.judged is not None and found.owner is None:
-        steps.append((command("export", name, "--format", "artifact"), "take the winner along"))
+        steps.append((command("export", name, "--format", "artifact"), "export the winning model"))
+    if found.done and details.tracking_uri != "none":
+        steps.append((mlflow_command(details.tracking_uri), "browse its trials in MLflow"))
     if found.state == "finished" and found.best is not None:
         more = str(found.asked + max(1, found.asked // 2))
         steps.append((command("run", "--resume", name, "--trials", more), "add trials"))
     if found.states["FAIL"]:
-        steps.append((command("status", name, "--errors"), "see why trials have failed"))
+        steps.append((command("status", name, "--errors"), "see why trials failed"))
     return steps
 
 
@@ -106,6 +109,7 @@ def _print(found: SweepStatus, details: Details, storage: str, console: Console)
         console.print(_unfinished(details, found))
     console.print("Next:", style="bold")
     for command, what in next_steps(found, details, storage):
+        # One that is wider than the terminal can still be copied.
         console.print(f"  {command}", soft_wrap=True)
         console.print(f"      {what}", style="dim")
 

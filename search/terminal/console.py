@@ -15,6 +15,7 @@ from rich.text import Text
 
 from search.core.text import printable
 from search.terminal.parser import DEFAULT_STORAGE
+from search.tracking.uri import ui_command
 from trainables.credentials import without_password
 
 _UNLIMITED = 100_000  # columns of a table that goes to no terminal: no cell is folded
@@ -62,6 +63,13 @@ def module_command(module: str, *arguments: str, storage: str) -> str:
     if storage != DEFAULT_STORAGE:
         words += ["--storage", shlex.quote(without_password(storage))]
     return " ".join(words)
+
+
+def mlflow_command(uri: str) -> str:
+    """How to see the runs: the command that starts MLflow's page, or the address of a server."""
+    command = ui_command(uri)
+    program, space, rest = command.partition(" ")
+    return f"{tool('mlflow')} {rest}" if space and program == "mlflow" else command
 
 
 def tool(name: str) -> str:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.core.results import Result
+from search.core.text import printable
 from search.ledger.ledger import Ledger, RunningTrial
 from search.terminal.sweep_status import duration
 from trainables.trainable import Message
@@ -113,7 +114,7 @@ class Progress:
             )
 
     def _say(self, line: str, style: str = "") -> None:
-        text = Text(line, style)
+        text = Text(printable(line), style)
         self._said.append(text)
         self._console.print(text)
 
@@ -167,7 +168,7 @@ class Progress:
                 _epochs(running),
                 percent(running.value),
                 "",
-                Text(chosen),
+                Text(printable(chosen)),
                 style="cyan",
             )
         for result in reversed(self._recent):
@@ -180,7 +181,7 @@ class Progress:
             state,
             percent(result.value),
             duration(result.train_seconds),
-            Text(short(result.parameters, result.config)),
+            Text(printable(short(result.parameters, result.config))),
             style=style,
         )
 

@@ -13,9 +13,9 @@ from search.driver.sweep import Outcome
 from search.evaluation.record import LABELS, Evaluation, Gain, reads_of_test
 from search.evaluation.statistics import summary
 from search.reporting.build import REPORT, has_report
-from search.terminal.console import module_command, relative, tool
+from search.terminal.console import mlflow_command, module_command, relative
 from search.terminal.progress import short
-from search.tracking.uri import page_of, ui_command
+from search.tracking.uri import page_of
 from trainables.credentials import without_password
 from trainables.protocols import Protocol
 from trainables.storage import LocalStorage, Storage, join
@@ -63,9 +63,7 @@ def print_summary(outcome: Outcome, console: Console) -> None:
         page = _address(outcome.sweep, f"{REPORT}/report.html")
         console.print(f"Report: {page}", highlight=False, soft_wrap=True)
     if outcome.tracking_uri != "none":
-        command = ui_command(outcome.tracking_uri)
-        if command.startswith("mlflow "):
-            command = f"{tool('mlflow')}{command.removeprefix('mlflow')}"
+        command = mlflow_command(outcome.tracking_uri)
         if outcome.page:
             command += page_of(outcome.tracking_uri, outcome.page)
         console.print(f"MLflow: {command}", highlight=False, soft_wrap=True)
