@@ -1,1 +1,35 @@
-"""What runs a sweep: `python -m search.run --help`."""
+"""The commands, and what they do before their imports, which take seconds.
+
+With `python -m search.COMMAND`, Python imports this package first. `--help` is answered from a
+stored text, which `.ci/command_pages.py` writes, and Ctrl-C ends a sweep that is still loading in
+one line instead of a traceback.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+HELP = Path(__file__).parent / "help"
+
+
+def _answer_help(command: str) -> None:
+    page = HELP / f"{command}.txt"
+    if {"-h", "--help"} & set(sys.argv[1:]) and page.is_file():
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
+        sys.stdout.write(page.read_text(encoding="utf-8"))
+        sys.exit(0)
+
+
+def stop_before_start(signum: int, frame: FrameType | None) -> None:
+    """End the process on Ctrl-C; nothing has been started yet."""
+    os.write(2, b"Stopped. Nothing had been started.\n")
+    os._exit(130)
+
+
+if sys.argv[:1] == ["-m"]:  # until Python has found the module
+    _module = sys.orig_argv[sys.orig_argv.index("-m") + 1]
+    _answer_help(_module)
+    if _module == "search.run":
+        signal.signal(signal.SIGINT, stop_before_start)

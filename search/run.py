@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import importlib
 import signal
 import sys
-from types import FrameType
+from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING
 
+from rich.console import Console
 
-def _stop_before_start(signum: int, frame: FrameType | None) -> None:
-    os.write(2, b"Stopped. Nothing had been started.\n")
-    os._exit(130)
-
-
-if __name__ == "__main__":  # the imports take seconds, and Ctrl-C would print their traceback
-    signal.signal(signal.SIGINT, _stop_before_start)
-
-import importlib  # noqa: E402
-from collections.abc import Sequence  # noqa: E402
-from types import ModuleType  # noqa: E402
-from typing import TYPE_CHECKING  # noqa: E402
-
-from rich.console import Console  # noqa: E402
-
-from search.core.environment import quiet_environment  # noqa: E402
+from search import stop_before_start
+from search.core.environment import quiet_environment
 
 quiet_environment()  # Ray reads its settings when it is imported
 
@@ -119,7 +108,7 @@ def _run(plans: Sequence[Plan], console: Console, retry_failed: bool) -> list[Ou
 def _load_the_rest() -> ModuleType:
     """Import Ray and everything that uses it, which takes seconds."""
     found = importlib.import_module("search.driver.sweep")
-    if signal.getsignal(signal.SIGINT) is _stop_before_start:
+    if signal.getsignal(signal.SIGINT) is stop_before_start:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     return found
 

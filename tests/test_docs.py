@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from search import HELP
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = (
@@ -52,12 +54,33 @@ def test_every_page_is_linked_from_another() -> None:
 
 
 def test_the_pages_of_the_commands_are_what_the_commands_say(tmp_path: Path) -> None:
-    script = [sys.executable, ROOT / ".ci" / "command_pages.py", tmp_path]
+    script = [sys.executable, ROOT / ".ci" / "command_pages.py", tmp_path / "a", tmp_path / "b"]
     subprocess.run(script, cwd=ROOT, check=True)
-    made = {page.name: page.read_text(encoding="utf-8") for page in tmp_path.iterdir()}
-    kept = {p.name: p.read_text(encoding="utf-8") for p in (DOCS / "commands").iterdir()}
-    assert made == kept, "run `python .ci/command_pages.py`"
-    assert "Exit code: 0 when the sweep is complete, 2 " in made["run.md"]
+    for folder, kept in (("a", DOCS / "commands"), ("b", HELP)):
+        made = {p.name: p.read_text(encoding="utf-8") for p in (tmp_path / folder).iterdir()}
+        stored = {p.name: p.read_text(encoding="utf-8") for p in kept.iterdir()}
+        assert made == stored, "run `python .ci/command_pages.py`"
+    assert "Exit code: 0 when the sweep is complete, 2 " in (tmp_path / "a/run.md").read_text()
+
+
+@pytest.mark.parametrize("command", ["search.run", "search.status", "search.export"])
+def test_help_loads_nothing_heavy(command: str) -> None:
+    program = f"import sys, runpy; sys.argv = ['-m', '-h']; sys.orig_argv = ['-m', '{command}']"
+    script = f"""{program}
+try:
+    import search
+except SystemExit as stop:
+    assert stop.code == 0
+else:
+    raise AssertionError("the help was not printed")
+heavy = {{"torch", "ray", "optuna", "numpy", "pyarrow"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (HELP / f"{command}.txt").read_text(encoding="utf-8")
 
 
 # --- messages ------------------------------------------------------------------------------------

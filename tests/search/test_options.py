@@ -1,14 +1,23 @@
-"""From the command line to a configuration, where sets of tasks are concerned."""
+"""From the command line to a configuration; no value of any option ends in a traceback."""
 
 from __future__ import annotations
 
+import argparse
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from search.completion import COMMANDS
 from search.core.config import SweepConfig
 from search.core.problems import UsageError
-from search.options import configure, names, per_task
+from search.driver import preflight as preflight_module
+from search.driver.backbone_probe import BackboneProbe
+from search.driver.preflight import preflight_each
+from search.options import build_parser, configure, names, per_task, read_request
+from search.terminal.parser import Parser
 from trainables.data.registry import BASE_TASKS
 
 
@@ -65,3 +74,140 @@ def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_images_are_drawn_by_one_rule() -> None:
     with pytest.raises(UsageError, match="not both"):
         configure(["--draws", "coop", "--shots-file", "x.json"])
+
+
+# --- every option, every kind of value -----------------------------------------------------------
+
+EXTREMES = (
+    *(
+        "",
+        " ",
+        ",",
+        ",,",
+        "nan",
+        "inf",
+        "-inf",
+        "-0",
+        "0",
+        "-1",
+        "1e308",
+        "-1e308",
+        "1e-9",
+        "1e-400",
+    ),
+    *("9" * 20, "9" * 400, "9" * 5000, str(2**63), str(2**64), "1,,2", "1,2,", f"1,{2**64}"),
+    *("a\0b", "\ud800", "\udcff", "\x1b[31mred", "a\nb", "\u202e", "x" * 300, "a/" * 3000, "é"),
+    *("~nobody/x", "/", "..", "/dev/null", "folder:", "folder:~nobody", "folder:/dev/null"),
+    *("bundle:", "bundle:/", "file:", "://", "s3://", "http://[::1", "postgresql://[::1/db"),
+    *("sqlite:///", "{", "{x}", "{seed:>1000000000}", "%s", "%(default)s", "--", "-", "-x", "@"),
+    *("a@", "@tiny", "x.safetensors@", "openai:", "RN50:/dev/null", ":max", "[::1]:99999999"),
+)
+VALUED = [a.option_strings[-1] for a in build_parser()._actions if a.nargs is None]
+
+
+class SharedProbe(BackboneProbe):
+    """Loads each backbone once."""
+
+    loaded: dict[str, BackboneProbe] = {}  # noqa: RUF012 - of all tests
+
+    def __enter__(self) -> BackboneProbe:
+        return self.loaded.setdefault(self._spec, self)
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an empty folder, without another process for the backbone, and without a network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(preflight_module, "BackboneProbeProcess", SharedProbe)
+    monkeypatch.setattr(preflight_module, "_hub_answers", lambda: False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def check(arguments: list[str]) -> None:
+    """A plan, or problems of one short line each."""
+    request = read_request(arguments)
+    try:
+        preflight_each(
+            request.config,
+            per_task(request.config),
+            trial_write=False,
+            problems=request.problems,
+            check_data=request.task_is_known,
+        )
+    except UsageError as error:
+        for problem in error.problems:
+            assert problem == problem.strip() != ""
+            assert "\n" not in problem
+            assert len(problem) < 2000
+
+
+@pytest.mark.parametrize("option", VALUED)
+@pytest.mark.usefixtures("_alone")
+def test_extreme_values_are_refused_in_one_line_or_work(option: str) -> None:
+    for value in EXTREMES:
+        if not (option == "--storage" and value == ""):
+            check([f"{option}={value}"])
+    assert not list(Path().rglob("*"))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([a.option_strings[-1] for a in build_parser()._actions[2:]]),
+            st.one_of(
+                st.text(max_size=12),
+                st.sampled_from(EXTREMES),
+                st.integers().map(str),
+                st.floats().map(str),
+            ),
+        ),
+        max_size=4,
+    )
+)
+@pytest.mark.usefixtures("_alone")
+def test_any_options_together(options: list[tuple[str, str]]) -> None:
+    check([word for pair in options for word in pair])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@settings(max_examples=60, deadline=None)
+@given(words=st.lists(st.one_of(st.text(max_size=8), st.sampled_from(EXTREMES)), max_size=5))
+def test_every_command_reads_any_words(command: str, words: list[str]) -> None:
+    parser = COMMANDS[command]()
+    options = [option for action in parser._actions for option in action.option_strings]
+    for arguments in (words, [f"{o}={w}" for o, w in zip(options[4:], words, strict=False)]):
+        with suppress(SystemExit):  # of -h and --version
+            _, problems = parser.parse(arguments)
+            assert all("\n" not in problem for problem, _ in problems)
+
+
+def test_a_wrong_value_does_not_hide_the_next(tmp_path: Path) -> None:
+    parser = Parser("search.test", "A test.")
+    parser.add_argument("name")
+    parser.add_argument("--number", type=int)
+    parser.add_argument("--kind", choices=("a", "b"))
+    parser.add_argument("--on", action="store_true")
+    with pytest.raises(UsageError) as found:
+        parser.parse_args(["--number", "x", "--kind=c", "--on=1", "--other", "--number"])
+    words = [problem.split(" ")[0:3] for problem in found.value.problems]
+    assert len(words) == 6, found.value.problems  # --number twice, and the name that is missing
+    assert parser.parse_args(["x", "--number", "-3"]) == argparse.Namespace(
+        name="x", number=-3, kind=None, on=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (["--also", "mask/sparsity:max"], ["--second-objective", "mask/sparsity:max"]),
+        (["--make-split"], ["--generate-split"]),
+        (["--draws", "own"], ["--draws", "seeded"]),
+    ],
+)
+def test_old_spellings_work_and_are_not_shown(old: list[str], new: list[str]) -> None:
+    assert configure(old) == configure(new)
+    assert f" {old[0]} " not in build_parser().format_help() or old[0] == new[0]

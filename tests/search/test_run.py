@@ -73,7 +73,7 @@ def refused(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
         (("--backbone", "ViT-B-61"), ["ViT-B-61", "ViT-B-16"]),
         (("--backbone", "RN50:nothing"), ["nothing", "RN50"]),
         (("--backbone", "openai:missing.pt"), ["missing.pt"]),
-        (("--shots", "100"), ["class 8 has 58", "shots is 100", "Use at most --shots 58"]),
+        (("--shots", "100"), ["class 8", "has 58", "shots is 100", "Use --shots 58"]),
         (("--shots", "0"), ["--shots must be at least 1, got 0"]),
         (("--shots", "4,4"), ["--shots must differ", "4,4"]),
         (("--protocol", "few"), ["There is no protocol 'few'"]),
