@@ -11,8 +11,8 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from search.core.problems import UsageError
-from search.core.text import printable
 from trainables.credentials import take_secrets
+from trainables.text import printable
 
 DEFAULT_STORAGE = "sweeps"
 """Where sweeps are stored unless --storage is given."""
@@ -105,7 +105,8 @@ class Parser(argparse.ArgumentParser):
             problems.append(
                 (
                     f"{name or 'An argument'} must be UTF-8 text without control "
-                    f"characters, got {quoted(argument)}. Use another value.",
+                    f"characters, got {quoted(argument.removeprefix(f'{name}='))}. "
+                    "Use another value.",
                     name,
                 )
             )
@@ -136,6 +137,10 @@ def text(value: str) -> str:
     """Parse a value that must not be empty."""
     if not value.strip():
         raise argparse.ArgumentTypeError(f"must not be empty, got {quoted(value)}; omit the option")
+    if any(len(part.encode()) > _LONGEST_PART for part in value.split("/")):
+        raise argparse.ArgumentTypeError(
+            f"must have at most {_LONGEST_PART} bytes between slashes, got {quoted(value)}"
+        )
     if len(value) > _LONGEST:
         raise argparse.ArgumentTypeError(
             f"must be at most {_LONGEST} characters, got {quoted(value)}"
