@@ -26,6 +26,7 @@ def summary(name: str) -> str:
 def exit_codes(name: str) -> str:
     """The exit codes in the docstring of `main`."""
     said = " ".join((import_module(name).main.__doc__ or "").split()).partition("; ")[2]
+    said = said.removeprefix("return ")
     return said if said.startswith("0 ") else f"0 on success, {said}"
 
 

@@ -1,8 +1,8 @@
 """The commands, and what they do before their imports, which take seconds.
 
 With `python -m search.COMMAND`, Python imports this package first. `--help` is answered from a
-stored text, which `.ci/command_pages.py` writes, and Ctrl-C ends a sweep that is still loading in
-one line instead of a traceback.
+stored text, which `.ci/command_pages.py` writes, and Ctrl-C ends a command that is still loading
+with one line instead of a traceback.
 """
 
 import os
@@ -22,8 +22,9 @@ def _answer_help(command: str) -> None:
         sys.exit(0)
 
 
-def stop_before_start(signum: int, frame: FrameType | None) -> None:
-    """End the process on Ctrl-C; nothing has been started yet."""
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    if hasattr(sys.modules["__main__"], "main"):  # loaded: the command handles it
+        raise KeyboardInterrupt
     os.write(2, b"Stopped. Nothing had been started.\n")
     os._exit(130)
 
@@ -31,5 +32,5 @@ def stop_before_start(signum: int, frame: FrameType | None) -> None:
 if sys.argv[:1] == ["-m"]:  # until Python has found the module
     _module = sys.orig_argv[sys.orig_argv.index("-m") + 1]
     _answer_help(_module)
-    if _module == "search.run":
-        signal.signal(signal.SIGINT, stop_before_start)
+    if (HELP / f"{_module}.txt").is_file():
+        signal.signal(signal.SIGINT, _interrupt)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import signal
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from search import stop_before_start
 from search.core.environment import quiet_environment
 
 quiet_environment()  # Ray reads its settings when it is imported
@@ -19,6 +17,7 @@ quiet_environment()  # Ray reads its settings when it is imported
 from search.core.problems import EvaluationError, StoppedError, UsageError  # noqa: E402
 from search.options import Request, build_parser, configure, per_task, read_request  # noqa: E402
 from search.terminal.console import open_console, print_errors  # noqa: E402
+from trainables.storage import StorageError  # noqa: E402
 
 if TYPE_CHECKING:
     from search.driver.preflight import Plan
@@ -31,10 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 0 when the sweep is complete, 2 for a mistake in the command line, 1 when no trial
     succeeded or the sweep could not go on, 130 when it was interrupted."""
     console = open_console()
-    request = read_request(arguments)
-    from trainables.storage import StorageError
-
     try:
+        request = read_request(arguments)
         plans = _check(request)
         if request.dry_run:
             from search.terminal.dry_run import dry_run
@@ -107,10 +104,7 @@ def _run(plans: Sequence[Plan], console: Console, retry_failed: bool) -> list[Ou
 
 def _load_the_rest() -> ModuleType:
     """Import Ray and everything that uses it, which takes seconds."""
-    found = importlib.import_module("search.driver.sweep")
-    if signal.getsignal(signal.SIGINT) is stop_before_start:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    return found
+    return importlib.import_module("search.driver.sweep")
 
 
 if __name__ == "__main__":

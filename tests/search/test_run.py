@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
+import subprocess
+import sys
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -375,3 +379,25 @@ def test_the_backbone_looks_the_same_from_another_process() -> None:
         pytest.raises(BackboneError, match="no-such"),
     ):
         apart.facts()
+
+
+@pytest.mark.parametrize("seconds", [0.2, 1.0, 2.5, 5.0])
+def test_ctrl_c_before_anything_has_started(seconds: float) -> None:
+    """While Python imports torch, while options are read, while Ray is imported."""
+    command = [sys.executable, "-m", "search.run", "--dry-run", "--name", "stopped"]
+    program = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, stdout=subprocess.PIPE)
+    deadline = time.monotonic() + seconds
+    while (
+        time.monotonic() < deadline
+        or b"search" not in Path(f"/proc/{program.pid}/cmdline").read_bytes()
+    ):
+        time.sleep(0.01)
+    program.send_signal(signal.SIGINT)
+    _, said = program.communicate(timeout=60)
+    if seconds < 1.0 and "Traceback" in said:
+        assert "search" not in said.split("File")[-1]  # Python itself was still starting
+        return
+    assert program.returncode == 130, said
+    assert said.startswith("Stopped")
+    assert len(said.splitlines()) == 1
+    assert not Path("sweeps").exists()
