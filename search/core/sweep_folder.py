@@ -214,7 +214,15 @@ def sweep_folders(storage: str, patience: float = PATIENCE) -> list[SweepFolder]
     Raises `StorageError`."""
     place = open_storage(storage, patience)
     found = [SweepFolder(place.child(name), storage) for name in place.folders()]
-    return [sweep for sweep in found if sweep.exists or sweep.has_trials]
+    return [sweep for sweep in found if _may_be_sweep(sweep)]
+
+
+def _may_be_sweep(sweep: SweepFolder) -> bool:
+    """Whether a folder is a sweep, or cannot be read."""
+    try:
+        return sweep.exists or sweep.has_trials
+    except StorageError:
+        return True
 
 
 def _unknown(storage: str, name: str) -> str:

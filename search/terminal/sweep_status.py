@@ -153,10 +153,13 @@ def _read(sweep: SweepFolder) -> SweepStatus:
     try:
         standing = replace(standing, id=sweep.id, config=sweep.config, owner=sweep.owner())
         standing = replace(standing, results=sweep.results(), begun=sweep.has_trials)
+        found = read_evaluation(sweep.files)
+        damaged = found is None and sweep.has_evaluation
     except UsageError as error:
         return replace(standing, trouble=error.problems[0])
-    found = read_evaluation(sweep.files)
-    damaged = found is None and sweep.has_evaluation
+    except StorageError as error:
+        why = f"A sweep's folder must be readable, and is not: {error}. Grant access or remove it."
+        return replace(standing, trouble=why)
     return replace(standing, evaluation=found, damaged=damaged)
 
 

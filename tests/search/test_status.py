@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from contextlib import ExitStack, nullcontext
@@ -286,3 +287,22 @@ def test_in_a_bucket(plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[s
         (row,) = json.loads(capsys.readouterr().out)["sweeps"]
         assert row["trials"]["done"] == 2
         assert row["best"] == {"trial": 2, "value": 0.9}
+
+
+def test_one_unreadable_sweep_does_not_hide_the_others(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with World(plan, str(tmp_path)) as world:
+        world.end(0.8)
+    for name in ("first", "last"):
+        shutil.copytree(tmp_path / "mine", tmp_path / name)
+    (tmp_path / "first" / "sweep.json").unlink()
+    (tmp_path / "first" / "sweep.json").mkdir()  # reading it fails, for root too
+    (tmp_path / "last" / "trials" / "000000" / "result.json").write_text("{")
+    assert list_module.main(["--storage", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    states = dict(re.findall(r"^(first|mine|last) .*?(unreadable|interrupted)", out, re.MULTILINE))
+    assert states == {"first": "unreadable", "mine": "interrupted", "last": "unreadable"}, out
+    for name in ("first", "last"):
+        (line,) = [line for line in out.splitlines() if line.startswith(f"{name}: ")]
+        assert "must be" in line
