@@ -243,7 +243,7 @@ def estimate(plan: Plan, configs: Sequence[TrialConfig], more: int, cost: Cost) 
 def evaluation_seconds(plan: Plan, cost: Cost, slots: int) -> float:
     """Seconds for training the winner and the paper's setting on every fresh draw."""
     config, paper = plan.config, plan.space.paper
-    seeds = fresh_draws(config.task, plan.source, config.eval_seeds)
+    seeds = fresh_draws(config.task, plan.source, config.eval_seeds).seeds
     episodes = replace(config.task, seeds=seeds).episodes
     sizes = [draw_size(plan.source, episode) for episode in episodes]
     views = cost.encode * sum(train for train, _ in sizes) * AUGMENTED_VIEWS * _scales([paper])
