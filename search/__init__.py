@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-HELP = Path(__file__).parent / "help"
+HELP = Path(__file__).parent / "terminal" / "help"
 
 
 def _answer_help(command: str) -> None:
