@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,38 @@ def test_many_trials_counts_a_real_sweep(tmp_path: Path) -> None:
     assert max(mark[2] for mark in first["marks"]) < 600  # MB
     again = in_process(str(tmp_path), "many", "41", "2", "none")
     assert [mark[0] for mark in again["marks"]] == [41]
+
+
+SHORT = {
+    "export_inference": ("--batch 4 --repeats 2", "images"),
+    "features": ("--images 8 --turns 1 --epochs 2", "images"),
+    "many_trials": ("--trials 6", "trials"),
+    "mask_step": ("--batch 4 --repeats 2", "published step"),
+    "methods": ("--print", "taskres"),
+    "overhead": ("--trials 12", "both sides found the same value in every trial"),
+    "precision": ("--shots 1", "1-shot: "),
+    "tracking_outage": ("--trials 5 --idle 1", "MLflow was not imported"),
+}
+"""Options for a short run, and a part of what it prints."""
+
+
+def test_every_benchmark_has_a_short_form() -> None:
+    folder = Path(__file__).parents[2] / "benchmarks"
+    assert set(SHORT) == {path.stem for path in folder.glob("[!_]*.py")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHORT)
+def test_every_benchmark_runs(name: str) -> None:
+    options, expected = SHORT[name]
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", *options.split()],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert expected in done.stdout
+    assert "Traceback" not in done.stderr

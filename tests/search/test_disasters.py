@@ -263,3 +263,25 @@ def _mounted(tmp_path: Path, options: str) -> Path:
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("a small disk cannot be mounted here")
     return disk
+
+
+@pytest.mark.parametrize("seconds", ["0", "1000"], ids=["at a checkpoint", "at a commit"])
+def test_a_folder_that_is_moved_stops_the_sweep(sweep: Sweep, seconds: str) -> None:
+    """It goes on where the folder is now; nothing is made in its old place but a log."""
+    options = (*SMALL, *ONE_BY_ONE, *QUIET, "--trials", "200", "--checkpoint-seconds", seconds)
+    process = sweep.start(*options)
+    sweep.wait_until(lambda: len(sweep.results()) >= 2)
+    moved = sweep.storage / "moved"
+    moved.mkdir()
+    sweep.folder.rename(moved / sweep.name)
+    assert process.wait(timeout=120) == 1
+    log = (sweep.storage / f"{sweep.name}.log").read_text()
+    assert "error: The sweep stopped: " in log
+    assert f"'{sweep.folder}' was moved or deleted while" in log
+    assert "Traceback" not in log
+    assert not list(sweep.folder.glob("trials/*"))
+    there = Sweep(moved, sweep.name)
+    kept = values(there)
+    done = there.run(*SMALL, *ONE_BY_ONE, *QUIET, "--trials", str(len(kept) + 1))
+    assert done.returncode == 0, done.stderr
+    assert {n: values(there)[n] for n in kept} == kept
