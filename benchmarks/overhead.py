@@ -1,14 +1,14 @@
-"""What a finished trial costs outside training, and how many finish a minute.
+"""Measures the time per trial outside training, and trials per minute.
 
     python -m benchmarks.overhead                    40 trials of `taskres`, one at a time
     python -m benchmarks.overhead --slots 2          two at a time
     python -m benchmarks.overhead --no-tracking      the same without MLflow
 
 A real sweep (Ray, ledger, checkpoints, MLflow in a sqlite file; in a temporary folder), then its
-peer in this process: plain Optuna, ask and tell on the same kind of journal, the same Trainer, no
-checkpoints, no commits, no tracking. With one slot both must arrive at the same values, trial by
-trial. Trials a minute are counted from the end of the first trial to the end of the last, so that
-start-up is left out on both sides; overhead is the median of the sweep's own measure.
+peer in this process: plain Optuna on a journal and the same Trainer, without checkpoints, commits
+and tracking. With one slot both must find the same value in every trial. Trials per minute are
+counted from the end of the first trial to the end of the last, without start-up; overhead is the
+median of the sweep's own measure.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ class Side:
     values: list[float]
     """Objective by trial number."""
     per_minute: float
-    """Trials a minute, from the end of the first to the end of the last."""
+    """Trials per minute, from the end of the first to the end of the last."""
     train_seconds: float
-    """Median time a trial spent in training and validation, in seconds."""
+    """Median time per trial in training and validation, in seconds."""
     overhead: float
-    """Median time a trial cost outside training, in seconds."""
+    """Median time per trial outside training, in seconds."""
 
 
 def run_ours(config: SweepConfig) -> Side:
-    """The sweep as a person runs it."""
+    """Run the sweep as a user does."""
     outcome: Outcome = run_sweep(preflight(config), Console(file=io.StringIO()))
     results = read_results(outcome.sweep).values()
     if outcome.overhead is None or outcome.undelivered or len(results) < config.trials:
-        raise SystemExit(f"the sweep did not get through: {outcome.states}")
+        raise SystemExit(f"the sweep is incomplete: {outcome.states}")
     return Side(
         [result.value for result in results if result.value is not None],
         _per_minute(sorted(result.ended for result in results)),
@@ -75,7 +75,7 @@ def run_ours(config: SweepConfig) -> Side:
 
 
 def run_peer(config: SweepConfig, folder: Path) -> Side:
-    """Ask, train, tell, in one process."""
+    """Run the trials with plain Optuna in this process."""
     task = config.task
     source = task.source("")
     bench = EncodedTask(task.backbone, "cpu", source)
@@ -159,7 +159,7 @@ def main() -> None:
             f"{title:34}{side.per_minute:11.0f}{side.train_seconds:12.3f}"
             f"{side.overhead * 1e3:13.0f}"
         )
-    print(f"trials a minute: {ours.per_minute / peer.per_minute:.2f} of the peer's")
+    print(f"trials per minute: {ours.per_minute / peer.per_minute:.2f} of the peer's")
     if options.slots == 1:
         pairs = list(zip(ours.values, peer.values, strict=True))
         if ours.values != peer.values:

@@ -1,4 +1,4 @@
-"""Settings of the libraries that can only be made before they are imported."""
+"""Settings of libraries that must be made before their import."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def quiet_environment() -> None:
-    """Settings that Ray and torch read when they are imported or started."""
+    """Set what Ray and torch read at import or start, unless the user has set it."""
     for key, value in {
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
@@ -20,5 +20,5 @@ def quiet_environment() -> None:
     }.items():
         os.environ.setdefault(key, value)
     if (Path.home() / ".ray" / "auth_token").exists():
-        # Ray uses its token by itself only for clusters that it starts itself.
+        # Ray uses its token without this setting only for clusters that it starts itself.
         os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -1,6 +1,6 @@
-"""Decoding and encoding before the first trial, with a bar to watch it by.
+"""Decodes and encodes images before the first trial, with a progress bar.
 
-Workers do the same when they need it and it is not there; on a cluster, those of other machines do.
+Workers do the same for data that is missing on their machine.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from trainables.trial import Episode
 
 
 def prepare(plan: Plan, placement: Placement, sweep: Storage, console: Console) -> None:
-    """Have on one machine of the cluster what every trial will ask for first.
+    """Compute the data that every trial needs, on one machine of the cluster.
 
     Raises `StoppedError` for images that cannot be read, `StorageError` for a full disk.
     """
@@ -68,7 +68,7 @@ def _rate(news: Progress) -> str:
 def _prepare(
     spec: EncodedTaskSpec, episodes: tuple[Episode, ...], reads: Literal["features", "images"]
 ) -> Iterator[Progress | str]:
-    """On a worker: news as it goes, or at the end why it went no further."""
+    """Run on a worker: yield progress, or the reason of a failure as text."""
     seal_process()
     news: queue.Queue[Progress | str | None] = queue.Queue()
 

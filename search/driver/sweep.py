@@ -42,8 +42,8 @@ from trainables.credentials import shown
 from trainables.storage import Storage, open_storage
 from trainables.trainable import Assignment
 
-_DELIVERY_SECONDS = 60.0  # for the last events, while they get through
-_PATIENCE_SECONDS = 10.0  # while they do not
+_DELIVERY_SECONDS = 60.0  # for the last tracking events
+_PATIENCE_SECONDS = 10.0  # without any delivery
 
 
 @dataclass(frozen=True)
@@ -55,27 +55,27 @@ class Outcome:
     sweep: Storage
     """The sweep's folder."""
     best: Result | None
-    """The winner, where a trial is complete."""
+    """The winner; None if no trial is complete."""
     evaluation: Evaluation | None
-    """None where no trial is complete or the run was interrupted."""
+    """None if no trial is complete or the run was interrupted."""
     states: dict[str, int]
     """Trials by state."""
     unfinished: int
-    """Trials that were begun and wait to be continued."""
+    """Trials that have started and will be continued."""
     interrupted: bool
-    """Whether somebody stopped the run."""
+    """Whether the user stopped the run."""
     tracking_uri: str
-    """Where the runs are; `none` without tracking."""
+    """MLflow tracking URI, or `none`."""
     undelivered: int
-    """Tracking events that could not be delivered yet."""
+    """Tracking events that are not delivered yet."""
     overhead: float | None
-    """Median seconds that a trial cost outside training, with warm workers."""
+    """Median time per trial outside training, in seconds; None before a warm worker was used."""
     doubt: str | None
-    """Says where validation cannot tell the winner from other trials."""
+    """A notice if validation cannot separate the winner from other trials."""
     front: tuple[int, ...]
-    """Trials that none beats in both of two objectives; empty where there is one."""
+    """Trials of the Pareto front; empty if there is one objective."""
     page: str
-    """Where MLflow shows the sweep, behind the server's address; empty where that is not known."""
+    """Path of the sweep's page on the MLflow server; empty if unknown."""
 
 
 def run_sweep(plan: Plan, console: Console, retry_failed: bool = False) -> Outcome:

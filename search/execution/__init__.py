@@ -1,1 +1,1 @@
-"""Ray as the executor: what runs where, and how a sweep hears of it."""
+"""Ray as the executor: its session, the trials that run in it, and sweep event listeners."""

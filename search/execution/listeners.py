@@ -57,7 +57,7 @@ class OverheadClock(SweepListener):
         self._costs: list[float] = []
 
     def started(self, live: RunningTrial) -> None:
-        if self._free_slots:  # a trial takes the slot that has been free for the longest time
+        if self._free_slots:  # the slot that was free for the longest time is used first
             self._slot_free_since[live.number] = self._free_slots.pop(0)
 
     def ended(self, result: Result, ledger: Ledger) -> None:

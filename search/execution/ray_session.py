@@ -34,7 +34,7 @@ def ray_session(address: str, console: Console) -> Iterator[Path]:
     """Connect this process to Ray; yield a private folder for temporary files.
 
     If the process is connected already (in a notebook or a service), that connection is used and
-    stays open. Otherwise connects to the cluster at `address`, or starts a Ray of its own that
+    stays open. Otherwise connects to the cluster at `address`, or starts a private Ray that
     listens on the loopback interface only and ends with the session.
 
     Raises:

@@ -129,8 +129,8 @@ def test_a_disk_that_fills_up_stops_the_sweep_and_loses_nothing(
 
 
 def test_a_sweep_in_a_bucket_survives_its_host(tmp_path: Path, calm: Sweep) -> None:
-    """Everything is in the bucket: kill -9 of all, and another driver goes on without any file of
-    the first, from the checkpoint in the bucket."""
+    """After kill -9 of all processes, another driver continues from the checkpoint in the bucket,
+    without any file of the first one."""
     with s3_server(tmp_path) as server:
         sweep = Sweep(tmp_path, "test", server.location("sweeps"))
         options = (*SMALL, *ONE_BY_ONE, *QUIET, "--trials", "5", "--checkpoint-seconds", "0")
@@ -254,7 +254,7 @@ def _workers(session: int) -> dict[int, str]:
 
 
 def _mounted(tmp_path: Path, options: str) -> Path:
-    """A small file system of its own; to be unmounted."""
+    """A separate small file system; the caller unmounts it."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
@@ -267,7 +267,7 @@ def _mounted(tmp_path: Path, options: str) -> Path:
 
 @pytest.mark.parametrize("seconds", ["0", "1000"], ids=["at a checkpoint", "at a commit"])
 def test_a_folder_that_is_moved_stops_the_sweep(sweep: Sweep, seconds: str) -> None:
-    """It goes on where the folder is now; nothing is made in its old place but a log."""
+    """It can be resumed in the new place; no trial is written in the old one."""
     options = (*SMALL, *ONE_BY_ONE, *QUIET, "--trials", "200", "--checkpoint-seconds", seconds)
     process = sweep.start(*options)
     sweep.wait_until(lambda: len(sweep.results()) >= 2)

@@ -57,7 +57,7 @@ def job(tmp_path: Path) -> Job:
 
 
 def listen(worker: FewShotTrainable) -> list[Message]:
-    """All that the worker says of its trial."""
+    """Run a trial to its end; return the messages."""
     messages = []
     while True:
         result = worker.train()

@@ -21,8 +21,8 @@ SMALL = ("--space", "taskres", "--shots", "4", "--seeds", "1", "--eval-seeds", "
 
 
 def found_by_another_user(since: float) -> str:
-    """Every file that contains a secret and every command line that shows one, searched with the
-    rights of `nobody`: all disks, and shared memory."""
+    """Search all disks, shared memory and command lines for secrets, with the rights of another
+    user; return what is found."""
     # With brackets, so that the search does not find its own command line.
     words = "[h]ush/hush[+]hush7531|[h]ush%2Fhush%2Bhush7531|[q]uiet2468"
     search = f"""
@@ -37,7 +37,7 @@ def found_by_another_user(since: float) -> str:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_secrets_of_storage_and_tracking_are_seen_by_nobody(tmp_path: Path) -> None:
-    """While the sweep runs, after it was killed with everything left behind, and at its end."""
+    """While the sweep runs, after it was killed, and after it finished."""
     marker = Path(tempfile.gettempdir()) / f"marker-{os.getpid()}"
     since = time.time() - 1
     marker.write_text(SECRET)
