@@ -175,9 +175,10 @@ class SweepStudy:
             self._study.add_trial(trial)
             for key, value in record.study_attrs.items():
                 self._storage.set_study_system_attr(self._study._study_id, key, value)
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError) as error:
+        except Exception as error:  # whatever Optuna raises for foreign content
             name = f"{number:06d}/{RESULT if isinstance(record, Result) else ISSUED}"
-            raise unreadable(name, f"Optuna refuses it ({error})") from error
+            why = str(error).partition("\n")[0]
+            raise unreadable(name, f"Optuna refuses it ({why})") from error
 
     def _attrs(self, study: optuna.Study) -> dict[str, Any]:
         return dict(study._storage.get_study_system_attrs(study._study_id))

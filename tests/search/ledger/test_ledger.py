@@ -406,6 +406,163 @@ def test_a_clock_that_runs_backwards_changes_no_trial(
     assert study_of(open_ledger(calm)) == study_of(open_ledger(odd))
 
 
+def test_a_trial_without_a_record_is_proposed_again(tmp_path: Path) -> None:
+    """As in a sweep of a version that kept its running trials in a journal. The same trials come
+    again, whatever was found after them."""
+    ledger = open_ledger(tmp_path, "tpe")
+    expected: dict[int, TrialConfig] = {}
+    for number in range(14):
+        live = ledger.ask()
+        expected[number] = live.config
+        report(ledger, live, 2)
+        if number not in (0, 5, 12, 13):
+            ledger.finish(number, "COMPLETE")
+    (tmp_path / "study.journal").write_text("of an earlier release")
+    for number in (0, 5, 12):
+        (tmp_path / f"trials/{number:06d}/issued.json").unlink()
+    again = open_ledger(tmp_path, "tpe")
+    assert again.waiting == 4
+    found = [again.ask() for _ in range(4)]
+    # Trial 5 was proposed while trial 0 ran, as now; the others also when 5 ran.
+    assert {live.number: live.config for live in found} == {
+        number: expected[number] for number in (0, 5, 12, 13)
+    }
+    assert again.ask().number == 14
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("pruner", ["asha", "hyperband"])
+def test_a_restart_between_any_two_events_changes_nothing(
+    tmp_path: Path, sampler: str, pruner: str
+) -> None:
+    """Three trials at a time, whose reports alternate: what one reported decides on the others,
+    also if the driver was restarted in between."""
+
+    def run(folder: Path, restart_every: int) -> list[object]:
+        ledger = open_ledger(folder, sampler, pruner)
+        steps: dict[int, int] = {}
+        for event in range(1, 150):
+            while len(ledger.live) < 3:
+                live = ledger.ask()
+                steps.setdefault(live.number, len(live.values))
+            number = sorted(ledger.live)[event % 3]
+            steps[number] += 1
+            report(ledger, ledger.live[number], steps[number])
+            if steps[number] == 8:
+                ledger.finish(number, "COMPLETE")
+            else:
+                ledger.prune(number)
+            if restart_every and event % restart_every == 0:
+                ledger = open_ledger(folder, sampler, pruner)
+        ended = {n: (r.state, r.values, r.config) for n, r in ledger.results.items()}
+        return [ended, {n: list(t.params.items()) for n, t in enumerate(ledger.frozen())}]
+
+    undisturbed = run(tmp_path / "calm", 0)
+    assert {state for state, _, _ in undisturbed[0].values()} == {"COMPLETE", "PRUNED"}  # type: ignore[attr-defined]
+    for restart_every in (1, 7):
+        assert run(tmp_path / f"{restart_every}", restart_every) == undisturbed
+
+
+def test_a_step_is_decided_on_once(tmp_path: Path) -> None:
+    """A worker that continues from an older checkpoint reports its last steps again; the trials
+    that have ended meanwhile do not change what was decided."""
+    ledger = open_ledger(tmp_path, pruner="median")
+    ledger.ask()
+    late = ledger.ask()
+    ledger.report(late.number, [0.5, 0.5, 0.5], {"val/accuracy": 0.5})
+    assert ledger.prune(late.number) is None
+    for _ in range(6):
+        live = ledger.ask()
+        ledger.report(live.number, [0.9] * 8, {"val/accuracy": 0.9})
+        ledger.finish(live.number, "COMPLETE")
+    again = open_ledger(tmp_path, pruner="median")
+    (late,) = [live for live in (again.ask(), again.ask()) if live.number == 1]
+    again.report(1, [0.5, 0.5], {"val/accuracy": 0.5})
+    assert again.prune(1) is None
+    again.report(1, [0.5, 0.5, 0.5], {"val/accuracy": 0.5})
+    assert again.prune(1) is None
+    again.report(1, [0.5, 0.5, 0.5, 0.5], {"val/accuracy": 0.5})
+    assert again.prune(1) is not None
+
+
+@pytest.mark.parametrize(
+    "fuse_at", [None, *((writes, moment) for writes in (1, 2, 3, 4, 5) for moment in (0, 1, 2))]
+)
+def test_failed_trials_are_tried_again_on_request(
+    tmp_path: Path, fuse_at: tuple[int, int] | None
+) -> None:
+    """Under their numbers and configurations; the earlier reasons are kept. A power cut at any
+    write leaves the failure or the new attempt."""
+    ledger = open_ledger(tmp_path)
+    configs = []
+    for number in range(6):
+        live = ledger.ask()
+        configs.append(live.config)
+        if number in (1, 4):  # so good that the pruner lets it go on
+            ledger.report(number, [0.99] * 3, {"val/accuracy": 0.99})
+        else:
+            report(ledger, live, 3)
+        if ledger.prune(number) is None:
+            ledger.finish(number, "FAIL" if number in (1, 4) else "COMPLETE", reason="no memory")
+    results = {n: r for n, r in ledger.results.items() if r.state != "FAIL"}
+    assert len(results) == 4
+    assert open_ledger(tmp_path).waiting == 0
+    fuse = [float(n) for n in fuse_at] if fuse_at else [1e9, 0.0]
+    try:
+        retrying(MortalStorage(tmp_path, fuse))
+    except PowerCutError:
+        left = open_ledger(tmp_path)
+        assert left.waiting + sum(r.state == "FAIL" for r in left.results.values()) == 2
+    again = retrying(LocalStorage(tmp_path))
+    assert again.results == results
+    for number in (1, 4):
+        live = again.ask()
+        assert (live.number, live.config) == (number, configs[number])
+        assert (live.values, live.failures, live.retries) == ((), 0, RETRIES)
+        report(again, live, 8)
+        again.finish(number, "COMPLETE" if number == 1 else "FAIL", reason="again")
+    assert again.results[1].earlier_failures == ("no memory",)
+    third = retrying(LocalStorage(tmp_path)).ask()
+    assert third.issued.earlier_failures == ("no memory", "again")
+    assert again.ask().number == 6
+    assert not any("completed_rung" in key for key in third.issued.system_attrs)
+
+
+def retrying(sweep: LocalStorage) -> Ledger:
+    return Ledger(sweep, SPACE, "random", "asha", 0, retry_failed=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    field=st.sampled_from(["parameters", "distributions", "notes", "study_attrs", "values"]),
+    value=st.sampled_from(
+        [
+            {},
+            {"lr": None},
+            {"lr": [1]},
+            {"lr": "[" * 100_000},
+            {"lr": "{}"},
+            {"x": 1},
+            [],
+            [0.5] * 9,
+        ]
+    ),
+)
+def test_records_that_optuna_refuses_are_errors_of_one_line(
+    field: str, value: object, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("foreign")
+    finish_some(folder, 2)
+    path = folder / "trials/000000/result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    try:
+        open_ledger(folder, "tpe").ask()
+    except UsageError as error:
+        (line,) = error.problems
+        assert "trials/000000/result.json" in line
+        assert len(line) < 1000
+
+
 EVENTS = st.lists(
     st.tuples(
         st.sampled_from(["ask", "part", "complete", "prune", "fail", "strike", "reopen", "cut"]),
