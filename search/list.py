@@ -1,4 +1,4 @@
-"""`python -m search.list`: every sweep of a storage, a line each."""
+"""`python -m search.list`: lists all sweeps in a storage location, one per line."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ STYLES = {
 _SPARE = ("data", "owner", "space", "begun", "best")  # what a narrow terminal lacks, in this order
 
 _INTRODUCTION = """\
-List the sweeps of a storage: what each searches, how it stands, who runs it, its best value.
+List the sweeps in a storage location with their data, state, owner and best value.
 
-It only looks, whether a sweep is running or not. `python -m search.status NAME` says more. A narrow
-terminal shows fewer columns."""
+Nothing is changed. `python -m search.status NAME` shows more. A narrow terminal shows fewer
+columns."""
 
 
 def build_parser() -> Parser:

@@ -1,4 +1,4 @@
-"""`python -m search.status`: how one sweep stands, and what to do next."""
+"""`python -m search.status`: shows the status of one sweep, and what to do next."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from search.terminal.sweep_status import SweepStatus, ago, failures, read_standi
 from trainables.credentials import shown, without_password
 
 _INTRODUCTION = """\
-Say how a sweep stands: its trials, what runs now, its best, where it is kept, what to do next.
+Show the status of a sweep: its trials, its best value, where it is stored, what to do next.
 
-It only looks, whether the sweep is running or not."""
+Nothing is changed."""
 
 _LINES = 12  # of a traceback, from its end
 

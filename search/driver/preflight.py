@@ -62,7 +62,7 @@ class Plan:
     placement: Placement | None
     """Where trials run; decided later, on a cluster."""
     fingerprints: dict[str, str]
-    """Of the backbone and of the few-shot pools."""
+    """Fingerprints of the backbone and the few-shot pools."""
     tracking_uri: str
     """Resolved; `none` for no tracking."""
     id: str
@@ -103,7 +103,7 @@ def preflight_each(
     problems: Sequence[str] = (),
     check_data: bool = True,
 ) -> list[Plan]:
-    """As `preflight`, for `config` as a whole and then for each sweep that it stands for.
+    """As `preflight`, for `config` as a whole and then for each sweep that it represents.
 
     `problems` are known already and reported with the others. Without `check_data`, the task is not
     what was meant, and its data is not checked.

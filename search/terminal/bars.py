@@ -1,4 +1,4 @@
-"""Bars for what is counted: decoding, encoding, training and judging of the winner."""
+"""Progress bars for decoding, encoding, and training and evaluating the winner."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Display
 
-_LINE_SECONDS = 30.0  # between two lines of one thing, where there is no terminal
+_LINE_SECONDS = 30.0  # between two lines of a task, without a terminal
 
 
 class Bars:
-    """A bar for each thing that is told of; elsewhere than on a terminal, a line now and then."""
+    """A progress bar per task; without a terminal, a line from time to time."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -44,7 +44,7 @@ class Bars:
         self._display.stop()
 
     def tell(self, what: str, done: int, total: int, note: str = "") -> None:
-        """So many of so many are done; `note` is shown beside it, e.g. a rate."""
+        """Report that `done` of `total` are done; `note` is shown beside it, e.g. a rate."""
         if what not in self._rows:
             self._rows[what] = self._display.add_task(what, total=total, note=note)
             self._said[what] = time.monotonic()

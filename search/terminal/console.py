@@ -53,7 +53,7 @@ def print_errors(problems: Iterable[str]) -> None:
 
 
 def end_with_the_reader() -> None:
-    """End silently when nobody reads the output (`| head`); for commands that only print."""
+    """End silently when the output is closed (`| head`); for commands that only print."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 

@@ -74,7 +74,7 @@ class Cost:
     episode_memory: int = 0
     """Memory that the episode holds until the trial ends, in bytes."""
     episode_gpu_memory: int = 0
-    """The same on the GPU."""
+    """GPU memory that the episode holds until the trial ends, in bytes."""
 
     def seconds(self, config: TrialConfig, sizes: Sequence[Size]) -> float:
         """Seconds for training and validating on episodes of these sizes.

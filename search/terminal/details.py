@@ -1,4 +1,4 @@
-"""More of one sweep than the list shows: what is unfinished, what MLflow lacks, its report."""
+"""Details of one sweep: unfinished trials, events waiting for MLflow, its report."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Details:
     """Unfinished trials, the outbox and the report of a sweep."""
 
     unfinished: Sequence[Unfinished]
-    """By number."""
+    """Trials that have not ended, by number."""
     tracking_uri: str
     """Where the runs are shown; `none` without tracking."""
     waiting: int | None

@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: a live table on a terminal, plain lines elsewhere."""
+"""Progress of a running sweep: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _Running:
 
 
 class Progress:
-    """Trials by state, the best so far, what runs and how far it is, the time left."""
+    """Trials by state, the best so far, the running trials, the time left."""
 
     def __init__(self, console: Console, ledger: Ledger, trials: int, rounds: int = 1) -> None:
         """`rounds`: how often a trial trains from its first epoch to its last, one cell after
@@ -78,12 +78,12 @@ class Progress:
                 self._console.print(notice)
 
     def started(self, live: RunningTrial) -> None:
-        """See `Observer`."""
+        """Show a trial that has started."""
         epochs = sum(stage.epochs for stage in live.config.stages if not stage.fixed)
         self._running[live.number] = _Running(epochs * self._rounds)
 
     def heard(self, message: Message) -> None:
-        """See `Observer`."""
+        """Show a worker's report, forecast and warnings."""
         running = self._running.get(message.number)
         if running is not None and message.report is not None:
             running.value = message.report.metrics["val/accuracy"]
@@ -99,7 +99,7 @@ class Progress:
             self._say(f"trial {message.number:>3} {text}", "yellow")
 
     def ended(self, result: Result, ledger: Ledger) -> None:
-        """See `Observer`."""
+        """Show a trial that has ended."""
         self._running.pop(result.number, None)
         self._forecasts.pop(result.number, None)
         self._recent = [*self._recent, result][-_RECENT:]
@@ -192,7 +192,7 @@ class Progress:
             return f"{duration(elapsed)} so far"
         left = elapsed / done * (self._goal - ended)
         rate = 60 * done / elapsed
-        return f"{duration(elapsed)} so far, {rate:.1f} trials a minute, {duration(left)} left"
+        return f"{duration(elapsed)} so far, {rate:.1f} trials per minute, {duration(left)} left"
 
 
 def _epochs(running: _Running) -> str:

@@ -1,4 +1,4 @@
-"""How a sweep stands, read from its folder while a driver runs it or not, and never changed."""
+"""Status of a sweep, read from its folder without changing it, with or without a driver."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _PATIENCE = 10.0  # seconds for which a bucket that does not answer is asked aga
 
 @dataclass(frozen=True)
 class SweepStatus:
-    """One sweep, as it lay in its folder at one moment."""
+    """Status of one sweep at one moment."""
 
     name: str
-    """Of its folder."""
+    """Name of its folder."""
     sweep: Storage
     """The folder."""
     trouble: str = ""
@@ -45,13 +45,13 @@ class SweepStatus:
     damaged: bool = False
     """Whether there is an evaluation that cannot be read: it was judged, and must be again."""
     owner: str | None = None
-    """Who runs it, if anybody does."""
+    """The driver that runs it, if any."""
     begun: bool = False
     """Whether a trial has ever been issued."""
 
     @property
     def state(self) -> State:
-        """See `State`."""
+        """The state, as described in `State`."""
         if self.trouble:
             return "unreadable"
         if self.owner is not None:
@@ -128,8 +128,8 @@ class SweepStatus:
 
 
 def read_standing(name: str, storage: str) -> SweepStatus:
-    """The sweep of this name. Raises `UsageError` where there is none, and says in `trouble` what
-    is wrong with one that is there."""
+    """The sweep of this name; `trouble` says what is wrong with it. Raises `UsageError` if there is
+    none."""
     try:
         return _read(find_sweep(name, storage, _PATIENCE))
     except StorageError as error:

@@ -136,7 +136,7 @@ def test_class_names_without_room_for_the_papers_context(
     both = f"folder:{short},folder:{long}", "--protocol", "cross-dataset"
     for datasets in ((f"folder:{long}",), both):
         (line,) = refused(capsys, *options, *datasets)
-        for part in ("16 context tokens", "«a long name of a bird.»", "shorter name", "cocoop"):
+        for part in ("16 context tokens", "'a long name of a bird.'", "shorter name", "cocoop"):
             assert part in line
 
 
