@@ -1,4 +1,4 @@
-"""What a sweep costs when trials cost nothing: throughput, memory, and the way back in.
+"""Overhead of a sweep whose trials cost nothing: throughput, memory, and time to resume.
 
     python -m benchmarks.many_trials                 1,000 trials of 0 s, then one more after them
     python -m benchmarks.many_trials --trials 200    fewer
@@ -84,10 +84,10 @@ def run(storage: str, name: str, trials: int, slots: int, tracking_uri: str) -> 
     from search.core.config import SweepConfig
     from search.driver.preflight import preflight
     from search.driver.sweep import run_sweep
-    from spaces.registry import SPACES, Entry
+    from spaces.registry import SPACES, SpaceEntry
     from trainables.trial import TaskSpec
 
-    SPACES["no-op"] = Entry(NoOpSpace, trials=1, seeds=(1,))
+    SPACES["no-op"] = SpaceEntry(NoOpSpace, trials=1, seeds=(1,))
     config = SweepConfig(
         space="no-op",
         task=TaskSpec(("digits",), "tiny", (16,), (1,)),
@@ -105,7 +105,7 @@ def run(storage: str, name: str, trials: int, slots: int, tracking_uri: str) -> 
 
 
 def in_process(*arguments: str) -> dict[str, Any]:
-    """`run` in a process of its own; `started` is when that began."""
+    """`run` in a separate process; `started` is when that began."""
     started = time.time()
     command = [sys.executable, "-m", "benchmarks.many_trials", "--child", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

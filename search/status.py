@@ -70,6 +70,9 @@ def next_steps(found: SweepStatus, details: Details, storage: str) -> list[tuple
     if found.state == "finished" and found.best is not None:
         more = str(found.asked + max(1, found.asked // 2))
         steps.append((command("run", "--resume", name, "--trials", more), "add trials"))
+    if found.states["FAIL"] and found.owner is None:
+        retry = command("run", "--resume", name, "--retry-failed")
+        steps.append((retry, "run failed trials again"))
     if found.states["FAIL"]:
         steps.append((command("status", name, "--errors"), "see why trials failed"))
     return steps

@@ -1,8 +1,8 @@
 """Strict reading of JSON records into dataclasses.
 
 A file may hold anything: another version's record, half a file, values of the wrong type. The
-annotations of the dataclass say what is valid; everything else is a `RecordError`, which names the
-field.
+annotations of the dataclass define what is valid; anything else raises a `RecordError`, which names
+the field.
 """
 
 from __future__ import annotations

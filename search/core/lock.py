@@ -1,10 +1,10 @@
-"""One driver at a time on one sweep, on whatever hosts they run.
+"""One driver per sweep, on any number of hosts.
 
-Every driver that wants a sweep writes a claim into the sweep's folder and then looks for others:
-of two that come at the same time at least one sees the other. The claim is renewed as long as its
-driver lives. Whether another claim's driver lives is asked of the operating system where it runs
-on the same machine; else its claim is watched for a while, because clocks of two hosts need not
-agree. A driver whose claim was taken away, because it was away itself, may not commit any more.
+A driver that wants a sweep writes a claim into the sweep's folder and then looks for others, so of
+two that start at the same time at least one sees the other. It renews its claim while it runs. If
+another claim belongs to this machine, the operating system knows whether its driver is alive;
+otherwise the claim is watched for a while, because the clocks of two hosts may differ. A driver
+that was suspended for too long loses its claim and may not commit any more.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Self
 
 from search.core.problems import StoppedError, UsageError
+from trainables.records import RecordError, read_record
 from trainables.storage import Storage, StorageError, split
 
 HEARTBEAT_SECONDS = 4.0
@@ -31,7 +32,7 @@ _CLAIMS = "owner"
 
 
 class LostOwnershipError(StoppedError):
-    """Another driver has taken the sweep over while this one was away."""
+    """Another driver has taken the sweep over while this one was suspended."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,15 @@ class Claim:
     host: str
     """Name of the machine."""
     machine: str
-    """What tells a process number of one machine, boot and container from those of others."""
+    """Identifies machine, boot and container, within which process numbers are unique."""
     process: int
     """Process number on that machine."""
     started: str
-    """When the process was started, in the kernel's ticks: process numbers are used again."""
+    """Start time of the process in kernel ticks, since process numbers are reused."""
     since: str
     """Date and time, for people."""
     holds: bool = False
-    """Whether the driver has the sweep; before that it asks for it."""
+    """Whether the driver owns the sweep; before that it waits for it."""
     beat: int = 0
     """Counts renewals."""
 
@@ -61,10 +62,10 @@ class Claim:
 
 
 class SweepLock:
-    """The right to run a sweep, from `with` to its end."""
+    """Ownership of a sweep, as a context manager."""
 
     def __init__(self, sweep: Storage, say: Callable[[str], None] = lambda _: None) -> None:
-        """`say` is told, in one line, when somebody has to wait."""
+        """`say` gets one line if the driver has to wait for another one."""
         self._sweep, self._say = sweep, say
         self._claims = sweep.child(_CLAIMS)
         self._name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
@@ -102,12 +103,12 @@ class SweepLock:
             self._say("The sweep could not be set free: the next driver waits some seconds.")
 
     def check(self) -> None:
-        """Raises `LostOwnershipError` where the sweep is no longer this driver's."""
+        """Raises `LostOwnershipError` if another driver owns the sweep."""
         if not self._taken and _uptime() - self._verified > LEASE_SECONDS / 2:
             self._verify()
         if self._taken:
             raise LostOwnershipError(
-                "this driver was away for so long that another one has taken the sweep over"
+                "this driver was suspended for so long that another one has taken the sweep over"
             )
 
     def _wait_for_other_owners(self) -> None:
@@ -165,11 +166,11 @@ class SweepLock:
 
     def _read(self, name: str) -> Claim | None:
         try:
-            return Claim(**json.loads(self._claims.read(name)))
+            return read_record(Claim, self._claims.read(name))
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError):
-            self._claims.delete(name)  # of no driver that knows how to hold a sweep
+        except RecordError:
+            self._claims.delete(name)  # no driver of this version has written it
             return None
 
     def _refusal(self, other: Claim) -> str:
@@ -182,16 +183,16 @@ class SweepLock:
 
 
 def running(sweep: Storage) -> str | None:
-    """Who runs the sweep, as far as one look can tell; none where nobody does.
+    """The driver that runs the sweep, or None.
 
-    A driver on this machine that has died is not counted; one on another machine counts as long as
-    its claim lies there. Changes nothing.
+    A dead driver on this machine is ignored; one on another machine counts while its claim exists.
+    Changes nothing.
     """
     claims = sweep.child(_CLAIMS)
     for name in claims.files():
         try:
-            claim = Claim(**json.loads(claims.read(name)))
-        except (FileNotFoundError, ValueError, TypeError):
+            claim = read_record(Claim, claims.read(name))
+        except (FileNotFoundError, RecordError):
             continue
         if claim.holds and not claim.is_dead(_machine()):
             return _who(claim)
@@ -203,12 +204,12 @@ def _who(claim: Claim) -> str:
 
 
 def _uptime() -> float:
-    """Seconds, those included for which the machine slept: others were awake meanwhile."""
+    """Monotonic seconds, including those for which the machine was suspended."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _machine() -> str:
-    """Name, boot and process namespace: together they tell whose process numbers are meant."""
+    """Name, boot and process namespace, which together make process numbers unique."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = os.readlink("/proc/self/ns/pid")
@@ -218,7 +219,7 @@ def _machine() -> str:
 
 
 def _started(process: int) -> str:
-    """When a process was started; empty where there is none, or it has ended."""
+    """Start time of a process; empty if it does not exist or has ended."""
     try:
         text = Path(f"/proc/{process}/stat").read_text()
     except OSError:

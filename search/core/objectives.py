@@ -1,7 +1,7 @@
-"""A second objective beside validation accuracy: a metric that trials end with.
+"""How trials are ranked: by validation accuracy, or by accuracy and a second metric.
 
-There is no best trial of two objectives but a front of them. What is trained anew and judged at the
-end is the most accurate one on it; the report shows the front.
+With two objectives there is a Pareto front instead of a best trial. The report shows the front; the
+evaluation uses its most accurate trial.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from search.core.results import Result, exact
 Direction = Literal["maximize", "minimize"]
 
 SAMPLERS_OF_TWO = ("tpe", "gp", "random", "nsga2")
-"""Those that can propose for two objectives."""
+"""Samplers that support two objectives."""
 
 _SHORT: dict[str, Direction] = {"max": "maximize", "min": "minimize"}
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A metric, and which way is better."""
+    """A metric and its direction."""
 
     metric: str
-    """As trials report it, e.g. `mask/sparsity`."""
+    """Name of the metric that trials report, e.g. `mask/sparsity`."""
     direction: Direction
-    """As Optuna calls it."""
+    """Direction in Optuna's words."""
 
     @property
     def words(self) -> str:
-        """For people."""
+        """The objective in words."""
         return f"{self.metric} (to {self.direction})"
 
     def value(self, metrics: Mapping[str, float]) -> float | None:
-        """Of a trial; none where it has no finite one."""
+        """A trial's value; None if it is missing or not finite."""
         found = metrics.get(self.metric, math.nan)
         return found if math.isfinite(found) else None
 
@@ -54,13 +54,13 @@ def parse_objective(text: str) -> Objective:
 
 
 def directions(also: Objective | None) -> list[Direction]:
-    """Of the study: accuracy first."""
+    """The directions of the study's objectives: accuracy, then the second one."""
     return ["maximize", *([also.direction] if also else [])]
 
 
 def study_values(result: Result, also: Objective | None) -> list[float] | None:
-    """What the study is told of a trial that has ended; none of one without a value, and of one
-    that was stopped before its second value was known."""
+    """A trial's values for the study; None without a value, and for a trial that was stopped
+    before its second value was known."""
     if result.value is None:
         return None
     if also is None:
@@ -70,8 +70,8 @@ def study_values(result: Result, also: Objective | None) -> list[float] | None:
 
 
 def pareto_front(points: Mapping[int, tuple[float, float]]) -> list[int]:
-    """The trials that no other beats in both: `points` gives (cost, accuracy), of which little and
-    much are wanted. By rising cost; of equal points, the smallest number."""
+    """The trials that no other trial dominates, by rising cost; of equal points, the first trial.
+    `points` holds (cost, accuracy): a low cost and a high accuracy are better."""
     front: list[int] = []
     best = float("-inf")
     for number in sorted(points, key=lambda n: (points[n][0], -points[n][1], n)):

@@ -1,7 +1,7 @@
 """Optuna's pruners by name: the rules by which unpromising trials stop early.
 
-They decide from the ledger, so that a restart forgets no rung. A step is an eighth of a trial's own
-budget (see `trainables/trial_run.py`).
+They decide from the study, which a restart restores. A step is an eighth of a trial's own
+budget, see `trainables/trial_run.py`.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ class Result:
 
     @property
     def system_attrs(self) -> dict[str, Any]:
-        """See `IssuedTrial.system_attrs`."""
+        """`notes`, by the name that they have in `IssuedTrial`."""
         return self.notes
 
 

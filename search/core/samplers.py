@@ -1,8 +1,8 @@
 """Optuna's samplers by name.
 
-A sampler is made anew for every question, seeded by the sweep's seed and the trial's number: its
-answer depends on the ledger alone, so that a search continued after a crash goes on as if nothing
-had happened.
+There is a new sampler for every trial, seeded by the sweep's seed and the trial's number. Its
+proposal depends on the study alone, so a restarted search proposes what it would have proposed
+without the restart.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
 
 
 def make_sampler(name: str, seed: int, number: int) -> BaseSampler:
-    """The sampler that answers for trial `number`."""
+    """The sampler that proposes trial `number`."""
     digest = hashlib.sha256(f"{name}/{seed}/{number}".encode()).digest()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)

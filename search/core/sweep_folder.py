@@ -126,7 +126,7 @@ class SweepFolder:
 
     @property
     def id(self) -> str:
-        """See `SweepRecord.id`."""
+        """The sweep's unique id, from its record."""
         return self.record.id
 
     @property

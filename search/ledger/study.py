@@ -114,7 +114,7 @@ class SweepStudy:
 
     def finish(self, result: Result) -> None:
         """Make a running trial what its result says."""
-        # A pruned trial has its last report as its value, as with `Study.tell`.
+        # A pruned trial has its last report as its value, as in `optuna.Study`.
         values = study_values(result, self._second)
         state = TrialState[result.state]
         self._storage.set_trial_state_values(self._id(result.number), state, values)

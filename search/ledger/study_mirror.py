@@ -91,7 +91,7 @@ class StudyMirror:
                 if not warned:
                     self._warn(
                         f"The study storage '{shown(self._url)}' does not work ({reason(error)}). "
-                        "The sweep goes on and adds what is missing as soon as it works again."
+                        "The sweep continues and adds its trials as soon as it works again."
                     )
                 warned = True
                 with self._changed:
@@ -122,7 +122,7 @@ class StudyMirror:
                     self._stale.discard(number)
 
     def _connect(self) -> None:
-        """Open the database; afterwards `_known` says what it holds of the study."""
+        """Open the database and read into `_known` what it holds of the study."""
         storage = RDBStorage(sqlalchemy_url(self._url), engine_kwargs=_engine_options(self._url))
         found: list[FrozenTrial] = []
         try:

@@ -76,6 +76,25 @@ def test_a_result_of_another_version_is_refused(copy: Sweep) -> None:
     assert path.read_text() == text
 
 
+def test_failed_trials_run_again_on_request(copy: Sweep, calm: Sweep) -> None:
+    """Under their numbers, with the values that they would have had; without the option they stay
+    as they are."""
+    reason = "it was the machine's fault"
+    for number in (1, 4):
+        path = copy.folder / f"trials/{number:06d}/result.json"
+        plain = json.loads(path.read_text())
+        change = {"state": "FAIL", "value": None, "values": [], "reason": reason}
+        path.write_text(json.dumps(plain | change))
+    options = (*SMALL, *ONE_BY_ONE, *QUIET, "--trials", "5")
+    done = copy.run(*options)
+    assert done.returncode == 0, done.stderr
+    assert [n for n, r in copy.results().items() if r["state"] == "FAIL"] == [1, 4]
+    done = copy.run("--resume", copy.name, "--retry-failed")
+    assert done.returncode == 0, done.stderr
+    assert values(copy) == values(calm)
+    assert copy.results()[4]["earlier_failures"] == [reason]
+
+
 def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
     disk = _mounted(tmp_path, "size=8m")
     try:

@@ -1,4 +1,4 @@
-"""What a person is told."""
+"""What a person is reported."""
 
 from __future__ import annotations
 
