@@ -1,4 +1,4 @@
-"""Every method on real images, by its own preset: the README's table of methods.
+"""Every method on real images, by its own preset: the table in docs/methods.md.
 
     python -m benchmarks.methods            measure what is missing, and print the table
     python -m benchmarks.methods --print    print the table only

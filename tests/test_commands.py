@@ -77,6 +77,11 @@ TOUR = {
     "mlflow ui --backend-store-uri sqlite:///sweeps/mlflow.db": Short(),
     f"{RUN} --resume first --trials 60": Short("--trials 3 --no-report", "Trials: 3 complete"),
     "python -m search.status first --errors": Short(says="No trial of first has failed"),
+    "python -m search.export first --format merged": Short(says="it says the same about"),
+    "python -m search.export first --format onnx": Short(says="it says the same about"),
+    "python -m search.export first --register digits-taskres": Short(
+        says="Registered as version 1 of digits-taskres"
+    ),
     f"{RUN} --space rmt --dataset digits-rotated --name turned": Short(FEW, "the winner"),
     "python -m search.report turned --compare first": Short(says=r"Report: .*turned"),
     f"{RUN} --space taskres --init-from turned --name on-masks": Short(
@@ -91,17 +96,12 @@ TOUR = {
         f"{QUICK} --shots 1,2",  # the miniatures have no more
         "the winner",
     ),
-    "python -m search.export first --format merged": Short(says="it says the same about"),
-    "python -m search.export first --trial 0 --format onnx": Short(says="it says the same about"),
-    "python -m search.export first --register digits-taskres": Short(
-        says="Registered as version 1 of digits-taskres"
-    ),
     "python -m search.sync first --rebuild": Short(says="MLflow holds 3 trials of sweep first"),
     'eval "$(python -m search.completion bash)"': Short("; complete -p python", "_search_python"),
 }
 """Command -> how it is run, in this order."""
 
-TEAM = f"{RUN} --space rmt --storage s3://BUCKET/sweeps --ledger postgresql://USER@HOST/DATABASE"
+TEAM = f"{RUN} --space rmt --storage s3://BUCKET/sweeps --study-storage postgresql://USER@HOST/DATABASE"
 
 _TESTS = "it runs tests"
 _CLOUD = "it needs an account of a cloud; the files are checked in tests/cluster"
@@ -115,6 +115,8 @@ NOT_RUN = {
     "ruff check .": "CI runs it",
     "ruff format .": "CI runs it with --check",
     "mypy": "CI runs it",
+    "pip install -e .": "`.ci/venv` installs the same way",
+    "uv sync": "it downloads several GB",
     f"{RUN} --space rmt --backbone ViT-B-16 --gpus-per-trial 0.25": "it needs a GPU and downloads "
     "weights; tests/search/test_gpu.py",
     "ray up cluster.yaml": _CLOUD,

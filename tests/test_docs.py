@@ -112,10 +112,9 @@ def messages() -> tuple[str, ...]:
 
 
 def quoted() -> list[str]:
-    """The messages that the README explains."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.split("\n## Messages, and what to do\n")[1].split("\n## ")[0]
-    return re.findall(r"^\* `(.*?)`", section, re.MULTILINE)
+    """The messages that the documentation explains."""
+    text = (ROOT / "docs" / "messages.md").read_text(encoding="utf-8")
+    return re.findall(r"^\* `(.*?)`", text, re.MULTILINE)
 
 
 def test_there_are_messages() -> None:

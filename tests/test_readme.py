@@ -31,8 +31,9 @@ def page(name: str) -> str:
 
 
 def row(option: str) -> str:
-    (found,) = re.findall(rf"^\| `{option}` \| (.*) \|$", README, re.MULTILINE)
-    return str(found)
+    choices = page("choices")
+    (found,) = re.findall(rf"^\| `{option}` \| (.*) \|$", choices, re.MULTILINE)
+    return str(choices.split("## Spaces")[1] if option == "--space" else found)
 
 
 def test_the_first_screen_shows_the_two_commands() -> None:
