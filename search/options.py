@@ -35,7 +35,7 @@ examples:
   python -m search.run --space taskres --trials 60
   python -m search.run --space rmt --backbone ViT-B-16 --device cuda --gpus-per-trial 0.25
   python -m search.run --space rmt+taskres              masks, then a residual on that backbone
-  python -m search.run --space taskres --init-from NAME a residual on the winning masks of NAME
+  python -m search.run --space taskres --init-from NAME  a residual on masks
   python -m search.run --resume NAME                    resume an interrupted sweep
   python -m search.run --resume NAME --trials 100       add trials to a finished one"""
 
