@@ -126,17 +126,19 @@ def test_one_mistake_one_clear_line(
 def test_class_names_without_room_for_the_papers_context(
     capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Of any data set that a model is trained or judged on."""
-    short, long = (tmp_path_factory.mktemp(kind) for kind in ("short", "long"))
-    for folder, name in ((short, "cat"), (long, "a_long_name_of_a_bird")):
+    """Names of any data set that a model is trained or evaluated on. The paper's context is shorter
+    across data sets."""
+    bird, birds = "a_long_name_of_a_bird", "_".join(["bird"] * 20)
+    short, long, longest = (tmp_path_factory.mktemp(kind) for kind in ("short", "long", "longest"))
+    for folder, name in ((short, "cat"), (long, bird), (longest, birds)):
         for place in range(6):
             paint(folder / "plain" / f"{place}.jpg", place)
             paint(folder / name / f"{place}.jpg", place + 6)
     options = ("--space", "coop", "--shots", "1", "--dry-run", "--dataset")
-    both = f"folder:{short},folder:{long}", "--protocol", "cross-dataset"
-    for datasets in ((f"folder:{long}",), both):
+    across = f"folder:{short},folder:{longest}", "--protocol", "cross-dataset"
+    for name, tokens, datasets in ((bird, 16, (f"folder:{long}",)), (birds, 4, across)):
         (line,) = refused(capsys, *options, *datasets)
-        for part in ("16 context tokens", "'a long name of a bird.'", "shorter name", "cocoop"):
+        for part in (f"{tokens} context tokens", f"'{name.replace('_', ' ')}.'", "shorter name"):
             assert part in line
 
 
