@@ -31,7 +31,7 @@ from search.execution.searcher import Assign
 from search.execution.tune_run import StopSwitch, run_trials
 from search.ledger.ledger import Ledger, RunningTrial
 from search.ledger.study_mirror import StudyMirror
-from search.reporting.build import has_report, report_at_end
+from search.reporting.build import report_at_end, report_is_current
 from search.terminal.bars import Bars
 from search.terminal.progress import Progress
 from search.tracking.mlflow_reporter import MlflowReporter, sweep_artifacts
@@ -189,7 +189,8 @@ def _run(
     _check_folder(ledger.sweep)
     best = ledger.best()
     # Also if a driver was killed before it had written one.
-    if config.report and evaluation is not None and (todo or not has_report(ledger.sweep)):
+    current = report_is_current(ledger.sweep, ledger.results, evaluation)
+    if config.report and evaluation is not None and not current:
         with console.status("Writing the report"):
             report_at_end(ledger.sweep)
     mirror.close_sweep(

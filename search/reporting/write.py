@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from search.reporting.build import REPORT
+from search.reporting.build import INPUTS, REPORT, report_inputs
 from search.reporting.calibration import calibration_section
 from search.reporting.changes import changes_section
 from search.reporting.classes import classes_section
@@ -86,4 +86,6 @@ def write_report(source: Source, others: Sequence[Source] = ()) -> list[str]:
         folder.write(name, content)
     for name in earlier - set(files):  # of a report that showed other things
         folder.delete(name)
-    return list(files)
+    inputs = report_inputs(source.results, source.evaluation, [other.name for other in others])
+    folder.write(INPUTS, f"{inputs}\n".encode())  # last: it declares the others complete
+    return [*files, INPUTS]

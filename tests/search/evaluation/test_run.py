@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import ray
+from mlflow import MlflowClient
 
 from search.evaluation.workers import FOLDER
 from tests.search.conftest import Sweep, kill_everything
@@ -50,8 +51,8 @@ def a_process(sealed: bool) -> tuple[int, str]:
 
 
 def test_no_process_does_both(tmp_path: Path) -> None:
-    """One CPU, so that Ray would reuse every process that it may: thirty tasks of either kind, in
-    turn, and those of neither kind, such as trials, in between."""
+    """One CPU, so that Ray would reuse every process that it may: tasks of either kind in turn, and
+    those of neither kind, such as trials, in between."""
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         processes: dict[str, set[int]] = {}
@@ -60,7 +61,7 @@ def test_no_process_does_both(tmp_path: Path) -> None:
             "evaluation": (EVALUATION_PROCESS, False),
             "trial": (None, True),
         }
-        for _ in range(10):
+        for _ in range(3):
             for name, (environment, sealed) in kinds.items():
                 options = {"runtime_env": {"env_vars": environment}} if environment else {}
                 task = ray.remote(num_cpus=1, **options)(a_process)
@@ -146,3 +147,41 @@ def test_a_winner_that_is_the_papers_setting_is_trained_once(sweep: Sweep) -> No
     values = {s["label"]: s["values"] for s in sweep.evaluation()["scores"]}
     assert values["paper"] == values["winner"]
     assert "There is no gain over the paper's setting" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_kill_after_the_last_trial_leaves_nothing_out_of_date(tmp_path: Path) -> None:
+    """A finished sweep gets more trials, and dies when the last one has ended: evaluation, report
+    and MLflow's copy are those of the sweep as it is now."""
+    sweep = Sweep(tmp_path, "grown", report=True)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    options = ("--space", "taskres", "--shots", "2", "--seeds", "1", "--eval-seeds", "1")
+    options += ("--tracking-uri", uri, "--max-concurrent", "1", "--pruner", "none")
+    done = sweep.run(*options, "--trials", "2")
+    assert done.returncode == 0, done.stderr
+    page = sweep.folder / "report/report.html"
+    assert "winner of 2 complete trials" in page.read_text()
+    process = sweep.start(*options, "--trials", "6")
+    sweep.wait_until(lambda: len(sweep.results()) == 6)
+    kill_everything(process)
+    assert "winner of 2 complete trials" in page.read_text()
+    done = sweep.run(*options, "--trials", "6")
+    assert done.returncode == 0, done.stderr
+    best = max(sweep.results().values(), key=lambda r: (r["value"], -r["metrics"]["val/loss"]))
+    assert sweep.evaluation()["winner"] == best["number"]
+    text = page.read_text()
+    assert f"Trial {best['number']} is the winner of 6 complete trials" in text
+    client = MlflowClient(tracking_uri=uri)
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    (own,) = (
+        run for run in client.search_runs(experiments) if "test/accuracy_winner" in run.data.metrics
+    )
+    assert own.data.tags["search.best_trial"] == str(best["number"])
+    accuracy = [s["values"][0] for s in sweep.evaluation()["scores"] if s["label"] == "winner"]
+    assert own.data.metrics["test/accuracy_winner"] == pytest.approx(accuracy[0])
+    copy = Path(client.download_artifacts(own.info.run_id, "report/report.html", str(tmp_path)))
+    assert copy.read_text() == text
+    # And a report that is up to date is not written again.
+    before = page.stat().st_mtime_ns
+    assert sweep.run(*options, "--trials", "6").returncode == 0
+    assert page.stat().st_mtime_ns == before
