@@ -271,13 +271,10 @@ def _jobs(plan: _Plan) -> list[SplitJob]:
         for model in (plan.trained(c) for c in models):
             by_episode.setdefault(model.episode, {}).setdefault(model.key, model)
         for episode, distinct in by_episode.items():
-            keys = list(distinct)
-            places = (keys.index(pair["zero-shot"]), keys.index(pair["winner"]))
-            jobs.append(
-                SplitJob(
-                    split, tuple(distinct.values()), most, places if episode == shown else None
-                )
-            )
+            keys, places = list(distinct), None
+            if episode == shown:
+                places = keys.index(pair["zero-shot"]), keys.index(pair["winner"])
+            jobs.append(SplitJob(split, tuple(distinct.values()), most, places))
     return jobs
 
 

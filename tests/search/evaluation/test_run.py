@@ -61,7 +61,7 @@ def test_no_process_does_both(tmp_path: Path) -> None:
             "evaluation": (EVALUATION_PROCESS, False),
             "trial": (None, True),
         }
-        for _ in range(3):
+        for _ in range(2):
             for name, (environment, sealed) in kinds.items():
                 options = {"runtime_env": {"env_vars": environment}} if environment else {}
                 task = ray.remote(num_cpus=1, **options)(a_process)
@@ -139,7 +139,7 @@ def test_parts_of_another_winner_or_other_draws_are_not_used(sweep: Sweep) -> No
 def test_a_winner_that_is_the_papers_setting_is_trained_once(sweep: Sweep) -> None:
     options = ("--space", "taskres", "--shots", "2", "--seeds", "1", "--trials", "1")
     process = sweep.start(*options, "--eval-seeds", "1", *QUIET)
-    sweep.wait_until(lambda: len(stored(sweep, "predictions")) >= 1)
+    sweep.wait_until(lambda: len(stored(sweep, "model")) >= 2)  # all are trained before any read
     kill_everything(process)
     assert len(stored(sweep, "model")) == 2  # zero-shot, and one for paper and winner
     done = sweep.run(*options, "--eval-seeds", "1", *QUIET)
