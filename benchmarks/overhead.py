@@ -37,7 +37,7 @@ from search.core.config import SweepConfig  # noqa: E402
 from search.core.pruners import PRUNERS  # noqa: E402
 from search.core.results import read_results  # noqa: E402
 from search.core.samplers import make_sampler  # noqa: E402
-from search.core.task import setting  # noqa: E402
+from search.core.task import task_facts  # noqa: E402
 from search.driver.preflight import preflight  # noqa: E402
 from search.driver.sweep import Outcome, run_sweep  # noqa: E402
 from spaces.registry import SPACES  # noqa: E402
@@ -79,7 +79,7 @@ def run_peer(config: SweepConfig, folder: Path) -> Side:
     task = config.task
     source = task.source("")
     bench = EncodedTask(task.backbone, "cpu", source)
-    space = SPACES[config.space].build(setting(task, source, bench.backbone.tower))
+    space = SPACES[config.space].build(task_facts(task, source, bench.backbone.tower))
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
