@@ -158,6 +158,7 @@ def _run(
         with (
             stop.listening(),
             ray_session(config.address, console) as folder,
+            stop.listening(),  # again: Ray has replaced the handler of SIGTERM
             _workers_upload(config, tracker),
         ):
             stop.interrupt_at_once()

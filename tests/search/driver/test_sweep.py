@@ -186,6 +186,16 @@ def issued_of(sweep: Sweep) -> list[Path]:
     return list(sweep.folder.glob("trials/*/issued.json"))
 
 
+def test_sigterm_stops_cleanly(sweep: Sweep) -> None:
+    process = sweep.start("--space", "rmt", "--trials", "6", *QUIET, "--checkpoint-seconds", "0")
+    sweep.wait_until(lambda: any(sweep.folder.glob("trials/*/checkpoint.safetensors")))
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=120) == 130
+    log = (sweep.storage / f"{sweep.name}.log").read_text()
+    assert "Nothing is lost" in log
+    assert "SIGTERM" not in log  # Ray's own handler prints a stack
+
+
 def test_ctrl_c_stops_cleanly_and_another_driver_is_refused(sweep: Sweep) -> None:
     options = ("--space", "rmt", "--trials", "6", *QUIET, "--checkpoint-seconds", "1000")
     process = sweep.start(*options)
