@@ -24,8 +24,8 @@ from torch.nn import functional
 
 from benchmarks.mask_step import Shape, open_shape
 from trainables.backbones.base import Backbone
+from trainables.backbones.layout import write_folder
 from trainables.backbones.open_clip import open_clip
-from trainables.backbones.registry import write_folder
 from trainables.load_backbone import load_backbone
 from trainables.methods.base import BuildContext, ClassTexts, Schedule
 from trainables.methods.masking.rmt import MaskTuning, MaskTuningConfig

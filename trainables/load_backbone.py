@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from trainables.backbones.base import Backbone, BackboneError
-from trainables.backbones.registry import open_backbone, split_masks
+from trainables.backbones.layout import split_masks
+from trainables.backbones.registry import open_backbone
 from trainables.methods.base import MethodError
 from trainables.methods.masking.layers import maskable
 from trainables.methods.masking.masks import FORMAT, read_released_masks, unpack_masks

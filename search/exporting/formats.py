@@ -20,7 +20,7 @@ from search.exporting.mlflow_model import write_mlflow
 from search.exporting.model import Model
 from search.exporting.network import IMAGES, LOGITS, NoGraphError
 from trainables.backbones.bundle import FeatureBackbone
-from trainables.backbones.registry import write_folder
+from trainables.backbones.layout import write_folder
 from trainables.methods.masking.masks import FORMAT as MASKS
 
 CLASSIFIER = "classifier.safetensors"

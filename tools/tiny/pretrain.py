@@ -48,8 +48,8 @@ from tools.tiny.glyphs import (
     TEMPLATES,
     draw_masks,
 )
+from trainables.backbones.layout import CONFIG_FILE, MERGES_FILE, WEIGHTS_FILE
 from trainables.backbones.open_clip import open_clip
-from trainables.backbones.registry import CONFIG_FILE, MERGES_FILE, WEIGHTS_FILE
 from trainables.storage import replace_file
 
 CONTEXT_LENGTH = 24

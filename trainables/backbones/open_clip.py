@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.backbones.base import Backbone, BackboneError, Preprocess
-from trainables.backbones.registry import MERGES_FILE
+from trainables.backbones.layout import MERGES_FILE
 from trainables.backbones.weights import digest, load_strictly, sha256
 from trainables.images.resample import Interpolation, ResizeMode
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from trainables.backbones.registry import split_masks, split_path
+from trainables.backbones.layout import split_masks, split_path
 from trainables.storage import Storage, StorageError, open_storage
 from trainables.store import cache_folder, locked
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from trainables.backbones import open_clip as library
 from trainables.backbones.base import Backbone, BackboneError
+from trainables.backbones.layout import CONFIG_FILE, HUB, WEIGHTS_FILES, split_path
 from trainables.backbones.open_clip import Config, Published, build, find_tokenizer, open_clip
-from trainables.backbones.registry import CONFIG_FILE, HUB, WEIGHTS_FILES, split_path
 from trainables.backbones.weights import is_half_precision, read_weights
 from trainables.text import did_you_mean
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from trainables.backbones.base import Backbone
 from trainables.backbones.feature_offset import add_feature_offset
+from trainables.backbones.layout import write_folder
 from trainables.backbones.open_clip import open_clip
-from trainables.backbones.registry import write_folder
 from trainables.backbones.specs import open_folder
 from trainables.load_backbone import load_backbone
 

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from trainables.backbones import open_clip as library
 from trainables.backbones.base import BackboneError, check_features
+from trainables.backbones.layout import CONFIG_FILE, write_folder
 from trainables.backbones.open_clip import open_clip
-from trainables.backbones.registry import CONFIG_FILE, write_folder
 from trainables.load_backbone import load_backbone
 
 MISSING = importlib.util.find_spec("transformers") is None

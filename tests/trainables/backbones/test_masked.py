@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.trainables.trials import TASK, mask_trial, residual_trial
 from trainables.backbones.base import BackboneError
-from trainables.backbones.registry import BACKBONES, absolute_spec, split_masks
+from trainables.backbones.layout import split_masks
+from trainables.backbones.registry import BACKBONES, absolute_spec
 from trainables.backbones.shared_weights import fetch_weights, share_weights
 from trainables.encoded_task import EncodedTask
 from trainables.load_backbone import load_backbone

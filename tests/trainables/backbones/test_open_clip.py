@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from trainables.backbones import open_clip as loader
 from trainables.backbones.base import Backbone, BackboneError
+from trainables.backbones.layout import CONFIG_FILE, MERGES_FILE, WEIGHTS_FILE
 from trainables.backbones.open_clip import open_clip
-from trainables.backbones.registry import BACKBONES, CONFIG_FILE, MERGES_FILE, WEIGHTS_FILE
+from trainables.backbones.registry import BACKBONES
 from trainables.load_backbone import load_backbone
 
 ARCH = "small-test-clip"

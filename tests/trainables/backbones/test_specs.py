@@ -15,8 +15,9 @@ from torch import Tensor
 from trainables.backbones import open_clip as library
 from trainables.backbones import specs
 from trainables.backbones.base import Backbone, BackboneError, check_features
+from trainables.backbones.layout import split_path
 from trainables.backbones.open_clip import open_clip
-from trainables.backbones.registry import BACKBONES, absolute_spec, split_path
+from trainables.backbones.registry import BACKBONES, absolute_spec
 from trainables.load_backbone import load_backbone
 
 SMALL = {

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from trainables.backbones.archive import read_torchscript
 from trainables.backbones.base import BackboneError
-from trainables.backbones.registry import BACKBONES, CONFIG_FILE, open_backbone
+from trainables.backbones.layout import CONFIG_FILE
+from trainables.backbones.registry import BACKBONES, open_backbone
 from trainables.backbones.weights import read_weights
 from trainables.load_backbone import load_backbone
 
