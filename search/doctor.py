@@ -27,7 +27,7 @@ from search.terminal.console import open_console, print_errors  # noqa: E402
 from search.terminal.parser import Parser  # noqa: E402
 from search.tracking.uri import TrackingError, check_tracking_uri  # noqa: E402
 from trainables.backbones.base import BackboneError  # noqa: E402
-from trainables.backbones.layout import absolute_spec  # noqa: E402
+from trainables.backbones.registry import absolute_spec  # noqa: E402
 from trainables.credentials import shown  # noqa: E402
 from trainables.data.base import DataError, Dataset  # noqa: E402
 from trainables.data.benchmarks.imagenet import ImageNet, ImageNetShift  # noqa: E402
