@@ -24,7 +24,7 @@ from search.exporting.registry import ALIAS, Registry, RegistryError, Version
 from search.exporting.verify import VerificationError, Verified, verify
 from search.terminal.console import open_console, print_errors
 from search.terminal.parser import Parser
-from search.tracking.uploader import open_runs
+from search.tracking.mlflow_reporter import open_runs
 from search.tracking.uri import TrackingError, check_tracking_uri
 from trainables.storage import StorageError
 from trainables.text import did_you_mean
@@ -137,7 +137,8 @@ def export(options: argparse.Namespace) -> Exported:
     sweep, record, config = found.files, found.record, found.config
     registry = None
     if options.register is not None:
-        runs = open_runs(_answering(options.tracking_uri, config), options.name, sweep)
+        uri = _answering(options.tracking_uri, config)
+        runs = open_runs(uri, config, record.id, sweep)
         registry = Registry(options.register, runs)
     chosen = choose(sweep, record, config, options.trial, options.episode)
     if registry is not None:
@@ -172,7 +173,7 @@ def _answering(given: str, config: SweepConfig) -> str:
     """Where to register, once it answers. Raises `UsageError`, `TrackingError`, `RegistryError`."""
     uri = uri_afterwards(given, config)
     if away := check_tracking_uri(uri):
-        raise RegistryError(away.partition(": what it")[0])
+        raise RegistryError(away.partition("; ")[0])
     return uri
 
 

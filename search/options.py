@@ -73,6 +73,7 @@ _GROUPS: Mapping[str, Mapping[str, str]] = {
         "no_report": "",
         "register": "MODEL",
         "tracking_uri": "URI",
+        "experiment": "NAME",
     },
     "what it runs on": {
         "address": "HOST:PORT",
@@ -190,6 +191,8 @@ def read_request(arguments: Sequence[str] | None = None) -> Request:
         with suppress(SpaceError):  # `SweepConfig.problems` reports it
             effort = find_space(given.get("space", base.space))
             given = {"trials": effort.trials, "seeds": effort.seeds} | given
+        if experiment := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
+            given.setdefault("experiment", experiment)
     if "init_from" in given:
         from search.evaluation.winner import read_start
 

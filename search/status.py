@@ -60,7 +60,7 @@ def next_steps(found: SweepStatus, details: Details, storage: str) -> list[tuple
     if found.state in ("interrupted", "never begun"):
         steps.append((command("run", "--resume", name), "resume it"))
     if details.waiting and found.owner is None:
-        steps.append((command("sync", name), f"send {details.waiting} waiting events to MLflow"))
+        steps.append((command("sync", name), f"send MLflow the {details.waiting} runs it lacks"))
     if found.done and not (details.has_report and found.state == "finished"):
         steps.append((command("report", name), "write its report"))
     if found.judged is not None and found.owner is None:
@@ -135,9 +135,9 @@ def _delivery(details: Details) -> str:
         return "none"
     where = shown(details.tracking_uri)
     if details.waiting is None:
-        return f"{where}; what waits for it is known on the driver's machine"
-    refused = f", {details.refused} refused for good" if details.refused else ""
-    return f"{where}; {details.waiting or 'no'} events waiting{refused}"
+        return f"{where}; whether it is up to date is known on the driver's machine"
+    refused = f", {details.refused} refused" if details.refused else ""
+    return f"{where}; {details.waiting or 'no'} runs to be sent{refused}"
 
 
 def _unfinished(details: Details, found: SweepStatus) -> Table:

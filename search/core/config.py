@@ -94,6 +94,9 @@ class SweepConfig:
     tracking_uri: str = ""
     """MLflow: sqlite:///FILE, http://HOST:PORT, or none (default: MLFLOW_TRACKING_URI if set, else
     a SQLite file in the storage folder)."""
+    experiment: str = "few-shot-search"
+    """MLflow experiment that holds the runs (default: MLFLOW_EXPERIMENT_NAME if set, else
+    few-shot-search)."""
     data: str = ""
     """Folder of the field's data sets, in their usual layout, on every machine that runs trials;
     python -m search.doctor checks it (default: FEWSHOT_DATA if set)."""

@@ -19,7 +19,6 @@ import dataclasses
 import json
 import logging
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -160,8 +159,8 @@ class SweepFolder:
         self.files.write(SWEEP_FILE, text.encode())
         self.__dict__["record"] = record
 
-    def claim_id(self, on_copy: Callable[[Storage], None] = lambda _: None) -> str:
-        """Return the sweep's id; a copied folder gets a new one, and is passed to `on_copy` before.
+    def claim_id(self) -> str:
+        """Return the sweep's id; a copied folder gets a new one.
 
         The record says where the id was created. If that folder is still there and is another one,
         this folder is a copy: MLflow would show the trials of both as those of one sweep.
@@ -174,7 +173,6 @@ class SweepFolder:
             logger.warning(
                 "'%s' is a copy of '%s': it is a new sweep from now on", here, record.location
             )
-            on_copy(self.files)
             record = replace(record, id=uuid.uuid4().hex)
         self.write_record(replace(record, location=here))
         return record.id

@@ -29,7 +29,6 @@ from search.core.task import (
 )
 from search.driver.backbone_probe import BackboneProbeProcess, Examiner, Facts
 from search.ledger.study_mirror import study_storage_notice, study_storage_problems
-from search.tracking.uploader import put_away_outboxes
 from search.tracking.uri import TrackingError, check_tracking_uri, sqlite_uri
 from spaces.base import Space
 from trainables.backbones.base import BackboneError
@@ -271,7 +270,7 @@ def adopt(plan: Plan, sweep: SweepFolder) -> Plan:
     config = plan.config.public()
     if sweep.record.config != config:  # what is not its identity may change, e.g. how many trials
         sweep.write_record(replace(sweep.record, config=config))
-    return replace(plan, id=sweep.claim_id(put_away_outboxes))
+    return replace(plan, id=sweep.claim_id())
 
 
 def tracking_uri(config: SweepConfig) -> str:

@@ -34,9 +34,8 @@ from search.ledger.study_mirror import StudyMirror
 from search.reporting.build import report_at_end, report_is_current
 from search.terminal.bars import Bars
 from search.terminal.progress import Progress
-from search.tracking.mlflow_reporter import MlflowReporter, sweep_artifacts
-from search.tracking.tracker import Tracker
-from search.tracking.uploader import open_tracker
+from search.tracking.content import sweep_artifacts
+from search.tracking.mlflow_reporter import MlflowReporter
 from search.tracking.worker_uploader import WorkerUploader
 from trainables.credentials import shown
 from trainables.storage import Storage, open_storage
@@ -67,7 +66,7 @@ class Outcome:
     tracking_uri: str
     """MLflow tracking URI, or `none`."""
     undelivered: int
-    """Tracking events that are not delivered yet."""
+    """Runs that MLflow does not hold completely yet."""
     overhead: float | None
     """Median time per trial outside training, in seconds; None before a warm worker was used."""
     doubt: str | None
@@ -114,15 +113,14 @@ def run_sweep(plan: Plan, console: Console, retry_failed: bool = False) -> Outco
             retry_failed,
         )
         ledger.remove_stale_files()
-        tracker = open_tracker(plan.tracking_uri, config.name, sweep)
-        mirror = MlflowReporter(tracker, config, plan.fingerprints)
-        mirror.open_sweep(ledger.results, sweep)
+        reporter = MlflowReporter(plan.tracking_uri, config, plan.id, plan.fingerprints, sweep)
+        reporter.open_sweep(ledger.results)
         try:
             if study:
                 study.start()
-            return _run(plan, ledger, tracker, mirror, console, say)
+            return _run(plan, ledger, reporter, console, say)
         finally:
-            tracker.close(0.0)
+            reporter.close(0.0)
             if study and (left := study.close(_PATIENCE_SECONDS)):
                 say(
                     f"The study storage lacks the latest state of {left} trials. Run the same "
@@ -142,8 +140,7 @@ def _study_mirror(plan: Plan, warn: Callable[[str], None]) -> StudyMirror | None
 def _run(
     plan: Plan,
     ledger: Ledger,
-    tracker: Tracker,
-    mirror: MlflowReporter,
+    reporter: MlflowReporter,
     console: Console,
     say: Callable[[str], None],
 ) -> Outcome:
@@ -159,7 +156,7 @@ def _run(
             stop.listening(),
             ray_session(config.address, console) as folder,
             stop.listening(),  # again: Ray has replaced the handler of SIGTERM
-            _workers_upload(config, tracker),
+            _workers_upload(config, reporter),
         ):
             stop.interrupt_at_once()
             placement = plan.placement if is_private else None
@@ -172,13 +169,13 @@ def _run(
                 rounds = len(config.task.episodes) if config.pruner in IN_SEQUENCE else 1
                 try:
                     with Progress(console, ledger, config.trials, rounds) as progress:
-                        listener = SweepListeners([progress, mirror, clock])
+                        listener = SweepListeners([progress, reporter, clock])
                         run_trials(
                             ledger, assign, config.trials, placement, listener, stop, folder, say
                         )
                 finally:
                     for number in ledger.live:
-                        mirror.interrupted(number)
+                        reporter.interrupted(number)
                 if stop.reason:
                     raise StoppedError(stop.reason)
             _check_folder(ledger.sweep)
@@ -194,13 +191,13 @@ def _run(
     if config.report and evaluation is not None and not current:
         with console.status("Writing the report"):
             report_at_end(ledger.sweep)
-    mirror.close_sweep(
+    reporter.close_sweep(
         "INTERRUPTED" if stop.interrupted else "COMPLETE",
         best,
         evaluation,
         sweep_artifacts(ledger.sweep) if evaluation is not None else [],
     )
-    undelivered = tracker.close(_DELIVERY_SECONDS, _PATIENCE_SECONDS)
+    undelivered = reporter.close(_DELIVERY_SECONDS, _PATIENCE_SECONDS)
     states = [result.state for result in ledger.results.values()]
     front: tuple[int, ...] = ()
     if config.second_objective:
@@ -219,7 +216,7 @@ def _run(
         clock.overhead(),
         _doubt(plan, ledger),
         front,
-        tracker.page(),
+        reporter.page(),
     )
 
 
@@ -233,17 +230,17 @@ def _check_folder(sweep: Storage) -> None:
 
 
 @contextmanager
-def _workers_upload(config: SweepConfig, tracker: Tracker) -> Iterator[None]:
+def _workers_upload(config: SweepConfig, reporter: MlflowReporter) -> Iterator[None]:
     """On a cluster, let workers upload artifacts while it is connected."""
     if not config.address:
         yield
         return
     uploader = WorkerUploader()
-    tracker.set_uploader(uploader)
+    reporter.set_uploader(uploader)
     try:
         yield
     finally:
-        tracker.set_uploader(None)
+        reporter.set_uploader(None)
         uploader.close()
 
 

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from search.exporting.model import Model
-from search.tracking.markdown import plain, table
+from search.tracking.mlflow_page import plain, table
 from trainables.backbones.base import Backbone
 from trainables.data.base import distinct
 from trainables.trial import Episode

@@ -11,8 +11,8 @@ from search.core.results import IssuedTrial, read_issued
 from search.driver.preflight import tracking_uri
 from search.reporting.build import has_report
 from search.terminal.sweep_status import SweepStatus
-from search.tracking.outbox import refused, waiting
-from search.tracking.uploader import outbox_path
+from search.tracking.marks import SWEEP_RUN
+from search.tracking.mlflow_reporter import open_marks
 from trainables.credentials import shown
 from trainables.storage import LocalStorage, StorageError
 
@@ -37,16 +37,16 @@ class Unfinished:
 
 @dataclass(frozen=True)
 class Details:
-    """Unfinished trials, the outbox and the report of a sweep."""
+    """Unfinished trials, runs that MLflow lacks, and the report of a sweep."""
 
     unfinished: Sequence[Unfinished]
     """Trials that have not ended, by number."""
     tracking_uri: str
     """Where the runs are shown; `none` without tracking."""
     waiting: int | None
-    """Events that MLflow has not been told; None where the outbox is on another machine."""
+    """Runs that MLflow does not hold to their end; None if that is known on another machine."""
     refused: int
-    """Events that MLflow would not take."""
+    """Runs that MLflow has refused."""
     has_report: bool
     """Whether the folder holds one."""
 
@@ -74,15 +74,13 @@ def load_details(found: SweepStatus) -> Details:
         raise UsageError([f"A sweep's folder must be readable, and is not: {error}."]) from error
     unfinished = [_unfinished(trial) for _, trial in sorted(issued.items())]
     uri = tracking_uri(config)
-    path = None if uri == "none" else outbox_path(uri, found.sweep)
-    known = path is not None and (path.exists() or isinstance(found.sweep, LocalStorage))
-    return Details(
-        unfinished,
-        uri,
-        waiting(path) if path is not None and known else None,
-        refused(path) if path is not None else 0,
-        report,
-    )
+    marks = None if uri == "none" else open_marks(uri, config, found.id, found.sweep)
+    waiting, refused = None, 0
+    if marks is not None and (marks.path.exists() or isinstance(found.sweep, LocalStorage)):
+        missing = set(marks.undelivered(found.results))
+        waiting = len(missing - {SWEEP_RUN} if found.owner else missing)
+        refused = len(marks.refused())
+    return Details(unfinished, uri, waiting, refused, report)
 
 
 def _unfinished(trial: IssuedTrial) -> Unfinished:

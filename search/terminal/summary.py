@@ -53,8 +53,8 @@ def print_summary(outcome: Outcome, console: Console) -> None:
         _print_evaluation(outcome, console)
     if outcome.undelivered:
         console.print(
-            f"{outcome.undelivered} tracking events are not delivered yet; they are kept in the "
-            f"outbox. To send them: {_command('sync', outcome)}",
+            f"MLflow is not up to date: {outcome.undelivered} runs are incomplete or missing. To "
+            f"send them: {_command('sync', outcome)}",
             style="yellow",
             soft_wrap=True,
         )

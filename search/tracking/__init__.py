@@ -1,1 +1,1 @@
-"""MLflow as a mirror for people, fed from an outbox on disk."""
+"""MLflow as a copy of a sweep's folder, for people."""

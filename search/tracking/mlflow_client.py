@@ -1,7 +1,6 @@
-"""MLflow's client: opened so that it does not block, and its errors read.
+"""MLflow's client: opens it so that it does not block, and classifies its errors.
 
-MLflow itself is imported at the first call: that takes two seconds, for which a sweep need not
-wait.
+MLflow is imported by the first call, in the reporter's thread: that takes two seconds.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _ENVIRONMENT = {
-    # A retry inside the client blocks for minutes, and repeats `create_run`, which makes a second
-    # run. The uploader's own retry looks for the run first.
+    # A retry inside the client blocks for minutes and repeats `create_run`, which creates a second
+    # run. Our own retry looks for the run first.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds; the default is 120
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -32,8 +31,7 @@ _ENVIRONMENT = {
 
 
 def set_environment() -> None:
-    """Set the environment variables by which alone MLflow's client can be told not to block, where
-    they are not set."""
+    """Keep MLflow's client from blocking, by environment variables; those that are set stay."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
@@ -43,7 +41,7 @@ def open_client(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     if "MLFLOW_LOGGING_LEVEL" not in os.environ:
-        for name in ("mlflow", "alembic"):  # what matters is said by the uploader
+        for name in ("mlflow", "alembic"):  # the reporter logs what matters
             logging.getLogger(name).setLevel(logging.CRITICAL)
     path = sqlite_path(uri) if scheme_of(uri) == "sqlite" else None
     if path is None:
@@ -56,8 +54,8 @@ def open_client(uri: str) -> MlflowClient:
 
 
 def _create_database(uri: str) -> None:
-    """Make a new database under another name and rename it: MLflow's own first start takes
-    seconds, and one that is killed leaves a file that no later start can use."""
+    """Create a missing database under another name and rename it: MLflow takes seconds to create
+    one, and if it is killed meanwhile, it leaves a file that no later start can use."""
     from mlflow import MlflowClient
 
     path = sqlite_path(uri)
@@ -91,8 +89,8 @@ def _no_stray_folders(path: Path) -> Iterator[None]:
 
 
 def close_connections(uri: str) -> None:
-    """Forget the database's open file, which somebody may have replaced: SQLite then refuses every
-    write, and MLflow keeps connections for as long as the process lives."""
+    """Close the database's open file, which somebody may have replaced: SQLite then refuses every
+    write, and MLflow keeps its connections for as long as the process lives."""
     if scheme_of(uri) != "sqlite":
         return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -103,11 +101,11 @@ def close_connections(uri: str) -> None:
 
 
 class RefusedError(Exception):
-    """MLflow has answered, and the answer is no."""
+    """MLflow has refused a call, and will refuse it again."""
 
 
 def is_permanent(error: Exception) -> bool:
-    """Whether repeating the call cannot help. In doubt it can: the events are safe on disk."""
+    """Whether repeating the call cannot help. In doubt it can: nothing is lost by waiting."""
     code = getattr(error, "error_code", None)
     if code is not None:  # MlflowException, whose class is not worth importing MLflow for
         return code in {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"}
@@ -123,8 +121,8 @@ def is_permanent(error: Exception) -> bool:
 
 
 def is_outage(error: Exception) -> bool:
-    """Whether a delivery failed for a reason that another event would have met as well: nobody
-    answers, we are not let in, we are too many; or the sweep's storage is away."""
+    """Whether a call failed for a reason that concerns all runs: no answer, no permission, too many
+    requests, or the sweep's storage is unreachable."""
     if isinstance(error, StorageError | ConnectionError):
         return True
     code = getattr(error, "error_code", None)

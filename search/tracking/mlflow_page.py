@@ -1,14 +1,16 @@
-"""What MLflow's page shows of a sweep beside its numbers: a description, and a view of its trials.
+"""What MLflow's page shows of a sweep besides its numbers: a description, and views of its trials.
 
-The view is one of those that the page saves itself under "Views": a tag of the experiment, which
-says what is filtered, sorted and shown. A link opens the page with it.
+The views are like those that the page itself saves under "Views": a tag of the experiment, which
+holds what is filtered, sorted and shown. A link opens the page with one.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
+import re
 import shlex
 import zlib
 from collections.abc import Mapping, Sequence
@@ -18,11 +20,10 @@ from search.core.results import Result
 from search.core.task import described
 from search.evaluation.record import LABELS, Evaluation, Label
 from search.evaluation.statistics import summary
-from search.tracking.markdown import plain, table
 
 DESCRIPTION = "mlflow.note.content"
 COLUMNS = "search.columns"
-"""Tag of the sweep's own run: the parameters that its trials differ in, as a JSON list."""
+"""Tag of the sweep's own run: the parameters in which its trials differ, as a JSON list."""
 _MOST_COLUMNS = 10
 _METRICS = ("val/accuracy",)
 _VIEW = "mlflow.sharedViewState."
@@ -31,7 +32,7 @@ _VIEW = "mlflow.sharedViewState."
 def description(
     config: SweepConfig, best: Result | None = None, evaluation: Evaluation | None = None
 ) -> str:
-    """Markdown for the sweep's own run: what it is, what it found, what to do with it."""
+    """Markdown for the sweep's own run: its task, its best results, and useful commands."""
     title = f"{plain(config.space)} on {plain(described(config.task))}"
     rows: dict[str, str] = {}
     if best is not None and best.value is not None:
@@ -44,7 +45,7 @@ def description(
             rows["Draws"] = evaluation.draws_note
     where = "" if config.storage == SweepConfig().storage else _option(config.public().storage)
     commands = {
-        "Go on": f"python -m search.run --resume {config.name}{where}",
+        "Resume": f"python -m search.run --resume {config.name}{where}",
         "Report": f"python -m search.report {config.name}{where}",
         "Export the winner": f"python -m search.export {config.name}{where}",
     }
@@ -53,43 +54,56 @@ def description(
 
 
 def columns(values: Mapping[str, set[str]]) -> str:
-    """The tag `COLUMNS`, from all values of each parameter."""
+    """The value of the tag `COLUMNS`, from all values of each parameter."""
     varied = [name for name, found in values.items() if len(found) > 1 and name not in _IDENTITY]
     return json.dumps(varied[:_MOST_COLUMNS])
 
 
-def saved_view(
-    identity: str, sweep: str, identity_tag: str, parameters: Sequence[str], milliseconds: int
-) -> tuple[str, str]:
-    """The experiment's tag, name and value, that makes a view of one sweep: its trials, the best
-    first, with these parameters."""
+def saved_views(
+    identity: str,
+    sweep: str,
+    identity_tag: str,
+    state_tag: str,
+    parameters: Sequence[str],
+    milliseconds: int,
+) -> dict[str, str]:
+    """The experiment's tags, by name, that make two views of one sweep: all its trials, and those
+    that are complete. Both show these parameters and how a trial ended, the best trial first."""
     quote = '"' if "'" in identity else "'"
-    state = {
-        "searchFilter": f"tags.`{identity_tag}` = {quote}{identity}{quote}",
-        "orderByKey": f"metrics.`{_METRICS[0]}`",
-        "orderByAsc": False,
-        "startTime": "ALL",
-        "lifecycleFilter": "Active",
-        "datasetsFilter": [],
-        "modelVersionFilter": "All Runs",
-        "selectedColumns": [
-            *(f"metrics.`{name}`" for name in _METRICS),
-            *(f"params.`{name}`" for name in parameters),
-            "tags.`search.state`",
-        ],
-    }
-    packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
-    view = {
-        "name": sweep,
-        "createdAt": milliseconds,
-        "updatedAt": milliseconds,
-        "state": f"deflate;{packed}",
-    }
-    return f"{_VIEW}{_key(identity)}", json.dumps(view)
+    of_sweep = f"tags.`{identity_tag}` = {quote}{identity}{quote}"
+    complete = f"{of_sweep} AND tags.`{state_tag}` = 'COMPLETE'"
+    tags = {}
+    for key, name, query in (
+        (identity, sweep, of_sweep),
+        (f"{identity}/complete", f"{sweep}: complete trials", complete),
+    ):
+        state = {
+            "searchFilter": query,
+            "orderByKey": f"metrics.`{_METRICS[0]}`",
+            "orderByAsc": False,
+            "startTime": "ALL",
+            "lifecycleFilter": "Active",
+            "datasetsFilter": [],
+            "modelVersionFilter": "All Runs",
+            "selectedColumns": [
+                f"tags.`{state_tag}`",
+                *(f"metrics.`{name}`" for name in _METRICS),
+                *(f"params.`{name}`" for name in parameters),
+            ],
+        }
+        packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+        view = {
+            "name": name,
+            "createdAt": milliseconds,
+            "updatedAt": milliseconds,
+            "state": f"deflate;{packed}",
+        }
+        tags[f"{_VIEW}{_key(key)}"] = json.dumps(view)
+    return tags
 
 
 def page(experiment: str, identity: str) -> str:
-    """Where the view is, behind the server's address."""
+    """The path, on the server, of the view of all trials."""
     return (
         f"/#/experiments/{experiment}/runs?workflowType=machine_learning"
         f"&viewStateShareKey={_key(identity)}"
@@ -100,7 +114,7 @@ def _key(identity: str) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
-_IDENTITY = frozenset({"preset", "seed", "method", "fixed"})  # no column: they are tags, or one
+_IDENTITY = frozenset({"preset", "seed", "method", "fixed"})  # not columns: tags, or constant
 
 
 def _figure(found: Evaluation, label: Label) -> str:
@@ -122,3 +136,14 @@ def _percent(fraction: float) -> str:
 
 def _option(storage: str) -> str:
     return f" --storage {shlex.quote(storage)}"
+
+
+def plain(text: str) -> str:
+    """The text on one line, with everything escaped that Markdown or HTML would interpret."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|~])", r"\\\1", html.escape(" ".join(text.split())))
+
+
+def table(rows: Mapping[str, str]) -> str:
+    """Two columns without a heading; keys and values are Markdown."""
+    lines = (f"| {key} | {value} |" for key, value in rows.items())
+    return "\n".join(["| | |", "|---|---|", *lines])

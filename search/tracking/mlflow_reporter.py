@@ -1,28 +1,41 @@
-"""What of a sweep the tracker is told: the one place that decides names of runs' contents.
+"""Keeps MLflow up to date with a sweep: one thread compares runs with what they should hold.
 
-A trial is told while it runs. What is committed and was not told to its end (another outbox, a
-driver killed at the wrong moment, a full disk) is told from the sweep's folder, with the same
-content and the same times.
+The sweep's folder is the truth. A trial that has ended is read from it; for a running trial, the
+reporter keeps what its worker has sent. The driver only says which runs have changed, and never
+waits for MLflow or sees its errors. While MLflow is unreachable, runs stay on the list of changed
+ones. After a crash the next reporter starts with the trials that have ended without a mark (see
+`marks`). Since `MlflowRuns.put` can be repeated, nothing is stored twice.
 """
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from search.core.config import SweepConfig
-from search.core.results import Result, read_rows, trial_folder
-from search.evaluation.record import EVALUATION, Evaluation
-from search.reporting.build import REPORT
+from search.core.results import Result
+from search.evaluation.record import Evaluation
+from search.tracking.content import (
+    End,
+    Row,
+    RunContent,
+    data_inputs,
+    metric_row,
+    result_content,
+    trial_content,
+)
+from search.tracking.marks import SWEEP_RUN, Mark, Marks
+from search.tracking.mlflow_client import RefusedError, is_outage
 from search.tracking.mlflow_page import COLUMNS, DESCRIPTION, columns, description
-from search.tracking.tracker import Row, Tracker
-from trainables.storage import Storage
+from search.tracking.mlflow_runs import ArtifactUploader, MlflowRuns
+from search.tracking.uri import absolute_uri, scheme_of, sqlite_path
+from trainables.credentials import shown
+from trainables.storage import LocalStorage, Storage
 from trainables.trial import TrialConfig
 
 if TYPE_CHECKING:
@@ -31,77 +44,133 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CONFIG = "config.json"
-_READERS, _CHUNK = 8, 64  # trials read at a time, and held in memory
-_CATCH_UP_SECONDS = 60.0
+_LONGEST_WAIT = 5.0  # seconds between two tries while MLflow is unreachable
+_REASON_LENGTH = 500  # characters of a refusal that are noted
+_PATIENCE = 300.0  # seconds for which one run may fail while MLflow accepts others
+
+
+@dataclass
+class _Live:
+    """A trial that is running, or was interrupted."""
+
+    begun: float
+    config: TrialConfig
+    rows: dict[int, Row] = field(default_factory=dict)
+    """By step."""
+    end: End | None = None
+
+
+def open_runs(uri: str, config: SweepConfig, identity: str, storage: Storage) -> MlflowRuns:
+    """A sweep's runs in MLflow, which is not contacted yet. `identity` is the sweep's id."""
+    root = None  # beside the sweeps, or beside the database
+    if isinstance(storage, LocalStorage):
+        root = storage.root.parent / "mlartifacts"
+    elif scheme_of(uri) == "sqlite" and (path := sqlite_path(absolute_uri(uri))):
+        root = path.parent / "mlartifacts"
+    experiment = config.experiment
+    return MlflowRuns(uri, experiment, config.name, identity, storage, root)
+
+
+def open_marks(uri: str, config: SweepConfig, identity: str, storage: Storage) -> Marks:
+    """The marks of the trials that MLflow holds."""
+    return Marks(uri, config.experiment, identity, storage)
 
 
 class MlflowReporter:
-    """Passes a sweep on to a tracker."""
+    """Reports a sweep to MLflow; implements the sweep's listener.
+
+    Methods return at once and never raise; they may be called from any thread. With the tracking
+    URI `none` they do nothing.
+    """
 
     def __init__(
-        self, tracker: Tracker, config: SweepConfig, fingerprints: Mapping[str, str]
+        self,
+        uri: str,
+        config: SweepConfig,
+        identity: str,
+        fingerprints: Mapping[str, str],
+        storage: Storage,
+        patience: float = _PATIENCE,
     ) -> None:
-        self._tracker, self._config = tracker, config
-        self._fingerprints = {f"fingerprint.{key}": value for key, value in fingerprints.items()}
-        self._storage: Storage | None = None
-        self._is_open = False
-        self._last_end: float | None = None
-        self._begun: dict[int, float] = {}
-        self._values: dict[str, set[str]] = {}  # of every parameter, as trials have had it
-        self._reader: threading.Thread | None = None
+        """`identity` is the sweep's id, `storage` its folder, of which the caller is the owner."""
+        self.last_error = ""
+        """Why nothing is delivered at present, in one line; empty if all is well."""
+        self.delivered = 0
+        """Runs that this reporter has brought up to date."""
+        self._uri = shown(uri)
+        self._config, self._storage, self._patience = config, storage, patience
+        self._tags = {f"fingerprint.{key}": value for key, value in fingerprints.items()}
+        self._inputs = data_inputs(config, fingerprints)
+        self._live: dict[int, _Live] = {}
+        self._results: dict[int, Result] = {}  # not delivered yet
+        self._sweep: RunContent | None = None
+        self._last_end = -math.inf
+        self._values: dict[str, set[str]] = {}  # of every parameter, in all trials
+        self._changed: dict[int | None, int] = {}  # runs to bring up to date: number of changes
+        self._suspects: dict[int | None, float] = {}  # runs that failed alone, and since when
+        self._refused: set[int | None] = set()
+        self._all_results: dict[int, Result] = {}
+        self._warned: set[str] = set()
+        self._condition = threading.Condition()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        if uri == "none":
+            return
+        self._runs = open_runs(uri, config, identity, storage)
+        self._marks = open_marks(uri, config, identity, storage)
+        self._thread = threading.Thread(target=self._reconcile, name="mlflow", daemon=True)
 
-    def open_sweep(self, results: Mapping[int, Result], storage: Storage) -> None:
-        """Before any trial runs: tell, beside the sweep, what is committed and has not been told.
-
-        `results` is all that is committed, `storage` the sweep's folder.
-        """
-        self._storage = storage
-        self._tracker.settle(time.time())
-        if results:
-            self._open(min(result.begun for result in results.values()))
-            self._last_end = max(result.ended for result in results.values())
+    def open_sweep(self, results: Mapping[int, Result]) -> None:
+        """Called before any trial runs, with all results in the folder."""
         for result in results.values():
             self._compare(TrialConfig.from_dict(result.config))
-        if unreported_trials := self._tracker.unreported_trials(results):
-            todo = [results[number] for number in sorted(unreported_trials)]
-            self._reader = threading.Thread(
-                target=self._tell_from_folder, args=(todo,), name="mirror", daemon=True
-            )
-            self._reader.start()
-
-    def catch_up(self, timeout: float | None = None) -> None:
-        """Wait until what `open_sweep` tells from the folder is told."""
-        if self._reader is not None:
-            self._reader.join(timeout)
+            self._last_end = max(self._last_end, result.ended)
+        if self._thread is None:
+            return
+        self._all_results = dict(results)
+        for number in self._marks.undelivered(results):
+            if number in results:
+                self._results[number] = results[number]
+        if results:
+            self._open(min(result.begun for result in results.values()))
+        self._note(*self._results)
+        self._thread.start()
 
     def started(self, live: RunningTrial) -> None:
-        """Resolved parameters, with the preset they are, if any, and what they were run on."""
+        """A trial was issued, or issued again."""
+        self._compare(live.config)
+        with self._condition:
+            self._results.pop(live.number, None)
+            self._live[live.number] = _Live(live.begun, live.config)
         self._open(live.begun)
-        self._begun[live.number] = live.begun
-        self._start(live.number, live.begun, live.config)
+        self._note(live.number)
 
     def heard(self, message: Message) -> None:
-        """Every epoch's metrics, in one call a report; a forecast stands at epoch 0."""
-        if message.forecast:
-            begun = self._begun[message.number]
-            self._tracker.log(message.number, [Row(0, begun, message.forecast)])
-        if message.report is not None:
-            self._tracker.log(message.number, [_row(row) for row in message.report.rows])
+        """A worker has sent a report; the forecast is stored at step 0."""
+        with self._condition:
+            live = self._live.get(message.number)
+            if live is None:
+                return
+            if message.forecast:
+                live.rows.setdefault(0, Row(0, live.begun, message.forecast))
+            for row in message.report.rows if message.report is not None else ():
+                live.rows.setdefault(int(row["epoch"]), metric_row(row))
+        self._note(message.number)
 
     def ended(self, result: Result, ledger: Ledger) -> None:
-        """State, final figures, artifact and configuration."""
-        self._begun.pop(result.number, None)
-        self._last_end = max(self._last_end or 0.0, result.ended)
-        try:
-            self._end(result)
-        except OSError as error:  # its end is told when the sweep's folder is opened again
-            logger.warning("Trial %d could not be told to MLflow: %s", result.number, error)
+        """A trial's result is in the folder."""
+        with self._condition:
+            self._live.pop(result.number, None)
+            self._results[result.number] = self._all_results[result.number] = result
+            self._last_end = max(self._last_end, result.ended)
+        self._note(result.number)
 
     def interrupted(self, number: int) -> None:
-        """A trial stops here, to be continued."""
-        self._begun.pop(number, None)
-        self._tracker.finish(number, time.time(), "INTERRUPTED", {}, {}, [])
+        """A trial stops here, and will be resumed."""
+        with self._condition:
+            if live := self._live.get(number):
+                live.end = End("INTERRUPTED", time.time())
+        self._note(number)
 
     def close_sweep(
         self,
@@ -110,100 +179,227 @@ class MlflowReporter:
         evaluation: Evaluation | None,
         artifacts: Sequence[str],
     ) -> None:
-        """The end of a run of the driver. `state` is COMPLETE or INTERRUPTED."""
-        self.catch_up(_CATCH_UP_SECONDS)
+        """The driver's work is over. `state` is COMPLETE or INTERRUPTED."""
         now = time.time()
         self._open(now)
-        tags = {} if best is None else {"search.best_trial": str(best.number)}
+        assert self._sweep is not None
+        tags = dict(self._sweep.tags)
+        tags |= {} if best is None else {"search.best_trial": str(best.number)}
         tags[DESCRIPTION] = description(self._config, best, evaluation)
         tags[COLUMNS] = columns(self._values)
-        self._tracker.finish(
-            None,
-            self._last_end or now,
-            state,
-            tags,
-            {} if evaluation is None else evaluation.summary(),
-            artifacts,
+        metrics = {} if evaluation is None else evaluation.summary()
+        end = End(state, self._last_end if self._last_end > 0 else now, metrics, artifacts)
+        self._sweep = RunContent(
+            self._sweep.begun, self._sweep.params, tags, inputs=self._inputs, end=end
         )
+        self._note(None)
 
-    def _open(self, begun: float) -> None:
-        """The sweep's own run begins with the first trial: so that its time can be told again."""
-        if self._is_open:
-            return
-        self._is_open = True
-        identity = self._config.identity()
-        tags = self._fingerprints | {DESCRIPTION: description(self._config)}
-        self._tracker.start(None, begun, identity.pop("task") | identity, tags)
+    def flush(self, timeout: float, patience: float = math.inf) -> int:
+        """Wait up to `timeout` seconds until MLflow is up to date, but at most `patience` seconds
+        while it is unreachable; return how many runs are not."""
+        seen, since = self.delivered, time.monotonic()
+        deadline = since + timeout
+        with self._condition:
+            while self._changed and (now := time.monotonic()) < deadline:
+                if self.delivered > seen or not self.last_error:
+                    seen, since = self.delivered, now
+                elif now - since > patience:
+                    break
+                self._condition.wait(min(0.1, deadline - now))
+            return len(self._changed)
 
-    def _start(self, number: int, begun: float, config: TrialConfig) -> None:
-        self._compare(config)
-        tags = {"preset": config.preset, "method": config.methods}
-        self._tracker.start(number, begun, config.flat(), tags | self._fingerprints)
+    def close(self, timeout: float, patience: float = math.inf) -> int:
+        """Flush, then stop; return how many runs are not up to date."""
+        deadline = time.monotonic() + timeout
+        left = self.flush(timeout, patience)
+        self._stop.set()
+        with self._condition:
+            self._condition.notify_all()
+        # A call that hangs is left behind: the thread is a daemon, and its run has no mark.
+        if self._thread is not None and self._thread.is_alive():
+            self._thread.join(max(0.1, min(1.0, deadline - time.monotonic())))
+        return left
+
+    def set_uploader(self, uploader: ArtifactUploader | None) -> None:
+        """Let artifacts be uploaded by `uploader` from now on; None: from here."""
+        if self._thread is not None:
+            self._runs.uploader = uploader
+
+    def page(self) -> str:
+        """The path of the sweep's view on MLflow's server; empty if it is not known."""
+        return "" if self._thread is None else self._runs.page
+
+    def trials(self) -> int | None:
+        """How many trials have a run in MLflow. To be called when nothing is left to deliver; None
+        if MLflow is unreachable."""
+        try:
+            return self._runs.trials()
+        except Exception as error:
+            self._report_outage(error)
+            return None
 
     def _compare(self, config: TrialConfig) -> None:
         for name, value in config.flat().items():
             self._values.setdefault(name, set()).add(str(value))
 
-    def _end(self, result: Result) -> None:
-        """Raises `StorageError`."""
-        tags = {"search.reason": result.reason} if result.reason else {}
-        if result.warnings:
-            tags["search.warning"] = " ".join(result.warnings)
-        metrics = {"train/seconds": result.train_seconds}
-        if result.value is not None:
-            metrics["objective"] = result.value
-        self._tracker.finish(
-            result.number, result.ended, result.state, tags, metrics, self._artifacts(result)
+    def _open(self, begun: float) -> None:
+        """The sweep's own run begins with the first trial, so its start can be told again."""
+        if self._sweep is not None:
+            return
+        identity = self._config.identity()
+        params = identity.pop("task") | identity
+        tags = self._tags | {DESCRIPTION: description(self._config)}
+        self._sweep = RunContent(begun, params, tags, inputs=self._inputs)
+        self._note(None)
+
+    def _note(self, *numbers: int | None) -> None:
+        """Add runs to the list of changed ones."""
+        if self._thread is None:
+            return
+        with self._condition:
+            for number in numbers:
+                self._changed[number] = self._changed.get(number, 0) + 1
+            self._condition.notify_all()
+
+    def _reconcile(self) -> None:
+        """The thread: bring one changed run after the other up to date."""
+        wait, suspects = 0.0, self._suspects
+        while (found := self._next()) is not None:
+            number, changes = found
+            connected = False
+            try:
+                is_fresh = self._runs.connect()
+                connected = True
+                if is_fresh:
+                    self._repair()
+                changed = self._put(number)
+            except Exception as error:
+                self._runs.forget()
+                is_refusal, now = isinstance(error, RefusedError), time.monotonic()
+                if not connected or is_outage(error):
+                    suspects.clear()
+                elif number not in suspects:
+                    # Once more, with runs looked up again: somebody may have restored an older
+                    # database.
+                    suspects[number] = now
+                    if is_refusal:
+                        continue
+                elif is_refusal or now - suspects[number] > self._patience:
+                    del suspects[number]
+                    self._give_up(number, str(error))
+                    continue
+                self._report_outage(error)
+                self._postpone(number)
+                wait = min(max(0.1, 2 * wait), _LONGEST_WAIT)
+                self._stop.wait(wait)
+                continue
+            if wait:
+                logger.info("MLflow at %s is reachable again", self._uri)
+                self._warned.discard("outage")
+            self.last_error, wait = "", 0.0
+            suspects.pop(number, None)
+            self._done(number, changes, changed)
+
+    def _next(self) -> tuple[int | None, int] | None:
+        """The next changed run and its number of changes; None when the reporter is closed."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._changed or self._stop.is_set())
+            if self._stop.is_set():
+                return None
+            is_sweep_first = None in self._changed and None not in self._suspects
+            number = None if is_sweep_first else next(iter(self._changed))
+            return number, self._changed[number]
+
+    def _repair(self) -> None:
+        """End the runs that a killed driver has left running, and add the trials that MLflow has
+        lost since they got their marks."""
+        with self._condition:
+            known = self._live.keys() | self._results.keys() | self._refused | {None}
+            lost = {
+                number: result
+                for number, result in self._all_results.items()
+                if number not in known and not self._runs.has_ended(number)
+            }
+            self._results |= lost
+        self._note(*lost)
+        for number in self._runs.running() - known - lost.keys():
+            self._runs.interrupt(number, time.time())
+
+    def _put(self, number: int | None) -> bool:
+        assert self._sweep is not None, "the sweep's run begins with the first trial"
+        if number is not None and self._runs.run_of(None) is None:
+            self._runs.put(None, self._sweep)
+        content = self._content(number)
+        return content is not None and self._runs.put(number, content)
+
+    def _content(self, number: int | None) -> RunContent | None:
+        """What a run should hold; raises `StorageError`."""
+        if number is None:
+            return self._sweep
+        with self._condition:
+            if live := self._live.get(number):
+                rows, end = tuple(live.rows.values()), live.end
+                return trial_content(live.config, live.begun, rows, end, self._inputs, self._tags)
+            result = self._results.get(number)
+        if result is None:
+            return None
+        return result_content(self._storage, result, self._inputs, self._tags)
+
+    def _done(self, number: int | None, changes: int, changed: bool) -> None:
+        """A run is up to date, unless it has changed since."""
+        with self._condition:
+            self.delivered += changed
+            if self._changed.get(number) != changes:
+                self._postpone(number)
+                return
+            ended = self._remove(number)
+        self._mark(number, ended, "")
+
+    def _give_up(self, number: int | None, reason: str) -> None:
+        run = "the sweep's run" if number is None else f"trial {number}"
+        self._warn_once("refused", "MLflow refused %s: %s", run, reason)
+        self._refused.add(number)
+        with self._condition:
+            ended = self._remove(number)
+        self._mark(number, ended, reason)
+
+    def _remove(self, number: int | None) -> float | None:
+        """Take a run off the list; return when it ended, if it has."""
+        self._changed.pop(number, None)
+        self._condition.notify_all()
+        if number is None:
+            return self._last_end if self._sweep and self._sweep.end else None
+        result = self._results.pop(number, None)
+        return None if result is None else result.ended
+
+    def _mark(self, number: int | None, ended: float | None, refused: str) -> None:
+        if ended is None or not math.isfinite(ended):
+            return
+        try:
+            self._marks.add(
+                SWEEP_RUN if number is None else number, Mark(ended, refused[:_REASON_LENGTH])
+            )
+        except OSError as error:  # the next reporter compares this run again
+            self._warn_once("mark", "What MLflow holds could not be noted: %s", error)
+
+    def _postpone(self, number: int | None) -> None:
+        """Move a run to the end of the list, so that others are not held up."""
+        with self._condition:
+            if number in self._changed:
+                self._changed[number] = self._changed.pop(number)
+
+    def _report_outage(self, error: Exception) -> None:
+        reason = " ".join(str(error).split())
+        self.last_error = f"MLflow at {self._uri} is unreachable: {reason}"
+        self._warn_once(
+            "outage",
+            "%s. The sweep continues; MLflow is brought up to date later, or by: "
+            "python -m search.sync %s",
+            self.last_error,
+            self._config.name,
         )
 
-    def _artifacts(self, result: Result) -> list[str]:
-        """Its configuration, which is written where it is not there, and what it learned."""
-        assert self._storage is not None, "open_sweep() comes first"
-        folder = self._storage.child(trial_folder(result.number))
-        files = folder.files()
-        if _CONFIG not in files:
-            folder.write(_CONFIG, (json.dumps(result.config, indent=1) + "\n").encode())
-        learned = [
-            name for name in files if name.startswith("artifact") and name.endswith(".safetensors")
-        ]
-        names = [_CONFIG, *(learned if result.state == "COMPLETE" else [])]
-        return [f"{trial_folder(result.number)}/{name}" for name in names]
-
-    def _tell_from_folder(self, results: Sequence[Result]) -> None:
-        assert self._storage is not None
-        try:
-            with ThreadPoolExecutor(_READERS) as pool:
-                for first in range(0, len(results), _CHUNK):
-                    chunk = results[first : first + _CHUNK]
-                    numbers = [result.number for result in chunk]
-                    rows = pool.map(partial(read_rows, self._storage), numbers)
-                    for result, rows_of_trial in zip(chunk, rows, strict=True):
-                        self._tell_again(result, rows_of_trial)
-        except Exception as error:
-            logger.warning(
-                "Finished trials could not be told to MLflow: %s. Afterwards: "
-                "python -m search.sync %s",
-                error,
-                self._config.name,
-            )
-
-    def _tell_again(self, result: Result, rows: Sequence[Mapping[str, float]]) -> None:
-        self._start(result.number, result.begun, TrialConfig.from_dict(result.config))
-        last = rows[-1] if rows else {}
-        forecast = {name: v for name, v in result.metrics.items() if name not in last}
-        if forecast:
-            self._tracker.log(result.number, [Row(0, result.begun, forecast)])
-        if rows:
-            self._tracker.log(result.number, [_row(row) for row in rows])
-        self._end(result)
-
-
-def sweep_artifacts(sweep: Storage) -> list[str]:
-    """Names of the files that belong to the sweep's own run, once it has been evaluated."""
-    names = (f"{folder}/{n}" for folder in ("winner", REPORT) for n in sweep.child(folder).files())
-    return [EVALUATION, *names]
-
-
-def _row(row: Mapping[str, float]) -> Row:
-    metrics = {name: value for name, value in row.items() if name not in ("epoch", "time")}
-    return Row(int(row["epoch"]), row["time"], metrics)
+    def _warn_once(self, topic: str, message: str, *values: object) -> None:
+        if topic not in self._warned:
+            self._warned.add(topic)
+            logger.warning(message, *values)

@@ -41,7 +41,7 @@ def check_tracking_uri(uri: str, timeout: float = 5.0) -> str:
     database servers.
 
     Returns:
-        Nothing to say: "". Otherwise one line about a server that is away and may come back.
+        "" if it can, or one line about a server that is unreachable and may come back.
 
     Raises:
         TrackingError: the URI is of an unknown kind or a file store, there is no such host, what
@@ -243,8 +243,8 @@ _REMEDY = "Correct the address, or track to a file"
 
 def _away(uri: str, reason: str) -> str:
     return (
-        f"The tracking server {without_user(uri)} is away ({reason}): what it should know is kept "
-        "and sent when it answers."
+        f"The tracking server {without_user(uri)} is unreachable ({reason}); MLflow is brought up "
+        "to date when it answers."
     )
 
 

@@ -1,9 +1,10 @@
-"""On a cluster the workers' machines carry artifacts to the tracking server, not the driver's."""
+"""Uploads artifacts to the tracking server from the workers' machines of a cluster."""
 
 from __future__ import annotations
 
 import itertools
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -12,18 +13,33 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from search.tracking.mlflow_runs import upload_artifact
+from search.tracking.mlflow_client import set_environment
+from search.tracking.mlflow_runs import artifact_folder
+from trainables.storage import open_storage
 
 logger = logging.getLogger(__name__)
 
 _SECONDS = 20.0
 
 
-class WorkerUploader:
-    """Sends files from the sweep's storage to the tracking server by way of the workers, in turns.
+def upload_artifact(uri: str, run_id: str, location: str, name: str) -> None:
+    """Upload one file of a storage, from whatever machine this is called on; raises any error.
 
-    A worker needs what a driver needs for it: the server's address and the credentials in the
-    environment. Where it cannot, the driver does it itself.
+    Another machine may reach the server by another address than `uri`: MLFLOW_TRACKING_URI there.
+    """
+    from mlflow import MlflowClient
+
+    set_environment()
+    with open_storage(location).as_local_file(name) as path:
+        server = os.environ.get("MLFLOW_TRACKING_URI", uri)
+        MlflowClient(tracking_uri=server).log_artifact(run_id, str(path), artifact_folder(name))
+
+
+class WorkerUploader:
+    """Uploads files of the sweep's storage to the tracking server from the workers, in turns.
+
+    A worker needs the server's address and the credentials in its environment, as a driver does. If
+    a worker fails, the driver uploads the file itself.
     """
 
     def __init__(self) -> None:
@@ -33,16 +49,16 @@ class WorkerUploader:
         self._open = True
 
     def close(self) -> None:
-        """Wait for what is on its way, and take nothing more: Ray is about to be left."""
+        """Wait for the current upload and accept no more: Ray is about to be shut down."""
         with self._busy:
             self._open = False
 
     def __call__(self, uri: str, run_id: str, location: str, name: str) -> bool:
-        """Whether the file of that name at `location` has arrived. Never raises."""
+        """Upload a file at `location`; return whether it has arrived. Never raises."""
         with self._busy:
-            return self._open and self._carry(uri, run_id, location, name)
+            return self._open and self._upload_from_worker(uri, run_id, location, name)
 
-    def _carry(self, uri: str, run_id: str, location: str, name: str) -> bool:
+    def _upload_from_worker(self, uri: str, run_id: str, location: str, name: str) -> bool:
         nodes = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0)]
         if not nodes:
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 
-from search.tracking.uploader import open_runs
+from search.core.config import SweepConfig
+from search.tracking.mlflow_reporter import open_runs
 from tests.search.conftest import Sweep
 from tests.search.mlflow_server import Server
 from trainables.storage import LocalStorage
@@ -116,7 +118,9 @@ class Finished:
     @property
     def view(self) -> str:
         """Where MLflow shows its trials."""
-        runs = open_runs(self.server.uri, NAME, LocalStorage(self.sweep.folder))
+        record = json.loads((self.sweep.folder / "sweep.json").read_text())
+        config, storage = SweepConfig(name=NAME), LocalStorage(self.sweep.folder)
+        runs = open_runs(self.server.uri, config, record["id"], storage)
         runs.connect()
         return f"{self.server.uri}{runs.page}"
 

@@ -13,7 +13,7 @@ from search import sync
 from search.core.config import SweepConfig
 from search.core.results import Result, commit
 from search.core.sweep_folder import FORMAT
-from search.tracking.uploader import open_runs
+from search.tracking.mlflow_reporter import open_runs
 from tests.browser.conftest import open_window
 from tests.browser.test_pages import ACCURACY, cells, wait_for_order
 from tests.search.mlflow_server import Server
@@ -70,7 +70,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, l
     server = Server(folder)
     server.start()
     try:
-        runs = open_runs(server.uri, "many", LocalStorage(folder / "many"))
+        config = SweepConfig(name="many")
+        runs = open_runs(server.uri, config, "many", LocalStorage(folder / "many"))
         runs.connect()
         yield server.uri, f"{server.uri}{runs.page}", values
     finally:

@@ -367,6 +367,9 @@ def _half_files(folder: Path) -> Iterator[str]:
             yield f"trial {int(path.name)} is finished and still has a checkpoint"
 
 
+_STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+
+
 def _mirror(world: World, results: Results) -> Iterator[str]:
     """MLflow holds each trial once, as the ledger has it."""
     client = MlflowClient(world.tracking.uri)
@@ -379,9 +382,11 @@ def _mirror(world: World, results: Results) -> Iterator[str]:
     if numbers != Counter(["sweep", *map(str, results)]):
         yield f"MLflow's runs are {dict(numbers)}"
     for run in runs:
-        if run.info.status != "FINISHED":
-            yield f"MLflow says that '{run.info.run_name}' is {run.info.status}"
-        if result := results.get(int(run.data.tags.get("search.trial", "-1"))):
+        result = results.get(int(run.data.tags.get("search.trial", "-1")))
+        status = _STATUS[result["state"]] if result else "FINISHED"
+        if run.info.status != status:
+            yield f"In MLflow '{run.info.run_name}' is {run.info.status} instead of {status}"
+        if result:
             yield from _mirrored(client, run, result)
 
 

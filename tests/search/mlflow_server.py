@@ -98,7 +98,8 @@ def content(uri: str, sweep: str, folder: Path) -> dict[str, dict[str, object]]:
     parent = runs[""].info.run_id
     told: dict[str, dict[str, object]] = {}
     for number, run in runs.items():
-        tags = {key: value for key, value in run.data.tags.items() if key != "mlflow.user"}
+        own = ("mlflow.user", "mlflow.source.")  # of the process that has created the run
+        tags = {key: value for key, value in run.data.tags.items() if not key.startswith(own)}
         if number:
             assert tags.pop("mlflow.parentRunId") == parent
         download = folder / f"run-{number or 'sweep'}"

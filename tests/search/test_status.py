@@ -27,8 +27,8 @@ from search.ledger.ledger import Ledger
 from search.options import configure
 from search.terminal.details import load_details
 from search.terminal.sweep_status import ago, duration, read_standing
-from search.tracking.outbox import Outbox, refused, waiting
-from search.tracking.uploader import outbox_path
+from search.tracking.marks import SWEEP_RUN, Mark
+from search.tracking.mlflow_reporter import open_marks
 from tests.servers import s3_server
 from trainables.storage import open_storage
 
@@ -246,23 +246,24 @@ def test_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert not (tmp_path / "none").exists()
 
 
-def test_events_that_wait(plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_that_mlflow_lacks(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with World(plan, str(tmp_path)) as world:
-        world.end(0.8)
+        for value in (0.8, 0.7, 0.6):
+            world.end(value)
         found = read_standing("mine", world.storage)
+        assert found.config is not None
+        assert found.results is not None
         uri = load_details(found).tracking_uri
-        outbox = Outbox(outbox_path(uri, world.sweep))
-        for number in range(3):
-            outbox.append({"kind": "log", "trial": number})
-        first, _ = next(outbox.pending())
-        outbox.mark_delivered(first)
-        outbox.refuse({"kind": "log"}, "no")
-        assert (waiting(outbox.path), refused(outbox.path)) == (outbox.undelivered(), 1) == (2, 1)
-        outbox.close()
+        marks = open_marks(uri, found.config, found.id, world.sweep)
+        marks.add(0, Mark(found.results[0].ended))
+        marks.add(1, Mark(found.results[1].ended, "no"))
+        assert marks.undelivered(found.results) == [SWEEP_RUN, 2]
+        assert load_details(found).waiting == 1  # while it runs, its own run is not over
     text = told(capsys, world)
-    assert "2 events waiting, 1 refused for good" in text
+    assert "2 runs to be sent, 1 refused" in text
     assert f"-m search.sync mine --storage {tmp_path}" in text
-    assert waiting(tmp_path / "no.jsonl") == 0
 
 
 def test_the_words_for_times() -> None:

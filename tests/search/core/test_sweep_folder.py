@@ -12,12 +12,8 @@ import pytest
 
 from search.core.config import SweepConfig
 from search.core.sweep_folder import SWEEP_FILE, SweepFolder, SweepRecord
-from search.tracking.outbox import Outbox, waiting
-from search.tracking.uploader import outbox_path, put_away_outboxes
 from tests.servers import s3_server
 from trainables.storage import LocalStorage, Storage, open_storage
-
-URI = "sqlite:///mlflow.db"
 
 
 def record(sweep: Storage) -> Mapping[str, Any]:
@@ -30,7 +26,7 @@ def write(sweep: Storage, name: str) -> None:
 
 
 def identify(sweep: Storage) -> str:
-    found = SweepFolder(sweep).claim_id(put_away_outboxes)
+    found = SweepFolder(sweep).claim_id()
     assert found == record(sweep)["id"] == SweepFolder(sweep).claim_id()
     return found
 
@@ -39,9 +35,6 @@ def identify(sweep: Storage) -> str:
 def base(tmp_path: Path) -> LocalStorage:
     sweep = LocalStorage(tmp_path / "base")
     write(sweep, "a")
-    outbox = Outbox(outbox_path(URI, sweep))
-    outbox.append({"kind": "settle", "time": 0})
-    outbox.close()
     return sweep
 
 
@@ -51,9 +44,7 @@ def test_a_copy_is_a_sweep_of_its_own(base: LocalStorage, caplog: pytest.LogCapt
     assert identify(twin) not in ("", "a")
     assert SweepFolder(twin).record.config == SweepConfig(seed=3)
     assert f"'{twin.location}' is a copy of '{base.location}'" in caplog.text
-    assert waiting(outbox_path(URI, twin)) == 0
     assert identify(base) == "a"
-    assert waiting(outbox_path(URI, base)) == 1
 
 
 @pytest.mark.parametrize("meanwhile", ["nothing", "another", "damaged"])
@@ -66,7 +57,6 @@ def test_a_folder_that_was_moved_holds_the_same_sweep(base: LocalStorage, meanwh
         base.write(SWEEP_FILE, b"[]")
     assert identify(moved) == "a"
     assert record(moved)["location"] == moved.location
-    assert waiting(outbox_path(URI, moved)) == 1
 
 
 def test_two_ways_to_one_folder_are_no_copy(base: LocalStorage) -> None:

@@ -73,7 +73,7 @@ def test_mlflow_mirrors_the_ledger(finished: tuple[Sweep, str, float]) -> None:
     client = MlflowClient(f"sqlite:///{sweep.storage / 'mlflow.db'}")
     for number, run in enumerate(trials):
         result = results[number]
-        assert run.info.status == "FINISHED"
+        assert run.info.status == {"COMPLETE": "FINISHED", "PRUNED": "KILLED"}[result["state"]]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert run.data.tags["search.state"] == result["state"]
         assert run.data.tags["preset"] == result["config"]["preset"]

@@ -28,7 +28,7 @@ from search.exporting.model import Model, open_model
 from search.exporting.register import register_winner
 from search.exporting.registry import ALIAS, Registry, RegistryError
 from search.tracking.mlflow_page import columns, description
-from search.tracking.uploader import open_runs
+from search.tracking.mlflow_reporter import open_runs
 from tests.search.made import made
 from tests.search.mlflow_server import Server, runs_of
 from trainables.methods.taskres import TaskResConfig
@@ -73,7 +73,7 @@ class World:
 
     @property
     def registry(self) -> Registry:
-        return Registry(MODEL, open_runs(self.server.uri, "s1", self.sweep))
+        return Registry(MODEL, open_runs(self.server.uri, SweepConfig(name="s1"), "s1", self.sweep))
 
     @property
     def card(self) -> dict[str, Any]:
@@ -269,13 +269,14 @@ def test_a_server_that_is_away_hurts_nobody(
     away = "http://127.0.0.1:9"
     assert not register_winner(config, away, Console(soft_wrap=True))
     said = capsys.readouterr().out
-    assert "is away" in said
+    assert "is unreachable" in said
     remedy = f"search.export s1 --register digits --storage {world.storage}"
     assert remedy in said
     assert main([*world.options(), "--tracking-uri", away]) == 1
     assert "The model was not registered: " in capsys.readouterr().err
+    runs = open_runs(away, SweepConfig(name="s1"), "s1", world.sweep)
     with pytest.raises(RegistryError):
-        Registry("x", open_runs(away, "s1", world.sweep)).find("s1", "s1", 0, "f")
+        Registry("x", runs).find("s1", "s1", 0, "f")
 
 
 def test_a_password_is_not_told(world: World, capsys: pytest.CaptureFixture[str]) -> None:
