@@ -28,7 +28,7 @@ class Row:
     time: float
     """Unix time in seconds."""
     metrics: Mapping[str, float]
-    """By name. NaN is stored as NaN; an infinity goes to the tag `search.infinite_metrics`."""
+    """Metrics by name. NaN is stored as NaN; an infinity goes to the tag `search.infinite_metrics`."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class DataInput:
     """A data set that a run was trained on."""
 
     name: str
+    """Short name of the data set."""
     digest: str
     """Fingerprint of the images that few-shot sets are drawn from."""
     source: str
@@ -65,12 +66,15 @@ class RunContent:
     begun: float
     """Unix time in seconds."""
     params: Mapping[str, object]
-    """By name. MLflow does not change a param that exists."""
+    """Parameters by name. MLflow does not change one that exists."""
     tags: Mapping[str, str]
+    """Tags by name."""
     rows: Sequence[Row] = ()
+    """Metrics of every step so far."""
     inputs: Sequence[DataInput] = ()
+    """Data sets that the run is trained on."""
     end: End | None = None
-    """None while the run is going on."""
+    """How the run ended, or None while it is running."""
 
 
 def trial_content(

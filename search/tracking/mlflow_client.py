@@ -89,7 +89,7 @@ def _no_stray_folders(path: Path) -> Iterator[None]:
 
 
 def close_connections(uri: str) -> None:
-    """Close the database's open file, which somebody may have replaced: SQLite then refuses every
+    """Close the database's open file, which may have been replaced: SQLite then refuses every
     write, and MLflow keeps its connections for as long as the process lives."""
     if scheme_of(uri) != "sqlite":
         return
@@ -105,12 +105,12 @@ class RefusedError(Exception):
 
 
 def is_permanent(error: Exception) -> bool:
-    """Whether repeating the call cannot help. In doubt it can: nothing is lost by waiting."""
+    """Whether repeating the call cannot help. If unsure, it can: nothing is lost by waiting."""
     code = getattr(error, "error_code", None)
     if code is not None:  # MlflowException, whose class is not worth importing MLflow for
         return code in {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"}
     response = getattr(error, "response", None)
-    if response is not None:  # requests.HTTPError; credentials, rate limits and time-outs can mend
+    if response is not None:  # requests.HTTPError; other credentials or a later time may help
         return 400 <= response.status_code < 500 and response.status_code not in {
             401,
             403,

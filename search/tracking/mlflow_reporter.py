@@ -56,7 +56,7 @@ class _Live:
     begun: float
     config: TrialConfig
     rows: dict[int, Row] = field(default_factory=dict)
-    """By step."""
+    """Rows by step."""
     end: End | None = None
 
 
@@ -243,7 +243,7 @@ class MlflowReporter:
             self._values.setdefault(name, set()).add(str(value))
 
     def _open(self, begun: float) -> None:
-        """The sweep's own run begins with the first trial, so its start can be told again."""
+        """The sweep's own run begins with the first trial, so a rebuilt run has the same start."""
         if self._sweep is not None:
             return
         identity = self._config.identity()
@@ -279,8 +279,7 @@ class MlflowReporter:
                 if not connected or is_outage(error):
                     suspects.clear()
                 elif number not in suspects:
-                    # Once more, with runs looked up again: somebody may have restored an older
-                    # database.
+                    # Once more, with runs looked up again: an older database may have been restored.
                     suspects[number] = now
                     if is_refusal:
                         continue

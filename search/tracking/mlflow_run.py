@@ -27,6 +27,7 @@ class MlflowRun:
     """A run, with what this process knows to be in it."""
 
     client: MlflowClient
+    """MLflow's client."""
     id: str
     """MLflow's id."""
     status: str
@@ -34,7 +35,9 @@ class MlflowRun:
     is_new: bool = False
     """Whether this process has just created it."""
     tags: dict[str, str] = field(default_factory=dict)
+    """Tags by name."""
     params: dict[str, str] = field(default_factory=dict)
+    """Parameters by name."""
     _inputs: set[tuple[str, str]] = field(default_factory=set)
     _last: dict[str, tuple[int, float]] = field(default_factory=dict)
     """Last step and its value, by metric."""

@@ -83,7 +83,9 @@ class MlflowRuns:
         self._experiment_id = ""
         self._is_database = is_database(uri)
         self._client: MlflowClient | None = None
-        self._runs: dict[int | None, str] | None = None  # None: not looked up; key None: the parent
+        self._runs: dict[int | None, str] | None = (
+            None  # None before the look-up; key None: the sweep's run
+        )
         self._open_runs: set[int | None] = set()
         self._known: dict[str, MlflowRun] = {}
         self.uploader: ArtifactUploader | None = None
@@ -102,7 +104,7 @@ class MlflowRuns:
 
     def forget(self) -> None:
         """Look everything up again before the next call: a call that failed may have succeeded, and
-        somebody may have replaced the database."""
+        the database may have been replaced."""
         self._runs = None
         self._known.clear()
         if self._client is not None:

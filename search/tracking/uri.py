@@ -45,7 +45,7 @@ def check_tracking_uri(uri: str, timeout: float = 5.0) -> str:
 
     Raises:
         TrackingError: the URI is of an unknown kind or a file store, there is no such host, what
-            answers is not MLflow or does not let us in, or the database file cannot be written.
+            answers is not MLflow or rejects our credentials, or the database file cannot be written.
     """
     try:
         parts = urllib.parse.urlsplit(uri)
@@ -91,13 +91,13 @@ def page_of(uri: str, page: str) -> str:
 
 
 def without_user(uri: str) -> str:
-    """The same URI without a user's name and password."""
+    """Remove the user's name and password from a URI."""
     parts = urllib.parse.urlsplit(uri)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if parts.netloc else uri
 
 
 def server_answers(uri: str, timeout: float) -> None:
-    """Ask a server for its health, cheaply; raises `OSError` where it does not answer well."""
+    """Request a server's health; raises `OSError` unless it answers well."""
     try:
         _get(uri, "/health", timeout)
     except urllib.error.HTTPError as error:
@@ -213,8 +213,8 @@ def _check_server(uri: str, timeout: float) -> str:
                 return _away(uri, f"it answers {error.code} {error.reason}")
             if error.code in {401, 403}:
                 raise TrackingError(
-                    f"The tracking server must let us in, but {shown(uri)!r} answers {error.code} "
-                    f"{error.reason}. Set the credentials MLFLOW_TRACKING_USERNAME and "
+                    f"The tracking server must accept our credentials, got {error.code} "
+                    f"{error.reason} from {shown(uri)!r}. Set the credentials MLFLOW_TRACKING_USERNAME and "
                     "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN; or start the server with "
                     "--allowed-hosts that name this address."
                 ) from error

@@ -84,7 +84,7 @@ class Driver:
             {
                 "epoch": float(epoch),
                 "time": time + epoch,
-                "val/accuracy": round(live.number / 10 + epoch / 100, 2),
+                "val/accuracy": round((live.number + epoch) / 100, 2),
                 "val/loss": float("nan") if epoch == 1 else 1 / epoch,
             }
             for epoch in range(first, last + 1)
@@ -213,7 +213,7 @@ def test_what_a_killed_driver_left_running_is_interrupted(world: World) -> None:
     first = world.driver("a")
     done, other = first.start(), first.start()
     first.train(done, 1, 3)
-    first.end(done, "COMPLETE", told=False)  # committed, and killed before it was told
+    first.end(done, "COMPLETE", told=False)  # the driver is killed right after the commit
     first.train(other, 1, 2)
     assert first.reporter.flush(TIMEOUT) == 0
     first.die()
@@ -467,7 +467,7 @@ def test_methods_are_fast_and_never_raise(world: World, caplog: pytest.LogCaptur
     assert "MLflow at sqlite:////proc/no/such.db is unreachable" in caplog.text
     assert "python -m search.sync s1" in caplog.text
     assert driver.reporter.trials() is None
-    driver.reporter.heard(Message(99, "running", None))  # a trial that nobody has started
+    driver.reporter.heard(Message(99, "running", None))  # never started
     driver.reporter.interrupted(99)
 
 
@@ -614,7 +614,7 @@ def test_a_server_with_a_log_in(
         driver = Driver(world.sweep, server.uri, patience=0.0)
         live = driver.start()
         wait_until(lambda: "401" in caplog.text or "UNAUTHENTICATED" in caplog.text.upper())
-        assert driver.reporter.flush(0.0) == 2  # kept: somebody may let us in
+        assert driver.reporter.flush(0.0) == 2  # kept: the credentials may follow
 
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", secret)
