@@ -28,7 +28,7 @@ class Row:
     time: float
     """Unix time in seconds."""
     metrics: Mapping[str, float]
-    """Metrics by name. NaN is stored as NaN; an infinity goes to the tag `search.infinite_metrics`."""
+    """Metrics by name. NaN is kept; an infinity goes to the tag `search.infinite_metrics`."""
 
 
 @dataclass(frozen=True)

@@ -279,7 +279,7 @@ class MlflowReporter:
                 if not connected or is_outage(error):
                     suspects.clear()
                 elif number not in suspects:
-                    # Once more, with runs looked up again: an older database may have been restored.
+                    # Once more, with runs looked up again: the database may be an older one.
                     suspects[number] = now
                     if is_refusal:
                         continue

@@ -44,8 +44,8 @@ def check_tracking_uri(uri: str, timeout: float = 5.0) -> str:
         "" if it can, or one line about a server that is unreachable and may come back.
 
     Raises:
-        TrackingError: the URI is of an unknown kind or a file store, there is no such host, what
-            answers is not MLflow or rejects our credentials, or the database file cannot be written.
+        TrackingError: the URI is of an unknown kind or a file store, there is no such host, the
+            server is not MLflow's or rejects our credentials, or the database is not writable.
     """
     try:
         parts = urllib.parse.urlsplit(uri)
@@ -214,9 +214,10 @@ def _check_server(uri: str, timeout: float) -> str:
             if error.code in {401, 403}:
                 raise TrackingError(
                     f"The tracking server must accept our credentials, got {error.code} "
-                    f"{error.reason} from {shown(uri)!r}. Set the credentials MLFLOW_TRACKING_USERNAME and "
-                    "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN; or start the server with "
-                    "--allowed-hosts that name this address."
+                    f"{error.reason} from {shown(uri)!r}. Set the credentials "
+                    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+                    "MLFLOW_TRACKING_TOKEN; or start the server with --allowed-hosts that name "
+                    "this address."
                 ) from error
             raise TrackingError(
                 f"A tracking server answers GET {question}, but {shown(uri)!r} answers "
