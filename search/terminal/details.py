@@ -1,4 +1,4 @@
-"""Details of one sweep: unfinished trials, events waiting for MLflow, its report."""
+"""Details of one sweep: unfinished trials, runs that MLflow lacks, its report."""
 
 from __future__ import annotations
 
