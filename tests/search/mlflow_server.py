@@ -10,10 +10,12 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
 TIMEOUT = 60.0
 
@@ -75,7 +77,10 @@ class Server:
 def runs_of(uri: str, sweep: str = "s1") -> dict[str, Run]:
     """By trial number, "" for the sweep's own run; a run that exists twice fails the test."""
     client = MlflowClient(tracking_uri=uri)
-    experiment = client.get_experiment_by_name("few-shot-search")
+    for _ in range(3):  # the server may close a connection at the moment when it is used again
+        with suppress(MlflowException):
+            experiment = client.get_experiment_by_name("few-shot-search")
+            break
     assert experiment is not None
     found = client.search_runs(
         [experiment.experiment_id], f"tags.`search.sweep` = '{sweep}'", max_results=1000
