@@ -25,7 +25,7 @@ from packaging.specifiers import SpecifierSet
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 Keys = Mapping[str, Any]
-"""By key, the keys that are known within it, or None where somebody else knows them; "*" is any."""
+"""By key, the keys that are known within it, or None if Ray checks them itself; "*" is any."""
 
 
 def _keys(*names: str, **inner: Keys) -> Keys:
@@ -79,7 +79,7 @@ KEYS = {
     ),
 }
 """All that the files use. Ray drops some of the others without a word, as `min_workers` of a cloud,
-and lets the cloud refuse the rest, when somebody pays for the head already."""
+and lets the cloud refuse the rest, when the head already costs money."""
 TOLD = {
     "aws": ("budget alarm in AWS", "ray down", "ray get-auth-token --generate"),
     "gcp": ("budget alert\n# in Google Cloud", "ray down", "ray get-auth-token --generate"),
@@ -363,7 +363,7 @@ def _environment(config: dict[str, Any]) -> Iterator[str]:
 
 
 def environment(config: dict[str, Any], head_ip: str, token: str = "token") -> dict[str, str]:
-    """What the set-up commands put into the environment of whoever logs in."""
+    """What the set-up commands put into the environment of a login."""
     commands = [c for c in config["setup_commands"] if "cluster.env" in c]
     with tempfile.TemporaryDirectory() as home:
         for folder in (".ray", "venv/bin"):

@@ -1,4 +1,4 @@
-"""`cluster.yaml` on a simulated AWS: the commands that it tells a user to run once, then Ray's own
+"""`cluster.yaml` on a simulated AWS: the commands that a user runs once, then Ray's own
 code that starts the head and a worker."""
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def one_time_commands(folder: Path) -> list[list[str]]:
-    """The arguments of every call of `aws` that the file tells a user to make."""
+    """The arguments of every call of `aws` in the file's one-time commands."""
     (command,) = re.findall(r"^#   (sed .* \| bash -e)$", TEXT, re.MULTILINE)
     (folder / "aws").write_text(RECORDER, encoding="utf-8")
     (folder / "aws").chmod(0o755)

@@ -1,4 +1,4 @@
-"""The launcher file for machines of one's own, used on hosts: `ray up`, a sweep, whatever can
+"""The launcher file for on-premise machines, used on hosts: `ray up`, a sweep, whatever can
 happen to it, `ray down`.
 
 A user's laptop, which plays the object store too, a head and two workers. They share no disk.
@@ -90,7 +90,7 @@ class Cluster:
 
     @contextmanager
     def sweep(self, trials: int) -> Iterator[subprocess.Popen[bytes]]:
-        """Begin the sweep, or go on with it; at the end, nobody waits for it any longer."""
+        """Start or resume the sweep; at the end, stop waiting for it."""
         command = f"{' '.join(SWEEP.split())} {trials} >> sweep.log 2>&1"
         arguments = f"cd {shlex.quote(str(ROOT))} && ray exec {FILE} {shlex.quote(command)}"
         process = subprocess.Popen(
@@ -175,7 +175,7 @@ def in_mid_sweep(cluster: Cluster) -> None:
 
 
 def check_books(cluster: Cluster, trials: int) -> None:
-    """Nothing lost, nothing twice, and MLflow tells the same."""
+    """No trial is lost or repeated, and MLflow has the same trials."""
     results = cluster.results()
     assert sorted(results) == list(range(trials))
     assert sorted(cluster.ended()) == list(range(trials))
@@ -205,7 +205,7 @@ def test_a_worker_dies(cluster: Cluster) -> None:
         cluster.hosts.run("w1", "pkill -9 -x raylet")
         assert sweep.wait(timeout=150) == 0, cluster.log()
     check_books(cluster, trials)
-    # Workers upload what trials have learned; the driver does it where one has just died, and at
+    # Workers upload what trials have learned; the driver does it if one has just died, and at
     # the end for the winner.
     assert cluster.senders() & {cluster.hosts.address[worker] for worker in WORKERS}
     cluster.ray(f"down -y {FILE}")

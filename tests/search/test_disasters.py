@@ -184,8 +184,8 @@ def database(tmp_path: Path) -> Iterator[Postgresql]:
 
 
 def test_a_study_in_postgresql(database: Postgresql, tmp_path: Path, calm: Sweep) -> None:
-    """The database is away at the start, comes back, and dies again: no trial notices, and at the
-    end it holds the study. A copy of the folder gets a study of its own."""
+    """The database is unreachable at the start, comes back, and dies again: no trial is affected,
+    and finally it holds the study. A copy of the folder gets a separate study."""
     sweep = Sweep(tmp_path, "test")
     options = (*SMALL, *ONE_BY_ONE, *QUIET, "--trials", "5")
     mirror = ("--study-storage", database.uri)
@@ -304,3 +304,27 @@ def test_a_folder_that_is_moved_stops_the_sweep(sweep: Sweep, seconds: str) -> N
     done = there.run(*SMALL, *ONE_BY_ONE, *QUIET, "--trials", str(len(kept) + 1))
     assert done.returncode == 0, done.stderr
     assert {n: values(there)[n] for n in kept} == kept
+
+
+def test_a_shortage_of_memory_fails_no_trial(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray kills every worker, because the limit is far below what the machine uses without them;
+    when there is memory again, the same trials run."""
+    options = (*SMALL, *QUIET, "--trials", "3")
+    path = sweep.storage / f"{sweep.name}.log"
+    with monkeypatch.context() as patch:
+        patch.setenv("RAY_memory_usage_threshold", "0.001")
+        process = sweep.start(*options)
+    sweep.wait_until(lambda: "Memory is short" in path.read_text())
+    time.sleep(25)  # each trial would have died three times
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(timeout=120) == 130
+    log = path.read_text()
+    assert log.count("Memory is short") == 1
+    assert len(log.splitlines()) < 10, log
+    assert not sweep.results()
+    done = sweep.run(*options)
+    assert done.returncode == 0, done.stderr
+    results = sweep.results().values()
+    assert {result["state"] for result in results} <= {"COMPLETE", "PRUNED"}
+    assert {result["failures"] for result in results} == {0}

@@ -1,7 +1,7 @@
 """Hosts on one machine, for tests that need a network between processes.
 
 A host is a set of Linux namespaces: it has its own file system (the machine's, copied on write),
-processes, name, network card and ssh server. All hosts of a test lie in one more set of namespaces,
+processes, name, network card and ssh server. All hosts of a test are in one more set of namespaces,
 which ends when its first process ends, and that one reads from a pipe that the test holds: however
 a test ends, the kernel takes everything away.
 """

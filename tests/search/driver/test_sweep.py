@@ -145,7 +145,7 @@ def comparable(results: dict[int, dict[str, Any]]) -> dict[int, Any]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
-    """The results of a mask sweep that nobody has touched."""
+    """The results of a mask sweep that ran without interruption."""
     sweep = Sweep(tmp_path_factory.mktemp("undisturbed"), "calm")
     done = sweep.run(*MASKS, *ONE_BY_ONE, *QUIET)
     assert done.returncode == 0, done.stdout + done.stderr
