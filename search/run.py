@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         request = read_request(arguments)
         plans = _check(request)
         if request.dry_run:
-            from search.terminal.dry_run import dry_run
+            from search.driver.dry_run import dry_run
 
             for plan in plans:
                 dry_run(plan, console)
@@ -89,8 +89,8 @@ def _run(plans: Sequence[Plan], console: Console, retry_failed: bool) -> list[Ou
     for plan in plans:
         outcome = _load_the_rest().run_sweep(plan, console, retry_failed)
         outcomes.append(outcome)
+        from search.driver.summary import print_summary, print_tasks
         from search.exporting.register import register_winner
-        from search.terminal.summary import print_summary, print_tasks
 
         print_summary(outcome, console)
         if plan.config.register is not None and outcome.evaluation is not None:

@@ -24,11 +24,12 @@ def unprintable(text: str) -> str:
     return next((f"U+{ord(c):04X}" for c in text if not _is_printable(c)), "")
 
 
-def printable(text: str) -> str:
-    """Return the text on one line, with an escape sequence in place of each such character."""
+def printable(text: str, keep: str = "") -> str:
+    """Return the text with an escape sequence in place of each such character, except those in
+    `keep`: on one line, unless `keep` has a line break."""
     if text.isprintable():
         return text
-    return "".join(c if _is_printable(c) else ascii(c)[1:-1] for c in text)
+    return "".join(c if c in keep or _is_printable(c) else ascii(c)[1:-1] for c in text)
 
 
 def _is_printable(character: str) -> bool:

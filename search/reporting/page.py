@@ -10,9 +10,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from search.core.task import described
-from search.core.text import printable
 from search.reporting.section import Section
 from search.reporting.source import Source
+from trainables.text import printable
 
 
 def render(source: Source, others: Sequence[Source], sections: Sequence[Section]) -> str:

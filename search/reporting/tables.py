@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from search.core.text import printable
+from trainables.text import printable
 
 _LATEX = str.maketrans(
     {

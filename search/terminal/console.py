@@ -13,10 +13,10 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from search.core.text import printable
 from search.terminal.parser import DEFAULT_STORAGE
 from search.tracking.uri import ui_command
 from trainables.credentials import without_password
+from trainables.text import printable
 
 _UNLIMITED = 100_000  # columns of a table that goes to no terminal: no cell is folded
 
@@ -29,7 +29,7 @@ class PlainConsole(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Escape control characters in strings and cells of tables."""
-        return super().render_str(printable(text), **options)
+        return super().render_str(printable(text, keep="\n\t"), **options)
 
 
 def open_console(stderr: bool = False) -> Console:

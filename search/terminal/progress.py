@@ -16,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from search.core.results import Result
-from search.core.text import printable
 from search.ledger.ledger import Ledger, RunningTrial
 from search.terminal.sweep_status import duration
+from trainables.text import printable
 from trainables.trainable import Message
 from trainables.trial import shown_parameters
 

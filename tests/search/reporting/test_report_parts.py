@@ -21,7 +21,6 @@ from PIL import Image
 
 from search.core.config import SweepConfig
 from search.core.results import Result, State
-from search.core.text import printable
 from search.evaluation.record import Evaluation, Label, Score
 from search.evaluation.statistics import harmonic
 from search.options import configure
@@ -40,6 +39,7 @@ from search.reporting.source import Source
 from search.reporting.tables import Table, mean_of, percent
 from trainables.data.benchmarks.layouts import IMAGENET_SHIFTS
 from trainables.storage import LocalStorage
+from trainables.text import printable
 from trainables.trial import Episode, TaskSpec
 
 

@@ -195,8 +195,8 @@ def test_a_dry_run_tells_the_first_trials_as_they_came(
 
     from search.driver import preflight as preflight_module
     from search.driver.backbone_probe import BackboneProbe
+    from search.driver.dry_run import first_trials
     from search.options import configure
-    from search.terminal.dry_run import first_trials
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(

@@ -24,9 +24,7 @@ from rich.table import Table
 
 from search.core.samplers import STARTUP_TRIALS
 from search.core.task import described, fresh_draws
-from search.driver.preflight import Plan
-from search.ledger.ledger import Ledger, RunningTrial
-from search.terminal.cost_estimate import (
+from search.driver.cost_estimate import (
     Cost,
     RehearsalError,
     Size,
@@ -34,6 +32,8 @@ from search.terminal.cost_estimate import (
     peak_memory,
     rehearse,
 )
+from search.driver.preflight import Plan
+from search.ledger.ledger import Ledger, RunningTrial
 from search.terminal.progress import short
 from search.terminal.sweep_status import duration
 from spaces.base import Space

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from search.core.samplers import SAMPLERS
+from search.driver import dry_run as dry_run_module
 from search.driver import preflight as preflight_module
 from search.driver.backbone_probe import BackboneProbe
+from search.driver.cost_estimate import Cost, StageCost, peak_memory, rehearse
+from search.driver.dry_run import estimate, first_trials, search_ranges
 from search.driver.preflight import Plan, preflight
 from search.ledger.ledger import Ledger
 from search.options import configure
 from search.run import main
-from search.terminal import dry_run as dry_run_module
-from search.terminal.cost_estimate import Cost, StageCost, peak_memory, rehearse
-from search.terminal.dry_run import estimate, first_trials, search_ranges
 from trainables.storage import LocalStorage
 
 

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from search.core.config import SweepConfig
+from search.driver.summary import print_summary
 from search.driver.sweep import Outcome
 from search.reporting.build import REPORT
-from search.terminal.summary import print_summary
 from tests.servers import s3_server
 from trainables.storage import Storage, open_storage
 
