@@ -86,12 +86,12 @@ def _print_evaluation(outcome: Outcome, console: Console) -> None:
     for heading in ("", "mean", "deviation", *overs):
         table.add_column(heading, justify="right" if heading else "left")
     for label in found.labels:
-        figure = summary(found.figure(label))
+        mean, deviation = summary(found.figure(label)).mean, found.deviation(label)
         gains = (found.gain(label, baseline) for baseline in baselines)
         table.add_row(
             LABELS[label],
-            f"{100 * figure.mean:.1f} %",
-            "-" if figure.deviation is None else f"{100 * figure.deviation:.1f}",
+            f"{100 * mean:.1f} %",
+            "-" if deviation is None else f"{100 * deviation:.1f}",
             *("" if gain is None else _over(gain) for gain in gains),
             style="bold" if label == "winner" else "",
         )

@@ -215,6 +215,13 @@ class Evaluation:
             return tuple(harmonic(base, new) for base, new in pairs)
         return self.average(label, FIGURE_PART[self.protocol])
 
+    def deviation(self, label: Label) -> float | None:
+        """Sample standard deviation of the figure over draws; None for a single draw, and for the
+        zero-shot model, which does not depend on draws."""
+        figure = self.figure(label)
+        several = len(figure) > 1 and label != "zero-shot"
+        return statistics.stdev(figure) if several else None
+
     def average(self, label: Label, part: Part) -> tuple[float, ...]:
         """The mean over data sets and shots of one part, for each draw."""
         rows = [score.values for score in self.of(label, part)]
@@ -263,7 +270,7 @@ class Evaluation:
             fixed = {
                 (s.dataset, s.shots): len(s.distinct_values)
                 for s in self.scores
-                if len(s.distinct_values) < len(self.seeds)
+                if s.label != "zero-shot" and len(s.distinct_values) < len(self.seeds)
             }
             found += [
                 f"{dataset} with {shots} shots has {count} distinct "
@@ -295,8 +302,8 @@ class Evaluation:
             name = label.replace("-", "_")
             figure = self.figure(label)
             metrics[f"test/accuracy_{name}"] = statistics.fmean(figure)
-            if len(figure) > 1:
-                metrics[f"test/deviation_{name}"] = statistics.stdev(figure)
+            if (deviation := self.deviation(label)) is not None:
+                metrics[f"test/deviation_{name}"] = deviation
             if self.protocol == "base-to-new":
                 metrics[f"test/harmonic_of_means_{name}"] = self.harmonic_of_means(label)
                 metrics[f"test/mean_of_harmonics_{name}"] = self.mean_of_harmonics(label)

@@ -35,7 +35,10 @@ def scores_of(
                 if own == label:
                     models.sort(key=lambda answers: seeds.index(answers.seed))
                     values = tuple(table.accuracy(answers) for answers in models)
-                    images, distinct = len(table.truth), _distinct(dataset, shots, seeds, first)
+                    images, distinct = (
+                        len(table.truth),
+                        _distinct(label, dataset, shots, seeds, first),
+                    )
                     found.append(
                         Score(
                             *(label, values, dataset, shots, table.target, table.part, images),
@@ -46,9 +49,12 @@ def scores_of(
 
 
 def _distinct(
-    dataset: str, shots: int, seeds: Sequence[int], first: dict[Episode, Episode]
+    label: Label, dataset: str, shots: int, seeds: Sequence[int], first: dict[Episode, Episode]
 ) -> tuple[int, ...]:
-    """Places of the seeds that are the first with their training images."""
+    """Places of the seeds that are the first with their training images; the zero-shot model has
+    none."""
+    if label == "zero-shot":
+        return (0,)
     fresh = {
         episode.seed
         for episode, original in first.items()

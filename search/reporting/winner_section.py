@@ -64,13 +64,13 @@ def test_table(found: Evaluation) -> Table:
     baselines = found.labels[:-1]
     rows = []
     for label in found.labels:
-        figure = summary(found.figure(label))
+        mean = summary(found.figure(label)).mean
         gains = (found.gain(label, baseline) for baseline in baselines)
         rows.append(
             (
                 LABELS[label],
-                percent(figure.mean),
-                percent(figure.deviation),
+                percent(mean),
+                percent(found.deviation(label)),
                 *("" if gain is None else _difference(gain) for gain in gains),
             )
         )

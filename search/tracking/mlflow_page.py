@@ -118,10 +118,9 @@ _IDENTITY = frozenset({"preset", "seed", "method", "fixed"})  # not columns: tag
 
 
 def _figure(found: Evaluation, label: Label) -> str:
-    figure = summary(found.figure(label))
-    text = _percent(figure.mean)
-    if figure.deviation is not None:
-        text += f", deviation {100 * figure.deviation:.1f} over {found.draws}"
+    text = _percent(summary(found.figure(label)).mean)
+    if (deviation := found.deviation(label)) is not None:
+        text += f", deviation {100 * deviation:.1f} over {found.draws}"
     gain = found.gain(label, "zero-shot")
     if gain is not None:
         interval = gain.over_draws or gain.over_images

@@ -23,9 +23,9 @@ def bundle(tmp_path: Path) -> str:
     ("options", "expected"),
     [
         (("--space", "rmt"), ["--space rmt trains on images", "--space taskres"]),
-        (("--backbone", "tiny"), ["--backbone 'tiny' does not go with it"]),
-        (("--protocol", "base-to-new"), ["A bundle is a task of its own"]),
-        (("--shots", "50"), ["shots is 50", "Use at most --shots"]),
+        (("--backbone", "tiny"), ["--backbone must be omitted, got 'tiny'"]),
+        (("--protocol", "base-to-new"), ["A bundle must be the only data set"]),
+        (("--shots", "50"), ["shots is 50", "Use --shots 4"]),
     ],
 )
 def test_what_a_bundle_cannot_do(

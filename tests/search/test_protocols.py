@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,16 @@ def reads(sweep: Sweep) -> list[dict[str, Any]]:
 
 
 def test_a_set_of_data_sets_and_shots(sweep: Sweep) -> None:
-    """One configuration for all cells; its objective is their mean; each split is read once."""
+    """One configuration for all episodes; its objective is their mean; one evaluation reads each
+    split, once per episode."""
     said = run(sweep, "--dataset", "digits,digits-rotated", "--shots", "1,4", "--seeds", "1")
     assert "digits, digits-rotated, 1, 4 shots" in said
     assert {key[1:] for key in scores(sweep)} == {
         (name, shots, name, "test") for name in ("digits", "digits-rotated") for shots in (1, 4)
     }
-    assert sorted(read["dataset"] for read in reads(sweep)) == ["digits", "digits-rotated"]
+    assert Counter(read["dataset"] for read in reads(sweep)) == {"digits": 4, "digits-rotated": 4}
+    assert len({read["evaluation"] for read in reads(sweep)}) == 1
+    assert "have read the test split" not in said
     artifacts = sorted(p.name for p in (sweep.folder / "trials/000000").glob("artifact*"))
     assert artifacts[0] == "artifact-digits-1shot-seed1.safetensors"
     assert len(artifacts) == 4
@@ -56,13 +60,13 @@ def test_a_set_of_data_sets_and_shots(sweep: Sweep) -> None:
 
 
 def test_base_to_new(sweep: Sweep) -> None:
-    """Both halves from one read; what is learned of base classes does not touch the new ones."""
+    """Both halves from one read per draw; training on base classes does not change the new ones."""
     said = run(sweep, "--protocol", "base-to-new", "--shots", "4", "--seeds", "1")
     assert "harmonic mean of the averages" in said
     assert "average of the harmonic means" in said
     found = scores(sweep)
     assert {key[4] for key in found} == {"base", "new"}
-    assert len(reads(sweep)) == 1
+    assert len(reads(sweep)) == 2
     new = {label: found[(label, "digits", 4, "digits", "new")] for label in ("zero-shot", "winner")}
     assert new["winner"] == new["zero-shot"]
     base = {label: found[(label, "digits", 4, "digits", "base")] for label in ("paper", "winner")}
@@ -76,7 +80,7 @@ def test_domain_generalization(sweep: Sweep) -> None:
     found = scores(sweep)
     assert {key[3:] for key in found} == {("digits", "test"), ("digits-rotated", "shift")}
     assert {key[1] for key in found} == {"digits"}
-    assert len(reads(sweep)) == 2
+    assert Counter(read["dataset"] for read in reads(sweep)) == {"digits": 2, "digits-rotated": 2}
 
 
 @pytest.mark.slow

@@ -52,7 +52,8 @@ def test_every_trial_trains_both_stages(undisturbed: Sweep) -> None:
             path = undisturbed.folder / f"trials/{number:06d}/artifact.safetensors"
             assert metadata(path)["format"] == "pipeline"
     evaluation = undisturbed.evaluation()
-    assert [score["label"] for score in evaluation["scores"]] == ["zero-shot", "paper", "winner"]
+    labels = [score["label"] for score in evaluation["scores"]]
+    assert labels == ["zero-shot", "start", "paper", "winner"]
     assert metadata(undisturbed.folder / "winner/artifact-seed2.safetensors")["format"] == (
         "pipeline"
     )
@@ -158,6 +159,10 @@ def test_a_sweep_that_starts_from_another_ones_winner(masks: Sweep) -> None:
         own = load_file(sweep.folder / f"trials/{last:06d}/artifact-seed{seed}.safetensors")
         first = {n.removeprefix("0/"): t for n, t in own.items() if n.startswith("0/")}
         assert _same(first, load_file(path))
+    # What the sweep began with stands beside them: it is the other sweep's winner, on its own draw.
+    values = {s["label"]: s["values"] for s in sweep.evaluation()["scores"]}
+    assert list(values) == ["zero-shot", "start", "paper", "winner"]
+    assert "the starting model" in done.stdout
     again = sweep.run("--space", "taskres", *options, *QUIET)
     assert again.returncode == 0, again.stderr
     without = sweep.run("--space", "taskres", "--shots", "2", "--seeds", "1,2", *QUIET)
