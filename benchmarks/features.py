@@ -33,6 +33,8 @@ from torch import Tensor
 
 from benchmarks.mask_step import open_shape
 from trainables.backbones.base import Backbone
+from trainables.core.optim import OptimConfig
+from trainables.core.store import Store
 from trainables.data.base import FeatureRows, Split
 from trainables.data.image_files import ImageFiles
 from trainables.data.registry import DataSource
@@ -40,8 +42,6 @@ from trainables.encoded_task import EncodedTask
 from trainables.load_backbone import load_backbone
 from trainables.methods.base import ClassTexts
 from trainables.methods.taskres import TaskResConfig
-from trainables.optim import OptimConfig
-from trainables.store import Store
 from trainables.trainer import Trainer
 from trainables.trial import Episode, TrialConfig
 from trainables.view import ENCODE_BATCH, View

@@ -41,11 +41,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainables.backbones.base import Backbone, Preprocess
 from trainables.backbones.open_clip import open_clip
+from trainables.core.optim import OptimConfig, make_optimiser
 from trainables.encoded_task import zero_shot_logits
 from trainables.load_backbone import load_backbone
 from trainables.methods.base import Batch, BuildContext, ClassTexts, Schedule
 from trainables.methods.masking.rmt import MaskTuning, MaskTuningConfig
-from trainables.optim import OptimConfig, make_optimiser
 
 Shape = Literal["tiny", "ViT-B-16", "ViT-B-32"]
 Step = Literal["published", "ours", "cached", "bfloat16"]

@@ -18,8 +18,8 @@ from search.exporting.formats import FORMATS
 from search.terminal.console import end_with_the_reader, print_errors
 from search.terminal.parser import Parser
 from spaces.registry import SPACES
+from trainables.core.protocols import Protocol
 from trainables.data.registry import DATASETS
-from trainables.protocols import Protocol
 
 COMMANDS: Mapping[str, Callable[[], argparse.ArgumentParser]] = {
     "search.run": run.build_parser,

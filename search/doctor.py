@@ -21,14 +21,16 @@ quiet_environment()  # Ray reads its settings when it is imported
 from search.core.config import SweepConfig, is_bundle  # noqa: E402
 from search.core.problems import UsageError  # noqa: E402
 from search.driver.backbone_probe import BackboneProbeProcess  # noqa: E402
-from search.driver.preflight import address_problems, tracking_uri  # noqa: E402
+from search.driver.preflight import address_problems  # noqa: E402
 from search.options import absolute_dataset, names  # noqa: E402
 from search.terminal.console import open_console, print_errors  # noqa: E402
 from search.terminal.parser import Parser  # noqa: E402
-from search.tracking.uri import TrackingError, check_tracking_uri  # noqa: E402
+from search.tracking.uri import TrackingError, check_tracking_uri, tracking_uri  # noqa: E402
 from trainables.backbones.base import BackboneError  # noqa: E402
 from trainables.backbones.registry import absolute_spec  # noqa: E402
-from trainables.credentials import shown  # noqa: E402
+from trainables.core.credentials import shown  # noqa: E402
+from trainables.core.storage import StorageError, open_storage  # noqa: E402
+from trainables.core.store import cache_folder  # noqa: E402
 from trainables.data.base import DataError, Dataset  # noqa: E402
 from trainables.data.benchmarks.imagenet import ImageNet, ImageNetShift  # noqa: E402
 from trainables.data.benchmarks.layouts import LAYOUTS  # noqa: E402
@@ -36,8 +38,6 @@ from trainables.data.lists import ListedDataset  # noqa: E402
 from trainables.data.registry import open_dataset  # noqa: E402
 from trainables.data.sealed import check_test_split  # noqa: E402
 from trainables.images.decode import kind_of  # noqa: E402
-from trainables.storage import StorageError, open_storage  # noqa: E402
-from trainables.store import cache_folder  # noqa: E402
 
 State = Literal["fine", "look", "wrong", "absent"]
 _STYLES = {"fine": "green", "look": "yellow", "wrong": "red", "absent": "dim"}

@@ -12,22 +12,23 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from rich.console import Console
+
 from search.core.config import SweepConfig, model_name_problem
 from search.core.problems import UsageError
 from search.core.sweep_folder import find_sweep
-from search.driver.preflight import uri_afterwards
 from search.exporting.card import CARD, card
 from search.exporting.chosen import BEST, Chosen, choose
 from search.exporting.formats import FORMATS, unfit
 from search.exporting.model import Model, open_model
 from search.exporting.registry import ALIAS, Registry, RegistryError, Version
 from search.exporting.verify import VerificationError, Verified, verify
-from search.terminal.console import open_console, print_errors
+from search.terminal.console import module_command, open_console, print_errors
 from search.terminal.parser import Parser
 from search.tracking.mlflow_reporter import open_runs
-from search.tracking.uri import TrackingError, check_tracking_uri
-from trainables.storage import StorageError
-from trainables.text import did_you_mean
+from search.tracking.uri import TrackingError, check_tracking_uri, uri_afterwards
+from trainables.core.storage import StorageError
+from trainables.core.text import did_you_mean
 
 _INTRODUCTION = """\
 Write what a sweep has learned as something that others can load, or register it in MLflow.
@@ -198,6 +199,32 @@ def _write(model: Model, kind: str, output: Path) -> Verified:
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return verified
+
+
+def register_winner(config: SweepConfig, uri: str, console: Console) -> bool:
+    """Register the winner as a version of `config.register` in MLflow at `uri`; whether it is
+    there. The sweep's results are safe: whatever fails here is told, with the command that does it
+    later."""
+    assert config.register is not None
+    arguments = [config.name, "--register", config.register, "--storage", config.storage]
+    try:
+        given = [*arguments, "--tracking-uri", uri]
+        given += ["--data", config.data] if config.data else []
+        with console.status("Registering the winner"):
+            version = export(build_parser().parse_args(given)).version
+        assert version is not None
+        console.print(version.announced, markup=False, highlight=False)
+        return True
+    except Exception as error:
+        why = " ".join(error.problems) if isinstance(error, UsageError) else str(error)
+        again = module_command("search.export", *arguments[:3], storage=config.storage)
+        console.print(
+            f"The winner is not registered: {why or type(error).__name__}. Later: {again}",
+            style="yellow",
+            markup=False,
+            highlight=False,
+        )
+        return False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

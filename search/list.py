@@ -16,8 +16,8 @@ from search.terminal.console import end_with_the_reader, open_console, print_err
 from search.terminal.parser import Parser
 from search.terminal.progress import percent
 from search.terminal.sweep_status import SweepStatus, ago, read_standings
-from trainables.credentials import without_password
-from trainables.storage import open_storage
+from trainables.core.credentials import without_password
+from trainables.core.storage import open_storage
 
 STYLES = {
     "running": "green",

@@ -19,8 +19,8 @@ from search.core.samplers import SAMPLERS
 from search.terminal import parser as parsing
 from search.terminal.parser import Parser
 from spaces.registry import SPACES, SpaceError, find_space
+from trainables.core.storage import StorageError
 from trainables.data.registry import BASE_TASKS, DATASETS, PREFIXES
-from trainables.storage import StorageError
 from trainables.trial import TaskSpec
 
 _INTRODUCTION = """\

@@ -9,8 +9,8 @@ from search.core.problems import UsageError
 from search.reporting.source import comparable, read_source
 from search.terminal.console import open_console, print_errors
 from search.terminal.parser import Parser
-from trainables.credentials import without_password
-from trainables.storage import StorageError, join
+from trainables.core.credentials import without_password
+from trainables.core.storage import StorageError, join
 
 _INTRODUCTION = """\
 Write the report of a sweep: report.html (one file, no network), trials.parquet, tables and figures.

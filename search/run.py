@@ -17,7 +17,7 @@ quiet_environment()  # Ray reads its settings when it is imported
 from search.core.problems import EvaluationError, StoppedError, UsageError  # noqa: E402
 from search.options import Request, build_parser, configure, per_task, read_request  # noqa: E402
 from search.terminal.console import open_console, print_errors  # noqa: E402
-from trainables.storage import StorageError  # noqa: E402
+from trainables.core.storage import StorageError  # noqa: E402
 
 if TYPE_CHECKING:
     from search.driver.preflight import Plan
@@ -90,7 +90,7 @@ def _run(plans: Sequence[Plan], console: Console, retry_failed: bool) -> list[Ou
         outcome = _load_the_rest().run_sweep(plan, console, retry_failed)
         outcomes.append(outcome)
         from search.driver.summary import print_summary, print_tasks
-        from search.exporting.register import register_winner
+        from search.export import register_winner
 
         print_summary(outcome, console)
         if plan.config.register is not None and outcome.evaluation is not None:

@@ -25,7 +25,7 @@ from search.terminal.details import Details, load_details
 from search.terminal.parser import Parser
 from search.terminal.progress import percent, short
 from search.terminal.sweep_status import SweepStatus, ago, failures, read_standing
-from trainables.credentials import shown, without_password
+from trainables.core.credentials import shown, without_password
 
 _INTRODUCTION = """\
 Show the status of a sweep: its trials, its best value, where it is stored, what to do next.

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from search.core.lock import SweepLock
 from search.core.problems import StoppedError, UsageError
 from search.core.sweep_folder import SweepFolder, find_sweep
-from search.driver.preflight import uri_afterwards
 from search.evaluation.record import read_evaluation
 from search.terminal.console import open_console, print_errors
 from search.terminal.parser import Parser, duration
 from search.terminal.sweep_status import SweepStatus
 from search.tracking.content import sweep_artifacts
 from search.tracking.mlflow_reporter import MlflowReporter, open_marks
-from search.tracking.uri import TrackingError, check_tracking_uri, ui_command
-from trainables.storage import StorageError
+from search.tracking.uri import TrackingError, check_tracking_uri, ui_command, uri_afterwards
+from trainables.core.storage import StorageError
 
 _INTRODUCTION = """\
 Bring MLflow up to date with a sweep's folder.

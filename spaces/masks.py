@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from spaces.base import Value, searched
 from spaces.declared import Categorical, DeclaredSpace, Float, Int, Range, Ranges, unless
+from trainables.core.optim import OptimConfig
 from trainables.methods.base import TaskFacts
 from trainables.methods.gradient_rules import GRADIENT_RULES
 from trainables.methods.masking.layers import WITH_PATCH
 from trainables.methods.masking.rmt import MaskedTextLayers
 from trainables.methods.masking.scores import Granularity
-from trainables.optim import OptimConfig
 from trainables.trial import TrialConfig
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from spaces.declared import DeclaredSpace, Ranges
 from spaces.masks import rmt_budget_space, rmt_space, variants_space
 from spaces.pipeline import PipelineSpace
 from spaces.text_classifiers import ENHANCED_BASE, TASKRES, TEXT_ADAPTER
+from trainables.core.text import did_you_mean
 from trainables.methods.base import TaskFacts
-from trainables.text import did_you_mean
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from search.core.config import SweepConfig
+from trainables.core.optim import OptimConfig
 from trainables.methods.registry import METHODS
-from trainables.optim import OptimConfig
 from trainables.trainable import Assignment, Message
 from trainables.trial import TaskSpec, TrialConfig
 from trainables.trial_run import Report
@@ -115,29 +115,99 @@ def one_way(module: Module) -> list[str]:
     return [f"{i.line} imports {i.target}" for i in module.imports if i.of(*forbidden)]
 
 
-PARTS = (
-    *("core", "ledger", "evaluation", "tracking", "reporting", "terminal"),
-    *("exporting", "execution", "driver"),
-)
-"""The parts of `search`, from the ground up. The commands above them tie them together."""
+PARTS = {
+    "search": (
+        *("core", "ledger", "evaluation", "tracking", "reporting", "terminal"),
+        *("exporting", "execution", "driver"),
+    ),
+    "trainables": ("core", "images", "data", "backbones", "methods"),
+}
+"""The parts of a package, from the ground up. The modules above them tie them together: the
+commands in `search`, and in `trainables` the trainer and what it needs."""
+
+
+def floor(name: str) -> tuple[int, int]:
+    """The height of a module: its package, and its part in the package."""
+    package, _, rest = name.partition(".")
+    parts = PARTS.get(package, ())
+    part = rest.split(".")[0]
+    height = parts.index(part) if part in parts else len(parts)
+    return ("trainables", "spaces", "search").index(package), height
+
+
+@cache
+def loads() -> dict[str, frozenset[str]]:
+    """Every module -> the modules of the project that it imports, at any depth of its code."""
+    known = {module.name for module in modules()}
+    found = {}
+    for module in modules():
+        targets = set()
+        for imported in module.imports:
+            parent = imported.target.rpartition(".")[0]
+            targets |= {name for name in (imported.target, parent) if name in known}
+        # A package's own `__init__` is loaded with its modules and imports none of them.
+        packages = {name for name in targets if any(n.startswith(f"{name}.") for n in known)}
+        found[module.name] = frozenset(targets - packages - {module.name})
+    return found
+
+
+def reachable(name: str, graph: Mapping[str, frozenset[str]]) -> set[str]:
+    """All modules that `name` loads, however indirectly."""
+    seen: set[str] = set()
+    ahead = [name]
+    while ahead:
+        for target in graph[ahead.pop()] - seen:
+            seen.add(target)
+            ahead.append(target)
+    return seen
+
+
+def upward(graph: Mapping[str, frozenset[str]]) -> list[str]:
+    """Modules that load, directly or not, what stands above them, or themselves."""
+    return [
+        f"{name} loads {target}"
+        for name in graph
+        for target in sorted(reachable(name, graph))
+        if floor(target) > floor(name) or target == name
+    ]
+
+
+def test_modules_load_only_what_is_below_them() -> None:
+    assert upward(loads()) == []
+
+
+def test_an_indirect_upward_import_and_a_cycle_are_seen() -> None:
+    assert upward(
+        {
+            "search.core.a": frozenset({"search.core.b"}),
+            "search.core.b": frozenset({"search.ledger.c"}),
+            "search.ledger.c": frozenset(),
+        }
+    ) == ["search.core.a loads search.ledger.c", "search.core.b loads search.ledger.c"]
+    assert upward({"spaces.a": frozenset({"spaces.b"}), "spaces.b": frozenset({"spaces.a"})})
+    assert upward(
+        {
+            "trainables.data.a": frozenset({"trainables.trainer"}),
+            "trainables.trainer": frozenset(),
+        }
+    )
 
 
 def parts_apart(module: Module) -> list[str]:
-    """A part of `search` imports only those below it."""
-    part = module.name.removeprefix("search.").split(".")[0]
-    if module.package != "search" or part not in PARTS or part in UNSORTED:
-        return []
-    above = [f"search.{other}" for other in PARTS[PARTS.index(part) + 1 :]]
+    """A part imports only those below it."""
+    above = [
+        f"{package}.{part}"
+        for package, parts in PARTS.items()
+        for part in parts
+        if package == module.package and floor(f"{package}.{part}") > floor(module.name)
+    ]
     return [f"{i.line} imports {i.target}" for i in module.imports if i.of(*above)]
 
 
-UNSORTED = ("core", "evaluation", "reporting", "terminal", "tracking", "exporting")
-"""Parts that still import upwards."""
-
-
-def test_every_part_of_search_has_its_place() -> None:
-    folders = {path.name for path in (ROOT / "search").iterdir() if path.is_dir()}
-    assert folders - {"__pycache__"} == set(PARTS)
+@pytest.mark.parametrize("package", PARTS)
+def test_every_part_has_its_place(package: str) -> None:
+    folders = {path.name for path in (ROOT / package).iterdir() if path.is_dir()}
+    assert folders - {"__pycache__"} == set(PARTS[package])
 
 
 METHOD_MODULES = {method.__module__ for method in METHODS.values()}
@@ -406,8 +476,8 @@ TYPED = (
         (at_home, SPACE, "def f():\n    from optuna.trial import FixedTrial"),
         (at_home, METHOD, TYPED),
         (at_home, "trainables/backbones/new.py", "import open_clip"),
-        (travels_alone, SERVED, "def f():\n    from trainables.storage import Storage"),
-        (travels_alone, "search/exporting/check.py", "from trainables.storage import Storage"),
+        (travels_alone, SERVED, "def f():\n    from trainables.core.storage import Storage"),
+        (travels_alone, "search/exporting/check.py", "from trainables.core.storage import Storage"),
         (no_pickle, SEARCH, "import pickle"),
         (no_pickle, SEARCH, "from cloudpickle import dumps"),
         (no_pickle, DATA, "torch.load(path)"),
@@ -458,7 +528,11 @@ def test_a_breach_is_seen(rule: Rule, path: str, source: str) -> None:
         ),
         (at_home, SPACE, TYPED),
         (at_home, DATA, "from trainables.backbones.open_clip import open_clip\nimport rayleigh"),
-        (travels_alone, "search/exporting/check.py", "def f():\n    import trainables.storage"),
+        (
+            travels_alone,
+            "search/exporting/check.py",
+            "def f():\n    import trainables.core.storage",
+        ),
         (no_pickle, DATA, "torch.load(path, weights_only=True)"),
         (no_global_state, DATA, "TABLE = {'a': 1}\ndef f():\n    found = {}\n    found['b'] = 2"),
         (no_global_state, DATA, "NAMES = frozenset({'a'})\n__all__ = ['NAMES']"),

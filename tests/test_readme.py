@@ -13,11 +13,11 @@ from search.core.samplers import SAMPLERS
 from search.exporting.formats import FORMATS
 from spaces.registry import SPACES
 from trainables.backbones.registry import BACKBONES
+from trainables.core.protocols import Protocol
 from trainables.data.registry import DATASETS
 from trainables.methods.base import TaskFacts
 from trainables.methods.masking.rmt import CLEAN_FLIP_BUDGET
 from trainables.methods.registry import METHODS
-from trainables.protocols import Protocol
 from trainables.view import AUGMENTED_VIEWS
 
 ROOT = Path(__file__).parent.parent

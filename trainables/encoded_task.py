@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from trainables.backbones.base import Backbone
 from trainables.backbones.shared_weights import fetch_weights
+from trainables.core.store import Store
 from trainables.data.base import Split
 from trainables.data.bundle import PREFIX, Bundle
 from trainables.data.class_subsets import Half
@@ -22,7 +23,6 @@ from trainables.data.prompts import PromptVariant, class_features
 from trainables.data.registry import DataSource
 from trainables.load_backbone import load_backbone
 from trainables.methods.base import ClassTexts
-from trainables.store import Store
 from trainables.trial import Episode
 from trainables.view import Listener, Progress, View, as_lists
 

@@ -13,11 +13,11 @@ import json
 from dataclasses import asdict, replace
 from typing import Any
 
+from trainables.core.storage import LocalStorage, Storage, open_storage
+from trainables.core.store import cache_folder, explained, locked
+from trainables.core.tensor_file import read_checked, write_checked
 from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask, Learned
-from trainables.storage import LocalStorage, Storage, open_storage
-from trainables.store import cache_folder, explained, locked
-from trainables.tensor_file import read_checked, write_checked
 from trainables.trainer import Trainer
 from trainables.trial import Episode, TrialConfig
 

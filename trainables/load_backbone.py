@@ -11,11 +11,11 @@ from torch import Tensor
 from trainables.backbones.base import Backbone, BackboneError
 from trainables.backbones.layout import split_masks
 from trainables.backbones.registry import open_backbone
+from trainables.core.storage import LocalStorage, StorageError
+from trainables.core.tensor_file import read_tensors
 from trainables.methods.base import MethodError
 from trainables.methods.masking.layers import maskable
 from trainables.methods.masking.masks import FORMAT, read_released_masks, unpack_masks
-from trainables.storage import LocalStorage, StorageError
-from trainables.tensor_file import read_tensors
 
 _Masks = tuple[str, dict[str, Tensor]]
 """The prefix of the masked weights' names in the model, and masks by the names after it."""

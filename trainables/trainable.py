@@ -21,9 +21,9 @@ import torch
 from ray import tune
 from ray._private.utils import get_system_memory, get_used_memory
 
+from trainables.core.storage import Storage, StorageError, local_folder, open_storage
 from trainables.data.sealed import seal_process
 from trainables.encoded_task import EncodedTask
-from trainables.storage import Storage, StorageError, local_folder, open_storage
 from trainables.trial import TaskSpec, TrialConfig
 from trainables.trial_run import Report, TrialRun
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainables.backbones.base import Backbone
+from trainables.core.optim import make_optimiser
 from trainables.data.class_subsets import Half
 from trainables.encoded_task import EncodedTask, zero_shot_logits
 from trainables.methods.base import Batch, BuildContext, Schedule, Support
 from trainables.methods.registry import METHODS
-from trainables.optim import make_optimiser
 from trainables.trial import Episode, TrialConfig
 from trainables.view import AUGMENTED_VIEWS, View
 

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from trainables.protocols import Protocol
-from trainables.records import RecordError, from_field, from_plain, parsed_by, upgraded
+from trainables.core.protocols import Protocol
+from trainables.core.records import RecordError, from_field, from_plain, parsed_by, upgraded
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler
     from pydantic_core import CoreSchema
 
+    from trainables.core.optim import OptimConfig
     from trainables.data.class_subsets import Half
     from trainables.data.registry import DataSource
     from trainables.methods.base import Method, MethodConfig
-    from trainables.optim import OptimConfig
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ class TrialConfig:
     @classmethod
     def _parse(cls, plain: object) -> TrialConfig:
         """The type of `method_config` depends on `method`."""
-        from trainables.optim import OptimConfig
+        from trainables.core.optim import OptimConfig
 
         if not isinstance(plain, Mapping):
             raise RecordError("", f"must be an object, got {json.dumps(plain)[:60]}")
@@ -351,7 +351,7 @@ class TrialConfig:
 
 def _episode_settings(config: type[MethodConfig], number: int, plain: object) -> EpisodeSettings:
     """Parse the settings at a place of `per_episode`; raises `RecordError`."""
-    from trainables.optim import OptimConfig
+    from trainables.core.optim import OptimConfig
 
     try:
         if not isinstance(plain, Mapping):

@@ -19,10 +19,10 @@ from typing import Any
 
 from torch import Tensor
 
+from trainables.core.storage import Storage
+from trainables.core.tensor_file import read_checked, write_checked, write_tensors
 from trainables.encoded_task import EncodedTask
 from trainables.stages import Training, open_training
-from trainables.storage import Storage
-from trainables.tensor_file import read_checked, write_checked, write_tensors
 from trainables.trial import TaskSpec, TrialConfig
 
 REPORTS_PER_TRIAL = 8

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from trainables.backbones.base import Backbone
+from trainables.core.store import Store, Stored
 from trainables.data.base import FeatureRows, PixelRows, Split
 from trainables.images.decode import decoded, shrink
 from trainables.images.resample import random_crop, resample, sizes_of
-from trainables.store import Store, Stored
 
 B = TypeVar("B", Tensor, list[Tensor])
 

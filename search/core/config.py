@@ -23,12 +23,12 @@ from search.core.samplers import SAMPLERS
 from spaces.base import Space
 from spaces.pipeline import StartedSpace
 from spaces.registry import SPACES, SpaceError, find_space
-from trainables.credentials import without_password
+from trainables.core.credentials import without_password
+from trainables.core.protocols import Protocol
+from trainables.core.records import from_plain, upgraded
+from trainables.core.storage import join
+from trainables.core.text import did_you_mean
 from trainables.methods.base import TaskFacts
-from trainables.protocols import Protocol
-from trainables.records import from_plain, upgraded
-from trainables.storage import join
-from trainables.text import did_you_mean
 from trainables.trial import TaskSpec
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from trainables.credentials import shown
+from trainables.core.credentials import shown
 from trainables.trial import TaskSpec, TrialConfig
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Self
 
 from search.core.problems import StoppedError, UsageError
-from trainables.records import RecordError, read_record
-from trainables.storage import Storage, StorageError, split
+from trainables.core.records import RecordError, read_record
+from trainables.core.storage import Storage, StorageError, split
 
 HEARTBEAT_SECONDS = 4.0
 """Seconds between two renewals of a claim."""

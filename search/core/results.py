@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 from search.core.problems import UsageError
-from trainables.records import (
+from trainables.core.records import (
     Count,
     Fraction01,
     RecordError,
@@ -25,7 +25,7 @@ from trainables.records import (
     from_plain,
     parse_json,
 )
-from trainables.storage import Storage
+from trainables.core.storage import Storage
 from trainables.trial import TrialConfig
 
 FORMAT = 2

@@ -34,9 +34,9 @@ from search.core.results import (
     read_trials,
     trial_folder,
 )
-from trainables.credentials import shown, without_password
-from trainables.records import Positive, RecordError, from_plain, parse_json
-from trainables.storage import (
+from trainables.core.credentials import shown, without_password
+from trainables.core.records import Positive, RecordError, from_plain, parse_json
+from trainables.core.storage import (
     PATIENCE,
     Storage,
     StorageError,

@@ -8,6 +8,7 @@ from pathlib import PurePath
 from typing import Literal, get_args
 
 from search.core.config import SweepConfig
+from trainables.core.protocols import Protocol
 from trainables.data.base import DataError, FeatureRows, PixelRows, fingerprint, image_keys
 from trainables.data.class_subsets import Half
 from trainables.data.few_shot import FewShot, draws_problems
@@ -15,7 +16,6 @@ from trainables.data.prompts import PromptVariant
 from trainables.data.registry import SHIFTS, DataSource
 from trainables.data.sealed import check_test_split
 from trainables.methods.base import TaskFacts, Tower
-from trainables.protocols import Protocol
 from trainables.trial import Episode, TaskSpec
 
 Part = Literal["test", "base", "new", "shift", "target"]

@@ -16,11 +16,11 @@ import torch
 from search.core.child_process import ChildError, ChildProcess
 from trainables.backbones.base import Backbone, BackboneError, check_features
 from trainables.backbones.bundle import FeatureBackbone
+from trainables.core.text import did_you_mean
 from trainables.data.prompts import PromptSet
 from trainables.load_backbone import load_backbone
 from trainables.methods.base import BuildContext, ClassTexts, MethodError, Schedule
 from trainables.methods.registry import METHODS
-from trainables.text import did_you_mean
 from trainables.trial import TrialConfig
 
 _SECONDS = 600.0

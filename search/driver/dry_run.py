@@ -37,9 +37,9 @@ from search.ledger.ledger import Ledger, RunningTrial
 from search.terminal.progress import short
 from search.terminal.sweep_status import duration
 from spaces.base import Space
-from trainables.credentials import shown, without_password
+from trainables.core.credentials import shown, without_password
+from trainables.core.storage import open_storage
 from trainables.methods.registry import METHODS
-from trainables.storage import open_storage
 from trainables.trial import Episode, TrialConfig, shown_parameters
 from trainables.view import AUGMENTED_VIEWS
 

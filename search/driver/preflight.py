@@ -29,19 +29,19 @@ from search.core.task import (
 )
 from search.driver.backbone_probe import BackboneProbeProcess, Examiner, Facts
 from search.ledger.study_mirror import study_storage_notice, study_storage_problems
-from search.tracking.uri import TrackingError, check_tracking_uri, sqlite_uri
+from search.tracking.uri import TrackingError, check_tracking_uri, tracking_uri
 from spaces.base import Space
 from trainables.backbones.base import BackboneError
 from trainables.backbones.registry import BACKBONES
-from trainables.credentials import without_password
-from trainables.data.registry import DataSource
-from trainables.methods.base import TaskFacts
-from trainables.methods.registry import METHODS
-from trainables.storage import (
+from trainables.core.credentials import without_password
+from trainables.core.storage import (
     StorageError,
     local_folder,
     open_storage,
 )
+from trainables.data.registry import DataSource
+from trainables.methods.base import TaskFacts
+from trainables.methods.registry import METHODS
 
 _PROBE_SECONDS = 5.0
 
@@ -271,32 +271,6 @@ def adopt(plan: Plan, sweep: SweepFolder) -> Plan:
     if sweep.record.config != config:  # what is not its identity may change, e.g. how many trials
         sweep.write_record(replace(sweep.record, config=config))
     return replace(plan, id=sweep.claim_id())
-
-
-def tracking_uri(config: SweepConfig) -> str:
-    """The URI to track to: a sqlite file beside the sweeps unless one is given, or in the current
-    folder where the sweeps are in a bucket."""
-    if config.tracking_uri:
-        return config.tracking_uri
-    folder = (local_folder(config.storage) or Path.cwd()).resolve()
-    return sqlite_uri(folder / "mlflow.db")
-
-
-def uri_afterwards(given: str, config: SweepConfig) -> str:
-    """Where a sweep that has run is tracked to: the URI given, else the sweep's own, else the
-    environment's, else the default.
-
-    Raises `UsageError` where the sweep is run without tracking.
-    """
-    chosen = given or config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    if chosen == "none":
-        raise UsageError(
-            [
-                f"Something can be delivered only to an MLflow, and '{config.name}' is run without "
-                "tracking: name one with --tracking-uri."
-            ]
-        )
-    return tracking_uri(replace(config, tracking_uri=chosen))
 
 
 def _plan(

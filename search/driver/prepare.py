@@ -20,11 +20,11 @@ from search.driver.preflight import Plan
 from search.evaluation.run import shared_weights
 from search.evaluation.workers import EncodedTaskSpec
 from search.terminal.bars import Bars
+from trainables.core.storage import Storage, StorageError
 from trainables.data.base import DataError
 from trainables.data.sealed import TRAINING_PROCESS, seal_process
 from trainables.encoded_task import Progress
 from trainables.methods.registry import METHODS
-from trainables.storage import Storage, StorageError
 from trainables.trial import Episode
 
 

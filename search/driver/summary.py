@@ -12,13 +12,13 @@ from search.core.objectives import parse_objective
 from search.driver.sweep import Outcome
 from search.evaluation.record import LABELS, Evaluation, Gain, reads_of_test
 from search.evaluation.statistics import summary
-from search.reporting.build import REPORT, has_report
+from search.reporting.files import REPORT, has_report
 from search.terminal.console import mlflow_command, module_command, relative
 from search.terminal.progress import short
 from search.tracking.uri import page_of
-from trainables.credentials import without_password
-from trainables.protocols import Protocol
-from trainables.storage import LocalStorage, Storage, join
+from trainables.core.credentials import without_password
+from trainables.core.protocols import Protocol
+from trainables.core.storage import LocalStorage, Storage, join
 
 _TITLES: dict[Protocol, str] = {
     "few-shot": "Test accuracy",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,18 +32,20 @@ from search.execution.searcher import Assign
 from search.execution.tune_run import StopSwitch, run_trials
 from search.ledger.ledger import Ledger, RunningTrial
 from search.ledger.study_mirror import StudyMirror
-from search.reporting.build import report_at_end, report_is_current
+from search.reporting.files import report_is_current
 from search.terminal.bars import Bars
 from search.terminal.progress import Progress
 from search.tracking.content import sweep_artifacts
 from search.tracking.mlflow_reporter import MlflowReporter
 from search.tracking.worker_uploader import WorkerUploader
-from trainables.credentials import shown
-from trainables.storage import Storage, open_storage
+from trainables.core.credentials import shown
+from trainables.core.storage import Storage, open_storage, split
 from trainables.trainable import Assignment
 
 _DELIVERY_SECONDS = 60.0  # for the last tracking events
 _PATIENCE_SECONDS = 10.0  # without any delivery
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -295,3 +298,21 @@ def _opening(plan: Plan, ledger: Ledger, placement: Placement, todo: int) -> str
     if ledger.waiting:
         parts.insert(2, f"{ledger.waiting} interrupted trials are continued.")
     return " ".join(parts)
+
+
+def report_at_end(sweep: Storage) -> None:
+    """Write the report of a finished sweep. Its results are safe: whatever fails here is a
+    warning."""
+    try:
+        # Matplotlib and the rest take seconds, which a sweep need not wait for when it starts.
+        from search.reporting.source import source_of
+        from search.reporting.write import write_report
+
+        write_report(source_of(sweep))
+    except Exception as error:
+        name = split(sweep.location)[1]
+        logger.warning(
+            "The report could not be written: %s. Afterwards: python -m search.report %s",
+            error,
+            name,
+        )

@@ -22,8 +22,8 @@ from search.evaluation.predictions import (
     read_file_of,
 )
 from search.evaluation.record import Evaluation
+from trainables.core.storage import Storage
 from trainables.data.base import FeatureRows, Images
-from trainables.storage import Storage
 
 EXAMPLES = "examples.arrow"
 MOST = 12

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from search.core.task import Part
 from search.evaluation.record import Evaluation, Label
+from trainables.core.storage import Storage
 from trainables.data.base import FeatureRows, Images, PixelRows
-from trainables.storage import Storage
 from trainables.trial import Episode
 
 PREDICTIONS = "predictions.arrow"

@@ -19,9 +19,9 @@ from search.evaluation.statistics import (
     mean_of_harmonics,
     paired,
 )
-from trainables.protocols import Protocol
-from trainables.records import Count, Fraction01, Positive, RecordError, from_plain, parse_json
-from trainables.storage import Storage
+from trainables.core.protocols import Protocol
+from trainables.core.records import Count, Fraction01, Positive, RecordError, from_plain, parse_json
+from trainables.core.storage import Storage
 
 EVALUATION = "evaluation.json"
 READS = "test_reads.jsonl"

@@ -57,12 +57,12 @@ from search.evaluation.workers import (
 from search.ledger.ledger import Ledger
 from spaces.base import preset_trial
 from trainables.backbones.shared_weights import share_weights
+from trainables.core.storage import LocalStorage, Storage
+from trainables.core.tensor_file import read_checked, write_tensors
 from trainables.data.registry import DataSource
 from trainables.data.sealed import EVALUATION_PROCESS, TRAINING_PROCESS
 from trainables.fixed import training_key
 from trainables.methods.base import Tower
-from trainables.storage import LocalStorage, Storage
-from trainables.tensor_file import read_checked, write_tensors
 from trainables.trial import Episode, TaskSpec, TrialConfig
 
 _VERSION = 2  # of what an evaluation is: another number, and all are made again

@@ -13,11 +13,11 @@ from search.core.results import trial_folder
 from search.core.sweep_folder import SweepFolder
 from search.core.task import fresh_draws
 from search.evaluation.record import Evaluation, read_evaluation
+from trainables.core.storage import Storage, StorageError, join, open_storage
+from trainables.core.tensor_file import Content, read_tensors, write_checked
 from trainables.data.registry import DataSource
 from trainables.fixed import STAGES, stage_name
 from trainables.methods.registry import METHODS
-from trainables.storage import Storage, StorageError, join, open_storage
-from trainables.tensor_file import Content, read_tensors, write_checked
 from trainables.trial import Episode, TrialConfig
 
 

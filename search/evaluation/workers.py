@@ -27,13 +27,13 @@ from search.evaluation.predictions import (
     from_logits,
 )
 from search.evaluation.record import Label, is_recorded
+from trainables.core.storage import Storage, open_storage
+from trainables.core.tensor_file import read_checked, write_checked
 from trainables.data.base import Dataset, SealedError, Shift, distinct
 from trainables.data.class_subsets import Half, classes_of
 from trainables.data.sealed import read_test_split, seal_process
 from trainables.encoded_task import EncodedTask, Progress, View
 from trainables.stages import first_stages, open_training
-from trainables.storage import Storage, open_storage
-from trainables.tensor_file import read_checked, write_checked
 from trainables.trial import Episode, TaskSpec, TrialConfig
 
 FOLDER = "evaluation"

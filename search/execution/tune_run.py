@@ -21,7 +21,7 @@ from search.execution.listeners import SweepListener
 from search.execution.memory import MemoryGate
 from search.execution.searcher import Assign, StudyScheduler, StudySearcher
 from search.ledger.ledger import Ledger
-from trainables.storage import StorageError
+from trainables.core.storage import StorageError
 from trainables.trainable import FewShotTrainable
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from search.core.problems import UsageError
 from search.core.results import Result, read_results, trial_folder
 from search.core.sweep_folder import SweepRecord
 from search.evaluation.record import Evaluation, read_evaluation
-from trainables.storage import Storage
-from trainables.text import did_you_mean
+from trainables.core.storage import Storage
+from trainables.core.text import did_you_mean
 from trainables.trial import Episode, TaskSpec, TrialConfig
 
 BEST = "best"

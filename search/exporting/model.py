@@ -18,11 +18,11 @@ from search.core.task import task_fingerprints
 from search.exporting.chosen import Chosen
 from search.exporting.network import merged, program
 from trainables.backbones.base import Backbone, BackboneError
+from trainables.core.tensor_file import Content, read_tensors
 from trainables.data.base import DataError, Images
 from trainables.encoded_task import EncodedTask
 from trainables.methods.base import Head, MethodError
 from trainables.stages import Training, open_training
-from trainables.tensor_file import Content, read_tensors
 from trainables.trainer import accuracy
 from trainables.trial import Episode, TaskSpec, TrialConfig
 

@@ -34,7 +34,7 @@ from search.core.results import (
 )
 from search.ledger.study import SweepStudy
 from spaces.base import Space
-from trainables.storage import Storage
+from trainables.core.storage import Storage
 from trainables.trial import TrialConfig
 from trainables.trial_run import CHECKPOINT
 

@@ -23,7 +23,7 @@ from sqlalchemy import create_engine, make_url
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 
-from trainables.credentials import shown
+from trainables.core.credentials import shown
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from search.core.results import Result, trial_folder
 from search.reporting.source import Source
+from trainables.core.tensor_file import read_tensors
 from trainables.methods.base import MethodError
 from trainables.methods.masking.masks import FORMAT as MASKS
 from trainables.methods.masking.masks import unpack_masks
-from trainables.tensor_file import read_tensors
 from trainables.trial import Episode, TaskSpec
 
 _PIPELINE = "pipeline"

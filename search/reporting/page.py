@@ -12,7 +12,7 @@ from markupsafe import Markup
 from search.core.task import described
 from search.reporting.section import Section
 from search.reporting.source import Source
-from trainables.text import printable
+from trainables.core.text import printable
 
 
 def render(source: Source, others: Sequence[Source], sections: Sequence[Section]) -> str:

@@ -11,7 +11,7 @@ from search.core.config import SweepConfig
 from search.reporting.section import Section
 from search.reporting.source import Source
 from search.reporting.tables import Table
-from trainables.credentials import without_password
+from trainables.core.credentials import without_password
 from trainables.trial import TaskSpec
 
 

@@ -25,7 +25,7 @@ from search.evaluation.record import (
     list_reads,
     read_evaluation,
 )
-from trainables.storage import Storage, StorageError
+from trainables.core.storage import Storage, StorageError
 
 T = TypeVar("T")
 

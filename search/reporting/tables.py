@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainables.text import printable
+from trainables.core.text import printable
 
 _LATEX = str.maketrans(
     {

@@ -7,7 +7,7 @@ from search.evaluation.statistics import indistinguishable, separation_note, sum
 from search.reporting.section import Section
 from search.reporting.source import Source
 from search.reporting.tables import Table, percent
-from trainables.protocols import Protocol
+from trainables.core.protocols import Protocol
 from trainables.trial import TrialConfig
 
 _FIGURES: dict[Protocol, str] = {

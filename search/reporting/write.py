@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from search.reporting.build import INPUTS, REPORT, report_inputs
 from search.reporting.calibration import calibration_section
 from search.reporting.changes import changes_section
 from search.reporting.classes import classes_section
 from search.reporting.confusion import confusion_section
 from search.reporting.dependence import dependence_section
 from search.reporting.evaluated import unseen_section
+from search.reporting.files import INPUTS, REPORT, report_inputs
 from search.reporting.history import history_section
 from search.reporting.mask_figures import mask_section
 from search.reporting.page import render

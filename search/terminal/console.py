@@ -15,8 +15,8 @@ from rich.text import Text
 
 from search.terminal.parser import DEFAULT_STORAGE
 from search.tracking.uri import ui_command
-from trainables.credentials import without_password
-from trainables.text import printable
+from trainables.core.credentials import without_password
+from trainables.core.text import printable
 
 _UNLIMITED = 100_000  # columns of a table that goes to no terminal: no cell is folded
 

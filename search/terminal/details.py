@@ -8,13 +8,13 @@ from typing import Any
 
 from search.core.problems import UsageError
 from search.core.results import IssuedTrial, read_issued
-from search.driver.preflight import tracking_uri
-from search.reporting.build import has_report
+from search.reporting.files import has_report
 from search.terminal.sweep_status import SweepStatus
 from search.tracking.marks import SWEEP_RUN
 from search.tracking.mlflow_reporter import open_marks
-from trainables.credentials import shown
-from trainables.storage import LocalStorage, StorageError
+from search.tracking.uri import tracking_uri
+from trainables.core.credentials import shown
+from trainables.core.storage import LocalStorage, StorageError
 
 
 @dataclass(frozen=True)

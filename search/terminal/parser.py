@@ -11,8 +11,8 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from search.core.problems import UsageError
-from trainables.credentials import take_secrets
-from trainables.text import printable
+from trainables.core.credentials import take_secrets
+from trainables.core.text import printable
 
 DEFAULT_STORAGE = "sweeps"
 """Where sweeps are stored unless --storage is given."""

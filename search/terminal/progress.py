@@ -18,7 +18,7 @@ from rich.text import Text
 from search.core.results import Result
 from search.ledger.ledger import Ledger, RunningTrial
 from search.terminal.sweep_status import duration
-from trainables.text import printable
+from trainables.core.text import printable
 from trainables.trainable import Message
 from trainables.trial import shown_parameters
 

@@ -14,8 +14,8 @@ from search.core.problems import UsageError
 from search.core.results import Result
 from search.core.sweep_folder import SweepFolder, find_sweep, sweep_folders
 from search.evaluation.record import Evaluation, read_evaluation
-from trainables.credentials import without_password
-from trainables.storage import Storage, StorageError
+from trainables.core.credentials import without_password
+from trainables.core.storage import Storage, StorageError
 
 State = Literal["running", "finished", "interrupted", "never begun", "unreadable"]
 """`finished`: see `SweepStatus.is_over`; `interrupted`: nobody runs it and something is left to do;

@@ -10,7 +10,7 @@ from typing import Any
 from search.core.config import SweepConfig
 from search.core.results import Result, read_rows, trial_folder
 from search.evaluation.record import EVALUATION
-from trainables.storage import Storage
+from trainables.core.storage import Storage
 from trainables.trial import TrialConfig
 
 REPORT = "report"

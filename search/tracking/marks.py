@@ -15,8 +15,8 @@ from pathlib import Path
 
 from search.core.results import Result
 from search.tracking.uri import absolute_uri, without_user
-from trainables.storage import LocalStorage, Storage, remove_file
-from trainables.store import cache_folder
+from trainables.core.storage import LocalStorage, Storage, remove_file
+from trainables.core.store import cache_folder
 
 FOLDER = "tracking"
 SWEEP_RUN = -1

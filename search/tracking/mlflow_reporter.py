@@ -34,8 +34,8 @@ from search.tracking.mlflow_client import RefusedError, is_outage
 from search.tracking.mlflow_page import COLUMNS, DESCRIPTION, columns, description
 from search.tracking.mlflow_runs import ArtifactUploader, MlflowRuns
 from search.tracking.uri import absolute_uri, scheme_of, sqlite_path
-from trainables.credentials import shown
-from trainables.storage import LocalStorage, Storage
+from trainables.core.credentials import shown
+from trainables.core.storage import LocalStorage, Storage
 from trainables.trial import TrialConfig
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from search.tracking.mlflow_client import (
 from search.tracking.mlflow_page import COLUMNS, page, saved_views
 from search.tracking.mlflow_run import TAG_LENGTH, MlflowRun, milliseconds, texts
 from search.tracking.uri import SERVERS, absolute_uri, is_database, scheme_of, server_answers
-from trainables.storage import Storage, StorageError
+from trainables.core.storage import Storage, StorageError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

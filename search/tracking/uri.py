@@ -17,11 +17,15 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
-from trainables.credentials import shown
+from search.core.config import SweepConfig
+from search.core.problems import UsageError
+from trainables.core.credentials import shown
+from trainables.core.storage import local_folder
 
 
 class TrackingError(Exception):
@@ -294,3 +298,29 @@ def _certificates(scheme: str) -> ssl.SSLContext | None:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def tracking_uri(config: SweepConfig) -> str:
+    """The URI to track to: a sqlite file beside the sweeps unless one is given, or in the current
+    folder where the sweeps are in a bucket."""
+    if config.tracking_uri:
+        return config.tracking_uri
+    folder = (local_folder(config.storage) or Path.cwd()).resolve()
+    return sqlite_uri(folder / "mlflow.db")
+
+
+def uri_afterwards(given: str, config: SweepConfig) -> str:
+    """Where a sweep that has run is tracked to: the URI given, else the sweep's own, else the
+    environment's, else the default.
+
+    Raises `UsageError` where the sweep is run without tracking.
+    """
+    chosen = given or config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if chosen == "none":
+        raise UsageError(
+            [
+                f"Something can be delivered only to an MLflow, and '{config.name}' is run without "
+                "tracking: name one with --tracking-uri."
+            ]
+        )
+    return tracking_uri(replace(config, tracking_uri=chosen))

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search.tracking.mlflow_client import set_environment
 from search.tracking.mlflow_runs import artifact_folder
-from trainables.storage import open_storage
+from trainables.core.storage import open_storage
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from search.core.config import SweepConfig
 from search.tracking.mlflow_reporter import open_runs
 from tests.search.conftest import Sweep
 from tests.search.mlflow_server import Server
-from trainables.storage import LocalStorage
+from trainables.core.storage import LocalStorage
 
 WIDTH, HEIGHT = 1400, 900
 _PATIENCE = 60_000  # milliseconds

@@ -17,9 +17,9 @@ from search.tracking.mlflow_reporter import open_runs
 from tests.browser.conftest import open_window
 from tests.browser.test_pages import ACCURACY, cells, wait_for_order
 from tests.search.mlflow_server import Server
+from trainables.core.optim import OptimConfig
+from trainables.core.storage import LocalStorage
 from trainables.methods.taskres import TaskResConfig
-from trainables.optim import OptimConfig
-from trainables.storage import LocalStorage
 from trainables.trial import TrialConfig
 
 pytestmark = [

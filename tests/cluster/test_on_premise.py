@@ -52,7 +52,7 @@ while {n["NodeManagerHostname"] for n in ray.nodes() if n["Alive"]} < {"head", "
 """
 SHOW_RESULTS = """
 import json, os
-from trainables.storage import open_storage
+from trainables.core.storage import open_storage
 trials = open_storage(os.environ["STORAGE"] + "/sweeps/test").child("trials")
 names = [name for name in trials.files() if name.endswith("/result.json")]
 print(json.dumps({name.split("/")[0]: json.loads(trials.read(name)) for name in names}))

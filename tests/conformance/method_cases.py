@@ -1,5 +1,6 @@
 """What the conformance suite tries on every method; one without an entry fails it."""
 
+from trainables.core.optim import OptimConfig
 from trainables.methods.base import MethodConfig
 from trainables.methods.clap import ClapConfig
 from trainables.methods.clip_adapter import ClipAdapterConfig
@@ -19,7 +20,6 @@ from trainables.methods.text_adapter import TextAdapterConfig
 from trainables.methods.tip_adapter import TipAdapterConfig
 from trainables.methods.vpt import VptConfig
 from trainables.methods.zero_shot import ZeroShotConfig
-from trainables.optim import OptimConfig
 
 CASES: dict[str, list[MethodConfig]] = {
     "zero-shot": [ZeroShotConfig()],

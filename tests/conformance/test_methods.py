@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trainables.core.optim import OptimConfig, make_optimiser
 from trainables.methods.base import (
     Batch,
     BuildContext,
@@ -32,7 +33,6 @@ from trainables.methods.base import (
     TaskFacts,
 )
 from trainables.methods.registry import METHODS
-from trainables.optim import OptimConfig, make_optimiser
 
 KINDS = ("vit", "resnet")
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from trainables.backbones.base import Backbone, Preprocess
+from trainables.core.optim import OptimConfig, make_optimiser
 from trainables.methods.base import Batch, BuildContext, ClassTexts, Schedule
 from trainables.methods.gradient_rules import keep
 from trainables.methods.taskres import TaskRes, TaskResConfig
-from trainables.optim import OptimConfig, make_optimiser
 
 
 @pytest.fixture(scope="module")

@@ -25,10 +25,10 @@ from golden_traces import (
 from torch import Tensor
 
 from trainables.backbones.base import Backbone
+from trainables.core.optim import OptimConfig, make_optimiser
 from trainables.data.prompts import class_features
 from trainables.methods.base import Batch, BuildContext, ClassTexts, Schedule
 from trainables.methods.masking.rmt import MaskTuning, MaskTuningConfig
-from trainables.optim import OptimConfig, make_optimiser
 
 EARLY = 4
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from golden_traces import DEVICES, backbone, images, index, runs, taskres_prompts, trace
 
+from trainables.core.optim import OptimConfig, make_optimiser
 from trainables.data.prompts import class_features
 from trainables.methods.base import Batch, BuildContext, ClassTexts, Schedule
 from trainables.methods.taskres import TaskRes, TaskResConfig
-from trainables.optim import OptimConfig, make_optimiser
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -10,8 +10,8 @@ from search.core.config import SweepConfig
 from search.core.results import Result, commit, trial_folder
 from search.core.sweep_folder import FORMAT
 from search.core.task import task_fingerprints
+from trainables.core.storage import LocalStorage
 from trainables.encoded_task import EncodedTask
-from trainables.storage import LocalStorage
 from trainables.trial import TaskSpec, TrialConfig
 from trainables.trial_run import TrialRun
 

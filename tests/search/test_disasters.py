@@ -18,7 +18,7 @@ from search.core.results import read_results
 from tests.search.conftest import Sweep, kill_everything
 from tests.search.ledger.test_study_mirror import stored
 from tests.servers import Postgresql, postgresql_programs, s3_server
-from trainables.storage import open_storage
+from trainables.core.storage import open_storage
 
 pytestmark = pytest.mark.slow
 

@@ -29,11 +29,11 @@ from tests.search.conftest import Sweep
 from tests.search.made import made
 from tests.trainables.data.bundles import tensors, write_bundle
 from trainables.backbones.base import Preprocess
+from trainables.core.optim import OptimConfig
+from trainables.core.storage import LocalStorage
 from trainables.images.resample import Interpolation, ResizeMode
 from trainables.load_backbone import load_backbone
 from trainables.methods.taskres import TaskResConfig
-from trainables.optim import OptimConfig
-from trainables.storage import LocalStorage
 from trainables.trial import TaskSpec, TrialConfig
 
 pytestmark = pytest.mark.timeout(900)

@@ -27,16 +27,16 @@ from safetensors import safe_open
 
 from search.core.lock import SweepLock
 from search.core.problems import UsageError
+from search.driver.sweep import report_at_end
 from search.evaluation.predictions import encode_predictions
 from search.report import main
-from search.reporting.build import report_at_end
 from search.reporting.provenance import provenance_section
 from search.reporting.source import Source, comparable, read_source, source_of
 from search.reporting.winner_section import test_table as table_of_test
 from search.reporting.winner_section import tie_note, tied, winner_section
 from search.reporting.write import sections_of, write_report
 from tests.search.conftest import Sweep, environment
-from trainables.storage import LocalStorage, open_storage
+from trainables.core.storage import LocalStorage, open_storage
 
 # pytest would take the function for a test
 table_of_test.__test__ = False  # type: ignore[attr-defined]
@@ -614,7 +614,7 @@ def test_a_bucket_holds_a_report_too(copy: Sweep) -> None:
     """pyarrow's view of a local folder behaves as a bucket's client does."""
     from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
-    from trainables.storage import ObjectStorage
+    from trainables.core.storage import ObjectStorage
 
     reads = copy.folder / "test_reads.jsonl"
     content = reads.read_bytes()

@@ -28,9 +28,9 @@ from spaces.registry import SPACES
 from tests.trainables.data.trees import paint
 from trainables.backbones.base import BackboneError
 from trainables.backbones.registry import BACKBONES
-from trainables.credentials import without_password
+from trainables.core.credentials import without_password
+from trainables.core.storage import LocalStorage
 from trainables.methods.base import TaskFacts
-from trainables.storage import LocalStorage
 
 CORES = len(os.sched_getaffinity(0))
 

@@ -30,7 +30,7 @@ from search.terminal.sweep_status import ago, duration, read_standing
 from search.tracking.marks import SWEEP_RUN, Mark
 from search.tracking.mlflow_reporter import open_marks
 from tests.servers import s3_server
-from trainables.storage import open_storage
+from trainables.core.storage import open_storage
 
 MARKUP = "[red]folder[/red]"
 

@@ -19,9 +19,9 @@ from tests.search.conftest import Sweep, kill_everything
 from tests.search.made import made
 from tests.search.mlflow_server import Server, content, runs_of
 from tests.search.test_status import judge
+from trainables.core.optim import OptimConfig
+from trainables.core.storage import LocalStorage
 from trainables.methods.taskres import TaskResConfig
-from trainables.optim import OptimConfig
-from trainables.storage import LocalStorage
 from trainables.trial import TaskSpec, TrialConfig
 
 pytestmark = pytest.mark.filterwarnings(

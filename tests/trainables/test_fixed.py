@@ -12,11 +12,11 @@ import torch
 
 from tests.trainables.trials import TASK, mask_trial, residual_trial
 from trainables import fixed
+from trainables.core.storage import LocalStorage
+from trainables.core.tensor_file import read_checked
 from trainables.encoded_task import EncodedTask
 from trainables.fixed import stage_name
 from trainables.stages import Pipeline
-from trainables.storage import LocalStorage
-from trainables.tensor_file import read_checked
 from trainables.trainer import Trainer
 from trainables.trial import Episode
 from trainables.trial_run import TrialRun

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from tests.trainables.trials import TASK, TWO_SEEDS, mask_trial, residual_trial
+from trainables.core.storage import LocalStorage
 from trainables.encoded_task import EncodedTask
 from trainables.methods.base import MethodError, TaskFacts
 from trainables.methods.registry import METHODS
 from trainables.stages import Pipeline, open_training
-from trainables.storage import LocalStorage
 from trainables.trainer import Trainer
 from trainables.trial import Episode, TrialConfig
 from trainables.trial_run import REPORTS_PER_TRIAL, TrialRun

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tests.trainables.trials import mask_trial, residual_trial, zero_shot_trial
+from trainables.core.records import RecordError
 from trainables.methods.base import TaskFacts
 from trainables.methods.registry import METHODS
-from trainables.records import RecordError
 from trainables.trial import EpisodeSettings, TaskSpec, TrialConfig
 
 PRESETS = ("paper", "reference", "clean")

@@ -19,10 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.trainables.trials import TASK, TWO_SEEDS, mask_trial, residual_trial, zero_shot_trial
+from trainables.core.storage import LocalStorage, StorageError
 from trainables.encoded_task import EncodedTask
 from trainables.methods.base import BuildContext, Schedule
 from trainables.methods.registry import METHODS
-from trainables.storage import LocalStorage, StorageError
 from trainables.trainer import NonFiniteError, Trainer
 from trainables.trial import Episode, EpisodeSettings, TaskSpec, TrialConfig
 from trainables.trial_run import REPORTS_PER_TRIAL, Report, TrialRun
@@ -366,7 +366,7 @@ def test_saving_leaves_one_whole_file_or_the_old_one(
         Path(name).write_bytes(b"half a file")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("trainables.tensor_file.save_file", full_disk)
+    monkeypatch.setattr("trainables.core.tensor_file.save_file", full_disk)
     run.advance()
     with pytest.raises(StorageError, match="No space left"):
         run.save(*at(path))

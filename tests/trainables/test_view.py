@@ -14,12 +14,12 @@ from torch import Tensor
 
 from tests.trainables.data.shared import shared_data
 from trainables.backbones.base import Backbone
+from trainables.core.store import Store
 from trainables.data.base import DataError, PixelRows, Split
 from trainables.data.image_files import ImageFiles
 from trainables.encoded_task import EncodedTask
 from trainables.images.decode import shrink
 from trainables.images.resample import random_crop, resample, sizes_of
-from trainables.store import Store
 from trainables.view import ENCODE_BATCH, View
 
 SIZES = [(40, 50), (50, 40), (32, 32), (8, 8), (64, 64), (63, 300), (65, 70), (150, 100)]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from trainables.core.optim import OptimConfig
 from trainables.methods.masking.rmt import MaskTuningConfig
 from trainables.methods.taskres import TaskResConfig
 from trainables.methods.zero_shot import ZeroShotConfig
-from trainables.optim import OptimConfig
 from trainables.trial import TaskSpec, TrialConfig
 
 TASK = TaskSpec(("digits",), "tiny", shots=(2,), seeds=(1,))

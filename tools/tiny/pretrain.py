@@ -50,7 +50,7 @@ from tools.tiny.glyphs import (
 )
 from trainables.backbones.layout import CONFIG_FILE, MERGES_FILE, WEIGHTS_FILE
 from trainables.backbones.open_clip import open_clip
-from trainables.storage import replace_file
+from trainables.core.storage import replace_file
 
 CONTEXT_LENGTH = 24
 _VOCABULARY = 1536

@@ -21,7 +21,7 @@ from trainables.backbones.base import Backbone, BackboneError
 from trainables.backbones.layout import CONFIG_FILE, HUB, WEIGHTS_FILES, split_path
 from trainables.backbones.open_clip import Config, Published, build, find_tokenizer, open_clip
 from trainables.backbones.weights import is_half_precision, read_weights
-from trainables.text import did_you_mean
+from trainables.core.text import did_you_mean
 
 _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 

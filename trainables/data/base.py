@@ -14,8 +14,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from trainables.core.text import printable, unprintable
 from trainables.data.prompts import PromptSet, PromptVariant
-from trainables.text import printable, unprintable
 
 SplitName = Literal["train", "val"]
 

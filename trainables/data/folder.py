@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from trainables.core.text import unprintable
 from trainables.data.base import DataError
 from trainables.data.image_files import folders_in, images_in, skipped_caveat
 from trainables.data.lists import (
@@ -26,7 +27,6 @@ from trainables.data.lists import (
     split_by_hash,
 )
 from trainables.images.decode import kind_of
-from trainables.text import unprintable
 
 COLUMNS = ("path", "label", "split", "prompt")
 """The columns of a table that are read."""

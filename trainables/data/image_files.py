@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pyarrow.fs import LocalFileSystem
 from torch import Tensor
 
+from trainables.core.text import printable, unprintable
 from trainables.data.base import DataError, Images, fingerprint
 from trainables.images.decode import (
     ImageError,
@@ -23,7 +24,6 @@ from trainables.images.decode import (
     open_regular,
     read_image,
 )
-from trainables.text import printable, unprintable
 
 _QUERIED = 2000  # files per request to the file system
 _THREADS = 4

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from trainables.core.text import unprintable
 from trainables.data.base import (
     DataError,
     Permit,
@@ -27,7 +28,6 @@ from trainables.data.base import (
 )
 from trainables.data.image_files import ImageFiles
 from trainables.data.prompts import PromptSet, PromptVariant, prompt_set
-from trainables.text import unprintable
 
 AnySplit = Literal["train", "val", "test"]
 SPLITS: tuple[AnySplit, ...] = ("train", "val", "test")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from trainables.core.text import did_you_mean, unprintable
 from trainables.data.base import DataError, Dataset, Shift, Split
 from trainables.data.benchmarks.coop import open_coop
 from trainables.data.benchmarks.imagenet import open_imagenet, open_imagenet_shift
@@ -17,7 +18,6 @@ from trainables.data.class_subsets import Half, half_of
 from trainables.data.digits import Digits
 from trainables.data.few_shot import FewShot, draw_few_shot, readable, size_caveat
 from trainables.data.folder import open_folder
-from trainables.text import did_you_mean, unprintable
 
 Builder = Callable[[str, Path, bool], Dataset]
 """Name, root of the data sets, whether a missing split is generated -> the data set."""

@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trainables.core.text import unprintable
 from trainables.data.base import DataError, Dataset, Split, SplitName
 from trainables.data.image_files import read_list
 from trainables.images.decode import kind_of
-from trainables.text import unprintable
 
 _KEYS = ("impath", "label", "classname")
 _BRACES = re.compile(r"\{\{|\}\}|\{(dataset|shots|seed)\}|[{}]")

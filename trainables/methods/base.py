@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from trainables.backbones.base import Backbone
+from trainables.core.optim import OptimConfig
+from trainables.core.protocols import Protocol
 from trainables.data.prompts import PromptSet, PromptVariant
-from trainables.optim import OptimConfig
-from trainables.protocols import Protocol
 
 Preset = Literal["paper", "reference", "clean"]
 """`paper`: the paper's text. `reference`: the authors' code, including its bugs. `clean`: our

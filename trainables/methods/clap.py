@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainables.core.optim import OptimConfig
 from trainables.methods.base import (
     Batch,
     BuildContext,
@@ -29,7 +30,6 @@ from trainables.methods.base import (
 from trainables.methods.classifiers import class_means, zero_shot_classifier
 from trainables.methods.recipes import DASSL_CROP_SCALE
 from trainables.methods.tensor_method import TensorMethod
-from trainables.optim import OptimConfig
 
 
 @dataclass(frozen=True)

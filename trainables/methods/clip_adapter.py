@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainables.core.optim import OptimConfig
 from trainables.methods.base import (
     BuildContext,
     ClassTexts,
@@ -27,7 +28,6 @@ from trainables.methods.base import (
 from trainables.methods.classifiers import zero_shot_classifier
 from trainables.methods.recipes import coop_optim, dassl_crop_scale
 from trainables.methods.tensor_method import TensorMethod
-from trainables.optim import OptimConfig
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from trainables.backbones.base import Backbone, BackboneError
 from trainables.backbones.text_tower import AT_ONCE, text_tower
+from trainables.core.optim import OptimConfig
 from trainables.data.prompts import PromptSet
 from trainables.methods.base import (
     Batch,
@@ -31,7 +32,6 @@ from trainables.methods.base import (
 from trainables.methods.low_rank import Branch, Dropout, Encoder, Matrix, Site, attach, sites
 from trainables.methods.recipes import DASSL_CROP_SCALE
 from trainables.methods.tensor_method import TensorMethod
-from trainables.optim import OptimConfig
 
 Encoders = Literal["image", "text", "both"]
 Scaling = Literal["rank", "root"]

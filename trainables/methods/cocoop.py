@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainables.backbones import text_tower
+from trainables.core.optim import OptimConfig
 from trainables.methods.base import (
     BuildContext,
     ClassTexts,
@@ -25,7 +26,6 @@ from trainables.methods.base import (
 from trainables.methods.context import PromptWriter
 from trainables.methods.recipes import dassl_crop_scale, dassl_weight_decay
 from trainables.methods.tensor_method import TensorMethod
-from trainables.optim import OptimConfig
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainables.core.optim import OptimConfig
 from trainables.methods.base import (
     Batch,
     BuildContext,
@@ -25,7 +26,6 @@ from trainables.methods.base import (
 )
 from trainables.methods.classifiers import unit_texts
 from trainables.methods.tensor_method import TensorMethod
-from trainables.optim import OptimConfig
 
 _STEPS, _EPOCHS = 12_800, 300
 

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from trainables.backbones.base import Backbone
 from trainables.backbones.text_tower import text_projection
+from trainables.core.optim import OptimConfig
 from trainables.data.prompts import PromptSet, merged
 from trainables.methods.base import (
     BuildContext,
@@ -31,7 +32,6 @@ from trainables.methods.base import (
     TaskFacts,
 )
 from trainables.methods.tensor_method import TensorMethod
-from trainables.optim import OptimConfig
 
 
 @dataclass(frozen=True)

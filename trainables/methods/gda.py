@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from trainables.core.optim import OptimConfig
 from trainables.methods.base import MethodConfig, Preset, Recipe, Support, TaskFacts
 from trainables.methods.classifiers import (
     FittedClassifier,
@@ -19,7 +20,6 @@ from trainables.methods.classifiers import (
     class_means,
     zero_shot_classifier,
 )
-from trainables.optim import OptimConfig
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainables.core.optim import OptimConfig
 from trainables.methods.base import MethodConfig, Preset, Recipe, Support, TaskFacts
 from trainables.methods.classifiers import FittedClassifier, all_views
 from trainables.methods.tensor_method import fill_gradients
-from trainables.optim import OptimConfig
 
 
 @dataclass(frozen=True)

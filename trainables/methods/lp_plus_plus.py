@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trainables.core.optim import OptimConfig
 from trainables.methods.base import MethodConfig, Preset, Recipe, Support, TaskFacts
 from trainables.methods.classifiers import FittedClassifier, class_means, unit_texts
-from trainables.optim import OptimConfig
 
 Start = Literal["means", "sums"]
 

@@ -7,8 +7,8 @@ flips. They are part of the preset `reference` only.
 
 from __future__ import annotations
 
+from trainables.core.optim import OptimConfig
 from trainables.methods.base import Preset, TaskFacts
-from trainables.optim import OptimConfig
 
 DASSL_WEIGHT_DECAY = 5e-4
 DASSL_CROP_SCALE = 0.08

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainables.core.optim import OptimConfig
 from trainables.data.prompts import PromptVariant
 from trainables.methods.base import (
     BuildContext,
@@ -28,7 +29,6 @@ from trainables.methods.base import (
 )
 from trainables.methods.classifiers import zero_shot_classifier
 from trainables.methods.tensor_method import TensorMethod
-from trainables.optim import OptimConfig
 
 _FIRST_ALPHAS: dict[str, float] = {
     "caltech101": 3.0,

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from trainables.backbones.base import BackboneError
 from trainables.backbones.image_tower import image_tower
+from trainables.core.optim import OptimConfig
 from trainables.methods.base import (
     BuildContext,
     ClassTexts,
@@ -27,7 +28,6 @@ from trainables.methods.base import (
 from trainables.methods.classifiers import zero_shot_classifier
 from trainables.methods.recipes import DASSL_CROP_SCALE, dassl_weight_decay
 from trainables.methods.tensor_method import TensorMethod
-from trainables.optim import OptimConfig
 
 CLEAN_STEPS = 2000
 """Minimum training steps of the `clean` preset: what the published epochs and batches give at 16

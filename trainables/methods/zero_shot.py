@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn import functional
 
+from trainables.core.optim import OptimConfig
 from trainables.methods.base import (
     BuildContext,
     ClassTexts,
@@ -19,7 +20,6 @@ from trainables.methods.base import (
 )
 from trainables.methods.classifiers import zero_shot_classifier
 from trainables.methods.tensor_method import TensorMethod
-from trainables.optim import OptimConfig
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ import pytest
 from search.core import lock
 from search.core.lock import Claim, LostOwnershipError, SweepLock
 from search.core.problems import UsageError
-from trainables.storage import LocalStorage
+from trainables.core.storage import LocalStorage
 
 HOLD = """
 import sys, time
 from search.core.lock import SweepLock
-from trainables.storage import open_storage
+from trainables.core.storage import open_storage
 from search.core.problems import UsageError
 try:
     with SweepLock(open_storage(sys.argv[1]), print):

@@ -22,8 +22,8 @@ from search.options import configure
 from spaces.registry import SPACES
 from tests.search.conftest import Sweep
 from tests.search.driver.test_sweep import QUIET
+from trainables.core.storage import LocalStorage
 from trainables.methods.base import TaskFacts
-from trainables.storage import LocalStorage
 
 SPACE = SPACES["rmt"].build(TaskFacts("digits", 4, 40, "vit"))
 ALSO = "mask/sparsity:max"

@@ -29,8 +29,8 @@ from search.core.results import (
 )
 from search.core.sweep_folder import SWEEP_FILE, SweepFolder, SweepRecord
 from spaces.registry import SPACES
+from trainables.core.storage import LocalStorage
 from trainables.methods.base import TaskFacts
-from trainables.storage import LocalStorage
 from trainables.trial import TaskSpec
 from trainables.trial_run import mean_accuracy
 

@@ -13,7 +13,7 @@ import pytest
 from search.core.config import SweepConfig
 from search.core.sweep_folder import SWEEP_FILE, SweepFolder, SweepRecord
 from tests.servers import s3_server
-from trainables.storage import LocalStorage, Storage, open_storage
+from trainables.core.storage import LocalStorage, Storage, open_storage
 
 
 def record(sweep: Storage) -> Mapping[str, Any]:

@@ -21,7 +21,7 @@ from search.core.task import (
 )
 from tests.trainables.data.bundles import tensors, write_bundle
 from tests.trainables.data.trees import dtd, imagenet_a, paint
-from trainables.protocols import Protocol
+from trainables.core.protocols import Protocol
 from trainables.trial import TaskSpec
 
 

@@ -20,7 +20,7 @@ from search.driver.preflight import Plan, preflight
 from search.ledger.ledger import Ledger
 from search.options import configure
 from search.run import main
-from trainables.storage import LocalStorage
+from trainables.core.storage import LocalStorage
 
 
 @pytest.fixture(autouse=True)

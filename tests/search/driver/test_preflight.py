@@ -9,7 +9,7 @@ from pathlib import Path
 from search.core.sweep_folder import SweepFolder
 from search.driver.preflight import adopt, preflight
 from search.options import configure
-from trainables.storage import LocalStorage
+from trainables.core.storage import LocalStorage
 
 
 def test_a_sweep_is_resumed_with_the_settings_asked_for_last(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.search.conftest import Sweep, as_another_user
 from tests.servers import S3_CREDENTIALS, s3_server
-from trainables.storage import open_storage
+from trainables.core.storage import open_storage
 
 pytestmark = pytest.mark.slow
 

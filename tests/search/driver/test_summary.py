@@ -11,9 +11,9 @@ from rich.console import Console
 from search.core.config import SweepConfig
 from search.driver.summary import print_summary
 from search.driver.sweep import Outcome
-from search.reporting.build import REPORT
+from search.reporting.files import REPORT
 from tests.servers import s3_server
-from trainables.storage import Storage, open_storage
+from trainables.core.storage import Storage, open_storage
 
 
 def summary_of(sweep: Storage, tracking_uri: str = "none") -> str:

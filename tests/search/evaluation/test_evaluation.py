@@ -16,8 +16,8 @@ from search.evaluation.record import (
     reads_of_test,
     record_read,
 )
-from trainables.protocols import Protocol
-from trainables.storage import LocalStorage
+from trainables.core.protocols import Protocol
+from trainables.core.storage import LocalStorage
 
 
 def scores(*rows: tuple[str, str, str, tuple[float, ...]]) -> tuple[Score, ...]:

@@ -39,9 +39,9 @@ from search.evaluation.predictions import (
     read_predictions,
 )
 from search.evaluation.record import Evaluation, Label
+from trainables.core.storage import LocalStorage
 from trainables.data.base import FeatureRows, Images, PixelRows
 from trainables.data.image_files import ImageFiles
-from trainables.storage import LocalStorage
 from trainables.trial import Episode
 
 FOUND = Evaluation(3, 0.5, (2, 3), "few-shot", ())

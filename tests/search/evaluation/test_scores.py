@@ -12,7 +12,7 @@ from search.core.task import Part
 from search.evaluation.predictions import ModelPredictions, PredictionTable
 from search.evaluation.record import Evaluation, Label
 from search.evaluation.scores import comparisons_of, scores_of
-from trainables.protocols import Protocol
+from trainables.core.protocols import Protocol
 from trainables.trial import Episode
 
 

@@ -23,10 +23,10 @@ from search.evaluation.winner import read_start, share_start
 from search.options import configure
 from search.run import main
 from tests.trainables.trials import mask_trial, residual_trial
+from trainables.core.storage import LocalStorage
+from trainables.core.tensor_file import read_checked, write_tensors
 from trainables.encoded_task import EncodedTask
 from trainables.fixed import learned
-from trainables.storage import LocalStorage
-from trainables.tensor_file import read_checked, write_tensors
 from trainables.trainer import Trainer
 from trainables.trial import Episode, TrialConfig
 

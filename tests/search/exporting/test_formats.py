@@ -18,11 +18,11 @@ from search.exporting.chosen import choose
 from search.exporting.formats import FORMATS, unfit
 from search.exporting.model import Model, open_model
 from tests.search.made import made
+from trainables.core.optim import OptimConfig
+from trainables.core.storage import LocalStorage
 from trainables.methods.base import MethodConfig
 from trainables.methods.registry import METHODS
 from trainables.methods.taskres import TaskResConfig
-from trainables.optim import OptimConfig
-from trainables.storage import LocalStorage
 from trainables.trial import TaskSpec, TrialConfig
 
 pytestmark = pytest.mark.timeout(900)

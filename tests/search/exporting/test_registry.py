@@ -21,19 +21,18 @@ from search import sync
 from search.core.config import SweepConfig, model_name_problem
 from search.core.sweep_folder import SweepFolder
 from search.evaluation.record import Comparison, Evaluation, Score
-from search.export import main
+from search.export import main, register_winner
 from search.exporting.card import described
 from search.exporting.chosen import choose
 from search.exporting.model import Model, open_model
-from search.exporting.register import register_winner
 from search.exporting.registry import ALIAS, Registry, RegistryError
 from search.tracking.mlflow_page import columns, description
 from search.tracking.mlflow_reporter import open_runs
 from tests.search.made import made
 from tests.search.mlflow_server import Server, runs_of
+from trainables.core.optim import OptimConfig
+from trainables.core.storage import LocalStorage
 from trainables.methods.taskres import TaskResConfig
-from trainables.optim import OptimConfig
-from trainables.storage import LocalStorage
 from trainables.trial import TaskSpec, TrialConfig
 
 pytestmark = [

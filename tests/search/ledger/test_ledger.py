@@ -20,8 +20,8 @@ from search.core.results import FORMAT, Result, State, read_results, read_rows
 from search.core.samplers import SAMPLERS
 from search.ledger.ledger import RETRIES, Ledger, RunningTrial
 from spaces.registry import SPACES
+from trainables.core.storage import LocalStorage
 from trainables.methods.base import TaskFacts
-from trainables.storage import LocalStorage
 from trainables.trial import TrialConfig
 
 SPACE = SPACES["taskres"].build(TaskFacts("digits", 4, 40, "vit"))

@@ -29,7 +29,7 @@ from search.ledger.study_mirror import (
 from spaces.base import TaskFacts
 from spaces.registry import SPACES
 from tests.servers import Postgresql, free_port, postgresql_programs
-from trainables.storage import LocalStorage
+from trainables.core.storage import LocalStorage
 
 SPACE = SPACES["taskres"].build(TaskFacts("digits", 4, 40, "vit"))
 

@@ -30,7 +30,7 @@ from search.reporting.confusion import confusion_section
 from search.reporting.evaluated import places, shown_episode, unseen_section
 from search.reporting.page import render
 from search.reporting.source import Source
-from trainables.storage import LocalStorage
+from trainables.core.storage import LocalStorage
 from trainables.trial import TaskSpec
 
 SEEDS = (2, 3)

@@ -37,9 +37,9 @@ from search.reporting.residuals import MAGNITUDES, Measured
 from search.reporting.shots import shots_section
 from search.reporting.source import Source
 from search.reporting.tables import Table, mean_of, percent
+from trainables.core.storage import LocalStorage
+from trainables.core.text import printable
 from trainables.data.benchmarks.layouts import IMAGENET_SHIFTS
-from trainables.storage import LocalStorage
-from trainables.text import printable
 from trainables.trial import Episode, TaskSpec
 
 

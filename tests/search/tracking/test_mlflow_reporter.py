@@ -27,8 +27,8 @@ from search.tracking.uri import TrackingError, check_tracking_uri
 from spaces.registry import SPACES
 from tests.search.mlflow_server import TIMEOUT, Server, content, history, runs_of, wait_until
 from tests.servers import s3_server
+from trainables.core.storage import LocalStorage, Storage, open_storage
 from trainables.methods.base import TaskFacts
-from trainables.storage import LocalStorage, Storage, open_storage
 from trainables.trainable import Message
 from trainables.trial_run import Report
 
@@ -480,7 +480,7 @@ CHILD = """
 import sys, time
 from pathlib import Path
 from tests.search.tracking.test_mlflow_reporter import Driver
-from trainables.storage import LocalStorage
+from trainables.core.storage import LocalStorage
 driver = Driver(LocalStorage(Path(sys.argv[2])), sys.argv[1])
 print("opened", flush=True)
 driver.run(("COMPLETE", "PRUNED", "FAIL") * 10)

@@ -19,7 +19,7 @@ from search.tracking.content import DataInput, End, Row, RunContent
 from search.tracking.mlflow_client import RefusedError
 from search.tracking.mlflow_runs import MlflowRuns
 from tests.search.mlflow_server import history, runs_of
-from trainables.storage import LocalStorage
+from trainables.core.storage import LocalStorage
 
 pytestmark = pytest.mark.filterwarnings(
     # MLflow 3.17 configures its tables with an option that SQLAlchemy 2.1 has deprecated.

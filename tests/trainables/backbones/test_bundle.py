@@ -11,8 +11,8 @@ from tests.trainables.data.bundles import METADATA, tensors, write_bundle
 from trainables.backbones.base import BackboneError
 from trainables.backbones.registry import absolute_spec
 from trainables.backbones.shared_weights import fetch_weights, share_weights
+from trainables.core.storage import LocalStorage
 from trainables.load_backbone import load_backbone
-from trainables.storage import LocalStorage
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ from trainables.backbones.base import BackboneError
 from trainables.backbones.layout import split_masks
 from trainables.backbones.registry import BACKBONES, absolute_spec
 from trainables.backbones.shared_weights import fetch_weights, share_weights
+from trainables.core.storage import LocalStorage
+from trainables.core.tensor_file import write_tensors
 from trainables.encoded_task import EncodedTask
 from trainables.load_backbone import load_backbone
 from trainables.methods.base import MethodError, TaskFacts
 from trainables.methods.masking.masks import pack_bits, unpack_masks
 from trainables.methods.registry import METHODS
-from trainables.storage import LocalStorage
-from trainables.tensor_file import write_tensors
 from trainables.trainer import Trainer
 from trainables.trial import Episode, TrialConfig
 

@@ -11,10 +11,10 @@ import pytest
 
 from trainables.backbones.registry import BACKBONES, absolute_spec
 from trainables.backbones.shared_weights import fetch_weights, share_weights
+from trainables.core.storage import LocalStorage, StorageError
 from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask
 from trainables.load_backbone import load_backbone
-from trainables.storage import LocalStorage, StorageError
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,8 @@ from torch import Tensor
 from tests.trainables.data.listed import listed
 from tests.trainables.trials import TASK, mask_trial, residual_trial
 from trainables import trial_run
+from trainables.core.storage import LocalStorage
+from trainables.core.store import Store
 from trainables.data import digits
 from trainables.data.base import DataError, Images, PixelRows, SealedError, Split
 from trainables.data.digits import Digits
@@ -31,8 +33,6 @@ from trainables.data.sealed import (
     seal_process,
 )
 from trainables.encoded_task import EncodedTask
-from trainables.storage import LocalStorage
-from trainables.store import Store
 from trainables.trial import TrialConfig
 from trainables.trial_run import TrialRun
 

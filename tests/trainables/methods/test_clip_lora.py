@@ -15,6 +15,7 @@ from torch.nn import functional
 from trainables.backbones.base import Backbone, Preprocess
 from trainables.backbones.bundle import FeatureBackbone
 from trainables.backbones.open_clip import open_clip
+from trainables.core.optim import OptimConfig, make_optimiser
 from trainables.data.prompts import class_features, prompt_set
 from trainables.load_backbone import load_backbone
 from trainables.methods.base import (
@@ -27,7 +28,6 @@ from trainables.methods.base import (
 )
 from trainables.methods.clip_lora import ClipLora, ClipLoraConfig
 from trainables.methods.low_rank import Branch, Dropout, attach, sites
-from trainables.optim import OptimConfig, make_optimiser
 
 NAMES = ("cat", "red_dog", "aeroplane")
 ALL = "q,k,v,o,up,down"

@@ -8,10 +8,10 @@ from typing import Any, get_args
 import pytest
 
 from spaces.registry import SPACES
+from trainables.core.protocols import Protocol
 from trainables.data.prompts import SEVEN, prompt_templates
 from trainables.methods.base import Preset, Recipe, TaskFacts
 from trainables.methods.registry import METHODS
-from trainables.protocols import Protocol
 
 MASKS = ("rmt", "rmt-text", "rmt-both")
 NAMED = ("paper", "reference", "clean")

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from trainables.core.text import unprintable
 from trainables.data.base import DataError
 from trainables.data.benchmarks.layouts import LAYOUTS, counts_caveat, find_folder
 from trainables.data.benchmarks.official_lists import OFFICIAL
 from trainables.data.image_files import holds_anything, read_list
 from trainables.data.lists import SPLITS, ListedDataset, Lists, Row, checked
-from trainables.text import unprintable
 
 
 def open_coop(name: str, root: Path, generate_split: bool = False) -> ListedDataset:

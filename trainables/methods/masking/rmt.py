@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from trainables.core.optim import OptimConfig
 from trainables.methods.base import ClassTexts, Head, MethodConfig, Preset, Recipe, TaskFacts
 from trainables.methods.classifiers import zero_shot_classifier
 from trainables.methods.masking.layers import image_names, text_names
 from trainables.methods.masking.mask_method import MaskConfig, MaskMethod
 from trainables.methods.masking.masked_text import MaskedClassifier
-from trainables.optim import OptimConfig
 
 MaskedTextLayers = Literal["mhsa", "mlp", "all"]
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from trainables.core.optim import OptimConfig
 from trainables.methods.base import Schedule
 from trainables.methods.masking.mask_method import flip_bound, flip_budget
-from trainables.optim import OptimConfig
 
 RELEASED = OptimConfig(lr=8e-5, epochs=30, batch_size=32)
 

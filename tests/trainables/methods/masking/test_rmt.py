@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from trainables.backbones.base import Backbone
 from trainables.backbones.open_clip import open_clip
+from trainables.core.optim import OptimConfig, make_optimiser
 from trainables.load_backbone import load_backbone
 from trainables.methods.base import (
     Batch,
@@ -25,7 +26,6 @@ from trainables.methods.gradient_rules import GRADIENT_RULES, Dropping, RuleName
 from trainables.methods.masking.layers import Masked, layer_of
 from trainables.methods.masking.rmt import CLEAN_FLIP_BUDGET, MaskTuning, MaskTuningConfig
 from trainables.methods.masking.scores import Granularity
-from trainables.optim import OptimConfig, make_optimiser
 
 RELEASED = OptimConfig(lr=8e-5, epochs=30, batch_size=32)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from trainables.core.text import did_you_mean
 from trainables.data.base import DataError
 from trainables.data.registry import open_dataset
-from trainables.text import did_you_mean
 
 
 def test_a_near_miss_is_named() -> None:

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.servers import S3, s3_server
-from trainables.credentials import SECRETS
-from trainables.storage import (
+from trainables.core.credentials import SECRETS
+from trainables.core.storage import (
     LocalStorage,
     Storage,
     StorageError,

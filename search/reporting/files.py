@@ -1,17 +1,14 @@
-"""The report that a sweep writes when it is finished, and whether it is up to date."""
+"""The names of a report's files, and whether a report is up to date."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Mapping, Sequence
 
 from search.core.results import Result
 from search.evaluation.record import Evaluation
-from trainables.storage import Storage, split
-
-logger = logging.getLogger(__name__)
+from trainables.core.storage import Storage
 
 REPORT = "report"
 """The folder of the report in a sweep's folder."""
@@ -43,21 +40,3 @@ def report_is_current(
     except FileNotFoundError:
         return False
     return has_report(sweep) and stored.strip() == report_inputs(results, evaluation)
-
-
-def report_at_end(sweep: Storage) -> None:
-    """Write the report of a finished sweep. Its results are safe: whatever fails here is a
-    warning."""
-    try:
-        # Matplotlib and the rest take seconds, which a sweep need not wait for when it starts.
-        from search.reporting.source import source_of
-        from search.reporting.write import write_report
-
-        write_report(source_of(sweep))
-    except Exception as error:
-        name = split(sweep.location)[1]
-        logger.warning(
-            "The report could not be written: %s. Afterwards: python -m search.report %s",
-            error,
-            name,
-        )

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trainables.storage import LocalStorage
-from trainables.tensor_file import read_checked, read_tensors, write_checked, write_tensors
+from trainables.core.storage import LocalStorage
+from trainables.core.tensor_file import read_checked, read_tensors, write_checked, write_tensors
 
 TENSORS = {
     "half": torch.ones(2, 3, dtype=torch.float16),

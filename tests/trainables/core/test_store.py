@@ -18,9 +18,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from trainables.core.storage import StorageError
+from trainables.core.store import Store, Stored, cache_folder
 from trainables.data.base import DataError
-from trainables.storage import StorageError
-from trainables.store import Store, Stored, cache_folder
 from trainables.view import as_lists
 
 FACTS = {"kind": "test", "view": 0, "transform": {"mean": [0.1, 0.2]}}
@@ -30,7 +30,7 @@ WORKER = """
 import sys, time
 from pathlib import Path
 import torch
-from trainables.store import Store
+from trainables.core.store import Store
 from trainables.view import as_lists
 folder, log, wait = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 
@@ -212,7 +212,7 @@ READER = """
 import sys
 from pathlib import Path
 import torch
-from trainables.store import Store
+from trainables.core.store import Store
 
 def kilobytes():
     rows = (line.split() for line in open("/proc/self/smaps_rollup") if line.count(":") == 1)

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainables.storage import Storage
+from trainables.core.storage import Storage
 
 _CHECKSUM = "sha256"
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from trainables.credentials import (
+from trainables.core.credentials import (
     SECRETS,
     shown,
     take_secrets,
@@ -100,6 +100,6 @@ def test_secrets_are_found_by_host() -> None:
 @pytest.mark.usefixtures("no_secrets")
 def test_another_process_inherits_the_secrets() -> None:
     clean = take_secrets("s3://KEY:hush@bucket/p")
-    code = f"from trainables.credentials import with_secrets; print(with_secrets('{clean}'))"
+    code = f"from trainables.core.credentials import with_secrets; print(with_secrets('{clean}'))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "s3://KEY:hush@bucket/p"

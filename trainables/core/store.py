@@ -27,7 +27,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from trainables.storage import StorageError, flush_folder
+from trainables.core.storage import StorageError, flush_folder
 
 Facts = Mapping[str, Any]
 """What a file's content depends on, in JSON's types."""

@@ -24,7 +24,7 @@ from urllib.parse import unquote
 
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
-from trainables.credentials import shown, take_secrets, with_secrets
+from trainables.core.credentials import shown, take_secrets, with_secrets
 
 T = TypeVar("T")
 

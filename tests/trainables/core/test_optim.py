@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from trainables.optim import OptimConfig, make_optimiser
+from trainables.core.optim import OptimConfig, make_optimiser
 
 configs = st.builds(
     OptimConfig,
