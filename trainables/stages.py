@@ -1,6 +1,6 @@
-"""Methods one after another: each is trained before the backbone that the last one has changed.
+"""Stages: several methods in sequence, each trained on the backbone that the previous one changed.
 
-A pipeline looks like a single training from outside: it has epochs, a state, an artifact.
+A pipeline has the interface of a single training: epochs, a state, an artifact.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FORMAT = {"format": "pipeline", "format_version": "1"}
 
 
 class Training(Protocol):
-    """One trial on one cell, from its first epoch to its artifact; see `Trainer`."""
+    """One trial on one episode, from its first epoch to its artifact."""
 
     config: TrialConfig
     episode: Episode
@@ -32,11 +32,11 @@ class Training(Protocol):
 
     @property
     def method(self) -> Method:
-        """The method, of the present stage."""
+        """The method of the current stage."""
 
     @property
     def backbone(self) -> Backbone:
-        """The one that it is trained on."""
+        """The backbone that it is trained on."""
 
     @property
     def epoch(self) -> int:
@@ -44,46 +44,47 @@ class Training(Protocol):
 
     @property
     def epochs(self) -> int:
-        """Epochs until the end, of all stages."""
+        """Number of epochs of all stages."""
 
     def run_epoch(self) -> dict[str, float]:
-        """See `Trainer`."""
+        """Train on all images once; return the epoch's metrics."""
 
     def validate(self) -> dict[str, float]:
-        """See `Trainer`."""
+        """Return accuracy and loss on the validation images."""
 
     def logits(self, view: View) -> Tensor:
-        """See `Trainer`."""
+        """Return logits [n, c] for the images of a view."""
 
     def forecast(self) -> dict[str, float]:
-        """See `Method`."""
+        """Return what is known before training, by name."""
 
     def warnings(self) -> list[str]:
-        """See `Method`."""
+        """Return what the user should know before training."""
 
     def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """See `Method`."""
+        """Return the result of the training: tensors and metadata."""
 
     def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """See `Method`."""
+        """Load a result, in place of training; raises `MethodError`."""
 
     def set_classes(self, dataset: str, half: Half) -> None:
-        """See `Trainer`."""
+        """Classify another data set, or another half of the classes."""
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """See `Trainer`."""
+        """Return everything that the rest of the training depends on."""
 
     def load_state(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """See `Trainer`."""
+        """Continue from `state`, bit for bit."""
 
 
-def open_training(config: TrialConfig, bench: EncodedTask, episode: Episode) -> Training:
+def open_training(config: TrialConfig, encoded_task: EncodedTask, episode: Episode) -> Training:
     """Training of a trial on one episode, with the episode's own settings if it has any.
 
     Raises `MethodError`, `DataError`, `BackboneError`.
     """
     config = config.for_episode(episode)
-    return Pipeline(config, bench, episode) if config.before else Trainer(config, bench, episode)
+    kind = Pipeline if config.before else Trainer
+    return kind(config, encoded_task, episode)
 
 
 def first_stages(artifact: Learned, count: int) -> Learned:
@@ -96,79 +97,72 @@ def first_stages(artifact: Learned, count: int) -> Learned:
     return _numbered(parts)[0], _FORMAT | {"stages": json.dumps(records)}
 
 
-class Pipeline:
-    """Several stages, one of which is there at a time; implements `Training`.
+class Pipeline(Training):
+    """Several stages in sequence, of which one is in memory; finished stages are kept as their
+    artifacts and the backbone that they have changed."""
 
-    Of those that are over there is what they have learned, and the backbone that it has changed.
-    """
-
-    def __init__(self, config: TrialConfig, bench: EncodedTask, episode: Episode) -> None:
+    def __init__(self, config: TrialConfig, encoded_task: EncodedTask, episode: Episode) -> None:
         """Raises `MethodError`, `DataError`, `BackboneError`."""
         self.config, self.episode = config, episode
-        self.val = bench.views(episode)[1]
-        self._origin = self._bench = bench
+        self.val = encoded_task.views(episode)[1]
+        self._origin = self._task = encoded_task
         self._over: list[Learned] = []
         self._now: Trainer | None = None
-        self._said: tuple[dict[str, float], list[str]] | None = None
-        if not config.stages[0].fixed:  # else it may have to be trained first: when it is needed
+        self._early: tuple[dict[str, float], list[str]] | None = None
+        if not config.stages[0].fixed:  # a fixed stage is trained or loaded when it is needed
             self._open()
 
     @property
     def method(self) -> Method:
-        """See `Training`."""
         return self._present().method
 
     @property
     def backbone(self) -> Backbone:
-        """See `Training`."""
         return self._present().backbone
 
     @property
     def epoch(self) -> int:
-        """See `Training`."""
         over = self.config.stages[: len(self._over)]
         return _epochs(over) + (self._now.epoch if self._now else 0)
 
     @property
     def epochs(self) -> int:
-        """See `Training`."""
         return _epochs(self.config.stages)
 
     def run_epoch(self) -> dict[str, float]:
-        """See `Trainer.run_epoch`; what a stage's last epoch has changed is what the next begins
-        with."""
+        """Train one epoch of the current stage; after a stage's last epoch the next one begins."""
         metrics = self._present().run_epoch()
         last = self._present()
-        if last.epochs == 0:  # nothing to train: this is its only word
+        if last.epochs == 0:  # nothing to train: this is all it reports
             metrics |= last.validate()
         return metrics
 
     def validate(self) -> dict[str, float]:
-        """See `Trainer.validate`, of the present stage."""
+        """Return accuracy and loss of the current stage."""
         return self._present().validate()
 
     def logits(self, view: View) -> Tensor:
-        """See `Trainer.logits`, of the present stage."""
-        return self._present().logits(self._bench.reencode(view))
+        """Return logits [n, c] of the current stage."""
+        return self._present().logits(self._task.reencode(view))
 
     def forecast(self) -> dict[str, float]:
-        """See `Method.forecast`, of the first stage that is trained."""
+        """Return the forecast of the first stage that is trained."""
         self._present()
-        return dict(self._said[0]) if self._said else {}
+        return dict(self._early[0]) if self._early else {}
 
     def warnings(self) -> list[str]:
-        """See `Method.warnings`, of the first stage that is trained."""
+        """Return the warnings of the first stage that is trained."""
         self._present()
-        return list(self._said[1]) if self._said else []
+        return list(self._early[1]) if self._early else []
 
     def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """The stages' artifacts, their tensors under the stage's number; at the end of all."""
+        """Return the artifacts of all stages, tensors prefixed by the stage's number."""
         last = self._present().artifact()
         tensors, records = _numbered([*self._over, last])
         return tensors, _FORMAT | {"stages": json.dumps(records)}
 
     def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """The inverse; raises `MethodError`."""
+        """Load the result of `artifact`; raises `MethodError`."""
         if {key: metadata.get(key) for key in _FORMAT} != _FORMAT:
             raise MethodError(
                 f"a pipeline's artifact has the metadata {_FORMAT}, got {dict(metadata)}: "
@@ -185,17 +179,17 @@ class Pipeline:
                 f"the pipeline has {len(self.config.stages)} stages and the artifact "
                 f"{len(records)}: load it with the configuration that it was trained with"
             )
-        self._take_up(tensors, records[:-1])
+        self._restore(tensors, records[:-1])
         last = self._open()
         last.load_artifact(_under(tensors, f"{len(records) - 1}/"), records[-1])
         last.epoch = last.epochs
 
     def set_classes(self, dataset: str, half: Half) -> None:
-        """See `Trainer.set_classes`, of the last stage."""
+        """Classify other classes, with the last stage."""
         self._present().set_classes(dataset, half)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What the stages that are over have learned, and the present one's state."""
+        """Return the artifacts of finished stages, and the current stage's state."""
         tensors, records = _numbered(self._over)
         if self._now is None:
             return tensors, {"before": records, "now": None}
@@ -205,47 +199,47 @@ class Pipeline:
 
     def load_state(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
         """Continue from `state`, bit for bit."""
-        self._take_up(tensors, plain["before"])
+        self._restore(tensors, plain["before"])
         if plain["now"] is not None:
             self._open().load_state(_under(tensors, "now/"), plain["now"])
 
-    def _take_up(self, tensors: Mapping[str, Tensor], records: list[dict[str, str]]) -> None:
-        """Be where the stages of these artifacts are over."""
-        self._over, self._bench, self._now = [], self._origin, None
+    def _restore(self, tensors: Mapping[str, Tensor], records: list[dict[str, str]]) -> None:
+        """Restore the point at which the stages of these artifacts are finished."""
+        self._over, self._task, self._now = [], self._origin, None
         for number, metadata in enumerate(records):
             stage = self._open()
             stage.load_artifact(_under(tensors, f"{number}/"), metadata)
-            self._hand_over(stage)
+            self._finish(stage)
 
     def _present(self) -> Trainer:
-        """The first stage with something left to train, or the last one."""
+        """Return the first stage with something left to train, or the last one."""
         while True:
             config = self.config.stages[len(self._over)]
             if config.fixed and self._now is None:
-                found, self._bench = learned(config, self._bench, self.episode)
+                found, self._task = learned(config, self._task, self.episode)
                 self._over.append(found)
                 continue
             stage = self._now or self._open()
             if config is self.config or stage.epoch < stage.epochs:
                 return stage
-            self._hand_over(stage)
+            self._finish(stage)
 
     def _open(self) -> Trainer:
-        """Begin the stage that comes next."""
+        """Begin the next stage."""
         config = self.config.stages[len(self._over)]
-        self._now = Trainer(config, self._bench, self.episode)
-        if self._said is None and not config.fixed:
-            self._said = self._now.forecast(), self._now.warnings()
+        self._now = Trainer(config, self._task, self.episode)
+        if self._early is None and not config.fixed:
+            self._early = self._now.forecast(), self._now.warnings()
         return self._now
 
-    def _hand_over(self, stage: Trainer) -> None:
-        """The end of a stage."""
+    def _finish(self, stage: Trainer) -> None:
+        """Keep a finished stage's artifact and the backbone that it has changed."""
         self._over.append(stage.artifact())
-        self._bench, self._now = stage.merged_backbone(), None
+        self._task, self._now = stage.merged_backbone(), None
 
 
 def _epochs(stages: Iterable[TrialConfig]) -> int:
-    """Of those that are trained."""
+    """Number of epochs of all stages that are trained."""
     return sum(stage.epochs for stage in stages if not stage.fixed)
 
 

@@ -45,6 +45,7 @@ class Trainer:
         self._classes = classes.features
         self._zero_shot = task.zero_shot(*where)
         self._rates = config.optim.learning_rates(len(self.train))
+        self._first_values = _generator(config.seed, episode.seed, "first values")
         self.method = METHODS[config.method].build(
             config.method_config,
             BuildContext(
@@ -52,7 +53,7 @@ class Trainer:
                 classes,
                 Schedule(self._rates),
                 len(self.train),
-                _generator(config.seed, episode.seed, "first values"),
+                self._first_values,
             ),
         )
         # One generator per purpose: the random numbers that a method draws cannot change the order
@@ -63,6 +64,8 @@ class Trainer:
         }
         self.epoch = 0
         """Epochs trained so far."""
+        self.latest: dict[str, float] = {}
+        """Metrics of the latest epoch of this process."""
         self._prepared = False
         self._optimiser: torch.optim.Optimizer | None = None
 
@@ -97,14 +100,31 @@ class Trainer:
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise NonFiniteError(f"{name} became {value} in epoch {self.epoch}")
+        self.latest = metrics
         return metrics
+
+    @property
+    def has_drawn(self) -> bool:
+        """Whether the method has drawn random numbers, for its first values or in training."""
+        seeds = self.config.seed, self.episode.seed
+        return any(
+            not torch.equal(rng.get_state(), _generator(*seeds, purpose).get_state())
+            for purpose, rng in (
+                ("first values", self._first_values),
+                ("method", self._rng["method"]),
+            )
+        )
 
     def validate(self) -> dict[str, float]:
         """Return accuracy (a fraction) and mean cross entropy on the few-shot validation images."""
-        logits = self.logits(self.val)
+        return self.validate_on(self.val)
+
+    def validate_on(self, view: View) -> dict[str, float]:
+        """Return the same for other images of the same classes."""
+        logits = self.logits(view)
         return {
-            "val/accuracy": accuracy(logits, self.val.labels),
-            "val/loss": float(functional.cross_entropy(logits, self.val.labels)),
+            "val/accuracy": accuracy(logits, view.labels),
+            "val/loss": float(functional.cross_entropy(logits, view.labels)),
         }
 
     @torch.no_grad()

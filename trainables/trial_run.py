@@ -22,6 +22,7 @@ from torch import Tensor
 from trainables.core.storage import Storage
 from trainables.core.tensor_file import read_checked, write_checked, write_tensors
 from trainables.encoded_task import EncodedTask
+from trainables.repeated_training import share_repeated
 from trainables.stages import Training, open_training
 from trainables.trial import TaskSpec, TrialConfig
 
@@ -64,7 +65,8 @@ class TrialRun:
         in_sequence: bool = False,
     ) -> None:
         self.config, self.task, self.in_sequence = config, task, in_sequence
-        self.episodes = [open_training(config, encoded_task, episode) for episode in task.episodes]
+        episodes = [open_training(config, encoded_task, episode) for episode in task.episodes]
+        self.episodes = episodes if in_sequence else share_repeated(episodes)
         self.step = 0
         self._values: list[float] = []
         self._rows: list[dict[str, float]] = []

@@ -261,7 +261,7 @@ def task_notices(task: TaskSpec, source: DataSource) -> list[str]:
 
 
 def val_images(task: TaskSpec, source: DataSource) -> int:
-    """How many distinct validation images a trial's objective depends on.
+    """The number of distinct validation images behind a trial's objective.
 
     An image that several draws contain counts once. For several data sets, see `effective_images`.
     """

@@ -1,1 +1,1 @@
-"""What the end of a sweep found on the sealed test split, and what may be said of it."""
+"""The evaluation of a sweep's winner on the sealed test splits, and its record."""

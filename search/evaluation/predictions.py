@@ -1,7 +1,7 @@
 """Predictions on test images, and their file `predictions.arrow`.
 
 The file is an Arrow IPC file with zstd compression: a record batch per model and part of a test
-split, a row per image. Columns: `label`, `dataset`, `shots`, `seed` identify the model (see
+split, one row per image. Columns: `label`, `dataset`, `shots`, `seed` identify the model (see
 `search.evaluation.record.Score`); `target` and `part` identify the images; `image` is the position
 in the test split as it was read, `file` the data set's name for the image (null if it has none);
 `truth` and `prediction` are positions in the part's class names, which are in the metadata;
@@ -210,7 +210,7 @@ class _Words:
         }
 
     def constant(self, key: str, word: str, rows: int) -> pa.Array:
-        """The same word in every row."""
+        """A column with the same word in every row."""
         places = np.full(rows, self._places[key][word], np.int32)
         return pa.DictionaryArray.from_arrays(places, self._arrays[key])
 

@@ -101,7 +101,7 @@ class Gain:
     over_draws: Difference | None
     """Interval with the draws of training images as the sample; None for a single draw."""
     changed: int
-    """See `Comparison.changed`."""
+    """Test images of which one is right and the other wrong, see `Comparison`."""
 
     @property
     def mean(self) -> float:

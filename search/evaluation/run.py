@@ -97,7 +97,7 @@ class _Plan:
     task: TaskSpec
     """The sweep's task, on these draws."""
     first: dict[Episode, Episode]
-    """See `same_training_sets`."""
+    """The first episode with the same training images, for each; see `same_training_sets`."""
     candidates: tuple[Candidate, ...]
     """Every model of every episode."""
 
@@ -253,7 +253,7 @@ def _unfixed(stage: TrialConfig) -> TrialConfig:
 
 
 def _zero_shot_episode(task: TaskSpec, episode: Episode) -> Episode:
-    """The episode that stands for all of a data set: that of the most shots and the first draw, of
+    """The episode that represents a data set: that of the most shots and the first draw, of
     which examples are taken."""
     return replace(episode, shots=max(task.shots), seed=task.seeds[0])
 
@@ -340,7 +340,7 @@ def _facts(episode: Episode) -> tuple[str, int, int]:
 
 def _options(placement: Placement, process: dict[str, str]) -> dict[str, Any]:
     """Tasks rather than actors: they run on what is left of a cluster that has lost a machine. They
-    run in processes of their own kind, because Ray reuses a process only for tasks with the same
+    run in separate processes per role, because Ray reuses a process only for tasks with the same
     environment. A task is started again here and not by Ray: a repeated read must be recorded."""
     return {
         "num_cpus": placement.cpus,

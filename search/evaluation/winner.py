@@ -87,15 +87,15 @@ def share_start(config: SweepConfig, source: DataSource, backbone: str, sweep: S
 
 
 def _trained(start: Start, episode: Episode) -> Content | None:
-    """What the other sweep has learned on a draw, if that is there."""
+    """The other sweep's result on a draw, if its folder still has it."""
     try:
         return _artifact(start, episode, open_storage(start.location))
-    except StorageError:  # its folder need not be within reach for ever
+    except StorageError:  # the other folder may be unreachable by now
         return None
 
 
 def _artifact(start: Start, episode: Episode, other: Storage) -> Content | None:
-    """Of the search, or of a fresh draw of the evaluation."""
+    """The result on a draw of the search, or on one of the evaluation."""
     if episode in start.task.episodes:
         label = f"-{start.task.label(episode)}" if len(start.task.episodes) > 1 else ""
         return read_tensors(other, f"{trial_folder(start.trial)}/artifact{label}.safetensors")
@@ -106,7 +106,7 @@ def _artifact(start: Start, episode: Episode, other: Storage) -> Content | None:
 
 
 def _is_of(judged: Evaluation, start: Start, other: Storage) -> bool:
-    """Whether the evaluation, which is made again when trials are added, is still that one's."""
+    """Whether the evaluation still is that of the start: more trials may have replaced it."""
     try:
         config = TrialConfig.from_dict(json.loads(other.read("winner/config.json")))
     except (FileNotFoundError, ValueError, TypeError, KeyError):

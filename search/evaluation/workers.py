@@ -45,7 +45,7 @@ class EncodedTaskSpec:
     """What a worker needs to set up its `EncodedTask`."""
 
     task: TaskSpec
-    """The task whose data it holds."""
+    """The sweep's task."""
     data: str
     """Folder of the field's data sets."""
     device: str
@@ -122,7 +122,7 @@ def _warm(spec: EncodedTaskSpec) -> EncodedTask:
 
 
 def train(candidate: Candidate, spec: EncodedTaskSpec, sweep: str) -> None:
-    """Train to the last epoch and store the artifact. Runs in a training process."""
+    """Train a candidate and store its artifact. Runs in a training process."""
     seal_process()
     config = TrialConfig.from_dict(candidate.config)
     trainer = open_training(config, _warm(spec), candidate.episode)

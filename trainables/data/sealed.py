@@ -41,7 +41,7 @@ class TestPermit:
         if os.environ.get(_ROLE) == TRAINING_PROCESS[_ROLE]:
             raise SealedError(
                 "Test data cannot be read in a process that trains trials: the objective of a "
-                "search is validation data. Test figures come from the evaluation at its end."
+                "search is validation data. Test figures come from the evaluation afterwards."
             )
         if dataset != self.dataset:
             raise SealedError(f"A permit for '{self.dataset}' does not open '{dataset}'.")
