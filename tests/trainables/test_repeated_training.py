@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from trainables.storage import LocalStorage
 
 from spaces.registry import find_space
 from tests.trainables.data.bundles import tensors, write_bundle
@@ -14,7 +15,6 @@ from trainables import trial_run
 from trainables.encoded_task import EncodedTask
 from trainables.methods.base import TaskFacts
 from trainables.repeated_training import RepeatedTraining
-from trainables.storage import LocalStorage
 from trainables.trainer import Trainer
 from trainables.trial import TaskSpec, TrialConfig
 from trainables.trial_run import TrialRun
