@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -223,8 +224,26 @@ def methods_apart(module: Module) -> list[str]:
 
 SERVED = "search/exporting/served.py"
 """The code of an exported MLflow model."""
+ANYWHERE = ("search/", "trainables/")
 HOMES: dict[str, tuple[str, ...]] = {
+    "torch": ANYWHERE,
+    "numpy": ANYWHERE,
+    "pyarrow": (
+        *("search/evaluation/", "search/reporting/", "trainables/core/", "trainables/data/"),
+        *("trainables/encoded_task.py", "trainables/view.py"),
+    ),
+    "safetensors": ANYWHERE,
+    "PIL": ("search/evaluation/examples.py", SERVED, "trainables/images/"),
+    "scipy": ("search/evaluation/statistics.py", "trainables/data/benchmarks/"),
+    "sklearn": ("trainables/data/",),
+    "open_clip": ("trainables/backbones/open_clip.py",),
+    "huggingface_hub": ("trainables/backbones/open_clip.py",),
+    "pydantic": ("search/core/config.py", "trainables/core/records.py", "trainables/trial.py"),
+    "pydantic_core": ("search/core/config.py", "trainables/core/records.py", "trainables/trial.py"),
+    "annotated_types": ("search/evaluation/record.py", "trainables/core/records.py"),
+    "filelock": ("search/execution/ray_session.py", "trainables/core/store.py"),
     "ray": ("search/", "trainables/trainable.py"),
+    "optuna": ("search/",),
     # Tracking, the registry, and the exported model's flavour with the code that travels with it.
     "mlflow": (
         "search/tracking/",
@@ -232,12 +251,13 @@ HOMES: dict[str, tuple[str, ...]] = {
         "search/exporting/registry.py",
         SERVED,
     ),
-    "optuna": ("search/",),
-    "matplotlib": ("search/reporting/", "tools/tiny/glyphs.py"),
-    "jinja2": ("search/reporting/",),
-    "open_clip": ("trainables/backbones/open_clip.py",),
-    "huggingface_hub": ("trainables/backbones/open_clip.py",),
-    "sklearn": ("trainables/data/", "tools/tiny/pretrain.py"),
+    "pandas": ("search/exporting/mlflow_model.py", SERVED),
+    "sqlalchemy": ("search/ledger/study_mirror.py", "search/tracking/uri.py"),
+    "onnxruntime": ("search/exporting/check.py",),
+    "matplotlib": ("search/reporting/",),
+    "jinja2": ("search/reporting/page.py",),
+    "rich": ("search/",),
+    "shtab": ("search/completion.py",),
 }
 """Which files may import a dependency."""
 TYPES_ONLY: dict[str, tuple[str, ...]] = {"optuna": ("spaces/",), "mlflow": ("search/",)}
@@ -253,6 +273,13 @@ def at_home(module: Module) -> list[str]:
             if i.of(package) and not module.path.startswith(allowed):
                 found.append(f"{i.line} imports {i.target}")
     return found
+
+
+def has_a_home(module: Module) -> list[str]:
+    """Every third-party package has a home, and is a declared dependency by that."""
+    known = {*HOMES, *PACKAGES, *sys.stdlib_module_names, "tools", "tests", "benchmarks"}
+    names = ((i, i.target.split(".")[0]) for i in module.imports)
+    return [f"{i.line} imports {i.target}" for i, n in names if n not in known and n[0] != "<"]
 
 
 def travels_alone(module: Module) -> list[str]:
@@ -427,6 +454,7 @@ RULES: tuple[Rule, ...] = (
     parts_apart,
     methods_apart,
     at_home,
+    has_a_home,
     travels_alone,
     no_pickle,
     no_global_state,
@@ -476,6 +504,7 @@ TYPED = (
         (at_home, SPACE, "def f():\n    from optuna.trial import FixedTrial"),
         (at_home, METHOD, TYPED),
         (at_home, "trainables/backbones/new.py", "import open_clip"),
+        (has_a_home, DATA, "import lightning"),
         (travels_alone, SERVED, "def f():\n    from trainables.core.storage import Storage"),
         (travels_alone, "search/exporting/check.py", "from trainables.core.storage import Storage"),
         (no_pickle, SEARCH, "import pickle"),
@@ -527,6 +556,7 @@ def test_a_breach_is_seen(rule: Rule, path: str, source: str) -> None:
             "from trainables.methods.masking.layers import x",
         ),
         (at_home, SPACE, TYPED),
+        (has_a_home, DATA, "import json, torch"),
         (at_home, DATA, "from trainables.backbones.open_clip import open_clip\nimport rayleigh"),
         (
             travels_alone,

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from search.core.task import described
 from search.reporting.section import Section
@@ -33,7 +32,7 @@ def render(source: Source, others: Sequence[Source], sections: Sequence[Section]
 
 
 def _finalize(value: object) -> object:
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return printable(value) if type(value) is str else value  # markup is safe already
 
 
 def notices(sources: Sequence[Source]) -> list[str]:
