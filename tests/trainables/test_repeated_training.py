@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trainables.storage import LocalStorage
 
 from spaces.registry import find_space
 from tests.trainables.data.bundles import tensors, write_bundle
 from trainables import trial_run
+from trainables.core.storage import LocalStorage
 from trainables.encoded_task import EncodedTask
 from trainables.methods.base import TaskFacts
 from trainables.repeated_training import RepeatedTraining
