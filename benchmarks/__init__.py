@@ -1,1 +1,1 @@
-"""Where the figures in RESULTS.md come from: ratios of two programs measured in one run."""
+"""Benchmarks behind the figures in RESULTS.md: ratios of two programs measured in one run."""

@@ -1,12 +1,12 @@
-"""What a merged export costs to run, beside the plain CLIP that it was made from, on one CPU.
+"""Inference time of a merged export compared with the plain CLIP, on one CPU.
 
     python -m benchmarks.export_inference                               the embedded model
     python -m benchmarks.export_inference --shape ViT-B-32 --batch 16   random weights
 
-A third of the attention weights is masked at random; the masked model is written as an export of
-the format `merged` and opened from there, and so is the plain one. Both then encode the same
-images and classify them, in turns, whose order changes every time. The figure is the median over
-turns of the merged model's duration over the plain one's in the same turn.
+A third of the attention weights is masked at random. The masked model is exported in the format
+`merged` and loaded from the export; the plain model is also written and reloaded. Both then encode
+and classify the same images in turns of alternating order. The figure is the median over turns of
+the merged model's duration / the plain model's duration in the same turn.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class Figures:
     plain: float
     """Median duration of a batch through the plain model, in seconds."""
     merged: float
-    """The same through the merged one."""
+    """Median duration of a batch through the merged model, in seconds."""
     ratio: float
-    """Median, over turns, of merged over plain."""
+    """Median over turns of merged / plain."""
     zeros: float
     """Share of the masked weights that are 0."""
 
 
 def measure(shape: Shape = "tiny", batch: int = 32, repeats: int = 60) -> Figures:
-    """Write, open and time."""
+    """Write, open and time both models."""
     plain = open_shape(shape)
     if not plain.architecture:
         architecture = open_clip.get_model_config(shape)
@@ -80,14 +80,14 @@ def measure(shape: Shape = "tiny", batch: int = 32, repeats: int = 60) -> Figure
 
 
 def _written(backbone: Backbone) -> Backbone:
-    """As it comes from a file: both models lie in memory in the same way."""
+    """Write and reload a backbone, so that both models have the same memory layout."""
     with tempfile.TemporaryDirectory() as folder:
         write_folder(backbone, Path(folder))
         return load_backbone(f"local-dir:{folder}")
 
 
 def _masked(backbone: Backbone, classes: Tensor, rng: torch.Generator) -> tuple[Backbone, float]:
-    """As after a training that has flipped a third of the bits."""
+    """Return masks as after a training that has flipped a third of the bits."""
     context = BuildContext(backbone, ClassTexts(classes), Schedule((1e-3,)))
     method = MaskTuning.build(MaskTuningConfig(), context)
     masked = kept = 0
@@ -104,10 +104,10 @@ def _logits(backbone: Backbone, weight: Tensor, images: Tensor) -> Tensor:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--shape", choices=["tiny", "ViT-B-16", "ViT-B-32"], default="tiny")
-    parser.add_argument("--batch", type=int, default=32, help="images a turn")
+    parser.add_argument("--batch", type=int, default=32, help="images per turn")
     parser.add_argument("--repeats", type=int, default=60, help="turns")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     options = parser.parse_args()

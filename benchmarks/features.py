@@ -1,18 +1,18 @@
-"""Features through the store against the bare model, their second use, and training on them.
+"""Throughput of features through the store, their reuse, and training on them.
 
-    python -m benchmarks.features                   everything, some minutes
+    python -m benchmarks.features                   everything, a few minutes
     python -m benchmarks.features --part training   `extraction`, `second-use` or `training` alone
 
-Extraction: JPEG files of 500 x 375 pixels are decoded, resized, encoded and stored, in turns with
-forward passes of the same model on the same images, already preprocessed, in batches of the same
-size. The model has the shape of ViT-B/32 and random weights. Figures are medians over the turns,
-the ratio is that of the same turn.
+Extraction: JPEG files of 500 x 375 pixels are decoded, resized, encoded and stored, alternating
+with forward passes of the same model on the same preprocessed images in batches of the same size.
+The model is a ViT-B/32 with random weights. Figures are medians over turns, and ratios compare
+durations in the same turn.
 
-Second use: a new workbench with a loaded backbone, features in the store, image files on the disk;
-until the first batch of a training. Opening the data set (listing its files) and drawing are timed
-apart, since they do not depend on the store.
+Second use: the time from creating an encoded task, with a loaded backbone, stored features and image
+files on disk, to the first training batch. Opening the data set (listing its files) and drawing are
+timed separately, because they do not depend on the store.
 
-Training: TaskRes by the real trainer on features of 512 dimensions, validated in every epoch.
+Training: TaskRes with the real trainer on features of 512 dimensions, validated in every epoch.
 """
 
 from __future__ import annotations
@@ -49,29 +49,29 @@ from trainables.view import ENCODE_BATCH, View
 PHOTOGRAPH = (375, 500)
 DIMENSION = 512
 SIZES = {"Pets": (37, 16, 4), "ImageNet": (1000, 16, 4)}
-"""Classes, training and validation images a class."""
+"""Classes, training images per class, validation images per class."""
 CONFIG = TrialConfig("taskres", "paper", TaskResConfig(), OptimConfig(2e-3, 100, 256))
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """What one run of `extraction` found."""
+    """Result of one run of `extraction`."""
 
     images: int
-    """Images a turn."""
+    """Images per turn."""
     bare: float
     """Seconds of the model's forward passes, median."""
     stored: float
     """Seconds until features are in the store, median."""
     ratio: float
-    """Throughput through the store over that of the bare model, median over turns."""
+    """Median over turns of the store's throughput / the bare model's."""
     work: float
-    """The same of images a second of processor time, which other processes' work hardly changes.
-    With more than one thread it counts their waiting for each other."""
+    """The same ratio for images per second of processor time, which is nearly independent of other
+    load. With more than one thread, it includes the time that threads spin while they wait."""
 
 
 def extraction(backbone: Backbone, images: int, turns: int, folder: Path) -> Extraction:
-    """See above."""
+    """Measure extraction, see the module's docstring."""
     files = photographs(folder, images, PHOTOGRAPH)
     split = Split(files, torch.zeros(images, dtype=torch.int64), "photographs")
     ready = View(split, False, backbone, Store(folder), keep=False)
@@ -97,7 +97,7 @@ def extraction(backbone: Backbone, images: int, turns: int, folder: Path) -> Ext
 
 
 def photographs(folder: Path, count: int, shape: tuple[int, int]) -> ImageFiles:
-    """JPEG files of smooth noise, which compresses as photographs do."""
+    """Write JPEG files of smooth noise, which compresses like photographs."""
     rng = np.random.default_rng(0)
     names = tuple(f"{row:05d}.jpg" for row in range(count))
     height, width = shape
@@ -110,18 +110,18 @@ def photographs(folder: Path, count: int, shape: tuple[int, int]) -> ImageFiles:
 
 @dataclass(frozen=True)
 class SecondUse:
-    """What one run of `second_use` found, in seconds."""
+    """Result of one run of `second_use`, in seconds."""
 
     rows: int
     """Training images."""
     draw: float
-    """Open the data set and draw, median."""
+    """Time to open the data set and draw, median."""
     first_batch: float
-    """From there to the first batch of 256 features on the device, median."""
+    """Time from then to the first batch of 256 features on the device, median."""
 
 
 def second_use(classes: int, shots: int, turns: int, folder: Path) -> SecondUse:
-    """See above: files of 8 x 8 pixels, the embedded backbone."""
+    """Measure second use with files of 8 x 8 pixels and the embedded backbone, see above."""
     for split, count in (("train", shots), ("val", min(shots, 4)), ("test", 1)):
         for label in range(classes):
             home = folder / "data" / split / f"class {label:04d}"
@@ -146,7 +146,7 @@ def second_use(classes: int, shots: int, turns: int, folder: Path) -> SecondUse:
 
 
 class Synthetic(EncodedTask):
-    """A workbench whose features are noise around the classes'."""
+    """An encoded task whose features are noise around class centres."""
 
     def __init__(self, classes: int, shots: int, val_shots: int) -> None:
         super().__init__("tiny", "cpu", DataSource())
@@ -161,21 +161,21 @@ class Synthetic(EncodedTask):
         return self.view(Split(rows, labels, "noise"), flip=False)
 
     def views(self, episode: Episode) -> tuple[View, View]:
-        """The same for every cell."""
+        """Return the same views for every episode."""
         train, val = self._pair
         return train, val
 
     def classes(self, *where: object) -> ClassTexts:
-        """Features without texts."""
+        """Class features without texts."""
         return ClassTexts(self._texts)
 
     def class_features(self, *where: object) -> Tensor:
-        """[c, d]."""
+        """Class features [c, d]."""
         return self._texts
 
 
 def training(classes: int, shots: int, val_shots: int, epochs: int) -> tuple[float, float]:
-    """Wall and processor seconds of `epochs` epochs, after one that does not count."""
+    """Wall and processor seconds of `epochs` epochs, after one warm-up epoch."""
     trainer = Trainer(CONFIG, Synthetic(classes, shots, val_shots), Episode("noise", shots, 1))
     trainer.run_epoch()
     begin = time.perf_counter(), time.process_time()
@@ -185,7 +185,7 @@ def training(classes: int, shots: int, val_shots: int, epochs: int) -> tuple[flo
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--part", choices=["extraction", "second-use", "training"])
     parser.add_argument("--images", type=int, default=128, help="images of a turn of extraction")

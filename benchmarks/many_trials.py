@@ -2,12 +2,12 @@
 
     python -m benchmarks.many_trials                 1,000 trials of 0 s, then one more after them
     python -m benchmarks.many_trials --trials 200    fewer
-    python -m benchmarks.many_trials --away          against a tracking server that is not there
+    python -m benchmarks.many_trials --away          with an unreachable tracking server
 
-A real sweep (Ray, ledger, commits) whose trials only ask the zero-shot model for its accuracy on
-40 images. Then the same sweep is resumed in a new process for one more trial: the time from the
-process's start to that trial's end. With --away, two sweeps take turns, one without tracking and
-one whose server does not answer, in blocks, so that both see the same machine.
+Runs a real sweep (Ray, ledger, commits) whose trials only compute the zero-shot model's accuracy on
+40 images. Then a new process resumes the sweep for one more trial, timed from the start of the
+process to the end of that trial. With --away, sweeps without tracking alternate with sweeps whose
+server does not answer, in blocks, so that both run under the same load.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _NOBODY = "http://127.0.0.1:9"  # the port of the discard service: nothing liste
 
 @dataclass(frozen=True)
 class NoOpSpace:
-    """One number that changes nothing, and a method that learns nothing."""
+    """A space with one parameter without effect, and a method that learns nothing."""
 
     setting: TaskFacts
     name = "no-op"
@@ -55,30 +55,30 @@ class NoOpSpace:
 
     @property
     def paper_parameters(self) -> dict[str, float]:
-        """The number in its middle."""
+        """The middle of the parameter's range."""
         return {"x": 0.5}
 
     def suggest(self, trial: BaseTrial) -> TrialConfig:
-        """The zero-shot model, whatever the number."""
+        """The zero-shot model, for every value."""
         trial.suggest_float("x", 0.0, 1.0)
         return self.paper
 
 
 class Watch(io.TextIOBase):
-    """A terminal that notes, for every trial that is reported, time and memory."""
+    """A terminal that records time and memory for every reported trial."""
 
     def __init__(self) -> None:
         self.marks: list[tuple[int, float, float]] = []
 
     def write(self, text: str) -> int:
-        """Lines like `trial 7 complete val 73.0 % best 73.0 % (8/1000)`."""
+        """Parse lines like `trial 7 complete val 73.0 % best 73.0 % (8/1000)`."""
         for done in re.findall(r"\((\d+)/\d+\)", text):
             self.marks.append((int(done), time.time(), _megabytes()))
         return len(text)
 
 
 def run(storage: str, name: str, trials: int, slots: int, tracking_uri: str) -> dict[str, Any]:
-    """A sweep in this process; marks are (trials done, unix seconds, MB of this process)."""
+    """Run a sweep in this process; marks are (trials done, unix seconds, MB of this process)."""
     from rich.console import Console
 
     from search.core.config import SweepConfig
@@ -105,7 +105,7 @@ def run(storage: str, name: str, trials: int, slots: int, tracking_uri: str) -> 
 
 
 def in_process(*arguments: str) -> dict[str, Any]:
-    """`run` in a separate process; `started` is when that began."""
+    """Call `run` in a separate process; `started` is the time when it was started."""
     started = time.time()
     command = [sys.executable, "-m", "benchmarks.many_trials", "--child", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -116,12 +116,12 @@ def in_process(*arguments: str) -> dict[str, Any]:
 
 
 def per_minute(marks: Sequence[Sequence[float]]) -> float:
-    """Trials a minute, from the first end to the last."""
+    """Trials per minute, from the end of the first to the end of the last."""
     return 60 * (marks[-1][0] - marks[0][0]) / (marks[-1][1] - marks[0][1])
 
 
 def main() -> None:
-    """See the module."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.many_trials")
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--slots", type=int, default=2)

@@ -1,22 +1,21 @@
-"""One R-AMT training step: ours against the published order of operations.
+"""Duration of an R-AMT training step: ours compared with the published one.
 
     python -m benchmarks.mask_step                               the embedded model, batch 32
-    python -m benchmarks.mask_step --shape ViT-B-16 --batch 8    random weights, some minutes
-    python -m benchmarks.mask_step --shape ViT-B-16 --memory     peak memory alone
+    python -m benchmarks.mask_step --shape ViT-B-16 --batch 8    random weights, a few minutes
+    python -m benchmarks.mask_step --shape ViT-B-16 --memory     peak memory only
 
-The published step runs the student, runs the teacher with its gradients tracked, and goes backward
+The published step runs the student, runs the teacher with its gradients tracked, and backpropagates
 twice: from the divergence through both, keeping the graph, then from the cross entropy. It is
-written down here anew from that description. Ours is `MaskTuning.backward` and the project's Adam,
-with the teacher run anew (augmented views), with its logits cached (fixed views), and with these
-and activations in bfloat16.
+reimplemented here from that description. Our step is `MaskTuning.backward` with the project's Adam,
+in three variants: with the teacher run in every step (augmented views), with cached teacher logits
+(fixed views), and with cached logits and activations in bfloat16.
 
-All take turns, in an order that rotates; figures are medians, ratios those of the same turn. Before
-that, those in float32 must give the same gradients. Memory is measured in a process for each step:
-what it holds at most during two steps, its weights included, beyond what it held when all was
-imported. The published step's process keeps one student and one teacher and nothing else of the
-image tower. FLOP are those of matrix products and convolutions,
-without attention's own; a multiplication and an addition are 2. The peak is that of a 1024 x 1024
-float32 matrix product in the same turns.
+The steps run in turns of rotating order. Figures are medians, and ratios compare durations in the
+same turn. First, the float32 steps must compute the same gradients. Memory is measured in one
+process per step: its peak during two steps, including weights, minus its memory after all imports.
+The published step's process keeps one student and one teacher and no other copy of the image tower.
+FLOP counts matrix products and convolutions, without those inside attention; a multiplication and an
+addition count as 2. The peak is that of a 1024 x 1024 float32 matrix product in the same turns.
 """
 
 from __future__ import annotations
@@ -61,41 +60,42 @@ _PEAK_SIDE = 1024
 
 @dataclass(frozen=True)
 class Row:
-    """One way to take the step."""
+    """One implementation of the step."""
 
     name: str
-    """What it is."""
+    """Label in the table."""
     seconds: float
     """Median duration of a step, in seconds."""
     ratio: float
-    """Median, over turns, of the published step's duration in the same turn, over its own."""
+    """Median over turns of the published step's duration / this step's duration in the same
+    turn."""
     flop: int
     """Floating-point operations of a step."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What one run measured."""
+    """Result of one run."""
 
     batch: int
-    """Images a step."""
+    """Images per step."""
     published: Row
     """The published step."""
     ours: Row
     """Ours, with the teacher run in every step."""
     cached: Row
-    """Ours, with the teacher's logits known."""
+    """Ours, with cached teacher logits."""
     half: Row
-    """The same with activations in bfloat16."""
+    """Ours, with cached teacher logits and activations in bfloat16."""
     forward: int
     """FLOP of one forward pass of the image tower on the batch."""
     peak: float
-    """FLOP a second of a large matrix product."""
+    """FLOP per second of a large matrix product."""
     difference: float
     """||ours - published|| / ||published|| of the gradients of all masks, the larger of the two
     for cross entropy and divergence."""
     dropped_alike: float
-    """Share of elements that gradient dropout treats alike, given the same uniforms."""
+    """Share of elements for which gradient dropout decides the same, given the same uniforms."""
 
 
 class Binarise(torch.autograd.Function):
@@ -108,7 +108,7 @@ class Binarise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """The gradient as it comes."""
+        """Pass the gradient through unchanged."""
         return gradients[0], None
 
 
@@ -120,7 +120,7 @@ class MaskedWeight(nn.Module):
         self.scores = nn.Parameter(torch.full_like(weight, CONFIG.init))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """W of any shape -> W B."""
+        """Return W B for W of any shape."""
         mask: Tensor = Binarise.apply(self.scores, CONFIG.threshold)  # type: ignore[no-untyped-call]
         return weight * mask
 
@@ -146,7 +146,7 @@ class PublishedStep:
         self._optimiser = torch.optim.Adam(self.scores.values(), lr=OPTIM.lr)
 
     def gradients(self, images: Tensor, labels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """dCE/dM and dKL/dM of every masked tensor."""
+        """Return dCE/dM and dKL/dM of every masked tensor."""
         with parametrize.cached():
             student = self._logits(self.student, images)
         teacher = self._logits(self.teacher, images)
@@ -168,7 +168,7 @@ class PublishedStep:
             score.grad = (1 - CONFIG.leak + CONFIG.leak * kept) * a
 
     def __call__(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> None:
-        """One step on images [b, 3, s, s] and labels [b]."""
+        """Take one step on images [b, 3, s, s] and labels [b]."""
         self.backward(images, labels, rng)
         self._optimiser.step()
 
@@ -177,7 +177,7 @@ class PublishedStep:
 
 
 class OurStep:
-    """The step as this project takes it."""
+    """The step as implemented in this project."""
 
     def __init__(
         self, backbone: Backbone, classes: Tensor, config: MaskTuningConfig = CONFIG
@@ -198,7 +198,7 @@ class OurStep:
     def __call__(
         self, images: Tensor, labels: Tensor, rng: torch.Generator, logits: Tensor | None = None
     ) -> None:
-        """One step; the teacher runs unless its `logits` [b, c] are given."""
+        """Take one step; the teacher runs unless its `logits` [b, c] are given."""
         logits = self.teacher(images) if logits is None else logits
         self.method.backward(Batch(images, labels, logits), rng)
         self._optimiser.step()
@@ -249,7 +249,7 @@ def measure(shape: Shape = "tiny", batch: int = 32, repeats: int = 30) -> Figure
 
 
 def peak_memory(step: Step, shape: Shape, batch: int) -> float:
-    """MiB that a process of its own holds at most, see the module's text."""
+    """Peak memory in MiB of one step in a separate process, see the module's docstring."""
     options = ["--shape", shape, "--batch", str(batch), "--peak-of", step]
     process = subprocess.run(
         [sys.executable, "-m", "benchmarks.mask_step", *options],
@@ -262,7 +262,7 @@ def peak_memory(step: Step, shape: Shape, batch: int) -> float:
 
 
 def _own_peak(step: Step, shape: Shape, batch: int) -> float:
-    """Takes two steps; the second has Adam's moments and whatever the first left."""
+    """Take two steps; the second includes Adam's moments and what the first has allocated."""
     before = _held("VmRSS")
     backbone = open_shape(shape)
     images, labels, classes, classifier, rng = _task(backbone, batch)
@@ -280,8 +280,8 @@ def _own_peak(step: Step, shape: Shape, batch: int) -> float:
 
 
 def _held(kind: Literal["VmRSS", "VmHWM"]) -> float:
-    """MiB that this process holds, or held at most; `getrusage` would count what its parent held
-    when it was started."""
+    """Current or peak memory of this process, in MiB. `getrusage` would include the parent's memory
+    at the time of the fork."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         name, _, value = line.partition(":")
         if name == kind:
@@ -290,7 +290,7 @@ def _held(kind: Literal["VmRSS", "VmHWM"]) -> float:
 
 
 def _task(backbone: Backbone, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor, torch.Generator]:
-    """Random images and labels, class features and the classifier made of them, a generator."""
+    """Random images and labels, class features, the classifier built from them, and a generator."""
     rng = torch.Generator().manual_seed(0)
     side = backbone.preprocess.image_size
     images = torch.randn(batch, 3, side, side, generator=rng)
@@ -308,8 +308,9 @@ def _compare(
     logits: Tensor,
     rng: torch.Generator,
 ) -> tuple[float, float]:
-    """See `Figures`. Many bits are 0: where student and teacher agree, the divergence's gradient
-    is a difference of nearly equal numbers, and rounding is all that could be compared."""
+    """Compute the fields of `Figures`. Many bits are set to 0: if student and teacher agree, the
+    divergence's gradient is a difference of nearly equal numbers, and only rounding errors could be
+    compared."""
     scores = ours.method.trainable()
     if list(scores) != list(published.scores):
         raise AssertionError("the two steps do not mask the same tensors")
@@ -342,7 +343,7 @@ def _flat(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def _count(run: Callable[[], object]) -> int:
-    """FLOP of `run`. Attention's fused inference path, which the counter cannot see, is off."""
+    """FLOP of `run`, without attention's fused inference path, which the counter cannot see."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -354,7 +355,7 @@ def _count(run: Callable[[], object]) -> int:
 
 
 def _take_turns(work: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each, turn by turn, after one turn that does not count."""
+    """Seconds of each entry per turn, after one warm-up turn."""
     times: dict[str, list[float]] = {name: [] for name in work}
     names = list(work)
     for turn in range(repeats + 1):
@@ -367,7 +368,7 @@ def _take_turns(work: dict[str, Callable[[], object]], repeats: int) -> dict[str
 
 
 def table(figures: Figures) -> str:
-    """The figures for people."""
+    """Format the figures as a table."""
     lines = [f"{'':29}{'images/s':>9}{'ratio':>7}{'forwards':>10}{'GFLOP':>8}{'of peak':>9}"]
     lines += [
         f"{row.name:29}{figures.batch / row.seconds:9.1f}"
@@ -384,7 +385,7 @@ def table(figures: Figures) -> str:
 
 
 def memory_table(shape: Shape, batch: int) -> str:
-    """Peak memory of every step, and its share of the published one's."""
+    """Peak memory of every step, and its ratio to the published step's."""
     peaks = {step: peak_memory(step, shape, batch) for step in get_args(Step)}
     lines = [f"{shape}, batch {batch}: MiB at most, weights included"]
     lines += [f"{n:12}{p:8.0f}{p / peaks['published']:7.0%}" for n, p in peaks.items()]
@@ -392,10 +393,10 @@ def memory_table(shape: Shape, batch: int) -> str:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--shape", choices=["tiny", "ViT-B-16"], default="tiny")
-    parser.add_argument("--batch", type=int, default=32, help="images a step")
+    parser.add_argument("--batch", type=int, default=32, help="images per step")
     parser.add_argument("--repeats", type=int, default=30, help="turns")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads, 1 as in a trial")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of time")

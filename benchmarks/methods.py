@@ -1,14 +1,14 @@
-"""Every method on real images, by its own preset: the table in docs/methods.md.
+"""Accuracy of every method on real images with its presets: the table in docs/methods.md.
 
     python -m benchmarks.methods            measure what is missing, and print the table
     python -m benchmarks.methods --print    print the table only
 
-Trains each entry of the registry on `digits` before the embedded model, with 1, 4 and 16 shots and
-three draws each, and judges it on the whole validation pool: the test split stays sealed. Figures
-are kept in `methods.jsonl`, one line each, as soon as they are known.
+Trains each method in the registry on `digits` with the embedded model, with 1, 4 and 16 shots and
+three draws each, and evaluates it on the whole validation pool; the test split stays sealed. Each
+figure is appended to `methods.jsonl` as soon as it is measured.
 
-What is trained, and what it takes in memory beside the backbone (parameters, gradients and the
-optimiser's moments, float32), is counted for a ViT-B/16 with 100 classes and 16 shots.
+The number of trained parameters and their memory (parameters, gradients and the optimiser's moments
+in float32, without the backbone) are computed for a ViT-B/16 with 100 classes and 16 shots.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ PUBLISHED = {
     "clip-lora": "CLIP-LoRA (2405.18541)",
     "vpt": "VPT (2203.12119), by MaPLe's recipe (2210.03117)",
 }
-"""Whose setting the preset `paper` is; numbers are those of arXiv."""
+"""Origin of the preset `paper`; numbers are arXiv's."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,17 @@ class Figure:
     preset: str
     """`paper` or `clean`."""
     shots: int
-    """Images a class."""
+    """Training images per class."""
     seed: int
-    """Of the few-shot draw."""
+    """Seed of the few-shot draw."""
     accuracy: float
-    """On the validation pool: a fraction."""
+    """Accuracy on the validation pool, as a fraction."""
     seconds: float
-    """From the draw to the last epoch."""
+    """Seconds from the start of the draw to the end of training."""
 
 
 def train(method: str, preset: Preset, shots: int, seed: int, bench: EncodedTask) -> Figure:
-    """One training by the preset, judged on the whole validation pool."""
+    """Train once with the preset and evaluate on the whole validation pool."""
     start = time.perf_counter()
     episode = Episode("digits", shots, seed)
     images = len(bench.views(episode)[0])
@@ -92,7 +92,7 @@ def train(method: str, preset: Preset, shots: int, seed: int, bench: EncodedTask
 
 
 def judge(trial: TrialConfig, episode: Episode, bench: EncodedTask) -> float:
-    """Accuracy on the whole validation pool, a fraction, after this training."""
+    """Train, and return the accuracy on the whole validation pool as a fraction."""
     trainer = Trainer(trial, bench, episode)
     for _ in range(trainer.epochs):
         trainer.run_epoch()
@@ -102,14 +102,14 @@ def judge(trial: TrialConfig, episode: Episode, bench: EncodedTask) -> float:
 
 
 def known() -> list[Figure]:
-    """What has been measured."""
+    """Figures measured so far."""
     if not FILE.exists():
         return []
     return [Figure(**json.loads(line)) for line in FILE.read_text().splitlines()]
 
 
 def missing(methods: list[str], presets: list[Preset]) -> Iterator[tuple[str, Preset, int, int]]:
-    """What has not; few shots first, which are cheap."""
+    """Combinations that are still missing, cheapest (fewest shots) first."""
     there = {(f.method, f.preset, f.shots, f.seed) for f in known()}
     for preset in presets:
         for shots in SHOTS:
@@ -120,8 +120,8 @@ def missing(methods: list[str], presets: list[Preset]) -> Iterator[tuple[str, Pr
 
 
 def sizes() -> dict[str, tuple[int, int]]:
-    """Method -> parameters trained by the preset `paper` on a ViT-B/16 with random weights, and
-    the bytes that they, their gradients and the optimiser's moments take."""
+    """Method -> parameters that the preset `paper` trains on a ViT-B/16 with random weights, and
+    the bytes for them, their gradients and the optimiser's moments."""
     backbone = open_shape("ViT-B-16")
     prompts = prompt_set("caltech101", [f"thing {i}" for i in range(CLASSES)], "single")
     classes = ClassTexts(class_features(backbone, prompts), prompts)
@@ -139,7 +139,7 @@ def sizes() -> dict[str, tuple[int, int]]:
 
 
 def table(figures: list[Figure], counted: dict[str, tuple[int, int]]) -> str:
-    """Markdown: mean and sample standard deviation in per cent."""
+    """Markdown table of mean and sample standard deviation in per cent."""
     lines = [
         "| method | its preset `paper` is | trained | memory | "
         + " | ".join(f"{shots}-shot" for shots in SHOTS)
@@ -158,7 +158,7 @@ def table(figures: list[Figure], counted: dict[str, tuple[int, int]]) -> str:
 
 
 def _cell(figures: list[Figure], method: str, shots: int) -> str:
-    """The preset `paper`, and in brackets `clean` where that was measured."""
+    """Table cell: the preset `paper`, followed by `clean` in parentheses if it was measured."""
     found = {
         preset: [
             100 * f.accuracy
@@ -179,9 +179,9 @@ def _size(size: int) -> str:
 
 
 def main() -> None:
-    """See the module."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__)
-    parser.add_argument("--print", action="store_true", help="measure nothing")
+    parser.add_argument("--print", action="store_true", help="print the table only")
     parser.add_argument("--methods", default=",".join(METHODS), help="which (default: all)")
     parser.add_argument("--presets", default="paper,clean", help="which (default: %(default)s)")
     given = parser.parse_args()

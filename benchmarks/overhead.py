@@ -4,11 +4,11 @@
     python -m benchmarks.overhead --slots 2          two at a time
     python -m benchmarks.overhead --no-tracking      the same without MLflow
 
-A real sweep (Ray, ledger, checkpoints, MLflow in a sqlite file; in a temporary folder), then its
-peer in this process: plain Optuna on a journal and the same Trainer, without checkpoints, commits
-and tracking. With one slot both must find the same value in every trial. Trials per minute are
-counted from the end of the first trial to the end of the last, without start-up; overhead is the
-median of the sweep's own measure.
+Runs a real sweep (Ray, ledger, checkpoints, MLflow in a sqlite file) in a temporary folder, then the
+baseline in this process: plain Optuna on a journal and the same Trainer, without checkpoints,
+commits and tracking. With one slot both must find the same value in every trial. Trials per minute
+are counted from the end of the first trial to the end of the last, without start-up; the overhead is
+the median that the sweep itself measures.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from trainables.trial_run import TrialRun  # noqa: E402
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two ways to run the trials."""
+    """Result of one of the two ways to run the trials."""
 
     values: list[float]
     """Objective by trial number."""
@@ -121,7 +121,7 @@ def _per_minute(ends: list[float]) -> float:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--space", choices=list(SPACES), default="taskres")
     parser.add_argument("--trials", type=int, default=40)

@@ -1,10 +1,10 @@
-"""What mask tuning in bfloat16 costs in accuracy, on real images.
+"""Effect of bfloat16 on the accuracy of mask tuning, on real images.
 
     python -m benchmarks.precision [--shots 4,16] [--preset clean]
 
-Trains R-AMT on `digits` before the embedded model in float32 and in bfloat16, on the same draws,
-and judges both on the whole validation pool in float32: the test split stays sealed. How fast each
-is says `benchmarks.mask_step`.
+Trains R-AMT on `digits` with the embedded model in float32 and in bfloat16 on the same draws, and
+evaluates both on the whole validation pool in float32; the test split stays sealed.
+`benchmarks.mask_step` measures the speed of both.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def trial(
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__)
-    parser.add_argument("--shots", default="4,16", help="images a class (default: %(default)s)")
+    parser.add_argument("--shots", default="4,16", help="training images per class (default: %(default)s)")
     parser.add_argument("--preset", choices=get_args(Preset), default="clean")
     given = parser.parse_args()
     torch.set_num_threads(1)

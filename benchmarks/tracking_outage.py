@@ -1,4 +1,4 @@
-"""What tracking costs a driver while the tracking server cannot be reached.
+"""Cost of tracking for the driver while the tracking server is unreachable.
 
     python -m benchmarks.tracking_outage               1,000 trials of each kind, an unused port
     python -m benchmarks.tracking_outage --uri URI     another address, e.g. one that never answers

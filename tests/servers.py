@@ -1,4 +1,4 @@
-"""Programs of other people's making that tests need, started for real and killed for real."""
+"""Third-party servers that tests need, started and killed as real processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ S3_CREDENTIALS = {
 
 @dataclass(frozen=True)
 class Process:
-    """A line of the table of processes."""
+    """A row of the process table."""
 
     pid: int
     parent: int
@@ -43,13 +43,13 @@ class Process:
 
 
 def processes() -> Iterator[Process]:
-    """All that live: a zombie does not."""
+    """All living processes, without zombies."""
     for folder in Path("/proc").iterdir():
         if not folder.name.isdecimal():
             continue
         try:
             status = (folder / "stat").read_text()
-        except (FileNotFoundError, ProcessLookupError):  # it has ended in the meantime
+        except (FileNotFoundError, ProcessLookupError):  # the process has ended in the meantime
             continue
         name, fields = status.partition(" (")[2].rsplit(") ", 1)
         state, parent, _, session, *_ = fields.split()
@@ -58,7 +58,7 @@ def processes() -> Iterator[Process]:
 
 
 class Program:
-    """A program in a session of its own, where all that it starts can be found."""
+    """A program in a separate session, so that all its child processes can be found."""
 
     def __init__(
         self,
@@ -80,26 +80,26 @@ class Program:
                 user=user,
                 group=user,
                 extra_groups=None if user is None else [],
-                cwd=None if user is None else "/",  # it may not look into ours
+                cwd=None if user is None else "/",  # the other user may not enter our folder
             )
         self.pid = self._popen.pid
 
     @property
     def code(self) -> int | None:
-        """Its exit code; none while it runs."""
+        """Exit code, or None while the program runs."""
         return self._popen.poll()
 
     def members(self) -> list[Process]:
-        """Itself and what it has started, as far as they live. PostgreSQL gives each of its
-        processes a session of its own."""
+        """The program and its living child processes. PostgreSQL starts each of its processes in a
+        separate session."""
         return [p for p in processes() if self.pid in (p.session, p.parent)]
 
     def signal(self, number: int) -> None:
-        """To the program itself; nothing where it has ended."""
+        """Send a signal to the program itself; does nothing if it has ended."""
         self._popen.send_signal(number)
 
     def kill(self) -> None:
-        """SIGKILL to all of it."""
+        """Send SIGKILL to all processes."""
         while members := self.members():
             for process in members:
                 process.kill()
@@ -107,14 +107,14 @@ class Program:
         self._popen.wait()
 
     def output(self) -> str:
-        """What it has printed."""
+        """Output so far."""
         with self.log.open("rb") as file:
             file.seek(self._begin)
             return file.read().decode(errors="replace")
 
 
 class Server(ABC):
-    """A program that answers on a port, and comes back some time after it was killed."""
+    """A server on a port that restarts some time after it was killed."""
 
     def __init__(self, log: Path) -> None:
         self.port, self._log = free_port(), log
@@ -123,36 +123,36 @@ class Server(ABC):
 
     @abstractmethod
     def command(self) -> list[str | Path]:
-        """How it is started."""
+        """Start the server."""
 
     @abstractmethod
     def answers(self) -> bool:
-        """Whether it does its work."""
+        """Whether the server answers."""
 
     environment: Mapping[str, str] = {}
     user: str | None = None
 
     def members(self) -> list[Process]:
-        """Its processes; none while it is away."""
+        """Processes of the server; empty while it is down."""
         return self._program.members() if self._program else []
 
     def start(self) -> None:
         self._program = Program(self.command(), self._log, self.environment, self.user)
 
     def kill(self, down: float = 0.0) -> None:
-        """SIGKILL to all of its processes; it stays away for so many seconds."""
+        """Send SIGKILL to all processes; the server restarts after this many seconds."""
         if self._program is not None:
             self._program.kill()
             self._program = None
             self._back = time.monotonic() + down
 
     def tend(self) -> None:
-        """Start it again when its time has come."""
+        """Restart the server if it is due."""
         if self._program is None and time.monotonic() >= self._back:
             self.start()
 
     def wait(self, seconds: float = 120) -> None:
-        """Until it answers."""
+        """Wait until the server answers."""
         deadline = time.monotonic() + seconds
         while not self.answers():
             self.tend()
@@ -189,7 +189,7 @@ class Mlflow(Server):
 
 
 def postgresql_programs() -> Path | None:
-    """The folder of PostgreSQL's server programs; none where it is not installed."""
+    """The folder of PostgreSQL's server programs, or None if it is not installed."""
     found = shutil.which("initdb")
     folders = [Path(found).resolve().parent] if found else []
     folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
@@ -197,7 +197,7 @@ def postgresql_programs() -> Path | None:
 
 
 class Postgresql(Server):
-    """PostgreSQL with a data folder of its own, under a user without rights if we are root."""
+    """PostgreSQL with its own data folder, run by an unprivileged user if we are root."""
 
     def __init__(self, log: Path) -> None:
         super().__init__(log)
@@ -206,7 +206,7 @@ class Postgresql(Server):
         self._programs = programs
         self.user = "postgres" if os.geteuid() == 0 else None
         self.uri = f"postgresql://search@127.0.0.1:{self.port}/postgres"
-        # Not below the round's folder: the other user may not look into that.
+        # Not below the round's folder, which the other user may not enter.
         self._folder = Path(tempfile.mkdtemp(prefix="chaos-postgresql-"))
         if self.user:
             shutil.chown(self._folder, self.user)
@@ -239,7 +239,7 @@ class Postgresql(Server):
 
 
 class S3(Server):
-    """An object store that speaks S3; it forgets everything when it is killed."""
+    """An S3 object store in memory; a kill deletes its content."""
 
     def __init__(self, log: Path) -> None:
         super().__init__(log)
@@ -260,7 +260,7 @@ class S3(Server):
         return f"s3://bucket/{path}?endpoint_override=127.0.0.1:{self.port}&scheme=http"
 
     def make_bucket(self) -> None:
-        """As an administrator does it once."""
+        """Create the bucket, as an administrator does once."""
         client = boto3.client("s3", endpoint_url=self.address, region_name="us-east-1")
         client.create_bucket(Bucket="bucket")
         client.close()
@@ -286,7 +286,8 @@ def s3_server(folder: Path) -> Iterator[S3]:
 
 
 def free_port() -> int:
-    """Not one of those that the system gives to clients: it must still be free after a kill."""
+    """Choose a port outside the range that the system gives to clients, so that it is still free
+    after a kill."""
     while True:
         port = random.SystemRandom().randrange(20000, 30000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):

@@ -1,7 +1,7 @@
-"""The rules that hold the project together, read off the syntax trees of all its modules.
+"""Architecture rules, checked on the syntax trees of all modules.
 
-Each rule is a function from a module to its breaches; below each rule's check over the project
-stands a check that it does see a breach.
+Each rule is a function that returns a module's violations. Every rule is checked on the project,
+and on small examples that violate it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Import:
     target: str
     line: int
     for_types: bool
-    """Whether it stands under `if TYPE_CHECKING`."""
+    """Whether it is under `if TYPE_CHECKING`."""
 
     def of(self, *packages: str) -> bool:
         return any(self.target == p or self.target.startswith(f"{p}.") for p in packages)
@@ -48,7 +48,7 @@ class Module:
     """A source file."""
 
     path: str
-    """Relative to the repository, with slashes."""
+    """Path relative to the repository, with slashes."""
     tree: ast.Module
 
     @property
@@ -61,7 +61,7 @@ class Module:
 
     @property
     def imports(self) -> list[Import]:
-        """At any depth: an import inside a function counts as much as one at the top."""
+        """All imports at any depth, including those inside functions."""
         for_types = {
             id(inner)
             for node in ast.walk(self.tree)
@@ -111,7 +111,7 @@ BELOW = {"search": (), "spaces": ("search",), "trainables": ("search", "spaces")
 
 
 def one_way(module: Module) -> list[str]:
-    """Imports go one way, by full names; nothing imports tests or benchmarks."""
+    """Imports are absolute and go one way; nothing imports tests or benchmarks."""
     forbidden = (*BELOW[module.package], "tests", "benchmarks", "<relative>", "<dynamic>")
     return [f"{i.line} imports {i.target}" for i in module.imports if i.of(*forbidden)]
 
@@ -123,12 +123,12 @@ PARTS = {
     ),
     "trainables": ("core", "images", "data", "backbones", "methods"),
 }
-"""The parts of a package, from the ground up. The modules above them tie them together: the
-commands in `search`, and in `trainables` the trainer and what it needs."""
+"""The parts of a package, from the bottom up. The modules above them connect them: the commands in
+`search`, and the trainer and its parts in `trainables`."""
 
 
 def floor(name: str) -> tuple[int, int]:
-    """The height of a module: its package, and its part in the package."""
+    """The layer of a module: its package, and its part of the package."""
     package, _, rest = name.partition(".")
     parts = PARTS.get(package, ())
     part = rest.split(".")[0]
@@ -138,7 +138,7 @@ def floor(name: str) -> tuple[int, int]:
 
 @cache
 def loads() -> dict[str, frozenset[str]]:
-    """Every module -> the modules of the project that it imports, at any depth of its code."""
+    """Every module -> the modules of the project that it imports, including inside functions."""
     known = {module.name for module in modules()}
     found = {}
     for module in modules():
@@ -153,7 +153,7 @@ def loads() -> dict[str, frozenset[str]]:
 
 
 def reachable(name: str, graph: Mapping[str, frozenset[str]]) -> set[str]:
-    """All modules that `name` loads, however indirectly."""
+    """All modules that `name` loads, directly or indirectly."""
     seen: set[str] = set()
     ahead = [name]
     while ahead:
@@ -164,7 +164,7 @@ def reachable(name: str, graph: Mapping[str, frozenset[str]]) -> set[str]:
 
 
 def upward(graph: Mapping[str, frozenset[str]]) -> list[str]:
-    """Modules that load, directly or not, what stands above them, or themselves."""
+    """Modules that directly or indirectly load a higher module or themselves."""
     return [
         f"{name} loads {target}"
         for name in graph
@@ -195,7 +195,7 @@ def test_an_indirect_upward_import_and_a_cycle_are_seen() -> None:
 
 
 def parts_apart(module: Module) -> list[str]:
-    """A part imports only those below it."""
+    """A part imports only the parts below it."""
     above = [
         f"{package}.{part}"
         for package, parts in PARTS.items()
@@ -215,7 +215,8 @@ METHOD_MODULES = {method.__module__ for method in METHODS.values()}
 
 
 def methods_apart(module: Module) -> list[str]:
-    """Only the registry and packages above know single methods; shared pieces know none."""
+    """Only the registry and the packages above import single methods; shared modules import
+    none."""
     if not module.path.startswith("trainables/methods/") or module.path.endswith("registry.py"):
         return []
     others = METHOD_MODULES - {module.name} | {"trainables.methods.registry"}
@@ -244,7 +245,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "filelock": ("search/execution/ray_session.py", "trainables/core/store.py"),
     "ray": ("search/", "trainables/trainable.py"),
     "optuna": ("search/",),
-    # Tracking, the registry, and the exported model's flavour with the code that travels with it.
+    # Tracking, the registry, and the exported model's flavour with the code that it includes.
     "mlflow": (
         "search/tracking/",
         "search/exporting/mlflow_model.py",
@@ -261,11 +262,11 @@ HOMES: dict[str, tuple[str, ...]] = {
 }
 """Which files may import a dependency."""
 TYPES_ONLY: dict[str, tuple[str, ...]] = {"optuna": ("spaces/",), "mlflow": ("search/",)}
-"""Where else it may be named for the type checker."""
+"""Other files that may import it for the type checker only."""
 
 
 def at_home(module: Module) -> list[str]:
-    """Each of the big dependencies has one home."""
+    """Each third-party dependency is imported only by its home."""
     found = []
     for package, homes in HOMES.items():
         for i in module.imports:
@@ -276,15 +277,15 @@ def at_home(module: Module) -> list[str]:
 
 
 def has_a_home(module: Module) -> list[str]:
-    """Every third-party package has a home, and is a declared dependency by that."""
+    """Every third-party package has a home in `HOMES`."""
     known = {*HOMES, *PACKAGES, *sys.stdlib_module_names, "tools", "tests", "benchmarks"}
     names = ((i, i.target.split(".")[0]) for i in module.imports)
     return [f"{i.line} imports {i.target}" for i, n in names if n not in known and n[0] != "<"]
 
 
 def travels_alone(module: Module) -> list[str]:
-    """The code of an exported model is all that its users have: it imports nothing of ours. Nor
-    does what loads exports in a fresh process, before it knows that it must."""
+    """The code of an exported model imports nothing from this project, because its users do not
+    have it. Neither does the check of exports in a fresh process, at module level."""
     if module.path == SERVED:
         return [f"{i.line} imports {i.target}" for i in module.imports if i.of(*PACKAGES)]
     if module.path != "search/exporting/check.py":
@@ -300,7 +301,7 @@ RUNS_CODE = ("pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "ma
 
 
 def no_pickle(module: Module) -> list[str]:
-    """Nothing that is read may run code."""
+    """Reading a file never runs code."""
     found = [f"{i.line} imports {i.target}" for i in module.imports if i.of(*RUNS_CODE)]
     for node in ast.walk(module.tree):
         if not isinstance(node, ast.Call):
@@ -333,7 +334,7 @@ MUTATORS = {
 
 
 def no_global_state(module: Module) -> list[str]:
-    """Module-level tables are dict literals, which nobody changes; everything else is immutable."""
+    """Module-level tables are dict literals and never modified; everything else is immutable."""
     found, tables = [], set()
     for node in module.tree.body:
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
@@ -370,7 +371,7 @@ def no_global_state(module: Module) -> list[str]:
 def _definitions(
     body: list[ast.stmt], prefix: str = ""
 ) -> Iterator[tuple[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:
-    """Public classes, functions and methods, by dotted name; not what a function hides inside."""
+    """Public classes, functions and methods by dotted name, without those inside functions."""
     for node in body:
         if isinstance(node, ast.If | ast.Try):
             yield from _definitions(node.body, prefix)
@@ -393,7 +394,7 @@ def _project_classes() -> dict[str, ast.ClassDef]:
 
 
 def _inherits_words(owner: str, method: str, classes: dict[str, ast.ClassDef]) -> bool:
-    """Whether a base class in the project documents the method: `help` shows those words."""
+    """Whether a base class in the project documents the method: `help` shows that docstring."""
     for base in classes[owner].bases if owner in classes else ():
         name = ast.unparse(base).split(".")[-1]
         if name not in classes:
@@ -411,8 +412,8 @@ def _inherits_words(owner: str, method: str, classes: dict[str, ast.ClassDef]) -
 
 
 def documented(module: Module) -> list[str]:
-    """Every module that is not empty, and everything public in it, says what it is; a method may
-    leave it to the base class it implements."""
+    """Every module that is not empty and everything public has a docstring; a method may inherit
+    that of its base class."""
     classes = _project_classes() | _classes(module)
     found = []
     if module.tree.body and not ast.get_docstring(module.tree):
@@ -599,8 +600,8 @@ def test_records_are_frozen(record: type) -> None:
 
 
 def test_every_module_has_a_test_that_names_it_or_its_user() -> None:
-    """Lenient: a module is covered where a test names it (or runs it with `-m`), or where a
-    module that imports it is named. It finds what was added and forgotten."""
+    """A module is covered if a test names it (or runs it with `-m`), or names a module that imports
+    it. This lenient check finds modules that were added without any test."""
     texts = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")]
     words = {word for text in texts for word in re.findall(r"[\w.]+", text)}
     found = {word for word in words if word.startswith(tuple(f"{p}." for p in PACKAGES))}
@@ -617,5 +618,5 @@ def test_every_module_has_a_test_that_names_it_or_its_user() -> None:
         for target in (i.target, i.target.rpartition(".")[0])
     }
     forgotten = [m.name for m in modules() if m.tree.body and m.name not in named | used]
-    # A package's own file holds at most its docstring.
+    # A package's `__init__` contains at most its docstring.
     assert [name for name in forgotten if not (ROOT / name.replace(".", "/")).is_dir()] == []

@@ -1,7 +1,7 @@
-"""Every command that the documentation shows: it is understood, and it is run as it stands there.
+"""Every command in the documentation is parsed, and run as written.
 
-The commands of the README's tour are run in its order in one folder, with options after them that
-make them short. What cannot be run here is listed with the reason; a new command that is in neither
+The commands of the README's tour run in order in one folder, with additional options that shorten
+them. Commands that cannot be run here are listed with the reason; a new command that is in neither
 list fails.
 """
 
@@ -36,14 +36,14 @@ PARSERS = {**COMMANDS, "search.completion": completion_parser}
 
 
 def shown(text: str) -> Iterator[str]:
-    """The commands of a page's shell blocks, a line each, without the environment's wrapper."""
+    """The commands of a page's shell blocks, one per line, without `bash .ci/venv`."""
     for block in re.findall(r"^ *```sh\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE):
         for line in block.splitlines():
             yield line.strip().removeprefix("bash .ci/venv ")
 
 
 def mentioned(text: str) -> Iterator[str]:
-    """Commands within sentences and in the examples of `--help`."""
+    """Commands in sentences and in the examples of `--help`."""
     for command in re.findall(r"`(?:bash \.ci/venv )?((?:python -m|pip install) [^`]+)`", text):
         if "COMMAND" not in command:  # which stands for any
             yield command
@@ -60,13 +60,13 @@ class Short:
     """How a command is run here."""
 
     options: str = ""
-    """Put after it: the last of two options counts."""
+    """Options appended to the command; the last of two equal options counts."""
     says: str = ""
-    """A pattern in what it prints: what the documentation promises."""
+    """Pattern that its output must contain, as the documentation promises."""
 
 
 QUICK = "--trials 2 --seeds 1 --eval-seeds 1 --no-report"
-FEW = f"{QUICK} --shots 2"  # masks read images, which takes a while
+FEW = f"{QUICK} --shots 2"  # masks need images, which takes a while
 RUN = "python -m search.run"
 TOUR = {
     f"{RUN} --space taskres --shots 4 --name first --dry-run": Short(says="Estimate of time"),
@@ -93,7 +93,7 @@ TOUR = {
     ),
     "python -m search.doctor --data ~/data --dataset dtd": Short(says=r"\ndtd +look"),
     f"{RUN} --space taskres --data ~/data --dataset dtd,eurosat --shots 1,4,16": Short(
-        f"{QUICK} --shots 1,2",  # the miniatures have no more
+        f"{QUICK} --shots 1,2",  # the miniatures have no more images
         "the winner",
     ),
     "python -m search.sync first --rebuild": Short(says="MLflow holds 3 trials of sweep first"),
@@ -127,12 +127,12 @@ NOT_RUN = {
 
 
 def parse(command: str) -> None:
-    """As `argparse` understands it; `UsageError` where it does not."""
+    """Parse a command with `argparse`; raises `UsageError` if that fails."""
     inner = re.search(r"python -m (search\.\w+) ?([^'\"\)]*)", command)
     if inner is None or "--help" in command:
         return
     arguments = shlex.split(inner[2])
-    # Alone, a command that takes a sweep's name stands for itself in a sentence.
+    # In a sentence, a command that takes a sweep's name may be mentioned without arguments.
     if arguments or inner[1] in ("search.run", "search.list", "search.doctor"):
         PARSERS[inner[1]]().parse_args(arguments)
 
@@ -172,7 +172,7 @@ def test_a_wrong_option_is_not_understood() -> None:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A person's folder: data sets in miniature, and images of their own."""
+    """A user's home folder: miniature data sets and the user's own images."""
     dtd(tmp_path / "data")
     eurosat(tmp_path / "data")
     for label, bird in enumerate(("blackbird", "jay", "robin", "wren")):
@@ -182,14 +182,14 @@ def home(tmp_path: Path) -> Path:
 
 
 def surroundings(home: Path) -> dict[str, str]:
-    """An activated environment, in which `~` is that folder."""
+    """An activated environment in which `~` is that folder."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     kept = {k: v for k, v in os.environ.items() if k not in ("FEWSHOT_DATA", "MLFLOW_TRACKING_URI")}
     return kept | {"HOME": str(home), "PATH": path, "VIRTUAL_ENV": sys.prefix, "COLUMNS": "160"}
 
 
 def run(command: str, short: Short, home: Path) -> None:
-    """The command has its effect and says what is promised."""
+    """Run a command and check its effect and output."""
     done = subprocess.run(
         ["bash", "-c", f"{command} {short.options}"],
         cwd=home,
@@ -206,7 +206,7 @@ def run(command: str, short: Short, home: Path) -> None:
 
 
 def serve(command: str, home: Path) -> None:
-    """A command that goes on until somebody stops it: it answers where the README says."""
+    """Run a server command until it answers at the documented address, then stop it."""
     log = home / "page.log"
     program = Program(["bash", "-c", f"cd '{home}'; exec {command}"], log, surroundings(home))
     try:
@@ -224,7 +224,7 @@ def serve(command: str, home: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_the_tour(home: Path) -> None:
-    """One after the other, as a person goes through it; a dry run leaves nothing behind."""
+    """Runs the tour's commands in order; a dry run leaves nothing behind."""
     for command, short in TOUR.items():
         print(time.strftime("%H:%M:%S"), command, flush=True)
         if command.startswith("mlflow ui"):
@@ -240,7 +240,7 @@ def test_the_tour(home: Path) -> None:
 @pytest.mark.skipif(postgresql_programs() is None, reason="PostgreSQL is not installed")
 @pytest.mark.timeout(600)
 def test_a_bucket_and_a_database(home: Path) -> None:
-    """Real servers on this machine in place of BUCKET and HOST."""
+    """Runs with local servers in place of BUCKET and HOST."""
     database = Postgresql(home / "postgresql.log")
     try:
         database.wait()

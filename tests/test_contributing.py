@@ -1,4 +1,4 @@
-"""The method that CONTRIBUTING.md shows is whole: put in its place, the project works with it."""
+"""The example method in CONTRIBUTING.md is complete: once installed, the project works with it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ WHERE = "trainables/methods/logit_bias.py"
 
 
 def shown() -> str:
-    """The method's file."""
+    """The source of the example method."""
     (found,) = re.findall(rf"^`{WHERE}`:\n\n```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
     return str(found)
 
 
 def add_lines(project: Path) -> None:
-    """Every line with a + goes below the line above it, which its file must have just once."""
+    """Insert every + line below the line above it, which must occur exactly once in the file."""
     (block,) = re.findall(r"^```diff\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
     for part in block.split("--- ")[1:]:
         name, *lines = part.splitlines()
@@ -43,7 +43,7 @@ def add_lines(project: Path) -> None:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project with the method in it."""
+    """A copy of the project with the example method installed."""
     folder = tmp_path_factory.mktemp("project")
     leave = shutil.ignore_patterns("__pycache__")
     for name in ("search", "spaces", "trainables", "tests"):

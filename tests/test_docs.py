@@ -1,4 +1,4 @@
-"""The pages beside the README: they are what the program says, and their links lead somewhere."""
+"""The documentation's pages: links work, and generated pages and messages match the program."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
 def anchors(page: Path) -> set[str]:
-    """The names of a page's headings, as GitHub makes them."""
+    """Anchors of a page's headings, as GitHub generates them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
@@ -87,7 +87,7 @@ assert not heavy, heavy
 
 
 def _text(node: ast.expr) -> str | None:
-    """A string of the source, with … where it is filled in; none for other expressions."""
+    """A string of the source with … for inserted values; None for other expressions."""
     match node:
         case ast.Constant(value=str(text)):
             return text
@@ -123,7 +123,7 @@ def test_there_are_messages() -> None:
 
 @pytest.mark.parametrize("message", quoted())
 def test_a_quoted_message_is_one_of_the_programs(message: str) -> None:
-    """Every part of it between two …, in order, within one string of the source."""
+    """All parts between two … occur in order within one string of the source."""
     parts = [re.escape(part) for part in message.split("…") if part.strip()]
     assert any(len(part) > 12 for part in parts)
     pattern = re.compile(".*".join(parts), re.DOTALL)

@@ -1,4 +1,4 @@
-"""What the README and the pages beside it say is so."""
+"""Facts stated in the README and the documentation are true."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COMMANDS = re.findall(r"^bash \.ci/venv (.*)$", README, re.MULTILINE)
 
 
 def page(name: str) -> str:
-    """One of the pages beside the README."""
+    """The text of a documentation page."""
     return (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""The versions that pyproject.toml admits, and the exact ones that `.ci/venv` installs."""
+"""The version ranges in pyproject.toml, and the exact versions that `.ci/venv` installs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def constraints() -> dict[str, str]:
 
 
 def test_dependencies_are_ranges() -> None:
-    """Users have their own CUDA build of torch, a cluster's Ray and a team's MLflow server."""
+    """Ranges are wide, because users have their own CUDA build of torch, Ray cluster and MLflow
+    server."""
     exact = [str(r) for r in requirements() if any(s.operator == "==" for s in r.specifier)]
     assert exact == []
 

@@ -1,4 +1,4 @@
-"""The benchmarks run, compare equal things, and come out on the side that is claimed."""
+"""The benchmarks run, compare equal work, and confirm the direction of the claims."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_mask_step_has_the_published_gradients_in_less_time() -> None:
 def test_mask_step_counts_what_it_claims() -> None:
     figures = measure("tiny", batch=8, repeats=1)
     counts = [row.flop / figures.forward for row in (figures.published, figures.ours)]
-    # The published step goes back through its teacher as well: two more forwards' worth.
+    # The published step also backpropagates through its teacher: two more forward passes.
     assert counts == pytest.approx([6.65, 4.69], abs=0.05)
     teacher = figures.ours.flop - figures.cached.flop
     assert teacher == pytest.approx(figures.forward, rel=1e-2)
@@ -34,7 +34,7 @@ def test_mask_step_counts_what_it_claims() -> None:
 
 @pytest.mark.slow
 def test_mask_step_holds_little() -> None:
-    """At the embedded model's size, where activations are nearly all there is."""
+    """Uses the embedded model's size, where activations need nearly all of the memory."""
     published, ours = (peak_memory(step, "tiny", 512) for step in ("published", "cached"))
     assert ours < 0.6 * published
 
@@ -52,7 +52,7 @@ def test_mask_step_notices_other_gradients(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_features_are_extracted_found_again_and_trained_on(tmp_path: Path) -> None:
-    """Small sizes, and no claim about how fast this machine is."""
+    """Uses small sizes and does not check how fast this machine is."""
     for part in ("extraction", "second-use"):
         (tmp_path / part).mkdir()
     found = extraction(open_shape("tiny"), 20, 2, tmp_path / "extraction")
@@ -86,7 +86,7 @@ SHORT = {
     "precision": ("--shots 1", "1-shot: "),
     "tracking_outage": ("--trials 5 --idle 1", "MLflow was not imported"),
 }
-"""Options for a short run, and a part of what it prints."""
+"""Options for a short run, and a part of the expected output."""
 
 
 def test_every_benchmark_has_a_short_form() -> None:

@@ -1,4 +1,4 @@
-"""The table of methods in the documentation is what was measured, and can be measured again."""
+"""The documentation's table of methods matches the measurements, which can be repeated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TABLE = PAGE.split("<!-- methods -->\n")[1].split("\n<!-- -->")[0]
 
 
 def counted() -> dict[str, tuple[int, int]]:
-    """Trained parameters as the table has them; the size follows from them."""
+    """Trained parameters as listed in the table, from which the size follows."""
     found = re.findall(r"^\| `([a-z-]+)` \| .*? \| ([0-9,]+) \| ([0-9.,]+)", TABLE, re.M)
     return {name: (int(n.replace(",", "")), round(float(s) * 2**20)) for name, n, s in found}
 
@@ -43,7 +43,7 @@ def test_a_figure_comes_out_again(method: str) -> None:
     (kept,) = (
         f for f in known() if (f.method, f.preset, f.shots, f.seed) == (method, "paper", 4, 2)
     )
-    # Another processor may round otherwise: one image of the pool.
+    # Another processor may round differently: allow one image of the pool.
     assert found.accuracy == pytest.approx(kept.accuracy, abs=0.005)
 
 

@@ -31,13 +31,13 @@ _SETTLED = """() => {
     localStorage.setItem('mlflow.telemetry.info.alert.dismissed_v1', 'true');
     localStorage.setItem('mlflow.workflowType_v1', '"machine_learning"');
 }"""
-"""What a person does once: close the assistant and the notice about telemetry, choose "Model
+"""Settings that a user makes once: close the assistant and the telemetry notice, choose "Model
 training"."""
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """Started once."""
+    """A browser, started once per session."""
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
     if program is None:
         pytest.skip("no Chromium: apt-get install chromium")
@@ -52,17 +52,17 @@ def browser() -> Iterator[Browser]:
 
 @dataclass
 class Window:
-    """A page that reaches one address only, and what it complained about."""
+    """A page that can reach only one address, and the errors it reported."""
 
     page: Page
     outside: list[str]
-    """Addresses that it asked for elsewhere, in vain."""
+    """Blocked requests to other addresses."""
     errors: list[str]
-    """Of its console, and what it did not catch."""
+    """Console errors and uncaught exceptions."""
 
 
 def open_window(context: BrowserContext, address: str) -> Window:
-    """`address` is what may be reached: a server or a file."""
+    """Open a page that may reach only `address`, a server or a file."""
     window = Window(context.new_page(), [], [])
 
     def pass_on(route: Route) -> None:
@@ -82,7 +82,7 @@ def open_window(context: BrowserContext, address: str) -> Window:
 
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
-    """A person who was never here before, but has closed what pops up."""
+    """A browser profile of a new user who has closed all pop-ups."""
     found = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}, locale="en-GB")
     found.add_init_script(f"({_SETTLED})()")
     yield found
@@ -94,7 +94,7 @@ Photograph = Callable[[Page, str], None]
 
 @pytest.fixture
 def photograph(request: pytest.FixtureRequest) -> Photograph:
-    """Keeps a picture of what a page shows, where `--screenshots FOLDER` is given."""
+    """Save pictures of pages if `--screenshots FOLDER` is given."""
     folder = request.config.getoption("screenshots")
 
     def take(page: Page, name: str) -> None:
@@ -110,14 +110,14 @@ def photograph(request: pytest.FixtureRequest) -> Photograph:
 
 @dataclass(frozen=True)
 class Finished:
-    """A sweep that a server has been told about, with its winner registered."""
+    """A sweep in an MLflow server, with its winner registered."""
 
     sweep: Sweep
     server: Server
 
     @property
     def view(self) -> str:
-        """Where MLflow shows its trials."""
+        """URL of MLflow's view of the trials."""
         record = json.loads((self.sweep.folder / "sweep.json").read_text())
         config, storage = SweepConfig(name=NAME), LocalStorage(self.sweep.folder)
         runs = open_runs(self.server.uri, config, record["id"], storage)
@@ -126,7 +126,7 @@ class Finished:
 
     @property
     def experiment(self) -> str:
-        """Where MLflow shows all runs."""
+        """URL of MLflow's view of all runs."""
         return f"{self.view.partition('?')[0]}?workflowType=machine_learning"
 
 
@@ -134,8 +134,8 @@ class Finished:
 def finished(
     browser: Browser, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Finished]:
-    """The README's sweep where pictures are taken, else one that is over sooner."""
-    del browser  # where there is none, no sweep is run
+    """The README's sweep if pictures are taken, otherwise a shorter one."""
+    del browser  # without a browser, the sweep is not run
     folder = tmp_path_factory.mktemp("finished")
     server = Server(folder)
     server.start()

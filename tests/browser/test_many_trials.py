@@ -1,4 +1,4 @@
-"""MLflow's page of a sweep of 1,000 trials: it opens, and sorts all of them."""
+"""MLflow's page of a sweep with 1,000 trials opens and sorts all of them."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ pytestmark = [
 ]
 
 TRIALS, EPOCHS, BEGUN = 1000, 3, 1_700_000_000.0
-SEEN = 10  # rows that the first screen shows in any case
+SEEN = 10  # number of rows that the first screen always shows
 
 
 def write_sweep(sweep: LocalStorage) -> list[float]:
-    """1,000 trials that nobody trained; returns their accuracies."""
+    """Write the results of 1,000 trials without training them; return their accuracies."""
     config = SweepConfig("taskres", name="many")
     record = {"format": FORMAT, "id": "many", "config": config.to_dict(), "fingerprints": {}}
     sweep.write("sweep.json", json.dumps(record).encode())
@@ -87,7 +87,7 @@ def test_all_of_them_are_sorted(
     page.goto(view)
     header = page.get_by_test_id(f"sort-header-{ACCURACY}")
     wait_for_order(page, best, SEEN)
-    header.click()  # it asks the server again: the worst of all, not of those loaded
+    header.click()  # sorted on the server: the worst of all trials, not only of the loaded ones
     wait_for_order(page, best[::-1], SEEN)
     header.click()
     wait_for_order(page, best, SEEN)

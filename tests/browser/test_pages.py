@@ -1,4 +1,4 @@
-"""MLflow's page and the report in a real Chromium: in one file, so that they share a sweep."""
+"""MLflow's page and the report in a real Chromium, in one file so that they share a sweep."""
 
 from __future__ import annotations
 
@@ -24,29 +24,30 @@ def window(context: BrowserContext, finished: Finished) -> Window:
 
 
 def cells(page: Page, column: str) -> list[str]:
-    """What a column shows, from top to bottom, of the rows that are in sight."""
+    """Values of a column in the visible rows, from top to bottom."""
     found = page.evaluate(
         """column => [...document.querySelectorAll(`[role=gridcell][col-id="${column}"]`)]
             .map(cell => [cell.closest('[role=row]').getAttribute('row-index'), cell.innerText])""",
         column,
     )
-    # A run's name comes after its colour.
+    # A run's colour precedes its name.
     return [text.strip().split("\n")[-1] for _, text in sorted(found, key=lambda c: int(c[0]))]
 
 
 def accuracies(page: Page) -> list[float]:
-    """Those of the trials in sight."""
+    """Values of the visible trials."""
     texts = cells(page, f"metrics.`{ACCURACY}`")
     return [float(text) for text in texts if text not in ("", "-")]
 
 
 def values_of(finished: Finished) -> list[float]:
-    """Of the trials' last epoch, in no order."""
+    """Accuracies of the trials' last epoch, in no particular order."""
     return [result["metrics"][ACCURACY] for result in finished.sweep.results().values()]
 
 
 def wait_for_order(page: Page, values: list[float], most: int | None = None) -> None:
-    """Until the column shows just these, as MLflow rounds them; of many, the first so many."""
+    """Wait until the column shows these values, as rounded by MLflow; of a long list, only the
+    first."""
     expected = pytest.approx(values[:most], abs=5e-4)
     for _ in range(600):
         if accuracies(page)[:most] == expected:
@@ -60,14 +61,14 @@ def test_the_sweep_s_view_sorts_its_trials(
 ) -> None:
     page, values = window.page, sorted(values_of(finished), reverse=True)
     page.goto(finished.view)
-    wait_for_order(page, values)  # the best first, without a click
+    wait_for_order(page, values)  # sorted best first without a click
     header = page.get_by_test_id(f"sort-header-{ACCURACY}")
     photograph(page, "mlflow-trials")
     header.click()
     wait_for_order(page, values[::-1])
     header.click()
     wait_for_order(page, values)
-    expect(page.get_by_test_id("sort-header-lr")).to_be_visible()  # what the trials differ in
+    expect(page.get_by_test_id("sort-header-lr")).to_be_visible()  # it differs between trials
     assert window.outside == []
 
 
@@ -157,7 +158,7 @@ def test_the_winner_is_the_champion(
 
 
 def base(finished: Finished) -> str:
-    """Of the experiment."""
+    """URL of the experiment."""
     return finished.experiment.partition("/runs")[0]
 
 

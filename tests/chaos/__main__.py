@@ -14,7 +14,7 @@ from tests.servers import postgresql_programs
 
 
 def main() -> int:
-    """0 when everything held, else 1."""
+    """Return 0 if all checks passed, otherwise 1."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--rounds", type=int, default=50, help="how many (default: %(default)s)")
     parser.add_argument(

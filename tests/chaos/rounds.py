@@ -1,7 +1,8 @@
-"""A round: a sweep, a seeded plan of kills, the same command again until done, and what must hold.
+"""A round: run a sweep, kill its processes by a seeded plan, repeat the command until it finishes,
+and check the result.
 
-What is looked at is what a person has: result files, artifacts, MLflow, processes, exit codes and
-what was printed. How the sweep keeps its books is its own affair.
+The checks use only what a user has: result files, artifacts, MLflow, processes, exit codes and the
+output. They do not depend on how the sweep stores its state.
 """
 
 from __future__ import annotations
@@ -29,37 +30,37 @@ from tests.servers import Process, Program
 HANG = 180.0
 """Seconds without a new result after which a driver counts as hanging."""
 LINGER, LINGER_AGENTS = 30.0, 90.0
-"""Seconds that a driver's processes may outlive it. Ray's agents wait 60 seconds for the GCS, to
-report the end of their raylet to it."""
+"""Seconds that processes of a driver may outlive it. Ray's agents wait 60 seconds for the GCS to
+report the end of their raylet."""
 
 Results = dict[int, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Kill:
-    """One SIGKILL of a plan."""
+    """One SIGKILL in a plan."""
 
     target: Target
     moment: str
-    """`start`: of the latest driver; `trial 3`: it has begun; `commit 3`: its result is there;
-    `evaluation`: all results are there."""
+    """Event that triggers the kill. `start`: the latest driver has started; `trial 3`: the trial
+    has started; `commit 3`: its result exists; `evaluation`: all results exist."""
     delay: float
-    """Seconds after the moment."""
+    """Seconds after the event."""
     down: float
-    """Seconds that a server stays away."""
+    """Seconds until a killed server restarts."""
 
     def __str__(self) -> str:
         return f"{self.target} at {self.moment} + {self.delay:.2f} s"
 
 
 _DELAYS = {"start": 15.0, "trial": 2.0, "commit": 0.05, "evaluation": 8.0}
-"""The longest delay of a moment, in seconds."""
+"""The longest delay after each event, in seconds."""
 _COURSE = [f"{what} {n}" for n in range(TRIALS) for what in ("trial", "commit")] + ["evaluation"]
 
 
 def plan(seed: int, targets: Sequence[Target] = TARGETS) -> tuple[Kill, ...]:
-    """The kills of a round, in order: 2 to 5, each target at most twice, since a trial survives
-    the death of two workers. PostgreSQL, where it is a target, is always hit."""
+    """The kills of a round, in order: 2 to 5, each target at most twice, because a trial survives
+    two deaths of its worker. If PostgreSQL is a target, it is always hit."""
     chance = random.Random(seed)
     chosen = chance.sample([*targets, *targets], min(chance.randint(2, 5), 2 * len(targets)))
     if "postgresql" in targets and "postgresql" not in chosen:
@@ -75,7 +76,7 @@ def plan(seed: int, targets: Sequence[Target] = TARGETS) -> tuple[Kill, ...]:
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """How the sweep ends when nobody touches it."""
+    """Results of the sweep without any kills."""
 
     results: Results
     evaluation: dict[str, Any]
@@ -91,19 +92,19 @@ class Undisturbed:
 
 @dataclass(frozen=True)
 class Report:
-    """How a round went."""
+    """Outcome of a round."""
 
     seed: int
     kills: tuple[Kill, ...]
-    """Those that found their target alive."""
+    """Kills whose target was alive."""
     starts: int
-    """Of drivers."""
+    """Number of drivers started."""
     trials: int
-    """That were committed."""
+    """Number of committed trials."""
     lost: int
     repeated: int
     breaches: tuple[str, ...]
-    """Everything that must not be, in words; lost and repeated trials among it."""
+    """Descriptions of all violations, including lost and repeated trials."""
     seconds: float
 
     def __str__(self) -> str:
@@ -122,7 +123,7 @@ def run_round(
     kills: Sequence[Kill],
     postgresql: bool,
 ) -> Report:
-    """Carry out a plan in a new world at `folder`; how it should end is asked for at the end."""
+    """Run a plan in a new world at `folder`, then compare it with the undisturbed sweep."""
     start = time.monotonic()
     with World(folder, postgresql) as world:
         course = _Course(world)
@@ -145,11 +146,11 @@ def run_round(
 
 
 class _GivenUpError(Exception):
-    """The round cannot go on."""
+    """The round cannot continue."""
 
 
 class _Course:
-    """A round on its way."""
+    """A running round."""
 
     def __init__(self, world: World) -> None:
         self.world, self.watch = world, Watch(world.sweep.folder)
@@ -160,7 +161,8 @@ class _Course:
         self._progress = self._next_look = 0.0
 
     def run(self, kills: Sequence[Kill]) -> None:
-        """Kill after kill, then on until the sweep is done and delivered and all is quiet."""
+        """Carry out all kills, then continue until the sweep is done, MLflow is complete and no
+        process is left."""
         self.world.wait_for_servers()
         self._start()
         for kill in kills:
@@ -183,7 +185,8 @@ class _Course:
         self._progress = self._seen["start"] = time.monotonic()
 
     def _reach(self, kill: Kill) -> bool:
-        """Wait until a kill is due and its target lives; false where the sweep is done before."""
+        """Wait until a kill is due and its target is alive; return False if the sweep finishes
+        first."""
         while self._goes_on():
             begun = self._begun(kill.moment)
             if begun is None or time.monotonic() < begun + kill.delay:
@@ -195,7 +198,7 @@ class _Course:
         return False
 
     def _begun(self, moment: str) -> float | None:
-        """When a moment was first seen; none before."""
+        """Time when an event was first seen, or None."""
         if moment not in self._seen:
             what, _, number = moment.partition(" ")
             trials = self.world.sweep.folder / "trials"
@@ -206,8 +209,8 @@ class _Course:
         return self._seen.get(moment)
 
     def _goes_on(self) -> bool:
-        """Servers come back, results are looked at, an ended driver is started again; false when
-        a driver has ended well."""
+        """Restart servers, check results, and restart a dead driver; return False when a driver has
+        finished successfully."""
         for server in self.world.servers.values():
             server.tend()
         driver, now = self.world.driver, time.monotonic()
@@ -225,7 +228,7 @@ class _Course:
         self.breaches += _manners(driver, code)
         if code == 0:
             return False
-        if code != -signal.SIGKILL:  # it has said what it misses: a person sees to that
+        if code != -signal.SIGKILL:  # it has printed what it needs, which a user would provide
             self.world.wait_for_servers()
         self._start()
         return True
@@ -247,7 +250,7 @@ class _Course:
                 del self._ends[driver]
 
     def _deliver(self) -> None:
-        """What a driver says it could not deliver is delivered by the same command again."""
+        """Repeat the command if a driver reports that something was not delivered."""
         if "not delivered" in self.world.driver.output():
             self.world.tracking.wait()
             self._start()
@@ -262,7 +265,7 @@ def _patience(process: Process) -> float:
 
 
 def _manners(driver: Program, code: int) -> Iterator[str]:
-    """A person is told in a clear line what has happened, and is spared the rest."""
+    """Check that a driver's output is one clear message without a traceback."""
     output = driver.output()
     if "Traceback" in output:
         yield f"a driver printed a traceback (exit code {code}):\n{output}"
@@ -274,7 +277,7 @@ _Stamp = tuple[int, int, bytes]
 
 
 class Watch:
-    """Whether what has been committed stays as it is, to the byte and to the inode."""
+    """Checks that committed files never change, neither in content nor in inode."""
 
     def __init__(self, folder: Path) -> None:
         self._trials = folder / "trials"
@@ -284,7 +287,7 @@ class Watch:
         self.breaches: list[str] = []
 
     def look(self) -> bool:
-        """Compare with the last look; whether a trial has been committed since then."""
+        """Compare with the last check; return whether a trial has been committed since."""
         for number, before in self._committed.items():
             now = self._files(number)
             if before.keys() - now.keys() - {_CHECKPOINT}:
@@ -307,7 +310,7 @@ class Watch:
             self.breaches.append(f"trial {number} {what}")
 
     def _files(self, number: int) -> dict[str, _Stamp]:
-        """What training leaves: nothing of it may be written after the commit."""
+        """Files that training writes and that must not change after the commit."""
         found: dict[str, _Stamp] = {}
         for path in (self._trials / f"{number:06d}").glob("*"):
             if path.name in ("result.json", _CHECKPOINT) or path.name.startswith("artifact"):
@@ -323,7 +326,7 @@ _CHECKPOINT = "checkpoint.safetensors"
 
 
 def _end(world: World, undisturbed: Undisturbed) -> Iterator[str]:
-    """Everything that must hold when the sweep is done."""
+    """Check everything that must hold when the sweep has finished."""
     sweep = world.sweep
     results = sweep.results()
     if sorted(results) != list(range(TRIALS)):
@@ -342,7 +345,7 @@ def _end(world: World, undisturbed: Undisturbed) -> Iterator[str]:
 
 
 def _half_files(folder: Path) -> Iterator[str]:
-    """No file is temporary, and every file can be read."""
+    """Check that there are no temporary files and that every file can be read."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if path.name.startswith("."):
@@ -371,7 +374,7 @@ _STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 
 
 def _mirror(world: World, results: Results) -> Iterator[str]:
-    """MLflow holds each trial once, as the ledger has it."""
+    """Check that MLflow has each trial once, with the ledger's data."""
     client = MlflowClient(world.tracking.uri)
     experiment = client.get_experiment_by_name("few-shot-search")
     if experiment is None:

@@ -1,4 +1,4 @@
-"""The short form of the chaos suite: two rounds, side by side, that hit every target."""
+"""Short form of the chaos suite: two parallel rounds that hit every target."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ PLANS: dict[int, tuple[Kill, ...]] = {
     337: plan(337),
     188: plan(188, [target for target in TARGETS if target != "postgresql"]),
 }
-"""Chosen for hitting all six targets, each once, with three ends of a driver between them."""
+"""Seeds chosen so that all six targets are hit once each, with three deaths of a driver in
+total."""
 
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Future[Report]]]:
-    """Both rounds and the undisturbed sweep, all at the same time."""
+    """Run both rounds and the undisturbed sweep in parallel."""
     folder = tmp_path_factory.mktemp("chaos")
     with ThreadPoolExecutor() as pool:
         calm = pool.submit(Undisturbed.run, folder / "calm")
@@ -66,7 +67,7 @@ def test_a_plan_follows_from_its_seed() -> None:
 
 @pytest.fixture
 def trial(tmp_path: Path) -> Path:
-    """The folder of a trial with its result and an artifact."""
+    """Write the folder of a trial with a result and an artifact."""
     folder = tmp_path / "trials" / "000000"
     folder.mkdir(parents=True)
     (folder / "result.json").write_text("{}")
@@ -76,7 +77,7 @@ def trial(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def watch(trial: Path) -> Watch:
-    """It has seen the trial."""
+    """The observer has seen the trial."""
     watch = Watch(trial.parents[1])
     assert watch.look()
     assert not watch.look()

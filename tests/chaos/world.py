@@ -1,4 +1,4 @@
-"""The processes of a sweep, seen from outside: found, killed without warning, started again."""
+"""The processes of a sweep, seen from outside: find, kill and restart them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ OPTIONS = (
     *("--eval-seeds", "1", "--max-concurrent", "1", "--sampler", "tpe", "--pruner", "asha"),
     *("--checkpoint-seconds", "0"),
 )
-"""A serial sweep whose every trial, pruned or not, follows from its seed; the last two trials are
-proposed from what the sampler knows of the first eight."""
+"""Options of a serial sweep in which every trial, pruned or not, follows from the seed; the sampler
+proposes the last two trials from the first eight."""
 TRIALS = 10
 
 
 class World:
-    """One sweep: its folder, its drivers one after the other, the servers that it talks to."""
+    """One sweep: its folder, its successive drivers, and the servers that it uses."""
 
     def __init__(self, folder: Path, postgresql: bool) -> None:
-        """Nothing runs yet when it returns."""
+        """Prepare the folder and servers without starting anything."""
         folder.mkdir(parents=True)
         self.sweep = Sweep(folder / "sweeps", "chaos")
         self.sweep.storage.mkdir()
@@ -44,16 +44,16 @@ class World:
 
     @property
     def driver(self) -> Program:
-        """The latest."""
+        """The latest driver."""
         return self.drivers[-1]
 
     def wait_for_servers(self) -> None:
-        """Until all answer; those that are away are started now or when their time has come."""
+        """Wait until all servers answer; restart those that are down when they are due."""
         for server in self.servers.values():
             server.wait()
 
     def run_driver(self) -> None:
-        """The same command, again."""
+        """Run the same command again."""
         options = [*OPTIONS, "--tracking-uri", self.tracking.uri]
         if self.database:
             options += ["--study-storage", self.database.uri]
@@ -67,7 +67,7 @@ class World:
         self.drivers.append(Program(self.sweep.command(*options), self._log, environment))
 
     def find(self, target: Target) -> list[Process]:
-        """The processes that are meant by a target, as far as they live."""
+        """The living processes of a target."""
         if server := self.servers.get(target):
             return server.members()
         named: dict[Target, Callable[[Process], bool]] = {
@@ -81,7 +81,7 @@ class World:
         return [process for process in self.driver.members() if named[target](process)]
 
     def kill(self, target: Target, down: float) -> None:
-        """SIGKILL; a server stays away for `down` seconds."""
+        """Send SIGKILL; a server restarts after `down` seconds."""
         if server := self.servers.get(target):
             server.kill(down)
         for process in self.find(target):
@@ -99,6 +99,6 @@ class World:
         shutil.rmtree(self._temporary, ignore_errors=True)
 
 
-AGENTS = {"ray::DashboardA", "ray::RuntimeEnv"}  # names are cut after 15 characters
-"""Ray's own helpers, which do nothing for a sweep."""
+AGENTS = {"ray::DashboardA", "ray::RuntimeEnv"}  # the kernel cuts names after 15 characters
+"""Ray's helper processes, which do no work for a sweep."""
 _IDLE = AGENTS | {"ray::IDLE"}

@@ -1,4 +1,4 @@
-"""What can be known about the file for Kubernetes without a Kubernetes."""
+"""Checks of the Kubernetes file that need no Kubernetes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KINDS = [
     "Service",
     "NetworkPolicy",
 ]
-# Of KubeRay 1.6.2: its API server drops what it does not know, without a word.
+# Fields of KubeRay 1.6.2; its API server silently drops unknown fields.
 JOB_KEYS = {
     "entrypoint",
     "submitterPodTemplate",
@@ -51,7 +51,7 @@ GPU = "nvidia.com/gpu"
 
 
 def problems(text: str, root: Path) -> list[str]:
-    """Everything that is wrong with the file `text` of the repository at `root`."""
+    """All problems of the file `text` of the repository at `root`."""
     items = yaml.safe_load(text)["items"]
     if sorted(item["kind"] for item in items) != sorted(KINDS):
         return [f"there must be one each of {', '.join(KINDS)}"]
@@ -127,7 +127,7 @@ def _pods(objects: dict[str, Any]) -> Iterator[str]:
 
 
 def _secrets(objects: dict[str, Any], text: str) -> Iterator[str]:
-    """Those that are used are those that the comment makes."""
+    """Check that the secrets in use are those that the comment creates."""
     command = re.search(r"kubectl create secret generic (\S+)((?:.*\n)(?:#     --.*\n)*)", text)
     made = re.findall(r"--from-literal=(\w+)=\$\(openssl rand", command[2]) if command else []
     used = {"auth_token"}

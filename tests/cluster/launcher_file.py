@@ -1,7 +1,7 @@
-"""What can be known about a launcher file without a cloud account.
+"""Checks of a launcher file that need no cloud account.
 
 Ray's own check ignores misspelt provider keys, a missing region, everything in `node_config`, and
-what the commands do. These checks see to that.
+the effect of the commands. These checks cover them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from packaging.specifiers import SpecifierSet
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 Keys = Mapping[str, Any]
-"""By key, the keys that are known within it, or None if Ray checks them itself; "*" is any."""
+"""Key -> known keys below it, or None if Ray checks them itself; "*" matches any key."""
 
 
 def _keys(*names: str, **inner: Keys) -> Keys:
@@ -52,7 +52,7 @@ def _cloud_keys(provider: Keys, node_config: Keys) -> Keys:
 KEYS = {
     "aws": _cloud_keys(
         _keys("type", "region", "cache_stopped_nodes", security_group=_keys("GroupName")),
-        _keys(  # what is in them, botocore knows
+        _keys(  # botocore knows their content
             *("InstanceType", "ImageId", "IamInstanceProfile"),
             *("BlockDeviceMappings", "InstanceMarketOptions"),
         ),
@@ -78,14 +78,14 @@ KEYS = {
         auth=_keys("ssh_user", "ssh_private_key"),
     ),
 }
-"""All that the files use. Ray drops some of the others without a word, as `min_workers` of a cloud,
-and lets the cloud refuse the rest, when the head already costs money."""
+"""All keys that the files use. Ray silently drops some other keys, such as `min_workers` of a
+cloud; the cloud rejects the rest only when the head is already running and costs money."""
 TOLD = {
     "aws": ("budget alarm in AWS", "ray down", "ray get-auth-token --generate"),
     "gcp": ("budget alert\n# in Google Cloud", "ray down", "ray get-auth-token --generate"),
     "local": ("export RAY_UP_enable_autoscaler_v2=0", "ray get-auth-token --generate"),
 }
-"""What only the comments can see to."""
+"""Mistakes that only the comments can prevent."""
 STARTS = {
     "head": (
         *("--head", "--port=6379", "--num-cpus=0", "--include-dashboard=false"),
@@ -94,7 +94,7 @@ STARTS = {
     "worker": ("--address=$RAY_HEAD_IP:6379",),
 }
 NOT_SHIPPED = {"rsync_exclude": {"**/.git", "**/.git/**"}, "rsync_filter": {".gitignore"}}
-_GPU_MACHINE = re.compile(r"(a2|a3|a4|a4x|g2|g4)-")  # of Google's, those that bring their GPUs
+_GPU_MACHINE = re.compile(r"(a2|a3|a4|a4x|g2|g4)-")  # Google's machine types that include GPUs
 _REGION = {"aws": r"[a-z]{2}(-[a-z]+)+-\d", "gcp": r"[a-z]+-[a-z]+\d"}
 _BUCKET = {"aws": "s3://", "gcp": "gs://"}
 _WORLD = re.compile(r"0\.0\.0\.0/0|::/0|--dashboard-host[= ](?!127\.0\.0\.1)|IpPermissions")
@@ -106,7 +106,7 @@ _PIN = re.compile(r"([A-Za-z0-9_.-]+)(?:\[[a-z,]+\])?==([0-9][^\s'\",;)]*)")
 
 
 def problems(text: str, root: Path) -> list[str]:
-    """Everything that is wrong with the launcher file `text` of the repository at `root`."""
+    """All problems of the launcher file `text` of the repository at `root`."""
     config = yaml.safe_load(text)
     validate_config(prepare_config(copy.deepcopy(config)))
     kind = config["provider"]["type"]
@@ -126,7 +126,7 @@ def problems(text: str, root: Path) -> list[str]:
 
 
 def common_problems(text: str, root: Path) -> list[str]:
-    """What no file may hold, whatever launches it."""
+    """Content that no launcher file may have."""
     return [
         *(f"opens a port to the world: {found}" for found in _WORLD.findall(_code(text))),
         *(f"holds a secret: {found[:8]}..." for found in _SECRET.findall(text)),
@@ -136,7 +136,7 @@ def common_problems(text: str, root: Path) -> list[str]:
 
 
 def edited(text: str, values: Mapping[int, str]) -> str:
-    """`text` with what a user sets in the lines that are marked (1), (2), ..."""
+    """`text` with a user's values in the lines marked (1), (2), ..."""
     for number, value in values.items():
         line = re.compile(rf"^( *)\S.*?(  # \({number}\).*)$", re.MULTILINE)
         if len(line.findall(text)) != 1:
@@ -151,7 +151,7 @@ def marked(text: str) -> list[str]:
 
 
 def _twice(node: yaml.Node | None) -> Iterator[str]:
-    """Keys that stand twice in one place: YAML takes the last."""
+    """Duplicate keys, of which YAML silently uses the last."""
     if isinstance(node, yaml.MappingNode):
         keys = [key.value for key, _ in node.value]
         yield from (f"a key stands twice: {key}" for key in set(keys) if keys.count(key) > 1)
@@ -242,13 +242,13 @@ def _local(config: dict[str, Any]) -> Iterator[str]:
 
 
 def _cloud(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], bool]]:
-    """Name and node configuration of every node type, and whether it is the head's."""
+    """Name and node configuration of every node type, and whether it is the head."""
     for name, kind in config["available_node_types"].items():
         yield name, kind["node_config"], name == config["head_node_type"]
 
 
 def _scaling(config: dict[str, Any]) -> Iterator[str]:
-    """What all clouds have in common."""
+    """Checks common to all clouds."""
     kind = config["provider"]["type"]
     region = config["provider"].get("region")
     if not re.fullmatch(_REGION[kind], str(region)):
@@ -321,7 +321,7 @@ def _file_mounts(config: dict[str, Any], root: Path) -> Iterator[str]:
         if not target.startswith("~/"):
             yield f"the target of a file mount must be under ~/: {target}"
         if source.startswith("~/"):
-            continue  # the user's own: named, not looked at
+            continue  # the user's own file: checked by name only
         if source.startswith("/") or not (root / source).resolve().is_relative_to(root.resolve()):
             yield f"the source of a file mount must be in the repository or under ~/: {source}"
         elif not (root / source).exists():
@@ -344,7 +344,7 @@ def _file_mounts(config: dict[str, Any], root: Path) -> Iterator[str]:
 
 
 def _environment(config: dict[str, Any]) -> Iterator[str]:
-    """Run the commands that set it, in an empty home, and look at what a log-in then finds."""
+    """Run the commands that set it in an empty home folder, and check what a login then finds."""
     for kind, head, server in (("head", "", "127.0.0.1"), ("worker", "10.0.0.9", "10.0.0.9")):
         found = environment(config, head)
         if found.get("RAY_AUTH_MODE") != "token":
@@ -363,7 +363,7 @@ def _environment(config: dict[str, Any]) -> Iterator[str]:
 
 
 def environment(config: dict[str, Any], head_ip: str, token: str = "token") -> dict[str, str]:
-    """What the set-up commands put into the environment of a login."""
+    """Variables that the set-up commands add to the environment of a login."""
     commands = [c for c in config["setup_commands"] if "cluster.env" in c]
     with tempfile.TemporaryDirectory() as home:
         for folder in (".ray", "venv/bin"):

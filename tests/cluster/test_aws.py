@@ -23,7 +23,7 @@ TEXT = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
 REGION = "eu-central-1"
 TAG_RAY_CLUSTER_NAME = "ray-cluster-name"
 
-# Writes what the shell has made of its arguments.
+# Prints its arguments after the shell has expanded them.
 RECORDER = """#!/bin/sh
 printf '%s\\0' "$@" >> "$RECORD"; printf '\\n' >> "$RECORD"
 """
@@ -56,7 +56,7 @@ def one_time_commands(folder: Path) -> list[list[str]]:
 
 
 def call(service: str, operation: str, *options: str) -> Any:
-    """`aws SERVICE OPERATION --SOME-NAME value ...`, as the real program would do it."""
+    """Run `aws SERVICE OPERATION --SOME-NAME value ...` as the real program would."""
     arguments = {
         "".join(part.capitalize() for part in name.removeprefix("--").split("-")): value
         for name, value in zip(options[::2], options[1::2], strict=True)
@@ -151,14 +151,14 @@ def test_machines_may_use_one_bucket_and_the_head_its_cluster(aws: None, tmp_pat
             )
         if "iam:PassRole" in actions:
             assert statement["Resource"].endswith(":role/few-shot-search-worker")
-    for kind in ("head", "worker"):  # they are those of the machines
+    for kind in ("head", "worker"):  # the machines' own tags
         profile = yaml.safe_load(TEXT)["available_node_types"][kind]["node_config"]
         assert profile["IamInstanceProfile"] == {"Name": f"few-shot-search-{kind}"}
 
 
 @pytest.mark.slow
 def test_the_head_may_do_all_that_ray_does_there(aws: None, tmp_path: Path) -> None:
-    """Every call of Ray's code in the life of a worker is granted, and nothing else is."""
+    """The role grants every call that Ray's code makes during a worker's life, and no other."""
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
     from ray.autoscaler._private.util import prepare_config
     from ray.autoscaler.tags import (

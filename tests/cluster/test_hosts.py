@@ -1,4 +1,4 @@
-"""The test hosts are what they seem: apart, on a network, and gone afterwards."""
+"""The test hosts are isolated, connected by a network, and removed afterwards."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def answers(hosts: Hosts, command: str) -> bool:
 
 
 def comes_back(hosts: Hosts, command: str) -> bool:
-    """A network card notices within a second or two that its cable is back."""
+    """A network card needs a second or two to detect that its cable is back."""
     return any(answers(hosts, command) for _ in range(5))
 
 

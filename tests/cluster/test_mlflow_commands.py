@@ -31,7 +31,7 @@ def _free_port() -> int:
 
 
 def _servers(port: int) -> list[int]:
-    """Session leaders that serve on `port`."""
+    """Session leaders that listen on `port`."""
     listing = subprocess.run(
         ["ps", "-eww", "-o", "pid=,sid=,args="], capture_output=True, text=True, check=True
     ).stdout
@@ -71,13 +71,13 @@ def test_the_server_starts_once_asks_who_you_are_and_keeps_its_data(
                 env=os.environ | home,
                 check=True,
                 timeout=150,
-                capture_output=True,  # returns only when nothing holds on to the terminal
+                capture_output=True,  # returns only when no process holds the terminal
             )
             if "mlflow server" in command:
                 assert time.monotonic() - begin < 10, "the server was not put into the background"
 
     def ask(question: str, user: str = "", host: str = "", **body: object) -> Any:
-        """The answer, or the status of a refusal."""
+        """Return the answer, or the status of an error."""
         request = urllib.request.Request(f"http://127.0.0.1:{port}/api/2.0/{question}")
         if body:
             request.data = json.dumps(body).encode()
@@ -106,6 +106,6 @@ def test_the_server_starts_once_asks_who_you_are_and_keeps_its_data(
     os.killpg(_servers(port)[0], signal.SIGKILL)
     start()
     question = f"mlflow/experiments/get?experiment_id={created}"
-    answer = ask(question, admin, host=f"10.0.0.5:{port}")  # as a worker calls the head
+    answer = ask(question, admin, host=f"10.0.0.5:{port}")  # as called by a worker
     assert answer["experiment"]["artifact_location"].startswith("mlflow-artifacts:/")
     assert (tmp_path / "mlflow" / "mlflow.db").is_file()

@@ -1,7 +1,8 @@
-"""The launcher file for on-premise machines, used on hosts: `ray up`, a sweep, whatever can
-happen to it, `ray down`.
+"""The launcher file for on-premise machines, used on simulated hosts: `ray up`, a sweep with
+failures, `ray down`.
 
-A user's laptop, which plays the object store too, a head and two workers. They share no disk.
+The hosts are a user's laptop, which also runs the object store, a head and two workers. They share
+no disk.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ SWEEP = """python -m search.run --space rmt --shots 4 --name test --eval-seeds 1
  --address auto --storage $STORAGE/sweeps --trials"""
 WORKERS = ("w1", "w2")
 
-# A machine that has no other network: packages come with the environment that the tests run in.
+# The machine has no other network; packages come from the environment in which the tests run.
 NEW_MACHINE = f"""
 ln -s {shlex.quote(sys.prefix)} ~/venv
 printf '%s\\n' '[install]' 'no-index = true' 'no-build-isolation = false' > /etc/pip.conf
@@ -60,7 +61,7 @@ print(json.dumps({name.split("/")[0]: json.loads(trials.read(name)) for name in 
 
 
 class Cluster:
-    """What a user does from the laptop, and what happens to the hosts."""
+    """Commands of the user on the laptop, and failures of the hosts."""
 
     def __init__(self, hosts: Hosts) -> None:
         self.hosts = hosts
@@ -80,17 +81,17 @@ class Cluster:
         hosts.run("laptop", f"printf %s {shlex.quote(text)} > {shlex.quote(str(ROOT / FILE))}")
 
     def ray(self, command: str) -> None:
-        """`ray ...` on the laptop, in the repository's folder."""
+        """Run `ray ...` on the laptop, in the repository's folder."""
         self.hosts.run("laptop", f"cd {shlex.quote(str(ROOT))} && ray {command}", timeout=180)
 
     def up(self) -> None:
-        """Until all workers have joined."""
+        """Wait until all workers have joined."""
         self.ray(f"up -y {FILE}")
         self.hosts.run("head", f"python -c {shlex.quote(WAIT_FOR_WORKERS)}", timeout=120)
 
     @contextmanager
     def sweep(self, trials: int) -> Iterator[subprocess.Popen[bytes]]:
-        """Start or resume the sweep; at the end, stop waiting for it."""
+        """Start or resume the sweep; stop waiting for it on exit."""
         command = f"{' '.join(SWEEP.split())} {trials} >> sweep.log 2>&1"
         arguments = f"cd {shlex.quote(str(ROOT))} && ray exec {FILE} {shlex.quote(command)}"
         process = subprocess.Popen(
@@ -109,7 +110,7 @@ class Cluster:
         return self.hosts.run("head", "cat ~/sweep.log", check=False).stdout
 
     def ended(self) -> list[int]:
-        """Trials in the order in which they ended."""
+        """Trials in the order in which they finished."""
         return [int(n) for n in re.findall(r"^trial +(\d+) (?:complete|pruned)", self.log(), re.M)]
 
     def is_training(self, worker: str) -> bool:
@@ -119,12 +120,12 @@ class Cluster:
         return self.hosts.run(host, f"pgrep -f '{process}'", check=False).returncode == 0
 
     def results(self) -> dict[int, dict[str, Any]]:
-        """What the storage holds."""
+        """Files in the storage."""
         shown = self.hosts.run("head", f"python -c {shlex.quote(SHOW_RESULTS)}").stdout
         return {int(number): result for number, result in json.loads(shown).items()}
 
     def mlflow(self, question: str, **body: object) -> Any:
-        """What MLflow answers to the user: JSON."""
+        """JSON that MLflow returns to the user."""
         password = self.hosts.run("laptop", PASSWORD).stdout.strip()
         data = shlex.quote(json.dumps(body))
         url = shlex.quote(f"{self.server}/{question}")
@@ -132,12 +133,12 @@ class Cluster:
         return json.loads(self.hosts.run("laptop", f"curl {options} {url}").stdout)
 
     def senders(self) -> set[str]:
-        """Addresses of the machines that have uploaded artifacts of trials."""
+        """Addresses of the machines that have uploaded trial artifacts."""
         log = self.hosts.run("head", "cat ~/mlflow/server.log").stdout
         return set(re.findall(r"([\d.]+):\d+ - \"PUT [^\"]*/artifact\S*\.safetensors", log))
 
     def refusal(self, options: str) -> str:
-        """The status that MLflow answers to a stranger."""
+        """Status that MLflow returns to an unauthenticated client."""
         command = f"curl -s -o /dev/null -w '%{{http_code}}' {options}"
         return self.hosts.run("laptop", command).stdout
 
@@ -169,13 +170,13 @@ def wait_until(cluster: Cluster, condition: Callable[[], bool], timeout: float) 
 
 
 def in_mid_sweep(cluster: Cluster) -> None:
-    """Wait until both workers have a trial, and some trials have ended."""
+    """Wait until both workers run a trial and some trials have finished."""
     wait_until(cluster, lambda: all(map(cluster.is_training, WORKERS)), 90)
     wait_until(cluster, lambda: len(cluster.ended()) >= 2, 60)
 
 
 def check_books(cluster: Cluster, trials: int) -> None:
-    """No trial is lost or repeated, and MLflow has the same trials."""
+    """Check that no trial is lost or repeated, and that MLflow has the same trials."""
     results = cluster.results()
     assert sorted(results) == list(range(trials))
     assert sorted(cluster.ended()) == list(range(trials))

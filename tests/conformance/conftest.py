@@ -1,4 +1,4 @@
-"""Leaves out what is not meant: methods before a backbone that they do not fit."""
+"""Deselects methods with a backbone that they do not support."""
 
 from typing import Any
 

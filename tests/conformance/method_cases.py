@@ -1,4 +1,4 @@
-"""What the conformance suite tries on every method; one without an entry fails it."""
+"""Cases of the conformance suite for every method; a method without an entry fails."""
 
 from trainables.core.optim import OptimConfig
 from trainables.methods.base import MethodConfig
@@ -110,7 +110,7 @@ _MASKS: dict[str, object] = {
 }
 
 _CONTEXT: dict[str, object] = {
-    "prompts": "reference",  # whose class names keep their underscores
+    "prompts": "reference",  # keeps underscores in class names
     "context_tokens": 8,
     "init_words": "a photo of a",
     "class_specific": True,
@@ -193,16 +193,16 @@ OTHER: dict[str, dict[str, object]] = {
     },
     "vpt": {"prompts": "photo", "tokens": 3, "deep": False},
 }
-"""For every field a value that must make a difference."""
+"""For every field, a value that must make a difference."""
 
 ADAM = OptimConfig(lr=2e-3, epochs=4, batch_size=8)
 OPTIM: dict[str, OptimConfig] = {
     "clap": OptimConfig(lr=0.1, epochs=4, batch_size=8, optimiser="sgd"),
 }
-"""Of the methods that do not learn by Adam at that rate."""
+"""Learning rates of methods that do not use Adam with the default rate."""
 ONLY: dict[str, str] = {"clip-lora": "vit", "vpt": "vit"}
-"""Methods that fit one of the two backbones."""
+"""Methods that support only one of the two backbones."""
 WITH: dict[tuple[str, str], dict[str, object]] = {
     (name, "leak_kl"): {"rule": "sign"} for name in ("rmt", "rmt-text", "rmt-both")
 }
-"""Method and field -> other fields that it needs to make a difference."""
+"""Method and field -> other fields that must be set for the field to have an effect."""

@@ -1,4 +1,4 @@
-"""A small world: two backbones, and a few-shot task that can be learned in a few steps."""
+"""A small world for methods: two backbones, and a few-shot task that a few steps can learn."""
 
 import math
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ CLASSES = ("red_square", "blue_cross", "green_star", "black_cross")
 
 @dataclass(frozen=True)
 class World:
-    """What a method meets."""
+    """Backbone and task for a method."""
 
     backbone: Backbone
     images: Tensor
@@ -56,16 +56,16 @@ def small_resnet() -> Backbone:
             {"context_length": 24, "vocab_size": 1536, "width": 32, "heads": 2, "layers": 1},
         )
         for norm in model.visual.modules():
-            if isinstance(norm, torch.nn.BatchNorm2d):  # a fresh block's last norm is zero
+            if isinstance(norm, torch.nn.BatchNorm2d):  # a new block's last norm is zero
                 torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
-    model.logit_scale.data.fill_(math.log(100))  # as trained models have it
+    model.logit_scale.data.fill_(math.log(100))  # as in trained models
     model.eval().requires_grad_(False)
     return Backbone("small-resnet", model, tiny.tokenizer, TRANSFORM, "gelu", "0" * 64)
 
 
 @cache
 def open_world(kind: str) -> World:
-    """Four classes of noisy patterns before one of the two backbones."""
+    """Four classes of noisy patterns with one of the two backbones."""
     backbone = load_backbone("tiny") if kind == "vit" else small_resnet()
     rng = torch.Generator().manual_seed(0)
     patterns = torch.randn(len(CLASSES), 3, 32, 32, generator=rng)

@@ -1,4 +1,4 @@
-"""What every method in `METHODS` promises; a method without cases here fails."""
+"""Properties of every method in `METHODS`; a method without cases here fails."""
 
 import ast
 import dataclasses
@@ -57,7 +57,7 @@ def cases() -> Iterator[Any]:
 @pytest.fixture(params=KINDS, scope="module")
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # at these sizes more only wait for each other
+    torch.set_num_threads(1)  # at these sizes, more threads only wait for each other
     yield open_world(request.param)
     torch.set_num_threads(threads)
 
@@ -92,7 +92,7 @@ class Run:
         return Support(self.world.labels, 2, views.__getitem__, lambda: map(self.batch, range(2)))
 
     def train(self, first: int, last: int) -> list[float]:
-        """Steps `first` to `last` - 1; returns their losses."""
+        """Take steps `first` to `last` - 1; return their losses."""
         if first == 0:
             self.method.prepare(self.support())
         losses = []
@@ -125,7 +125,7 @@ def test_starts_as_the_zero_shot_model(case: tuple[str, MethodConfig], world: Wo
     run = Run(case, world)
     wanted = world.zero_shot(run.config.prompts)
     alike = torch.allclose(run.logits(), wanted, atol=2e-4, rtol=1e-5)
-    # A method that does not claim it differs at least as it is by default.
+    # A method without this property differs at least in its default configuration.
     assert alike or not run.method.is_zero_shot_at_init
     assert not alike or run.method.is_zero_shot_at_init or run.config != type(run.config)()
 
@@ -138,7 +138,7 @@ def test_training_changes_what_is_trainable_and_nothing_else(
     run = Run(case, world)
     run.train(0, 0)
     before = run.state()
-    # Two steps: the gradient of a learned alpha is zero while the residual is.
+    # Two steps, because the gradient of a learned alpha is zero while the residual is zero.
     run.train(1, 3)
     trained = {id(tensor) for tensor in run.method.trainable().values()}
     for name, tensor in run.method.state_dict(keep_vars=True).items():
@@ -151,7 +151,7 @@ def test_training_changes_what_is_trainable_and_nothing_else(
 
 @pytest.mark.parametrize("world", ["vit"], indirect=True)
 def test_loss_falls(case: tuple[str, MethodConfig], world: World) -> None:
-    run = Run(case, world)  # the random ResNet has nothing to teach: see the golden runs
+    run = Run(case, world)  # the random ResNet has nothing to teach; the golden runs cover it
     losses = run.train(0, 24)
     if run.method.trainable():
         assert sum(losses[-2:]) < 0.9 * sum(losses[:2])
@@ -221,7 +221,7 @@ def test_refuses_a_backbone_that_does_not_suit(name: str, kind: str) -> None:
 
 
 def test_same_result_in_a_fresh_process() -> None:
-    """Two processes whose sets and strings hash differently."""
+    """Compares two processes with different hash seeds."""
     found = [
         subprocess.run(
             [sys.executable, __file__],
@@ -239,7 +239,7 @@ def test_same_result_in_a_fresh_process() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_tuned_backbone_gives_the_same_logits(name: str) -> None:
-    """What is folded into the backbone is what was learned: zero-shot with it is the method."""
+    """Zero-shot with the merged backbone equals the method."""
     world = open_world(ONLY.get(name, "vit"))
     for config in CASES[name]:
         run = Run((name, config), world)
@@ -250,7 +250,7 @@ def test_tuned_backbone_gives_the_same_logits(name: str) -> None:
             continue
         merged_backbone = run.method.merged_backbone()
         assert merged_backbone.fingerprint not in (world.backbone.fingerprint, "")
-        again = Run((name, config), world)  # as a pipeline that goes on from its artifact
+        again = Run((name, config), world)  # as in a pipeline that continues from the artifact
         again.method.load_artifact(*run.method.artifact())
         assert again.method.merged_backbone().fingerprint == merged_backbone.fingerprint
         other = dataclasses.replace(
@@ -292,7 +292,8 @@ def test_every_field_matters(name: str, field: str, world: World) -> None:
         run.train(0, 4)
         learned = run.state() | run.method.artifact()[0]
         before = run.logits()
-        # What falls back to the texts may depend on them only then: a probe without texts.
+        # Only methods with a fallback to the texts may depend on them: tested with a probe without
+        # texts.
         run.method.set_classes(world.classes(run.config.prompts))
         outcomes.append((learned, torch.cat([before, run.logits()])))
     (one, logits), (two, other_logits) = outcomes

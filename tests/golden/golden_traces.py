@@ -1,4 +1,4 @@
-"""Where the recorded traces are, and how their names map to ours."""
+"""Locations of the recorded traces, and the mapping of their names to ours."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ DATASETS = {
 
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_CUDA])]
-"""Tolerances on the second are 1e-3, without TF32."""
+"""Tolerances for the second: 1e-3, without TF32."""
 
 
 def runs(file: str) -> list[Any]:
-    """Names of the recorded runs in `file`: one test each, or one loud skip."""
+    """Names of the recorded runs in `file`: one test per run, or one test skipped with a reason."""
     names = [name for name, value in index(file).items() if isinstance(value, dict)]
     reason = f"no {file} in {FOLDER}: set GOLDEN_DIR to the folder of traces"
     return names or [pytest.param("none", marks=pytest.mark.skip(reason=reason))]
@@ -57,25 +57,25 @@ def runs(file: str) -> list[Any]:
 
 @cache
 def index(file: str) -> dict[str, Any]:
-    """The content of one of the JSON files, empty where there is none."""
+    """Content of a JSON file, or an empty dictionary if the file does not exist."""
     path = FOLDER / file
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def trace(name: str) -> dict[str, np.ndarray]:
-    """All arrays of one file."""
+    """All arrays in one file."""
     with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as file:
         return {key: file[key] for key in file.files}
 
 
 def setting(run: dict[str, Any], key: str) -> Any:
-    """A run's own value, or the folder's."""
+    """A run's own value, or the folder's default."""
     return run.get(key, index("taskres.json").get(key, index("ramt.json").get(key)))
 
 
 @cache
 def backbone(kind: str, device: str) -> Backbone:
-    """The recorded model; one copy a device."""
+    """The recorded model; one copy per device."""
     if device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
@@ -84,7 +84,7 @@ def backbone(kind: str, device: str) -> Backbone:
 
 @cache
 def images(kind: str, device: str) -> dict[str, Tensor]:
-    """x_train, y_train, x_test, y_test."""
+    """Return x_train, y_train, x_test, y_test."""
     return {k: torch.from_numpy(v).to(device) for k, v in trace(f"images_{kind}").items()}
 
 
@@ -95,11 +95,9 @@ def ramt_prompts(run: dict[str, Any]) -> PromptSet:
 
 
 def taskres_prompts(name: str, run: dict[str, Any]) -> list[PromptSet]:
-    """The released code's templates around raw class names: one candidate, or on ImageNet several.
-
-    That code appends ImageNet's eighth template to a list of its module each time a model is
-    built, so that the n-th ImageNet run of one recording process has it n times.
-    """
+    """The released code's templates around raw class names: one candidate, or several on ImageNet.
+    That code appends ImageNet's eighth template to a module-level list whenever it builds a model,
+    so the n-th ImageNet run of a recording process has it n times."""
     dataset = DATASETS[name.split("_", 2)[2]]
     prompts = prompt_set(dataset, setting(run, "classes"), "reference")
     if not dataset.startswith("imagenet"):

@@ -1,4 +1,4 @@
-"""The part of the traces that is small enough to travel with the code; see data/README.md."""
+"""The part of the traces that is small enough for the repository; see data/README.md."""
 
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def test_taskres_run(traces: dict[str, Tensor]) -> None:
 
 
 def scaled(scale: float) -> Backbone:
-    """As much of a backbone as TaskRes looks at."""
+    """The parts of a backbone that TaskRes uses."""
     model = nn.Module()
     model.logit_scale = nn.Parameter(torch.tensor(scale).log(), requires_grad=False)
     transform = Preprocess(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -1,7 +1,7 @@
-"""Mask tuning against the authors' code: every step that was recorded of every run.
+"""Mask tuning against the authors' code: every recorded step of every run.
 
-Later steps drift when one bit near the threshold falls the other way, so the beginning is compared
-tightly and the end by the share of equal bits.
+Later steps diverge once a bit near the threshold flips differently, so the first steps are compared
+tightly and the last ones by the share of equal bits.
 """
 
 from collections.abc import Iterator
@@ -75,7 +75,7 @@ class Replay:
                 yield self.optim.lr_at(epoch), Batch(x[rows], y[rows], teacher)
 
     def recorded(self, kind: str) -> dict[str, Tensor]:
-        """Our parameter name -> recorded tensor, where there is one."""
+        """Our parameter name -> recorded tensor, for recorded parameters."""
         keys = {name: f"{kind}/{theirs}.mask_real" for name, theirs in self.names.items()}
         return {n: torch.from_numpy(self.trace[k]) for n, k in keys.items() if k in self.trace}
 
@@ -100,7 +100,8 @@ def test_first_gradients(replay: Replay, device: str) -> None:
     for name, wanted in replay.recorded("step0/grad_ce").items():
         assert relative(first[name].cpu(), wanted) < tolerance, name
     for name, wanted in replay.recorded("step0/grad_kl").items():
-        # Student and teacher are still equal: this gradient is rounding, far below the other.
+        # Student and teacher are still equal, so this gradient is only rounding, far below the
+        # other.
         noise = tolerance * float(first[name].abs().max())
         assert float((second[name].cpu() - wanted).abs().max()) < max(
             noise, tolerance * float(wanted.abs().max())
@@ -110,7 +111,7 @@ def test_first_gradients(replay: Replay, device: str) -> None:
         ours = replay.method.trainable()[name].grad
         assert ours is not None
         close = (ours.cpu() - wanted).abs() < tolerance * wanted.abs().max()
-        # An element whose two gradients are both rounding may be dropped on one side only.
+        # An element whose gradients are both only rounding may be dropped on one side.
         assert float(close.double().mean()) > 0.9999, name
 
 

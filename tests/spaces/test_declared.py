@@ -1,4 +1,4 @@
-"""Spaces that are a table: every row is a field, and the paper's value is always within."""
+"""Declarative spaces: every row is a field, and its range contains the paper's value."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def chosen(space: DeclaredSpace, seed: int, count: int = 50) -> list[TrialConfig
 
 
 def test_the_papers_values_are_within() -> None:
-    """Ranges that leave them out are widened: 2e-3, no decay, 200 epochs, a fixed alpha."""
+    """Ranges without these values are extended: 2e-3, no decay, 200 epochs, a fixed alpha."""
     paper = SPACE.paper
     assert SPACE.paper_parameters == {
         "alpha": 0.5,

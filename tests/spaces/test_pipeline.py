@@ -1,4 +1,4 @@
-"""Spaces of stages: each parameter reaches its own stage, and names say which stages there are."""
+"""Spaces with stages: each parameter reaches its own stage, and names list the stages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def test_the_stages_are_chained() -> None:
 
 
 def test_every_parameter_belongs_to_one_stage() -> None:
-    """Names that both have, as `lr`, are told apart, and a change of one changes one stage."""
+    """Names that both stages have, such as `lr`, are distinguished, and changing one changes one
+    stage."""
     parameters = SPACE.paper_parameters
     expected = {f"1.{name}" for name in MASKS.paper_parameters}
     expected |= {f"2.{name}" for name in RESIDUAL.paper_parameters}
@@ -72,7 +73,8 @@ def test_a_name_of_the_registry_is_found(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in SPACES if "+" in name])
 def test_known_combinations_are_what_any_would_be(name: str) -> None:
-    """Rows of the registry, for the sake of its lists, with nothing of their own."""
+    """Combinations in the registry, listed there for the sake of its lists, behave like any
+    other."""
     entry, stages = SPACES[name], [SPACES[stage] for stage in name.split("+")]
     space = entry.build(FACTS)
     assert isinstance(space, PipelineSpace)

@@ -1,4 +1,4 @@
-"""Every space: it contains the paper's setting, and each of its parameters matters."""
+"""Every space contains the paper's setting, and each of its parameters has an effect."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trainables.trial import PER_EPISODE, Episode, TrialConfig, shown_parameters
 SHOTS = 4
 FACTS = TaskFacts("digits", SHOTS, 10 * SHOTS, "vit")
 
-# A base from which every parameter has an effect: bits flip, weight decay and norm loss are on.
+# A base on which every parameter has an effect: bits flip, weight decay and norm loss are on.
 ACTIVE: dict[str, dict[str, Any]] = {
     "taskres": {"lr": 5e-2, "weight_decay": 1e-3, "epochs": 25},
     "text-adapter": {"epochs": 25, "weight_decay": 0.0},
@@ -65,7 +65,7 @@ def parameters(name: str) -> dict[str, Any]:
 
 
 def distributions(name: str) -> dict[str, Any]:
-    """All distributions of a space, those behind conditions included."""
+    """All distributions of a space, including conditional ones."""
     found: dict[str, Any] = {}
     space = SPACES[name].build(FACTS)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
@@ -93,7 +93,7 @@ def other(distribution: Any, value: Any) -> Any:
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     ends = (distribution.low, distribution.high)
     far = max(ends, key=lambda end: abs(end - value))
-    # Extreme learning rates wreck both models alike; the middle is far enough for those.
+    # Extreme learning rates ruin both models alike, so use the middle of the range.
     middle = (distribution.low * distribution.high) ** 0.5 if distribution.log else far
     if isinstance(distribution, IntDistribution):
         middle = round(middle)
@@ -104,7 +104,7 @@ def learned(config: TrialConfig, bench: EncodedTask) -> dict[str, torch.Tensor]:
     trainer = Trainer(config, bench, Episode("digits", SHOTS, 1))
     for _ in range(trainer.epochs):
         trainer.run_epoch()
-    # A weight that only mixes what was learned shows in the logits alone.
+    # A weight that only mixes what was learned changes the logits only.
     found = trainer.method.state_dict() | {"logits": trainer.logits(trainer.val)}
     return {name: tensor.detach().clone() for name, tensor in found.items()}
 
@@ -121,7 +121,7 @@ def test_the_paper_is_in_the_space(name: str) -> None:
 
 
 DERIVED = {"flip_budget"}
-"""Parameters that are no field of a configuration."""
+"""Parameters that are not fields of a configuration."""
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -154,7 +154,7 @@ def test_a_learned_alpha_starts_below_one() -> None:
 
 
 def test_all_layers_include_the_patch_embedding() -> None:
-    """A parameter is suggested only if it makes a difference."""
+    """A parameter is suggested only if it has an effect."""
     space = SPACES["rmt"].build(FACTS)
     for masked, suggested in (("mhsa", True), ("mlp", True), ("all", False), ("dynamic", False)):
         trial = FixedTrial(parameters("rmt") | {"masked": masked, "patch_embedding": True})
@@ -174,8 +174,8 @@ SEVERAL = dataclasses.replace(
 
 @pytest.mark.parametrize("name", SPACES)
 def test_the_papers_setting_is_that_of_each_data_set(name: str) -> None:
-    """For every episode, the first trial is what a sweep on this data set alone would begin with;
-    any other trial is the same for all."""
+    """For every episode, the first trial equals that of a sweep on this data set alone; any other
+    trial is the same for all episodes."""
     space, entry = SPACES[name].build(SEVERAL), SPACES[name]
     paper = space.suggest(FixedTrial(dict(space.paper_parameters)))
     assert paper == space.paper

@@ -1,4 +1,4 @@
-"""The embedded tiny model: its training data, a shortened training run, and the shipped files."""
+"""The embedded tiny model: its training data, a short training run, and the shipped files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FILES = (pretrain.CONFIG_FILE, pretrain.MERGES_FILE, pretrain.WEIGHTS_FILE)
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Steps this small only lose time to threads, most of all on a busy machine."""
+    """Steps this small are slower with more threads, especially on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -83,12 +83,13 @@ def test_any_text_has_ids_in_range(folder: Path) -> None:
     ids = pretrain.load_tokenizer(folder)(texts)
     assert ids.shape == (len(texts), 24)
     assert ids.min() >= 0
-    assert ids.max() == 1535  # the end mark, which token pooling looks for
+    assert ids.max() == 1535  # the end token, used by token pooling
     assert (ids == 1535).any(dim=1).all()
 
 
 def test_zero_shot_of_the_shipped_weights() -> None:
-    """The numbers of the run that made the shipped files, with room for rounding on another CPU."""
+    """The figures of the run that produced the shipped files, with tolerance for rounding on
+    another CPU."""
     assert pretrain.report(SHIPPED) == pytest.approx(
         {
             "digits": 0.751,
@@ -211,7 +212,7 @@ def test_augmentation_is_a_function_of_its_generator(hardness: float) -> None:
 
 @pytest.mark.parametrize("name", ["glyphs", "augment", "pretrain"])
 def test_training_cannot_see_the_digits(name: str) -> None:
-    """scikit-learn is imported by the evaluation alone, inside `report`."""
+    """Only the evaluation imports scikit-learn, inside `report`."""
     tree = ast.parse((SOURCE / f"{name}.py").read_text())
     users = [
         getattr(top, "name", "module level")

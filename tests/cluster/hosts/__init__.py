@@ -1,9 +1,9 @@
 """Hosts on one machine, for tests that need a network between processes.
 
 A host is a set of Linux namespaces: it has its own file system (the machine's, copied on write),
-processes, name, network card and ssh server. All hosts of a test are in one more set of namespaces,
-which ends when its first process ends, and that one reads from a pipe that the test holds: however
-a test ends, the kernel takes everything away.
+processes, name, network card and ssh server. All hosts of a test share an outer set of namespaces,
+which ends with its first process. That process reads from a pipe that the test holds, so the kernel
+removes everything, however the test ends.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ip link set lo up && ip link add lan type bridge && ip link set lan up && echo r
 
 
 def why_not() -> str | None:
-    """Why hosts cannot be made here; None when they can."""
+    """The reason why hosts cannot be created here, or None if they can."""
     missing = [tool for tool in _TOOLS if shutil.which(tool, path=_PATH) is None]
     if missing:
         return f"these programs are needed: {', '.join(missing)}"
@@ -51,11 +51,11 @@ def why_not() -> str | None:
 
 
 class HostError(Exception):
-    """A host did not come up."""
+    """A host did not start."""
 
 
 class Hosts:
-    """Hosts with the given names, on a network that leads nowhere else."""
+    """Hosts with the given names, on an isolated network."""
 
     def __init__(self, mount_point: Path, names: Sequence[str], patience: float = 30) -> None:
         """Switch on all hosts.
@@ -102,8 +102,8 @@ class Hosts:
         self.close()
 
     def close(self) -> None:
-        """Take everything away."""
-        self._network.kill()  # and with it, at its parent's death, all that lies inside
+        """Remove everything."""
+        self._network.kill()  # when its parent dies, the namespace and everything in it is removed
         for process in [*self._boots.values(), self._network]:
             process.wait(timeout=30)
             for stream in (process.stdin, process.stdout, process.stderr):
@@ -112,7 +112,7 @@ class Hosts:
         self._boots.clear()
 
     def command(self, host: str, command: str) -> list[str]:
-        """The arguments that run a shell command on a host, as its user would after logging in."""
+        """Arguments that run a shell command on a host as if its user had logged in."""
         environment = [f"{key}={value}" for key, value in _ENVIRONMENT.items()]
         enter = ["nsenter", "-t", str(self._pids[host]), "-m", "-u", "-i", "-n", "-p"]
         shell = ["bash", "-c", f"cd; [ -e ~/.bashrc ] && PS1=$ source ~/.bashrc; {command}"]
@@ -132,15 +132,15 @@ class Hosts:
         )
 
     def cut(self, host: str) -> None:
-        """Pull the network cable out."""
+        """Disconnect the network cable."""
         self._ip("link", "set", host, "down")
 
     def heal(self, host: str) -> None:
-        """Put the network cable back."""
+        """Reconnect the network cable."""
         self._ip("link", "set", host, "up")
 
     def power_off(self, host: str) -> None:
-        """A power cut: no process gets a chance to say anything, to the network neither."""
+        """Cut the power: no process can send or write anything more."""
         self.cut(host)
         subprocess.run(["kill", "-9", str(self._pids.pop(host))], check=True)
         self._ip("link", "delete", host)
@@ -150,7 +150,7 @@ class Hosts:
             boot.stderr.close()
 
     def power_on(self, host: str) -> None:
-        """Boot; the disk is as it was, /tmp is empty."""
+        """Boot; the disk is unchanged, /tmp is empty."""
         inside = ["nsenter", "-t", str(self._inside), "-m", "-n", "-p"]
         own = ["--mount", "--net", "--uts", "--ipc", "--pid", "--fork", "--kill-child"]
         folders = [str(self._disks / host), str(self._disks / "keys")]
