@@ -8,9 +8,9 @@ with forward passes of the same model on the same preprocessed images in batches
 The model is a ViT-B/32 with random weights. Figures are medians over turns, and ratios compare
 durations in the same turn.
 
-Second use: the time from creating an encoded task, with a loaded backbone, stored features and image
-files on disk, to the first training batch. Opening the data set (listing its files) and drawing are
-timed separately, because they do not depend on the store.
+Second use: the time from creating an encoded task, with a loaded backbone, stored features and
+image files on disk, to the first training batch. Opening the data set (listing its files) and
+drawing are timed separately, because they do not depend on the store.
 
 Training: TaskRes with the real trainer on features of 512 dimensions, validated in every epoch.
 """

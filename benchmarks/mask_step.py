@@ -14,8 +14,8 @@ The steps run in turns of rotating order. Figures are medians, and ratios compar
 same turn. First, the float32 steps must compute the same gradients. Memory is measured in one
 process per step: its peak during two steps, including weights, minus its memory after all imports.
 The published step's process keeps one student and one teacher and no other copy of the image tower.
-FLOP counts matrix products and convolutions, without those inside attention; a multiplication and an
-addition count as 2. The peak is that of a 1024 x 1024 float32 matrix product in the same turns.
+FLOP counts matrix products and convolutions, without those inside attention; a multiplication and
+an addition count as 2. The peak is that of a 1024 x 1024 float32 matrix product in the same turns.
 """
 
 from __future__ import annotations

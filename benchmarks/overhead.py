@@ -4,11 +4,11 @@
     python -m benchmarks.overhead --slots 2          two at a time
     python -m benchmarks.overhead --no-tracking      the same without MLflow
 
-Runs a real sweep (Ray, ledger, checkpoints, MLflow in a sqlite file) in a temporary folder, then the
-baseline in this process: plain Optuna on a journal and the same Trainer, without checkpoints,
+Runs a real sweep (Ray, ledger, checkpoints, MLflow in a sqlite file) in a temporary folder, then
+the baseline in this process: plain Optuna on a journal and the same Trainer, without checkpoints,
 commits and tracking. With one slot both must find the same value in every trial. Trials per minute
-are counted from the end of the first trial to the end of the last, without start-up; the overhead is
-the median that the sweep itself measures.
+are counted from the end of the first trial to the end of the last, without start-up; the overhead
+is the median that the sweep itself measures.
 """
 
 from __future__ import annotations

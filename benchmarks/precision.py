@@ -36,9 +36,9 @@ def trial(
 
 
 def main() -> None:
-    """See the module."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__)
-    parser.add_argument("--shots", default="4,16", help="training images per class (default: %(default)s)")
+    parser.add_argument("--shots", default="4,16", help="images per class (default: %(default)s)")
     parser.add_argument("--preset", choices=get_args(Preset), default="clean")
     given = parser.parse_args()
     torch.set_num_threads(1)
