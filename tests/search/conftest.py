@@ -1,4 +1,4 @@
-"""Running the command line as a person does: in a process of its own."""
+"""Runs the command line in a separate process, as a user does."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Sweep:
     storage: Path
     name: str
     location: str = ""
-    """Where the sweep is kept, if not in `storage`, which then holds the log only."""
+    """Location of the sweep if it is not in `storage`, which then contains only the log."""
     report: bool = False
     """Whether it ends with a report."""
 
@@ -56,7 +56,7 @@ class Sweep:
         )
 
     def start(self, *options: str) -> subprocess.Popen[str]:
-        """In a process group of its own, so that all of it can be killed."""
+        """Start the command in a separate process group, so that all of it can be killed."""
         log = open(self.storage / f"{self.name}.log", "a", encoding="utf-8")  # noqa: SIM115
         with log:
             return subprocess.Popen(
@@ -106,7 +106,7 @@ def as_another_user(*command: str) -> subprocess.CompletedProcess[str]:
 
 @contextlib.contextmanager
 def held(process: int) -> Iterator[None]:
-    """A process that does nothing meanwhile, however long it takes: a sweep is not over by then."""
+    """Pause a process, so that a sweep cannot finish in the meantime."""
     os.kill(process, signal.SIGSTOP)
     try:
         yield
@@ -115,7 +115,7 @@ def held(process: int) -> Iterator[None]:
 
 
 def kill_everything(process: subprocess.Popen[str]) -> None:
-    """SIGKILL for the driver and for all that Ray has started for it."""
+    """Send SIGKILL to the driver and to everything that Ray has started for it."""
     members = session_members(process.pid)
     for pid in [process.pid, *members]:
         with contextlib.suppress(ProcessLookupError):

@@ -34,7 +34,7 @@ def free_port() -> int:
 
 
 class Server:
-    """A real `mlflow server` on a port of its own, which can be killed and started again."""
+    """A real `mlflow server` on its own port, which can be killed and restarted."""
 
     def __init__(self, folder: Path, *options: str, **environment: str) -> None:
         self.port = free_port()

@@ -1,4 +1,4 @@
-"""Sweeps on features that somebody has computed."""
+"""Sweeps on precomputed features."""
 
 from __future__ import annotations
 

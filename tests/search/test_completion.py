@@ -67,7 +67,7 @@ def test_what_is_offered(script: Path, tmp_path: Path) -> None:
     assert offered("python -m search.status --storage other el") == ["elsewhere"]
     assert "artifact" in offered("python -m search.export mine --format ")
     assert "other" in offered("python -m search.run --storage o")
-    # Everything else is python's and bash's own affair.
+    # Everything else is completed by python and bash.
     assert offered("python -m http") == []
     assert offered("python some") == []
 

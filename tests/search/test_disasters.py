@@ -1,5 +1,5 @@
-"""What happens to a whole sweep when the world around it breaks: a clear line or a clean
-continuation, never a wrong result."""
+"""Failures around a whole sweep end in a clear message or a clean continuation, never in a wrong
+result."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def values(sweep: Sweep) -> dict[int, object]:
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    """Five trials, one by one, that nothing has disturbed."""
+    """Five trials in sequence, undisturbed."""
     sweep = Sweep(tmp_path_factory.mktemp("calm"), "calm")
     done = sweep.run(*SMALL, *ONE_BY_ONE, *QUIET, "--trials", "5")
     assert done.returncode == 0, done.stderr

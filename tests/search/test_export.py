@@ -395,7 +395,7 @@ def test_mistakes(
 def test_the_default_folder(
     export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Exports are in a folder of their own, which git ignores."""
+    """Exports go to a separate folder, which git ignores."""
     monkeypatch.chdir(tmp_path)
     said = export("taskres", "--trial", "0")
     assert said.code == 0, said.err

@@ -32,7 +32,7 @@ def test_sets_of_tasks() -> None:
 
 
 def test_a_path_may_have_commas(tmp_path: Path) -> None:
-    """Where it is there: what is not is told as the names that it reads as."""
+    """An existing path with commas is one path; a missing one is split into names."""
     for name in ("sp", "sp,x", "a,b,c"):
         (tmp_path / name).mkdir()
     one, two = f"folder:{tmp_path}/sp,x", f"folder:{tmp_path}/a,b,c"

@@ -1,4 +1,4 @@
-"""Whole sweeps of every protocol, as a person runs them."""
+"""Whole sweeps of every protocol, run as by a user."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_one_search_a_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.slow
 def test_cells_are_compared_in_pairs(sweep: Sweep) -> None:
-    """With the Wilcoxon pruner a trial trains cell after cell, and reports each."""
+    """With the Wilcoxon pruner, a trial trains one episode after another and reports each."""
     options = ("--pruner", "wilcoxon", "--dataset", "digits,digits-rotated", "--shots", "1")
     run(sweep, *options, "--seeds", "1,2")
     assert len(sweep.results()[0]["values"]) == 4

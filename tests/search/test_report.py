@@ -49,7 +49,7 @@ OPTIONS = (
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    """A sweep that has run to its end, and has written its report."""
+    """A finished sweep with its report."""
     sweep = Sweep(tmp_path_factory.mktemp("report"), "done", report=True)
     run = sweep.run(*OPTIONS, timeout=500)
     assert run.returncode == 0, run.stderr
@@ -60,7 +60,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
 
 @pytest.fixture
 def copy(finished: Sweep, tmp_path: Path) -> Sweep:
-    """The same, to be spoilt."""
+    """A copy of the finished sweep, to be damaged."""
     shutil.copytree(finished.folder, tmp_path / "done")
     return Sweep(tmp_path, "done")
 

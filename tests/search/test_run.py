@@ -1,4 +1,4 @@
-"""The command line: what is refused, how it is said, and that nothing has happened by then."""
+"""The command line: rejected options, their messages, and that no work starts before."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NO_STORE = "s3://KEY:hush@bucket/x?endpoint_override=127.0.0.1:9&scheme=http&reg
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And with the look at the backbone in this process: another costs four seconds a test."""
+    """Check the backbone in this process: a child process takes four seconds per test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         preflight_module, "BackboneProbeProcess", lambda s: nullcontext(BackboneProbe(s))
@@ -150,7 +150,7 @@ def test_all_mistakes_at_once(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_kind_of_mistake_is_reported_with_the_others(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A value of the wrong type, an unknown option, sweeps and files that are missing."""
+    """A value of the wrong type, an unknown option, and missing sweeps and files."""
     options = "--trials many --seed x --trails 5 --resume nobody --name two --init-from nothing"
     lines = refused(capsys, *options.split(), "--sampler", "tpee", "--cpus-per-trial", "1000")
     for part in (
@@ -217,7 +217,7 @@ def test_storage_that_is_a_file(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_storage_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
-    # /proc takes no folders, whoever asks: root too.
+    # /proc accepts no new folders, even from root.
     (line,) = refused(capsys, "--storage", "/proc/sweeps", "--tracking-uri", "none")
     assert "must be writable" in line
 

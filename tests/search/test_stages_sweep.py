@@ -25,7 +25,7 @@ CHAIN = ("--space", "rmt+taskres", "--shots", "2", "--trials", "3", "--eval-seed
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    """A sweep of masks and residuals that nobody has touched."""
+    """An undisturbed sweep of masks and residuals."""
     sweep = Sweep(tmp_path_factory.mktemp("undisturbed"), "calm")
     done = sweep.run(*CHAIN, *ONE_BY_ONE, *QUIET, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -60,8 +60,8 @@ def test_every_trial_trains_both_stages(undisturbed: Sweep) -> None:
 
 
 def test_a_pipeline_is_exported_with_all_its_stages(undisturbed: Sweep, tmp_path: Path) -> None:
-    """The masks are folded into the merged CLIP, the residual into its classifier: the export says
-    itself whether it agrees with the trial."""
+    """The masks are folded into the merged CLIP and the residual into its classifier; the export
+    itself checks that it agrees with the trial."""
     for form in ("artifact", "merged", "onnx"):
         done = export(undisturbed, "--format", form, "--output", str(tmp_path / form))
         assert done.returncode == 0, done.stdout + done.stderr
@@ -110,8 +110,8 @@ def test_killed_in_the_second_stage_and_continued(sweep: Sweep, undisturbed: Swe
 
 @pytest.fixture(scope="module")
 def masks(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    """A finished sweep to start from: draw 1 in its search, draw 2 in its evaluation. A bit of each
-    of their masks is turned, by which they can be told."""
+    """A finished sweep to start from: draw 1 in its search, draw 2 in its evaluation. One bit in
+    each of their masks is flipped to identify them."""
     sweep = Sweep(tmp_path_factory.mktemp("started"), "masks")
     options = ("--space", "rmt", "--shots", "2", "--trials", "2", "--eval-seeds", "1")
     done = sweep.run(*options, *ONE_BY_ONE, *QUIET, timeout=400)
@@ -159,7 +159,7 @@ def test_a_sweep_that_starts_from_another_ones_winner(masks: Sweep) -> None:
         own = load_file(sweep.folder / f"trials/{last:06d}/artifact-seed{seed}.safetensors")
         first = {n.removeprefix("0/"): t for n, t in own.items() if n.startswith("0/")}
         assert _same(first, load_file(path))
-    # What the sweep began with stands beside them: it is the other sweep's winner, on its own draw.
+    # The starting model has its own row: the other sweep's winner, on its own draw.
     values = {s["label"]: s["values"] for s in sweep.evaluation()["scores"]}
     assert list(values) == ["zero-shot", "start", "paper", "winner"]
     assert "the starting model" in done.stdout

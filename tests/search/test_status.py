@@ -1,4 +1,4 @@
-"""How sweeps stand, told while a driver runs them or not: `search.list` and `search.status`."""
+"""`search.list` and `search.status`: the state of sweeps, with and without a running driver."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MARKUP = "[red]folder[/red]"
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    """Of a sweep that does not exist yet."""
+    """The plan of a sweep that does not exist yet."""
     storage = tmp_path_factory.mktemp("plans")
     options = ("--space", "taskres", "--shots", "2", "--trials", "4", "--storage", str(storage))
     with pytest.MonkeyPatch.context() as patch:
@@ -192,7 +192,7 @@ def test_a_narrow_terminal_breaks_no_name(plan: Plan, tmp_path: Path, width: int
         console.print(list_module.sweeps_table([found, replace(found, name="b")], width))
     lines = capture.get().splitlines()
     assert all(len(line) <= width for line in lines)
-    assert (name in lines[1]) == (width >= 60)  # where there is room for it
+    assert (name in lines[1]) == (width >= 60)  # if there is room for it
     assert ("digits," in capture.get()) == (width == 160)
     assert "interrupted" in lines[1]
     assert ("80.0 %" in lines[1]) == (width >= 80)

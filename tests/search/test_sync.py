@@ -1,4 +1,4 @@
-"""Outages of a real MLflow server around real sweeps, and what `search.sync` makes good."""
+"""Outages of a real MLflow server during real sweeps, and how `search.sync` recovers from them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Serv
 
 @dataclass(frozen=True)
 class Answer:
-    """What a synchronisation said, and its exit code."""
+    """The output and exit code of a synchronisation."""
 
     code: int
     out: str

@@ -1,4 +1,4 @@
-"""What a warm worker keeps: computed at most once, and rightly."""
+"""State that a worker reuses across trials: computed at most once, and correct."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fixed stages: trained once for all trials, and never taken for something else."""
+"""Fixed stages: trained once for all trials, and never confused with others."""
 
 from __future__ import annotations
 

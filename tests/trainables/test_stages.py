@@ -1,4 +1,4 @@
-"""Stages one after another: as one training, and each on what the one before has left."""
+"""Stages in sequence: trained as one training, each on the result of the previous one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A split before a backbone: features and images of files, of pixels in memory, and of neither."""
+"""A split with a backbone: features and images of files, of pixels in memory, and of neither."""
 
 from __future__ import annotations
 

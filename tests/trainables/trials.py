@@ -1,4 +1,4 @@
-"""Short trials to test with."""
+"""Short trials for tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TWO_SEEDS = replace(TASK, shots=(1,), seeds=(1, 4))
 
 
 def residual_trial(epochs: int = 4, **optim: Any) -> TrialConfig:
-    """TaskRes with two steps an epoch."""
+    """TaskRes with two steps per epoch."""
     settings = {"lr": 2e-3, "batch_size": 8} | optim
     return TrialConfig("taskres", "search", TaskResConfig(), OptimConfig(epochs=epochs, **settings))
 
@@ -33,7 +33,7 @@ def mask_trial(epochs: int = 3, crop_scale: float = 0.5, **config: Any) -> Trial
 
 
 def zero_shot_trial() -> TrialConfig:
-    """Nothing to train."""
+    """A trial without training."""
     return TrialConfig(
         "zero-shot", "search", ZeroShotConfig(prompts="single"), OptimConfig(2e-3, 1, 8)
     )

@@ -1,4 +1,4 @@
-"""What a person is reported."""
+"""Error messages for users."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a plan in the folder of a sweep."""
+"""Plans for an existing sweep's folder."""
 
 from __future__ import annotations
 

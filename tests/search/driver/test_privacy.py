@@ -1,4 +1,4 @@
-"""What another user of the machine can find out about a sweep: no secret, anywhere."""
+"""Another user of the machine can find no secret of a sweep."""
 
 from __future__ import annotations
 

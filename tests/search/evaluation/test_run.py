@@ -88,8 +88,8 @@ def test_images_are_prepared_and_read_by_different_processes(tmp_path: Path) -> 
 
 
 def test_a_killed_evaluation_continues(sweep: Sweep, tmp_path: Path) -> None:
-    """Killed after a training, after a read, and after another: nothing stored is made again, and
-    the result is that of an undisturbed evaluation."""
+    """Kill the evaluation after a training, after a read, and after another: nothing stored is
+    recomputed, and the result equals that of an undisturbed evaluation."""
     options = (*RESIDUALS, "--dataset", "digits,digits-rotated", "--eval-seeds", "2", *QUIET)
     calm = Sweep(tmp_path, "calm")
     done = calm.run(*options)

@@ -118,7 +118,7 @@ def test_same_training_images_are_one_value() -> None:
     assert "pets with 4 shots has 1 distinct set of training images in 2 draws" in same.draws_note
     different = evaluated("few-shot", tables, (4, 5))
     assert different.draws_note == ""
-    # The zero-shot model depends on no draw: a deviation of 0 would say that it was measured.
+    # The zero-shot model depends on no draw: a deviation of 0 would suggest that it was measured.
     assert [len(s.distinct_values) for s in different.scores] == [1, 2]
     assert different.deviation("zero-shot") is None
     assert different.deviation("winner") == 0

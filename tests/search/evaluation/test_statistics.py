@@ -42,7 +42,7 @@ def test_a_paired_interval_is_students() -> None:
     found = paired([11, 22, 33], [10, 20, 30])
     half = 4.302653 / math.sqrt(3)
     assert found == Difference(2, pytest.approx(2 - half, abs=1e-5), pytest.approx(2 + half))
-    # For 1 degree it is 12.7062.
+    # Student's t of 0.975 for 1 degree of freedom is 12.7062.
     assert paired([1, 3], [0, 0]).high == pytest.approx(2 + 12.7062, abs=1e-4)
 
 

@@ -36,7 +36,7 @@ MASKS = mask_trial(1)
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a cache of its own, and the look at the backbone in this process."""
+    """Use a separate cache, and check the backbone in this process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(
@@ -279,7 +279,7 @@ def test_what_was_trained_is_not_trained_again(
 
 @pytest.mark.parametrize("change", ["another winner", "fewer draws", "damage", "gone", "away"])
 def test_what_is_not_exactly_that_is_not_taken(change: str, bench: EncodedTask) -> None:
-    """The evaluation may have been made again since, with leftovers of the one before."""
+    """The evaluation may have been repeated since, with leftovers of the previous one."""
     root = finished()
     trained(root, bench)
     plan = started("--seeds", "1", "--eval-seeds", "2")

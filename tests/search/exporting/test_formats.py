@@ -96,7 +96,8 @@ def test_every_method_is_documented() -> None:
 
 @torch.no_grad()
 def test_a_method_has_the_documented_formats(trial: Trial) -> None:
-    """What fits says what the trial says, and what does not names the formats that do."""
+    """Supported formats reproduce the trial's logits; errors for the others name the supported
+    ones."""
     expected, fits = trial.model.logits, documented()[trial.method]
     assert {kind for kind in FORMATS if not unfit(trial.model, kind)} == fits
     for kind in set(FORMATS) - fits:

@@ -211,7 +211,7 @@ def test_another_winner_takes_the_alias_and_a_crash_between_is_mended(
     assert world.champion() == "2"
     assert len(world.versions()) == 2
     assert len(world.logged_models()) == count == 2
-    world.registry.register(world.output, world.card)  # who asks last decides
+    world.registry.register(world.output, world.card)  # the last registration wins
     assert world.champion() == "1"
 
 

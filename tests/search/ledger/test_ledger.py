@@ -1,4 +1,4 @@
-"""The ledger under crashes at every moment: nothing finished is lost, nothing is done twice."""
+"""The ledger under crashes at every moment: finished trials are neither lost nor repeated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report says of test images: many classes, several data sets, names with markup."""
+"""Test images in a report: many classes, several data sets, names with markup."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ LABELS: tuple[Label, ...] = ("zero-shot", "paper", "winner")
 def sheet(
     target: str, part: Part, classes: int, models: Sequence[tuple[str, int]]
 ) -> PredictionTable:
-    """Twenty images a class but the last, which has none; random predictions, better each label."""
+    """Twenty images per class except the last, which has none; random predictions that improve with
+    each label."""
     rng = np.random.default_rng(classes)
     truth = np.repeat(np.arange(classes - 1), 20).astype(np.uint16)
 

@@ -128,7 +128,7 @@ ROWS = st.lists(st.tuples(st.text(), st.text()), max_size=4)
 
 @given(ROWS)
 def test_a_csv_is_read_back_as_it_was(rows: list[tuple[str, str]]) -> None:
-    """But for quotes before what a spreadsheet would run, and escapes of what nobody can see."""
+    """Except for quotes before formulas of a spreadsheet, and escapes of invisible characters."""
     # Line ends of other systems are the one thing that Python's reader unifies.
     rows = [tuple(c.replace("\r", "") for c in row) for row in rows]  # type: ignore[misc]
     text = Table("t", "T", ("a", "b"), tuple(rows)).csv()

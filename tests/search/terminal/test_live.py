@@ -1,4 +1,5 @@
-"""What a person sees of a running sweep: in a real terminal that is resized, and from beside."""
+"""The output of a running sweep, in a real terminal that is resized, and seen from another
+process."""
 
 from __future__ import annotations
 
@@ -70,7 +71,7 @@ class Terminal:
                 self._stream.feed(data)
 
     def resize(self, columns: int, lines: int) -> None:
-        """As a window does it: the program's processes are told by a signal."""
+        """Resize like a window, which notifies the program's processes by a signal."""
         with self._lock:
             self.screen.resize(lines, columns)
             self._set_size(columns, lines)

@@ -1,4 +1,4 @@
-"""Whatever happens to driver, server, database or disk, MLflow ends with the same runs."""
+"""MLflow ends with the same runs despite failures of driver, server, database or disk."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Driver:
-    """One run of a driver, told what workers say; Ray is left out."""
+    """One run of a driver with given worker messages, without Ray."""
 
     def __init__(
         self, sweep: Storage, uri: str, name: str = "s1", patience: float = 300.0, **settings: Any

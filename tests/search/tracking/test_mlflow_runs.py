@@ -1,4 +1,4 @@
-"""One sweep's runs in a real MLflow store: what is sent, and that repeating it changes nothing."""
+"""A sweep's runs in a real MLflow store: what is sent, and that sending is idempotent."""
 
 from __future__ import annotations
 

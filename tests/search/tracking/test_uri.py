@@ -1,4 +1,4 @@
-"""Tracking URIs: which are accepted, what each refusal says, and how a person opens one."""
+"""Tracking URIs: accepted values, error messages, and the command or address that opens one."""
 
 import base64
 import http.server

@@ -1,4 +1,4 @@
-"""`FILE.safetensors@BACKBONE`: a backbone with learned masks, wherever the files lie."""
+"""`FILE.safetensors@BACKBONE`: a backbone with learned masks, from files in any place."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_one_towers_masks_are_not_the_others(masks: Trainer, encoded_task: Encod
 
 
 def test_masks_on_masks(artifact: Path, tmp_path: Path) -> None:
-    """Each artifact belongs to what stands behind its '@'."""
+    """Each artifact applies to the backbone after its '@'."""
     spec = f"{artifact}@tiny"
     second = trained(mask_trial(1, masked="mlp"), EncodedTask(spec, "cpu", TASK.source("")))
     write_tensors(LocalStorage(tmp_path), "more.safetensors", *second.artifact())

@@ -1,4 +1,4 @@
-"""Every kind of storage keeps the same promises."""
+"""Properties shared by every kind of storage."""
 
 from __future__ import annotations
 

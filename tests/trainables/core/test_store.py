@@ -1,4 +1,5 @@
-"""The store: one computes, all others read; killed, damaged and full, it never lies."""
+"""The store: one process computes, all others read; crashes, damage and full disks never cause
+wrong values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sentence for a name that does not exist."""
+"""The message for an unknown name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A user's own folders and tables: what is read, and one clear error for all that is wrong."""
+"""A user's own folders and tables: what is read, and one clear error for every mistake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The seal on test data: who may ask, what a sealed process refuses, and that no trial reads it."""
+"""The seal on test data: who may open it, what a sealed process refuses, and that no trial reads
+it."""
 
 from __future__ import annotations
 
@@ -190,7 +191,7 @@ def test_a_sealed_process_refuses_even_a_fitting_permit(person: None, name: str)
 
 
 def test_a_look_whether_it_can_be_read_gives_nothing_out() -> None:
-    """Nothing comes back but None, and nothing is said but the name of what is at fault."""
+    """The function returns None, and errors contain only the name of the invalid item."""
     sound = listed(classes=2)
     assert check_test_split(sound, decoded=9) is None  # type: ignore[func-returns-value]
     broken = replace(sound, broken=frozenset({"test/c1/1.jpg"}))
@@ -261,7 +262,7 @@ def test_no_trial_touches_test_data(person: None, tmp_path: Path) -> None:
 
 
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on every test image on disk is noise, and every test label wrong."""
+    """Replace every test image on disk by noise and every test label by a wrong one."""
     pixels, labels = digits.read_digits()
     grey = np.rint(pixels * (255 / 16)).astype(np.uint8)
     rows = digits._partition(grey, labels)
@@ -279,7 +280,7 @@ def pixels(images: Images) -> Tensor:
 
 
 def whole_run(trial: TrialConfig, folder: Path) -> tuple[object, ...]:
-    """All that a trial says and leaves behind, with a fresh encoded task."""
+    """All messages and files of a trial with a fresh encoded task."""
     folder.mkdir()
     encoded_task = EncodedTask("tiny", "cpu", DataSource())
     encoded_task._store = Store(

@@ -1,4 +1,4 @@
-"""One thread: at these sizes more only wait for each other on a busy machine."""
+"""Use one thread: at these sizes, more threads only wait for each other on a busy machine."""
 
 from collections.abc import Iterator
 

@@ -211,7 +211,7 @@ def test_training_drops_and_evaluation_does_not(tiny: Backbone) -> None:
 
 
 def test_the_gradient_is_that_of_the_folded_weights() -> None:
-    """dL/dB = s dL/dW A^T and dL/dA = s B^T dL/dW, where nothing is dropped."""
+    """Without dropout, dL/dB = s dL/dW A^T and dL/dA = s B^T dL/dW."""
     backbone = random_clip(VISION, TEXT)
     method = filled(build(backbone, ClipLoraConfig(encoders="image", dropout=0.0, lora_alpha=3)))
     batch = Batch(images(), torch.arange(5) % 3)

@@ -1,4 +1,4 @@
-"""The tuned text projection: what it computes, what follows it, where it does not fit."""
+"""The tuned text projection: its features, later stages, and unsupported backbones."""
 
 from dataclasses import replace
 
@@ -54,7 +54,7 @@ def moved(method: EnhancedBase) -> EnhancedBase:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_base_is_made_of_every_single_text(backbone: Backbone, variant: PromptVariant) -> None:
-    """Seven templates a class, each passed through the changed tower."""
+    """Seven templates per class, each passed through the changed tower."""
     method = moved(build(backbone, variant))
     merged_backbone, prompts = method.merged_backbone(), classes(backbone, variant).prompts
     assert prompts is not None
@@ -160,7 +160,7 @@ def test_images_are_not_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_improves_the_base_that_taskres_then_starts_from() -> None:
-    """Trained on 16 digits a class: 77.5 % of the validation images before, over 90 % after."""
+    """Trained on 16 digits per class: 77.5 % of the validation images before, over 90 % after."""
     encoded_task, episode = EncodedTask("tiny", "cpu", DataSource()), Episode("digits", 16, 1)
     given = TaskFacts("digits", 16, 160)
     first = TrialConfig("enhanced-base", "paper", *EnhancedBase.preset("paper", given))

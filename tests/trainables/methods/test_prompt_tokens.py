@@ -1,4 +1,4 @@
-"""Class names in gapped prompts: what stands where, room, first values."""
+"""Class names in gapped prompts: token positions, available room, initial values."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def classes(*names: str) -> ClassTexts:
 def test_words_in_the_gaps_give_the_text_with_these_words(
     writer: PromptWriter, position: ClassPosition, text: str
 ) -> None:
-    """Whatever stands in the gaps stands where its words would: the same features."""
+    """Filling the gaps with the embeddings of words gives the features of these words."""
     names = ("zero", "a red square")
     words = writer.tower.embed(writer.tokenizer(["a photo of a"]))[0, 1:-1]
     prompts = writer.prompts(classes(*names), 4, position)

@@ -1,4 +1,4 @@
-"""Every rule against its formula, written down anew element by element, and at its limits."""
+"""Every rule against its formula, reimplemented element by element, and at its limits."""
 
 import math
 
@@ -135,7 +135,7 @@ def test_without_a_leak_nothing_is_dropped(table: Rows) -> None:
 
 @pytest.mark.parametrize("rule", GRADIENT_RULES)
 def test_a_silent_teacher_changes_nothing(rule: RuleName) -> None:
-    """But that AgreeGrad hears no agreement."""
+    """AgreeGrad is the exception, because there is no agreement."""
     table = [(2.0, 0.0, 0.3), (-1.0, 0.0, 0.9), (0.0, 0.0, 0.1)]
     wanted = [0.0, 0.0, 0.0] if rule == "agree" else [2.0, -1.0, 0.0]
     assert merged(rule, table) == wanted

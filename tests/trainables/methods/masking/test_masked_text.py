@@ -26,7 +26,7 @@ def backbone() -> Backbone:
 
 
 def custom_text() -> Backbone:
-    """A CLIP whose text tower is a module of its own, not causal, as SigLIP's."""
+    """A CLIP whose text tower is a separate, non-causal module, as in SigLIP."""
     tiny = load_backbone("tiny")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

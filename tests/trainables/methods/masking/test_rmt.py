@@ -1,4 +1,4 @@
-"""Mask tuning: what the conformance suite and the golden runs do not see."""
+"""Properties of mask tuning that the conformance suite and the golden runs do not cover."""
 
 import json
 from dataclasses import replace
@@ -180,7 +180,7 @@ def test_a_dropped_filter_is_a_dropped_row(backbone: Backbone) -> None:
     again = build(backbone, method.config)
     again.load_artifact(tensors, metadata)
     assert torch.equal(again.masks()[name], method.masks()[name])
-    # Bits do not tell how far the scores have moved: it is passed on.
+    # The bits do not contain the change of the scores, so the metadata records it.
     assert json.loads(metadata["score_change"])[name] > 0
     assert again.artifact()[1] == metadata
     again.load_artifact(tensors, {k: v for k, v in metadata.items() if k != "score_change"})
