@@ -268,7 +268,7 @@ def _own_peak(step: Step, shape: Shape, batch: int) -> float:
     images, labels, classes, classifier, rng = _task(backbone, batch)
     if step == "published":
         published = PublishedStep(backbone, classifier)
-        backbone.model.visual = nn.Identity()  # it has two copies of its own
+        backbone.model.visual = nn.Identity()  # it has two separate copies
         for _ in range(2):
             published(images, labels, rng)
     else:

@@ -45,7 +45,7 @@ def shown(text: str) -> Iterator[str]:
 def mentioned(text: str) -> Iterator[str]:
     """Commands in sentences and in the examples of `--help`."""
     for command in re.findall(r"`(?:bash \.ci/venv )?((?:python -m|pip install) [^`]+)`", text):
-        if "COMMAND" not in command:  # which stands for any
+        if "COMMAND" not in command:  # COMMAND is a placeholder
             yield command
     for example in re.findall(r"^  (python -m search\..*)$", text, re.MULTILINE):
         yield re.split(r" {2,}", example)[0]

@@ -82,7 +82,7 @@ def open_window(context: BrowserContext, address: str) -> Window:
 
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
-    """A browser profile of a new user who has closed all pop-ups."""
+    """A browser profile of a new user, with all pop-ups closed."""
     found = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}, locale="en-GB")
     found.add_init_script(f"({_SETTLED})()")
     yield found

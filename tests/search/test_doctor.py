@@ -1,4 +1,4 @@
-"""What the doctor finds, on trees in the original layout with one thing wrong at a time."""
+"""The doctor's findings on trees in the original layout with one mistake at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `search.export` writes of real sweeps, loaded by others; and what it refuses."""
+"""Exports of real sweeps, loaded without this project, and rejected exports."""
 
 from __future__ import annotations
 

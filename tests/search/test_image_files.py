@@ -1,4 +1,4 @@
-"""Whole sweeps on image files, and what happens to files that are not images any more."""
+"""Whole sweeps on image files, and images that become unreadable later."""
 
 from __future__ import annotations
 

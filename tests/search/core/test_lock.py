@@ -1,4 +1,4 @@
-"""One owner at a time: on one machine, on several, and after every kind of end."""
+"""One owner at a time, on one machine and on several, after every kind of exit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is looked for in a task's data before a sweep starts."""
+"""Checks of a task's data before a sweep starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lines that a sweep prints last."""
+"""The last lines that a sweep prints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a protocol's one figure is made of."""
+"""How the overall figure of a protocol is computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a sweep is stopped."""
+"""Stopping a sweep."""
 
 from __future__ import annotations
 

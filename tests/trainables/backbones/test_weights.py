@@ -1,4 +1,5 @@
-"""Weight files: nothing in them is run, nothing unpacks to more than it claims, wrappers go."""
+"""Weight files: their code is never run, none unpacks to more than it declares, wrappers are
+removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of tensors: whole, and as they were, or not used."""
+"""Tensor files are read complete and unchanged, or not used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image files: what is read of every kind, and what of a broken one."""
+"""Image files of every kind, valid and broken."""
 
 from __future__ import annotations
 

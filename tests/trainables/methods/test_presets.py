@@ -1,4 +1,4 @@
-"""Presets: what the papers say for each data set, number of shots, protocol and tower."""
+"""Presets: the papers' values for each data set, number of shots, protocol and tower."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be masked, counted on the published architectures without their weights."""
+"""Maskable layers, counted on the published architectures without their weights."""
 
 import math
 import re
