@@ -1,4 +1,4 @@
-"""`python -m search.export`: what a sweep has learned, as something that others can load."""
+"""`python -m search.export`: export a trained model."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from search.core.config import SweepConfig, model_name_problem
 from search.core.problems import UsageError
 from search.core.sweep_folder import find_sweep
 from search.exporting.card import CARD, card
-from search.exporting.chosen import BEST, Chosen, choose
 from search.exporting.formats import FORMATS, unfit
-from search.exporting.model import Model, open_model
+from search.exporting.model import BEST, Artifact, Model, find_artifact, open_model
 from search.exporting.registry import ALIAS, Registry, RegistryError, Version
 from search.exporting.verify import VerificationError, Verified, verify
 from search.terminal.console import module_command, open_console, print_errors
@@ -31,10 +30,10 @@ from trainables.core.storage import StorageError
 from trainables.core.text import did_you_mean
 
 _INTRODUCTION = """\
-Write what a sweep has learned as something that others can load, or register it in MLflow.
+Export a model that a sweep has trained, or register it in MLflow.
 
-The written model is loaded in a process of its own and asked about the trial's validation images.
-It is announced only where it says what the trial says."""
+The exported model is loaded in a new process and compared with the trial on validation images. It
+is kept only if its predictions agree."""
 
 
 def build_parser() -> Parser:
@@ -49,7 +48,7 @@ def build_parser() -> Parser:
         "--trial",
         default=BEST,
         metavar="best|N",
-        help="best: the winner, re-trained on a fresh draw, as it was judged on the test split; N: "
+        help="best: the winner, re-trained on a fresh draw and evaluated on the test split; N: "
         "trial N as the search trained it (default: %(default)s)",
     )
     parser.add_argument(
@@ -74,8 +73,8 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--register",
         metavar="MODEL",
-        help="make the model a version of this registered model in MLflow, with the alias "
-        f"{ALIAS}; what is registered already is not registered again",
+        help="register the model as a version of this registered model in MLflow, with the alias "
+        f"{ALIAS}; nothing is registered twice",
     )
     parser.add_argument(
         "--tracking-uri",
@@ -89,38 +88,40 @@ def build_parser() -> Parser:
         "--data",
         default=os.environ.get("FEWSHOT_DATA", ""),
         metavar="FOLDER",
-        help="where the field's data sets are (default: FEWSHOT_DATA where it is set, else the "
-        "sweep's own)",
+        help="folder of the field's data sets (default: FEWSHOT_DATA if set, else the sweep's own)",
     )
     return parser
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export has made."""
+    """The result of an export."""
 
-    chosen: Chosen
+    artifact: Artifact
     """The artifact that was exported."""
     output: Path | None
-    """Its folder; none where it was only registered."""
+    """Folder of the export; None if it was only registered."""
     verified: Verified | None
-    """How it was compared with the trial; none where it was registered already."""
+    """The comparison with the trial; None if it was registered already."""
     version: Version | None
-    """In MLflow's registry, where that was asked for."""
+    """The version in MLflow's registry, if requested."""
 
     @property
     def source(self) -> str:
-        """Where it comes from, in a few words."""
-        chosen, cell = self.chosen, self.chosen.episode
+        """A short description of the artifact."""
+        artifact, episode = self.artifact, self.artifact.episode
         return (
-            f"Trial {chosen.result.number} of {chosen.config.name} ({chosen.trial.methods}, "
-            f"{cell.dataset}, {cell.shots} shots, seed {cell.seed})"
+            f"Trial {artifact.result.number} of {artifact.config.name} "
+            f"({artifact.trial.methods}, {episode.dataset}, {episode.shots} shots, "
+            f"seed {episode.seed})"
         )
 
 
 def export(options: argparse.Namespace) -> Exported:
-    """Choose, open, write, verify, announce; register, where that is asked for. Raises
-    `UsageError`, `StorageError`, `TrackingError`, `VerificationError`, `OSError`, `RegistryError`.
+    """Find, open, write, verify and, if requested, register a model.
+
+    Raises `UsageError`, `StorageError`, `TrackingError`, `VerificationError`, `OSError`,
+    `RegistryError`.
     """
     kind = options.format or ("artifact" if options.register is None else "mlflow")
     if kind not in FORMATS:
@@ -132,49 +133,74 @@ def export(options: argparse.Namespace) -> Exported:
     is_kept = bool(options.output) or options.register is None
     if is_kept and os.path.lexists(output):
         raise UsageError(
-            [f"--output must not exist yet, and '{output}' does: remove it, or name another."]
+            [f"--output must not exist yet, got '{output}'. Remove it, or name another folder."]
         )
-    found = find_sweep(options.name, options.storage)
-    sweep, record, config = found.files, found.record, found.config
-    registry = None
+    sweep = find_sweep(options.name, options.storage)
+    config, registry = sweep.config, None
     if options.register is not None:
-        uri = _answering(options.tracking_uri, config)
-        runs = open_runs(uri, config, record.id, sweep)
-        registry = Registry(options.register, runs)
-    chosen = choose(sweep, record, config, options.trial, options.episode)
+        uri = _reachable_uri(options.tracking_uri, config)
+        registry = Registry(options.register, open_runs(uri, config, sweep.id, sweep.files))
+    artifact = find_artifact(sweep, options.trial, options.episode)
     if registry is not None:
-        source = (config.name, record.id, chosen.result.number, chosen.file)
+        source = (config.name, sweep.id, artifact.result.number, artifact.name)
         if (version := registry.find(*source)) and not is_kept:
-            return Exported(chosen, None, None, version)
-    model = open_model(chosen, options.data or config.data)
+            return Exported(artifact, None, None, version)
+    model = open_model(artifact, options.data or config.data)
     if why := unfit(model, kind):
         raise UsageError([why])
-    with tempfile.TemporaryDirectory(prefix="few-shot-export-") as elsewhere:
-        folder = output if is_kept else Path(elsewhere) / "export"
+    with tempfile.TemporaryDirectory(prefix="few-shot-export-") as temporary:
+        folder = output if is_kept else Path(temporary) / "export"
         verified = _write(model, kind, folder)
-        made = Exported(chosen, output if is_kept else None, verified, None)
+        exported = Exported(artifact, output if is_kept else None, verified, None)
         if registry is None:
-            return made
+            return exported
         written = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        return replace(made, version=registry.register(folder, written))
+        return replace(exported, version=registry.register(folder, written))
+
+
+def register_winner(config: SweepConfig, uri: str, console: Console) -> bool:
+    """Register the winner of a finished sweep as a version of `config.register` in MLflow at `uri`;
+    return whether it is registered. A failure is printed with the command that repeats it."""
+    assert config.register is not None
+    arguments = [config.name, "--register", config.register, "--storage", config.storage]
+    given = [*arguments, "--tracking-uri", uri]
+    given += ["--data", config.data] if config.data else []
+    try:
+        with console.status("Registering the winner"):
+            version = export(build_parser().parse_args(given)).version
+        assert version is not None
+        console.print(version.announced, markup=False, highlight=False)
+        return True
+    except Exception as error:
+        why = " ".join(error.problems) if isinstance(error, UsageError) else str(error)
+        again = module_command("search.export", *arguments[:3], storage=config.storage)
+        console.print(
+            f"The winner was not registered: {why or type(error).__name__}. Register it later: "
+            f"{again}",
+            style="yellow",
+            markup=False,
+            highlight=False,
+        )
+        return False
 
 
 def _registration_problems(options: argparse.Namespace, kind: str) -> list[str]:
     if options.register is None:
         if options.tracking_uri:
-            return ["--tracking-uri says where to register: it goes with --register MODEL."]
+            return ["--tracking-uri requires --register MODEL: it names the MLflow to register in."]
         return []
     found = [problem] if (problem := model_name_problem(options.register)) else []
     if kind != "mlflow":
-        found.append(f"--register takes an MLflow model, not --format {kind}: leave that away.")
+        found.append(f"--register requires an MLflow model, got --format {kind}. Omit --format.")
     return found
 
 
-def _answering(given: str, config: SweepConfig) -> str:
-    """Where to register, once it answers. Raises `UsageError`, `TrackingError`, `RegistryError`."""
+def _reachable_uri(given: str, config: SweepConfig) -> str:
+    """The MLflow to register in. Raises `UsageError`, `TrackingError`; `RegistryError` if it is
+    unreachable."""
     uri = uri_afterwards(given, config)
-    if away := check_tracking_uri(uri):
-        raise RegistryError(away.partition("; ")[0])
+    if outage := check_tracking_uri(uri):
+        raise RegistryError(outage.partition("; ")[0])
     return uri
 
 
@@ -184,7 +210,7 @@ def _title(options: argparse.Namespace) -> str:
 
 
 def _write(model: Model, kind: str, output: Path) -> Verified:
-    """Under another name in the same folder, until it is verified."""
+    """Write the export under a temporary name, verify it, and rename it."""
     output.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
@@ -201,38 +227,12 @@ def _write(model: Model, kind: str, output: Path) -> Verified:
     return verified
 
 
-def register_winner(config: SweepConfig, uri: str, console: Console) -> bool:
-    """Register the winner as a version of `config.register` in MLflow at `uri`; whether it is
-    there. The sweep's results are safe: whatever fails here is told, with the command that does it
-    later."""
-    assert config.register is not None
-    arguments = [config.name, "--register", config.register, "--storage", config.storage]
-    try:
-        given = [*arguments, "--tracking-uri", uri]
-        given += ["--data", config.data] if config.data else []
-        with console.status("Registering the winner"):
-            version = export(build_parser().parse_args(given)).version
-        assert version is not None
-        console.print(version.announced, markup=False, highlight=False)
-        return True
-    except Exception as error:
-        why = " ".join(error.problems) if isinstance(error, UsageError) else str(error)
-        again = module_command("search.export", *arguments[:3], storage=config.storage)
-        console.print(
-            f"The winner is not registered: {why or type(error).__name__}. Later: {again}",
-            style="yellow",
-            markup=False,
-            highlight=False,
-        )
-        return False
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; 0 when the export is there and verified, 2 for a mistake in what was asked for, 1 where
-    it could not be written or does not say what the trial says."""
+    """Run; return 0 if the export is written and verified, 2 for a mistake in the request, 1 if it
+    could not be written or its predictions differ."""
     console = open_console()
     try:
-        made = export(build_parser().parse_args(arguments))
+        exported = export(build_parser().parse_args(arguments))
     except UsageError as found:
         print_errors(found.problems)
         return 2
@@ -246,21 +246,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_errors([f"The export was removed, as its predictions differ: {found}."])
         return 1
     except OSError as found:
-        print_errors([f"The export could not be written: {found}. Nothing is left of it."])
+        print_errors([f"The export could not be written: {found}. Nothing was exported."])
         return 1
     except KeyboardInterrupt:
-        open_console(stderr=True).print("Stopped. Nothing is left of the export.")
+        open_console(stderr=True).print("Interrupted. Nothing was exported.")
         return 130
-    verified = made.verified
-    lines = [made.source + ("" if made.output is None else f": {made.output}")]
+    verified = exported.verified
+    lines = [exported.source + ("" if exported.output is None else f": {exported.output}")]
     if verified is not None:
         lines.append(
-            f"Loaded in a process of its own, it says the same about {verified.images} validation "
-            f"images: largest difference of logits {verified.largest:.1e}, allowed "
-            f"{verified.tolerance:g}."
+            f"Verified in a new process: same predictions for {verified.images} validation "
+            f"images, largest difference of logits {verified.largest:.1e} (allowed: "
+            f"{verified.tolerance:g})."
         )
-    if made.version is not None:
-        lines.append(made.version.announced)
+    if exported.version is not None:
+        lines.append(exported.version.announced)
     console.print("\n".join(lines))
     return 0
 

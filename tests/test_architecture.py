@@ -248,8 +248,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     # Tracking, the registry, and the exported model's flavour with the code that it includes.
     "mlflow": (
         "search/tracking/",
-        "search/exporting/mlflow_model.py",
-        "search/exporting/registry.py",
+        *(f"search/exporting/{name}.py" for name in ("check", "formats", "registry")),
         SERVED,
     ),
     "pandas": ("search/exporting/mlflow_model.py", SERVED),
@@ -500,7 +499,7 @@ TYPED = (
         (at_home, DATA, "import ray"),
         (at_home, "trainables/trainer.py", "from ray import tune"),
         (at_home, SEARCH, "import mlflow.pyfunc"),
-        (at_home, "search/exporting/formats.py", "import mlflow"),
+        (at_home, "search/exporting/model.py", "import mlflow"),
         (at_home, SPACE, "import optuna"),
         (at_home, SPACE, "def f():\n    from optuna.trial import FixedTrial"),
         (at_home, METHOD, TYPED),

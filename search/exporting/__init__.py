@@ -1,1 +1,1 @@
-"""What a sweep has learned, as files that others can load: `python -m search.export`."""
+"""Exports of trained models: `python -m search.export`."""

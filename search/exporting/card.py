@@ -1,4 +1,4 @@
-"""What a person, or a program, must know about an exported model: a record beside it, in JSON."""
+"""The card of an exported model: a JSON record of what it is and where it comes from."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _NAMES, _NAME_LENGTH = 30, 60  # classes named in a description, which may be 50
 
 
 def card(model: Model, kind: str) -> dict[str, Any]:
-    """The record of an export as `kind`, before it is verified."""
-    chosen, training = model.chosen, model.training
-    episode, config = chosen.episode, chosen.trial
-    classes = model.bench.classes(episode.dataset, episode.half, config.method_config.prompts)
-    names = distinct(model.bench.source.dataset(episode.dataset, episode.half).class_names)
+    """The card of an export in the format `kind`, before it is verified."""
+    artifact, training = model.artifact, model.training
+    episode, config = artifact.episode, artifact.trial
+    classes = model.task.classes(episode.dataset, episode.half, config.method_config.prompts)
+    names = distinct(model.task.source.dataset(episode.dataset, episode.half).class_names)
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "kind": kind,
-        "sweep": {"name": chosen.config.name, "id": chosen.record.id, "file": chosen.file},
-        "trial": chosen.result.number,
+        "sweep": {"name": artifact.config.name, "id": artifact.record.id, "file": artifact.name},
+        "trial": artifact.result.number,
         "method": config.methods,
         "configuration": config.to_dict(),
-        "backbone": _backbone(chosen.task.backbone, model.bench.backbone),
+        "backbone": _backbone(artifact.task.backbone, model.task.backbone),
         "dataset": episode.dataset,
         "half": episode.half,
         "shots": episode.shots,
@@ -42,17 +42,17 @@ def card(model: Model, kind: str) -> dict[str, Any]:
         "classes": list(names),
         "prompts": classes.prompts.texts() if classes.prompts else None,
         "validation": {"accuracy": model.accuracy, "images": len(training.val)},
-        "search_value": chosen.result.value,
+        "search_value": artifact.result.value,
         "test": _test(model, episode),
         "versions": {
-            "trained": chosen.record.versions,
+            "trained": artifact.record.versions,
             "exported": {name: version(name) for name in ("torch", "open_clip_torch")},
         },
     }
 
 
 def described(record: Mapping[str, Any]) -> str:
-    """A card as a page of Markdown, for people; names in it stand for themselves."""
+    """Format a card as Markdown."""
     tests = [
         (
             f"{_percent(score['accuracy'])} of {score['images']} test images"
@@ -72,18 +72,18 @@ def described(record: Mapping[str, Any]) -> str:
         "Found by": f"sweep {plain(record['sweep']['name'])}, trial {record['trial']}",
         "Validation accuracy": f"{_percent(validation['accuracy'])} of {validation['images']} "
         "images",
-        "Test accuracy": "; ".join(tests) or "not judged",
+        "Test accuracy": "; ".join(tests) or "not evaluated",
         "Backbone": f"{plain(short_name(backbone['name']))}, fingerprint "
         f"{backbone['fingerprint'][:12]}",
         "Input": "one column of paths, encoded files, or uint8 pixels [height, width, 3]",
         "Output": "class, probability, and the probabilities of all classes",
         f"{len(names)} classes": ", ".join(shown) + more,
     }
-    return f"{title}\n\n{table(rows)}\n\nAll of it is in the model's `{CARD}`."
+    return f"{title}\n\n{table(rows)}\n\nThe full record is in the model's `{CARD}`."
 
 
 def short_name(spec: str) -> str:
-    """A data set's or a backbone's, without the folders above it."""
+    """Name of a data set or backbone without the folders above it."""
     kind, colon, path = spec.partition(":")
     return PurePath(path).name if colon and "/" in path else PurePath(kind).name + colon + path
 
@@ -103,8 +103,8 @@ def _backbone(name: str, backbone: Backbone) -> dict[str, Any]:
 
 
 def _test(model: Model, episode: Episode) -> list[dict[str, Any]]:
-    """How this very training did in the evaluation; nothing where it was not judged."""
-    evaluation = model.chosen.evaluation
+    """Test accuracies of this training; empty if it was not evaluated."""
+    evaluation = model.artifact.evaluation
     if evaluation is None:
         return []
     place = evaluation.seeds.index(episode.seed)

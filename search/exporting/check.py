@@ -1,16 +1,17 @@
-"""Ask a written export what it says, in a process that knows nothing of the one that wrote it.
+"""Computes the logits of an export, in a process without the one that wrote it.
 
-For a network (`torch`, `onnx`, `mlflow`), this file and `child_process.py` are all that is loaded
-of the project.
+For a network (`torch`, `onnx`, `mlflow`), only this file and `child_process.py` of the project are
+loaded.
 
 Notation: n images, c classes, s image side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -19,25 +20,25 @@ from torch.nn import functional
 
 BATCH = 64
 INPUTS, VIEWS, ROWS, OPENING = "inputs", "views", "rows", "opening"
-"""In a probe: preprocessed images float32 [n, 3, s, s], the same as uint8, their rows among the
-validation images, and (among the metadata) how the training is opened."""
+"""Tensors of a probe: preprocessed images float32 [n, 3, s, s], the same as uint8, their rows among
+the validation images; and its metadata, the `TrainingSpec`."""
 ORIGINAL = "original/"
-"""In a probe, before a number: an image as it comes, uint8 [3, h, w]."""
+"""Prefix of numbered images in a probe, in their original size, uint8 [3, h, w]."""
 LOGITS, ORIGINALS = "logits", "originals"
-"""In an answer: logits (or log probabilities) [n, c] of the inputs, and of the originals."""
+"""Tensors of an answer: logits (or log probabilities) [n, c] of the inputs and the originals."""
 
 Answer = dict[str, Tensor]
 
 
 def ask_torch(folder: Path, probe: Path) -> Answer:
-    """A `.pt2` file, by torch alone."""
+    """Run a `.pt2` file with torch alone."""
     network = torch.export.load(folder / "model.pt2").module()
     parts = load_file(probe)[INPUTS].split(BATCH)
     return {LOGITS: torch.cat([network(part) for part in parts])}
 
 
 def ask_onnx(folder: Path, probe: Path) -> Answer:
-    """An `.onnx` file, by ONNX Runtime alone."""
+    """Run an `.onnx` file with ONNX Runtime alone."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(
@@ -50,20 +51,29 @@ def ask_onnx(folder: Path, probe: Path) -> Answer:
 
 
 def ask_mlflow(folder: Path, probe: Path) -> Answer:
-    """An MLflow model, by the code that travels with it."""
-    from search.exporting.mlflow_model import log_probabilities
-
+    """Run an MLflow model with its own code."""
     tensors = load_file(probe)
     count = sum(name.startswith(ORIGINAL) for name in tensors)
     originals = [tensors[f"{ORIGINAL}{number}"] for number in range(count)]
     return {
-        LOGITS: log_probabilities(folder, list(tensors[VIEWS])),
-        ORIGINALS: log_probabilities(folder, originals),
+        LOGITS: _log_probabilities(folder, list(tensors[VIEWS])),
+        ORIGINALS: _log_probabilities(folder, originals),
     }
 
 
+def _log_probabilities(folder: Path, images: Sequence[Tensor]) -> Tensor:
+    """uint8 [3, h, w] images -> log probabilities, float64 [n, c]."""
+    import mlflow
+    import pandas as pd
+
+    model = mlflow.pyfunc.load_model(str(folder))
+    pixels = [image.permute(1, 2, 0).numpy() for image in images]
+    answers = model.predict(pd.DataFrame({"image": pixels}))
+    return torch.tensor(np.stack(answers["probabilities"].to_list())).log()
+
+
 def ask_merged(folder: Path, probe: Path) -> Answer:
-    """A folder in open_clip's layout with a classifier beside it."""
+    """Run a folder in open_clip's layout with its classifier."""
     from trainables.load_backbone import load_backbone
 
     backbone = load_backbone(f"local-dir:{folder}")
@@ -74,15 +84,15 @@ def ask_merged(folder: Path, probe: Path) -> Answer:
 
 
 def ask_artifact(folder: Path, probe: Path) -> Answer:
-    """A method's own file, by the method."""
-    from search.exporting.model import Opening
+    """Run a method's artifact with the method."""
+    from search.exporting.model import TrainingSpec
 
     (path,) = folder.glob("*.safetensors")
     with safe_open(probe, framework="pt") as file:
-        opening = Opening.from_json(file.metadata()[OPENING])
+        spec = TrainingSpec.from_json(file.metadata()[OPENING])
         rows = file.get_tensor(ROWS)
     with safe_open(path, framework="pt") as file:
-        training = opening.open(opening.bench())
+        training = spec.open(spec.encoded_task())
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         training.load_artifact(tensors, file.metadata())
     return {LOGITS: training.logits(training.val)[rows]}
@@ -96,11 +106,11 @@ ASK: Mapping[str, Callable[[Path, Path], Answer]] = {
     "onnx": ask_onnx,
     "mlflow": ask_mlflow,
 }
-"""By format: folder and probe -> answer."""
+"""Functions by format: folder and probe -> answer."""
 
 
 @torch.no_grad()
 def ask(kind: str, folder: str, probe: str, answer: str) -> None:
-    """Write the answer of the export of this format in `folder` to the file `answer`."""
+    """Run the export in `folder` on the images of `probe`, and write its logits to `answer`."""
     found = ASK[kind](Path(folder), Path(probe))
     save_file({name: tensor.double().contiguous() for name, tensor in found.items()}, answer)

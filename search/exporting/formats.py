@@ -1,22 +1,24 @@
-"""The formats that can be exported: which models fit, and how each is written."""
+"""Export formats: which models fit, and how each is written."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from search.exporting.mlflow_model import write_mlflow
 from search.exporting.model import Model
 from search.exporting.network import IMAGES, LOGITS, NoGraphError
 from trainables.backbones.bundle import FeatureBackbone
@@ -24,6 +26,7 @@ from trainables.backbones.layout import write_folder
 from trainables.methods.masking.masks import FORMAT as MASKS
 
 CLASSIFIER = "classifier.safetensors"
+_SERVED = Path(__file__).with_name("served.py")  # the code that travels with an MLflow model
 _SINGLE = 1 << 30  # bytes of weights: an ONNX file may hold 2 GiB, larger ones come in two files
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
 
@@ -35,15 +38,16 @@ class Format:
     """One way to write a model."""
 
     help: str
-    """What it is, in a few words."""
+    """A short description."""
     write: Callable[[Model, Card, Path, Path], None]
-    """Model, card, an empty folder to fill, and a folder for what is on the way."""
+    """Writes a model with its card to an empty folder; the last folder is for temporary files."""
     refusal: Callable[[Model], str]
-    """Why a model does not fit; empty where it does."""
+    """Returns why a model cannot be written, or an empty text."""
 
 
 def unfit(model: Model, kind: str) -> str:
-    """Why the model cannot be written in this format, and what it can be written in; else empty."""
+    """Return why the model cannot be written in this format, with the formats that fit; empty if it
+    can."""
     why = FORMATS[kind].refusal(model)
     if not why:
         return ""
@@ -57,14 +61,14 @@ def _fits(model: Model) -> str:
 
 
 def _no_masks(model: Model) -> str:
-    if model.artifact[1].get("format") == MASKS:
+    if model.content[1].get("format") == MASKS:
         return ""
-    return f"the method {model.chosen.trial.methods} learns more than masks, or none"
+    return f"the method {model.artifact.trial.methods} does not learn masks alone"
 
 
 def _no_tower(model: Model) -> str:
-    if isinstance(model.bench.backbone, FeatureBackbone):
-        return f"'{model.chosen.task.backbone}' holds features, and no network that reads images"
+    if isinstance(model.task.backbone, FeatureBackbone):
+        return f"'{model.artifact.task.backbone}' holds features and has no image tower"
     return ""
 
 
@@ -75,11 +79,11 @@ def _not_mergeable(model: Model) -> str:
         return ""
     if model.training.method.linear_head() is not None:
         return (
-            f"the method {model.chosen.trial.methods} adds a constant to the image features, which "
-            f"the image tower of '{model.chosen.task.backbone}' has no layer for"
+            f"the method {model.artifact.trial.methods} adds a constant to the image features, and "
+            f"no layer of '{model.artifact.task.backbone}' can hold it"
         )
     return (
-        f"the method {model.chosen.trial.methods} is more than a CLIP and a linear classifier of "
+        f"the method {model.artifact.trial.methods} is more than a CLIP and a linear classifier of "
         "its image features"
     )
 
@@ -91,7 +95,7 @@ def _no_graph(model: Model) -> str:
         model.graph  # noqa: B018 - computed once, and written later
     except NoGraphError as error:
         return (
-            f"the method {model.chosen.trial.methods} cannot be written as one graph for any "
+            f"the method {model.artifact.trial.methods} cannot be written as one graph for any "
             f"number of images ({error})"
         )
     return ""
@@ -106,7 +110,7 @@ def _no_onnx(model: Model) -> str:
 
 def _write_artifact(model: Model, card: Card, folder: Path, beside: Path) -> None:
     del beside
-    tensors, metadata = model.artifact
+    tensors, metadata = model.content
     save_file(tensors, folder / "artifact.safetensors", metadata | {"card": json.dumps(card)})
 
 
@@ -151,12 +155,53 @@ def _write_mlflow(model: Model, card: Card, folder: Path, beside: Path) -> None:
     network = beside / "model.pt2"
     torch.export.save(model.graph, network)
     with _silence():
-        write_mlflow(network, card, folder, beside)
+        _save_mlflow_model(network, card, folder, beside)
+
+
+def _save_mlflow_model(network: Path, card: dict[str, Any], folder: Path, beside: Path) -> None:
+    """Write a `.pt2` file as an MLflow model to `folder`, which is empty, with signature, example
+    and requirements, and without a pickle. `beside` is for temporary files."""
+    import mlflow
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Array, ColSpec, DataType, Schema
+
+    written = beside / "card.json"
+    written.write_text(json.dumps(card), encoding="utf-8")
+    side = card["backbone"]["preprocess"]["image_size"]
+    example = pd.DataFrame({"image": [np.full((side, side, 3), 128, np.uint8).tolist()]})
+    # No inputs: to check them, MLflow makes a table, into which pixels do not fit.
+    signature = ModelSignature(
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "class"),
+                ColSpec(DataType.double, "probability"),
+                ColSpec(Array(DataType.double), "probabilities"),
+            ]
+        ),
+    )
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's, about its next version
+        mlflow.pyfunc.save_model(
+            str(folder),
+            python_model=str(_SERVED),
+            artifacts={"network": str(network), "card": str(written)},
+            signature=signature,
+            input_example=example,
+            pip_requirements=[_pinned(name) for name in ("torch", "numpy", "pandas", "pillow")],
+            metadata={name: card[name] for name in ("sweep", "trial", "method", "dataset")},
+        )
+
+
+def _pinned(package: str) -> str:
+    """The package with its version, without the suffix of this machine's build."""
+    return f"{package}=={version(package).partition('+')[0]}"
 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """No reports and no warnings of what is being called."""
+    """Suppress output and warnings of libraries."""
     nowhere = io.StringIO()
     with (
         warnings.catch_warnings(),
@@ -168,15 +213,15 @@ def _silence() -> Iterator[None]:
 
 
 FORMATS: dict[str, Format] = {
-    "artifact": Format("what the method learned, as it stores it", _write_artifact, _fits),
-    "mask": Format("the masks, one bit a weight", _write_artifact, _no_masks),
+    "artifact": Format("what the method learned, in its own format", _write_artifact, _fits),
+    "mask": Format("the masks, one bit per weight", _write_artifact, _no_masks),
     "merged": Format(
         "a CLIP in open_clip's layout with everything folded in, and its classifier",
         _write_merged,
         _not_mergeable,
     ),
-    "torch": Format("images to logits as a .pt2 of torch.export", _write_torch, _no_graph),
+    "torch": Format("images to logits, a .pt2 file of torch.export", _write_torch, _no_graph),
     "onnx": Format("the same as ONNX", _write_onnx, _no_onnx),
     "mlflow": Format("an MLflow model: images to class names", _write_mlflow, _no_graph),
 }
-"""By the name that `--format` takes."""
+"""Formats by their names."""

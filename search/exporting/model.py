@@ -1,10 +1,10 @@
-"""A trained model, opened again from its artifact, and what it says of its validation images."""
+"""The trained model that is exported: which artifact of a sweep it is, and the model itself."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,13 +12,18 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from search.core.config import differences
+from search.core.config import SweepConfig, differences
+from search.core.objectives import best_of
 from search.core.problems import UsageError
+from search.core.results import Result, trial_folder
+from search.core.sweep_folder import SweepFolder, SweepRecord
 from search.core.task import task_fingerprints
-from search.exporting.chosen import Chosen
+from search.evaluation.record import Evaluation, read_evaluation
 from search.exporting.network import merged, program
 from trainables.backbones.base import Backbone, BackboneError
+from trainables.core.storage import Storage
 from trainables.core.tensor_file import Content, read_tensors
+from trainables.core.text import did_you_mean
 from trainables.data.base import DataError, Images
 from trainables.encoded_task import EncodedTask
 from trainables.methods.base import Head, MethodError
@@ -26,38 +31,142 @@ from trainables.stages import Training, open_training
 from trainables.trainer import accuracy
 from trainables.trial import Episode, TaskSpec, TrialConfig
 
-_CPU = "cpu"  # what is written runs anywhere
+BEST = "best"
+_CPU = "cpu"  # an export runs anywhere
 
 
 @dataclass(frozen=True)
-class Opening:
-    """All that a process needs to open the training that an artifact belongs to."""
+class Artifact:
+    """One artifact of a sweep, and where it comes from."""
+
+    files: Storage
+    """The sweep's folder."""
+    record: SweepRecord
+    """The sweep's record."""
+    config: SweepConfig
+    """The sweep's configuration."""
+    result: Result
+    """The trial's result."""
+    task: TaskSpec
+    """The sweep's task, with the seeds of this artifact and its siblings."""
+    episode: Episode
+    """The episode that it was trained on."""
+    name: str
+    """Its file in the sweep's folder."""
+    evaluation: Evaluation | None
+    """The evaluation of this artifact; None for one that the search trained."""
+
+    @property
+    def trial(self) -> TrialConfig:
+        """The configuration that it was trained with."""
+        return TrialConfig.from_dict(self.result.config)
+
+    @property
+    def recorded_accuracy(self) -> float | None:
+        """Validation accuracy of this one training, if the sweep has recorded it."""
+        return None if self.evaluation or len(self.task.episodes) > 1 else self.result.value
+
+
+def find_artifact(sweep: SweepFolder, trial: str, episode: str) -> Artifact:
+    """The artifact that `--trial` and `--episode` name; raises `UsageError`."""
+    results = sweep.results()
+    best = best_of(results.values())
+    if best is None:
+        raise UsageError(
+            [
+                f"Only a complete trial can be exported, and '{sweep.name}' has none. Resume it: "
+                f"python -m search.run --resume {sweep.name}."
+            ]
+        )
+    if trial == BEST:
+        return _winner(sweep, results, episode, best.number)
+    result, task = _complete(results, trial, sweep.name), sweep.config.task
+    chosen = _episode(task, episode)
+    suffix = f"-{task.label(chosen)}" if len(task.episodes) > 1 else ""
+    name = f"{trial_folder(result.number)}/artifact{suffix}.safetensors"
+    return Artifact(sweep.files, sweep.record, sweep.config, result, task, chosen, name, None)
+
+
+def _winner(sweep: SweepFolder, results: Mapping[int, Result], episode: str, best: int) -> Artifact:
+    evaluation = read_evaluation(sweep.files)
+    if evaluation is None:
+        raise UsageError(
+            [
+                f"--trial {BEST} requires an evaluated sweep, and '{sweep.name}' has not been "
+                f"evaluated. Resume it: python -m search.run --resume {sweep.name}. Or export the "
+                f"best trial so far: --trial {best}."
+            ]
+        )
+    result = results.get(evaluation.winner)
+    try:
+        written = json.loads(sweep.files.read("winner/config.json"))
+    except (FileNotFoundError, ValueError):
+        written = None
+    if result is None or written != result.config:
+        raise UsageError(
+            [
+                f"The folder 'winner' must hold trial {evaluation.winner}, which was evaluated, "
+                "and it does not. Remove evaluation.json, and repeat the evaluation: "
+                f"python -m search.run --resume {sweep.name}."
+            ]
+        )
+    task = replace(sweep.config.task, seeds=evaluation.seeds)
+    chosen = _episode(task, episode)
+    name = f"winner/artifact-{task.label(chosen)}.safetensors"
+    return Artifact(sweep.files, sweep.record, sweep.config, result, task, chosen, name, evaluation)
+
+
+def _complete(results: Mapping[int, Result], trial: str, name: str) -> Result:
+    complete = [number for number, r in sorted(results.items()) if r.state == "COMPLETE"]
+    known = f"Complete trials: {', '.join(map(str, complete))}."
+    if not trial.isdecimal():
+        raise UsageError([f"--trial must be {BEST} or a trial's number, got '{trial}'. {known}"])
+    result = results.get(int(trial))
+    if result is None:
+        raise UsageError([f"There is no finished trial {trial} in '{name}'. {known}"])
+    if result.state != "COMPLETE":
+        raise UsageError(
+            [f"An exported trial must be complete, and trial {trial} is {result.state}. {known}"]
+        )
+    return result
+
+
+def _episode(task: TaskSpec, label: str) -> Episode:
+    episodes = {task.label(episode): episode for episode in task.episodes}
+    if label and label not in episodes:
+        raise UsageError([did_you_mean("episode", label, episodes)])
+    return episodes[label] if label else task.episodes[0]
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """Everything that a process needs to open the training of an artifact."""
 
     config: TrialConfig
-    """What was trained."""
+    """The trial's configuration."""
     task: TaskSpec
     """Backbone and data."""
     episode: Episode
-    """The draw."""
+    """The episode that was trained on."""
     data: str
     """Folder of the field's data sets."""
     weights: str
-    """Where the backbone's files were shared, or empty."""
+    """Location of the backbone's shared files, or empty."""
 
-    def bench(self) -> EncodedTask:
+    def encoded_task(self) -> EncodedTask:
         """Backbone and data, on the CPU."""
         return EncodedTask(self.task.backbone, _CPU, self.task.source(self.data), self.weights)
 
-    def open(self, bench: EncodedTask) -> Training:
-        """Untrained; raises `MethodError`, `DataError`, `BackboneError`."""
-        return open_training(self.config, bench, self.episode)
+    def open(self, task: EncodedTask) -> Training:
+        """The untrained model; raises `MethodError`, `DataError`, `BackboneError`."""
+        return open_training(self.config, task, self.episode)
 
     def to_json(self) -> str:
         """The inverse of `from_json`."""
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Opening:
+    def from_json(cls, text: str) -> TrainingSpec:
         """The inverse of `to_json`."""
         plain: dict[str, Any] = json.loads(text)
         config = TrialConfig.from_dict(plain["config"])
@@ -67,115 +176,115 @@ class Opening:
 
 @dataclass(frozen=True)
 class Model:
-    """What is exported."""
+    """A trained model, opened from its artifact."""
 
-    chosen: Chosen
+    artifact: Artifact
     """Where it comes from."""
-    opening: Opening
+    spec: TrainingSpec
     """How it is opened."""
-    artifact: Content
-    """What was learned."""
-    bench: EncodedTask
+    content: Content
+    """The artifact's tensors and metadata."""
+    task: EncodedTask
     """The sweep's backbone and data."""
     training: Training
-    """With the artifact loaded."""
+    """The training, with the artifact loaded."""
 
     @cached_property
     def logits(self) -> Tensor:
-        """float32 [n, c] of the validation images: what every export must say too."""
+        """float32 [n, c] of the validation images, which every export must reproduce."""
         return self.training.logits(self.training.val).float()
 
     @cached_property
     def merged(self) -> tuple[Backbone, Head] | None:
-        """See `network.merged`."""
+        """The backbone with everything learned folded in, and its classifier, if possible."""
         return merged(self.training)
 
     @cached_property
     def graph(self) -> ExportedProgram:
-        """See `network.program`; raises `NoGraphError`."""
+        """The model as one graph; raises `NoGraphError`."""
         return program(self.training)
 
     @property
     def val_images(self) -> Images:
-        """The validation images as they come."""
-        episode = self.chosen.episode
-        draw = self.bench.source.draw(episode.dataset, episode.shots, episode.seed, episode.half)
+        """The validation images in their original sizes."""
+        episode = self.artifact.episode
+        draw = self.task.source.draw(episode.dataset, episode.shots, episode.seed, episode.half)
         return draw.val.images
 
     @property
     def accuracy(self) -> float:
-        """On the validation images: a fraction."""
+        """Validation accuracy, a fraction."""
         return accuracy(self.logits, self.training.val.labels)
 
 
-def open_model(chosen: Chosen, data: str) -> Model:
-    """The training of an artifact, with it loaded, checked against what the sweep has written down:
-    backbone, data, and the validation accuracy where it is known. Raises `UsageError`."""
-    opening = Opening(chosen.trial, chosen.task, chosen.episode, data, _shared(chosen))
-    artifact = _read(chosen)
+def open_model(artifact: Artifact, data: str) -> Model:
+    """Open the training of an artifact and load it. Backbone, data and (if it is known) validation
+    accuracy are compared with the sweep's record; raises `UsageError`."""
+    spec = TrainingSpec(
+        artifact.trial, artifact.task, artifact.episode, data, _shared_weights(artifact)
+    )
+    content = _read(artifact)
     try:
-        bench = opening.bench()
-        found = task_fingerprints(chosen.config.task, bench.source)
-        found["backbone"] = bench.backbone.fingerprint
-        if lines := differences(_known(chosen, found), found):
+        task = spec.encoded_task()
+        found = task_fingerprints(artifact.config.task, task.source)
+        found["backbone"] = task.backbone.fingerprint
+        known = {key: artifact.record.fingerprints.get(key) for key in found}
+        if lines := differences(known, found):
             raise UsageError(
                 [
-                    f"An export is checked on the data and the backbone of its sweep, and these "
-                    f"are others. {line}. Name the right folder with --data."
+                    f"An export needs the data and the backbone of its sweep. {line}. Name the "
+                    "right folder with --data."
                     for line in lines
                 ]
             )
-        training = opening.open(bench)
-        training.load_artifact(*artifact)
+        training = spec.open(task)
+        training.load_artifact(*content)
     except MethodError as error:
-        raise UsageError([_damaged(chosen, str(error))]) from error
+        raise UsageError([_damaged(artifact, str(error))]) from error
     except (BackboneError, DataError) as error:
         raise UsageError([str(error)]) from error
-    model = Model(chosen, opening, artifact, bench, training)
-    _compare(model)
+    model = Model(artifact, spec, content, task, training)
+    _check_accuracy(model)
     return model
 
 
-def _shared(chosen: Chosen) -> str:
-    """Where a sweep on a cluster keeps the files of its backbone: there is at most one."""
-    weights = chosen.sweep.child("weights")
+def _shared_weights(artifact: Artifact) -> str:
+    """Location of the backbone's files in a sweep on a cluster; there is at most one."""
+    weights = artifact.files.child("weights")
     names = weights.folders()
     return weights.child(names[0]).location if names else ""
 
 
-def _known(chosen: Chosen, found: Mapping[str, str]) -> dict[str, Any]:
-    return {key: chosen.record.fingerprints.get(key) for key in found}
-
-
-def _read(chosen: Chosen) -> Content:
-    if not chosen.sweep.exists(chosen.file):
-        raise UsageError([_damaged(chosen, "it is not there")])
-    content = read_tensors(chosen.sweep, chosen.file)
+def _read(artifact: Artifact) -> Content:
+    if not artifact.files.exists(artifact.name):
+        raise UsageError([_damaged(artifact, "it does not exist")])
+    content = read_tensors(artifact.files, artifact.name)
     if content is None:
-        raise UsageError([_damaged(chosen, "it is no safetensors file")])
+        raise UsageError([_damaged(artifact, "it is not a safetensors file")])
     return content
 
 
-def _compare(model: Model) -> None:
-    """A bit that has flipped in a residual is seen by nobody else."""
-    recorded, found = model.chosen.recorded, model.accuracy
+def _check_accuracy(model: Model) -> None:
+    """Detect silent corruption that no checksum covers, e.g. a flipped bit in a residual."""
+    recorded, found = model.artifact.recorded_accuracy, model.accuracy
     if not bool(torch.isfinite(model.logits).all()):
-        raise UsageError([_damaged(model.chosen, "its model gives logits that are not finite")])
-    # Another device rounds in its own way: an image may change sides.
+        raise UsageError([_damaged(model.artifact, "its logits are not finite")])
+    # Devices round differently: one image may be classified differently.
     slack = max(1 / len(model.training.val), 0.005) + 1e-9
     if recorded is not None and abs(recorded - found) > slack:
         raise UsageError(
             [
                 _damaged(
-                    model.chosen,
-                    f"its model has a validation accuracy of {found:.1%} and had {recorded:.1%}",
+                    model.artifact,
+                    f"its validation accuracy is {found:.1%}, and the sweep recorded "
+                    f"{recorded:.1%}",
                 )
             ]
         )
 
 
-def _damaged(chosen: Chosen, why: str) -> str:
+def _damaged(artifact: Artifact, why: str) -> str:
     return (
-        f"An artifact must be as it was written, and '{chosen.file}' is not: {why}. Restore it "
-        "from a copy, or export another trial."
+        f"An artifact must be intact, and '{artifact.name}' is not: {why}. Restore it from a copy, "
+        "or export another trial."
     )

@@ -19,7 +19,7 @@ from trainables.methods.base import Head, Method
 from trainables.stages import Training
 
 IMAGES, LOGITS = "images", "logits"
-"""Names of what goes in and what comes out."""
+"""Names of the input and the output."""
 
 
 class NoGraphError(Exception):
@@ -49,7 +49,7 @@ class LinearNetwork(nn.Module):
 
 
 class MethodNetwork(nn.Module):
-    """The method as it computes itself."""
+    """An image tower and the method behind it."""
 
     def __init__(self, visual: nn.Module, method: Method) -> None:
         super().__init__()

@@ -1,8 +1,7 @@
-"""A verified MLflow model as a version in MLflow's model registry, made so that every step may be
-repeated.
+"""Registers a verified MLflow model as a version in MLflow's model registry.
 
-A version carries the tags `search.id` (the sweep), `search.trial` and `search.file` (the artifact):
-by them it is found again, and what is there already is not made a second time.
+A version has the tags `search.id` (the sweep), `search.trial` and `search.file` (the artifact), by
+which it is found: every step can be repeated, and nothing is registered twice.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
 ALIAS = "champion"
-"""The alias of the version that was registered last."""
+"""Alias of the version that was registered last."""
 FILE = "search.file"
 
 
 class RegistryError(Exception):
-    """A model could not be registered: why, in one line."""
+    """A model could not be registered; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -38,40 +37,40 @@ class Version:
     name: str
     """The model's."""
     number: str
-    """Counted by MLflow, from 1."""
+    """MLflow's number, from 1."""
     is_new: bool
-    """Whether it was not there before."""
+    """Whether it did not exist before."""
 
     @property
     def announced(self) -> str:
-        """What a person is told."""
+        """A line for the user."""
         verb = "Registered as" if self.is_new else "Registered already as"
         return f"{verb} version {self.number} of {self.name}: {self.uri}"
 
     @property
     def uri(self) -> str:
-        """How `mlflow.pyfunc.load_model` finds it, as long as no other is registered."""
+        """Address for `mlflow.pyfunc.load_model`, until another version is registered."""
         return f"models:/{self.name}@{ALIAS}"
 
 
 class Registry:
-    """One registered model, and the sweep whose artifacts become versions of it. Every call raises
-    `RegistryError`; what was done until then is found by the next try."""
+    """One registered model, and the sweep whose artifacts become its versions. Every method raises
+    `RegistryError`, and can then be repeated."""
 
     def __init__(self, name: str, runs: MlflowRuns) -> None:
         self._name, self._runs = name, runs
 
     def find(self, sweep: str, identity: str, trial: int, file: str) -> Version | None:
-        """The version of this very artifact, which gets the alias; None where there is none."""
+        """The version of this artifact, which gets the alias; None if there is none."""
         tags = _tags(sweep, identity, trial, file)
         with _in_one_line():
             self._run_of(sweep, trial)
             number = _version(self._runs.client, self._name, tags)
-            return None if number is None else self._crown(number, is_new=False)
+            return None if number is None else self._give_alias(number, is_new=False)
 
     def register(self, folder: Path, card: Mapping[str, Any]) -> Version:
-        """Make the MLflow model in `folder` a version, linked to its trial's run, which MLflow must
-        hold already, and give it the alias."""
+        """Register the MLflow model in `folder` as a version, linked to its trial's run, which must
+        exist, and give it the alias."""
         sweep = card["sweep"]
         source = (sweep["name"], sweep["id"], card["trial"], sweep["file"])
         if found := self.find(*source):
@@ -83,27 +82,27 @@ class Registry:
                 self._runs.experiment_id,
                 _tags(*source),
             )
-            number = _make(client, self._name, folder, card, experiment_id, run_id, tags)
-            return self._crown(number, is_new=True)
+            number = _create_version(client, self._name, folder, card, experiment_id, run_id, tags)
+            return self._give_alias(number, is_new=True)
 
     def _run_of(self, sweep: str, trial: int) -> str:
         self._runs.connect()
         run_id = self._runs.run_of(trial)
         if run_id is None:
             raise RegistryError(
-                f"MLflow does not hold the run of trial {trial} yet; python -m search.sync {sweep} "
-                "sends it"
+                f"MLflow does not have the run of trial {trial}; send it with "
+                f"python -m search.sync {sweep}"
             )
         return run_id
 
-    def _crown(self, number: str, is_new: bool) -> Version:
+    def _give_alias(self, number: str, is_new: bool) -> Version:
         self._runs.client.set_registered_model_alias(self._name, ALIAS, number)
         return Version(self._name, number, is_new)
 
 
 @contextmanager
 def _in_one_line() -> Iterator[None]:
-    """MLflow's errors, and those of what is below it, as a `RegistryError`."""
+    """Turn errors of MLflow and of the libraries below it into `RegistryError`."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -117,14 +116,14 @@ def _tags(sweep: str, identity: str, trial: int, file: str) -> dict[str, str]:
 
 
 def _version(client: MlflowClient, name: str, identity: Mapping[str, str]) -> str | None:
-    """The latest version of this very artifact."""
+    """The latest version of this artifact."""
     quote = '"' if "'" in name else "'"
     versions = client.search_model_versions(f"name = {quote}{name}{quote}")
     same = [v for v in versions if identity.items() <= v.tags.items()]
     return max((str(v.version) for v in same), key=int, default=None)
 
 
-def _make(
+def _create_version(
     client: MlflowClient,
     name: str,
     folder: Path,
@@ -160,8 +159,7 @@ def _logged_model(
     run_id: str,
     identity: Mapping[str, str],
 ) -> LoggedModel:
-    """The model as MLflow keeps it among the run's outputs. One that a crash has left half sent is
-    sent again."""
+    """The model among the run's outputs; one that a crash has left incomplete is sent again."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.models import Model
     from mlflow.models.model import MLMODEL_FILE_NAME
@@ -180,14 +178,14 @@ def _logged_model(
     if model.status != LoggedModelStatus.READY:
         client.log_model_artifacts(model.model_id, str(folder))
         with tempfile.TemporaryDirectory(prefix="few-shot-model-") as beside:
-            # Its own file says where it lies; the folder stays as it was verified.
+            # MLmodel holds its own address; the verified folder does not change.
             written = Model.load(str(folder))
             written.model_id, written.run_id = model.model_id, run_id
             written.save(str(Path(beside) / MLMODEL_FILE_NAME))
             client.log_model_artifacts(model.model_id, beside)
         outputs = client.get_run(run_id).outputs
-        told = {output.model_id for output in (outputs.model_outputs if outputs else ())}
-        if model.model_id not in told:  # MLflow refuses a second time
+        known = {output.model_id for output in (outputs.model_outputs if outputs else ())}
+        if model.model_id not in known:  # MLflow refuses a repetition
             client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         model = client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     return model

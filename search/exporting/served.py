@@ -1,4 +1,4 @@
-"""The code of an exported MLflow model, which travels with it: images in, classes out.
+"""The code of an exported MLflow model, stored with it: images in, classes out.
 
 It needs PyTorch, NumPy, pandas and Pillow, and nothing of the project that wrote it.
 
@@ -90,7 +90,7 @@ def _opened(image: object) -> Image.Image:
             "RGB images, or paths or bytes of image files"
         )
     whole = pixels.dtype.kind in "iuf" and bool((pixels == np.floor(pixels)).all())
-    # Where the brightest float is 1, nobody can tell whether it is white or almost black.
+    # If the brightest float is 1, it may be white or almost black.
     doubtful = pixels.dtype.kind == "f" and pixels.max() <= 1
     if not whole or doubtful or pixels.min() < 0 or pixels.max() > 255:
         raise ValueError(

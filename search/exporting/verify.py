@@ -1,4 +1,4 @@
-"""Whether an export says what the trial says: asked in another process before it is announced.
+"""Compares an export with its trial, in another process, before it is announced.
 
 Notation: n images, c classes, s image side.
 """
@@ -18,33 +18,33 @@ from search.exporting.model import Model
 from trainables.data.base import FeatureRows
 
 TOLERANCE = 1e-3
-"""Largest difference of two logits that counts as none; logits are 100 times a cosine."""
+"""Largest difference of two logits that counts as equal; logits are 100 times a cosine."""
 IMAGES = 256
-"""Most validation images that are asked about: evenly spread, all where there are no more."""
-_ORIGINALS = 32  # of them, also as they come
-_LOOSE = 0.05  # largest difference of their probabilities: Pillow may round a grey level otherwise
-_FLOOR = -40.0  # log probabilities below are as good as none
+"""Largest number of validation images that are compared, evenly spread."""
+_ORIGINALS = 32  # of them in their original size too
+_LOOSE = 0.05  # largest difference of their probabilities: Pillow may round grey levels differently
+_FLOOR = -40.0  # smaller log probabilities count as equal
 
 
 class VerificationError(RuntimeError):
-    """An export does not say what the trial says, in one line."""
+    """An export differs from its trial; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Verified:
-    """How an export was compared with the trial."""
+    """The result of a comparison."""
 
     images: int
-    """Validation images."""
+    """Number of validation images."""
     largest: float
     """Largest difference of their logits (`mlflow`: of their log probabilities)."""
     tolerance: float
-    """What it had to stay below."""
+    """Largest difference that is allowed."""
 
 
 def verify(model: Model, kind: str, folder: Path, beside: Path) -> Verified:
-    """Load the export of this format in a fresh process and compare; `beside` is a folder for what
-    is on the way. Raises `VerificationError`."""
+    """Load the export of this format in a new process and compare; `beside` is for temporary files.
+    Raises `VerificationError`."""
     rows = _spread(len(model.logits), IMAGES)
     probe, answer = beside / "probe.safetensors", beside / "answer.safetensors"
     _write_probe(model, rows, probe)
@@ -60,8 +60,8 @@ def verify(model: Model, kind: str, folder: Path, beside: Path) -> Verified:
 
 
 def compare(found: Tensor, reference: Tensor, logarithms: bool = False) -> Verified:
-    """Both [n, c]; raises `VerificationError` for a difference beyond the tolerance, or another
-    class where two are not as good as equal. `logarithms`: of probabilities, cut off below."""
+    """Compare two tensors [n, c]; raises `VerificationError` if they differ by more than the
+    tolerance, or in a class that is clearly first. `logarithms`: they are log probabilities."""
     if found.shape != reference.shape:
         raise VerificationError(
             f"it gives {list(found.shape)} logits and the trial {list(reference.shape)}"
@@ -69,18 +69,18 @@ def compare(found: Tensor, reference: Tensor, logarithms: bool = False) -> Verif
     if logarithms:
         found, reference = found.clamp_min(_FLOOR), reference.clamp_min(_FLOOR)
     largest = float((found - reference).abs().max())
-    if not largest <= TOLERANCE:  # a NaN is no agreement either
+    if not largest <= TOLERANCE:  # also for NaN
         raise VerificationError(f"its logits differ by {largest:.2g}, more than {TOLERANCE:g}")
     if reference.shape[1] > 1:
         first, second = reference.topk(2, dim=1).values.T
         clear = first - second > 2 * TOLERANCE
         if not torch.equal(found.argmax(1)[clear], reference.argmax(1)[clear]):
-            raise VerificationError("it names other classes")
+            raise VerificationError("it predicts other classes")
     return Verified(len(reference), largest, TOLERANCE)
 
 
 def _compare_originals(found: Tensor, reference: Tensor) -> None:
-    """Log probabilities [n, c] of images that somebody else has resized."""
+    """Compare log probabilities [n, c] of images that another program has resized."""
     largest = float((found.exp() - reference.exp()).abs().max())
     if not largest <= _LOOSE:
         raise VerificationError(
@@ -90,7 +90,7 @@ def _compare_originals(found: Tensor, reference: Tensor) -> None:
 
 
 def _spread(count: int, most: int) -> Tensor:
-    """At most so many of `count` positions, from the first to the last."""
+    """At most `most` of `count` positions, evenly spread, as int64."""
     return torch.linspace(0, count - 1, min(count, most)).round().long()
 
 
@@ -102,4 +102,4 @@ def _write_probe(model: Model, rows: Tensor, path: Path) -> None:
         tensors |= {VIEWS: views, INPUTS: model.training.backbone.preprocess.normalise(views)}
         for number, row in enumerate(rows[_spread(len(rows), _ORIGINALS)].tolist()):
             tensors[f"{ORIGINAL}{number}"] = images.read(row).contiguous()
-    save_file(tensors, path, {OPENING: model.opening.to_json()})
+    save_file(tensors, path, {OPENING: model.spec.to_json()})

@@ -21,9 +21,8 @@ from torch import Tensor
 
 from search.core.sweep_folder import SweepFolder
 from search.export import main
-from search.exporting.chosen import choose
 from search.exporting.formats import FORMATS, Format
-from search.exporting.model import Model, open_model
+from search.exporting.model import Model, find_artifact, open_model
 from search.exporting.verify import VerificationError, compare
 from tests.search.conftest import Sweep
 from tests.search.made import made
@@ -55,9 +54,7 @@ class Sweeps:
 
     def model(self, name: str, trial: str = "best", cell: str = "") -> Model:
         sweep = LocalStorage(self.storage / name)
-        record = SweepFolder(sweep).record
-        config = record.config
-        return open_model(choose(sweep, record, config, trial, cell), "")
+        return open_model(find_artifact(SweepFolder(sweep), trial, cell), "")
 
     def copy(self, name: str, to: Path) -> Path:
         shutil.copytree(self.storage / name, to / name)
@@ -351,7 +348,7 @@ def test_features_without_a_tower(export: Export, tmp_path: Path) -> None:
     for kind in ("merged", "torch", "onnx", "mlflow"):
         said = export("bundle", "--trial", "0", "--format", kind, storage=tmp_path)
         assert said.code == 2
-        assert "holds features, and no network that reads images" in said.err
+        assert "holds features and has no image tower" in said.err
         assert "Formats that do: artifact." in said.err
     out = tmp_path / "out"
     said = export("bundle", "--trial", "0", "--output", str(out), storage=tmp_path)
@@ -366,7 +363,7 @@ def test_features_without_a_tower(export: Export, tmp_path: Path) -> None:
     ("options", "expected"),
     [
         (("none",), "There is no sweep 'none'"),
-        (("rmt", "--trial", "7"), "There is no finished trial 7 in 'rmt'. Complete are: 0."),
+        (("rmt", "--trial", "7"), "There is no finished trial 7 in 'rmt'. Complete trials: 0."),
         (("rmt", "--trial", "first"), "--trial must be best or a trial's number, got 'first'"),
         (("rmt", "--episode", "seed9"), "There is no episode 'seed9'. Known: seed2, seed3."),
         (("rmt", "--format", "onx"), "Did you mean 'onnx'?"),
@@ -419,12 +416,12 @@ def test_a_sweep_that_is_not_done(export: Export, sweeps: Sweeps, tmp_path: Path
     result.write_text(json.dumps(plain | {"state": "PRUNED"}))
     said = export("rmt", storage=tmp_path)
     assert said.code == 2
-    assert "'rmt' has none yet" in said.err
+    assert "'rmt' has none" in said.err
     shutil.copytree(folder / "trials/000000", folder / "trials/000001")
     second = folder / "trials/000001/result.json"
     second.write_text(json.dumps(plain | {"number": 1}))
     said = export("rmt", "--trial", "0", storage=tmp_path)
-    assert "0 is PRUNED. Complete are: 1." in said.err
+    assert "0 is PRUNED. Complete trials: 1." in said.err
 
 
 def flip(path: Path, place: int) -> None:
@@ -445,8 +442,8 @@ def reverse(path: Path) -> None:
     ("name", "damage", "expected"),
     [
         ("rmt", lambda path: flip(path, -3), "the mask file is damaged"),
-        ("rmt", lambda path: path.write_bytes(path.read_bytes()[:-9]), "no safetensors file"),
-        ("rmt", lambda path: path.unlink(), "it is not there"),
+        ("rmt", lambda path: path.write_bytes(path.read_bytes()[:-9]), "not a safetensors file"),
+        ("rmt", lambda path: path.unlink(), "it does not exist"),
         ("taskres", reverse, "validation accuracy"),
     ],
 )

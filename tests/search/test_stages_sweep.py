@@ -66,7 +66,7 @@ def test_a_pipeline_is_exported_with_all_its_stages(undisturbed: Sweep, tmp_path
         done = export(undisturbed, "--format", form, "--output", str(tmp_path / form))
         assert done.returncode == 0, done.stdout + done.stderr
         assert "(rmt+taskres, digits" in done.stdout
-        assert "says the same" in done.stdout
+        assert "same predictions" in done.stdout
         assert json.loads((tmp_path / form / "card.json").read_text())["method"] == "rmt+taskres"
     (names,) = {tuple(load_file(tmp_path / "merged" / "classifier.safetensors"))}
     assert names == ("weight",)

@@ -14,9 +14,8 @@ from safetensors.torch import save_file
 from search.core.sweep_folder import SweepFolder
 from search.exporting.card import card
 from search.exporting.check import ask_merged, ask_onnx
-from search.exporting.chosen import choose
 from search.exporting.formats import FORMATS, unfit
-from search.exporting.model import Model, open_model
+from search.exporting.model import Model, find_artifact, open_model
 from tests.search.made import made
 from trainables.core.optim import OptimConfig
 from trainables.core.storage import LocalStorage
@@ -84,10 +83,8 @@ def trial(request: pytest.FixtureRequest, tmp_path: Path) -> Trial:
     """A trained trial of one method."""
     name, config = request.param
     made(tmp_path, "sweep", TrialConfig(name, "search", config, OPTIM), TASK)
-    sweep = LocalStorage(tmp_path / "sweep")
-    record = SweepFolder(sweep).record
-    chosen = choose(sweep, record, record.config, "0", "")
-    return Trial(open_model(chosen, ""), name, tmp_path)
+    sweep = SweepFolder(LocalStorage(tmp_path / "sweep"))
+    return Trial(open_model(find_artifact(sweep, "0", ""), ""), name, tmp_path)
 
 
 def test_every_method_is_documented() -> None:

@@ -23,8 +23,7 @@ from search.core.sweep_folder import SweepFolder
 from search.evaluation.record import Comparison, Evaluation, Score
 from search.export import main, register_winner
 from search.exporting.card import described
-from search.exporting.chosen import choose
-from search.exporting.model import Model, open_model
+from search.exporting.model import Model, find_artifact, open_model
 from search.exporting.registry import ALIAS, Registry, RegistryError
 from search.tracking.mlflow_page import columns, description
 from search.tracking.mlflow_reporter import open_runs
@@ -80,9 +79,7 @@ class World:
         return found
 
     def model(self) -> Model:
-        record = SweepFolder(self.sweep).record
-        config = record.config
-        return open_model(choose(self.sweep, record, config, "0", ""), "")
+        return open_model(find_artifact(SweepFolder(self.sweep), "0", ""), "")
 
     def options(self, *more: str) -> list[str]:
         where = ["--storage", str(self.storage), "--tracking-uri", self.server.uri]
