@@ -219,7 +219,7 @@ def test_what_cannot_be_registered_is_told_before_any_work(
         (("--register", "a/b"), "must be up to 256 characters without '/' and ':'"),
         (("--format", "torch"), "takes an MLflow model, not --format torch"),
         (("--tracking-uri", "none"), "run without tracking"),
-        (("--tracking-uri", "ftp://x"), "A tracking URI begins with one of"),
+        (("--tracking-uri", "ftp://x"), "The scheme of a tracking URI must be one"),
     ):
         assert main(world.options(*more)) == 2
         said = capsys.readouterr().err
