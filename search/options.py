@@ -26,7 +26,7 @@ from trainables.trial import TaskSpec
 _INTRODUCTION = """\
 Search the hyper-parameters of a few-shot tuning method for a CLIP model.
 
-With no options it searches mask tuning (R-AMT) on real handwritten digits with an embedded tiny
+Without options, it searches mask tuning (R-AMT) on real handwritten digits with an embedded tiny
 model: no GPU, no download, no data needed. Trials are compared on few-shot validation images; at
 the end the winner is trained on fresh draws and evaluated once on the test split."""
 _EXAMPLES = """\
@@ -40,7 +40,7 @@ examples:
   python -m search.run --resume NAME --trials 100       add trials to a finished one"""
 
 _GROUPS: Mapping[str, Mapping[str, str]] = {
-    "what is searched": {
+    "task": {
         "space": "NAME",
         "init_from": "SWEEP",
         "datasets": "NAME,...",
@@ -55,7 +55,7 @@ _GROUPS: Mapping[str, Mapping[str, str]] = {
         "generate_split": "",
         "skip_unreadable": "",
     },
-    "how it is searched": {
+    "search": {
         "trials": "N",
         "sampler": "NAME",
         "pruner": "NAME",
@@ -65,7 +65,7 @@ _GROUPS: Mapping[str, Mapping[str, str]] = {
         "seed": "N",
         "eval_seeds": "N",
     },
-    "where it is stored": {
+    "storage and tracking": {
         "name": "NAME",
         "resume": "NAME",
         "storage": "PLACE",
@@ -75,7 +75,7 @@ _GROUPS: Mapping[str, Mapping[str, str]] = {
         "tracking_uri": "URI",
         "experiment": "NAME",
     },
-    "what it runs on": {
+    "execution": {
         "address": "HOST:PORT",
         "device": "NAME",
         "cpus_per_trial": "N",
@@ -85,15 +85,16 @@ _GROUPS: Mapping[str, Mapping[str, str]] = {
         "dry_run": "",
     },
 }
-"""Options by group, with what stands for their value."""
+"""Option groups: each option with the placeholder of its value."""
 _NOT_FIELDS = {
     "shots_file": "Published draws: a JSON file, with {dataset}, {shots} and {seed} in its name if "
     "there are several.",
     "resume": "Resume this sweep with its stored settings.",
-    "retry_failed": "Run trials that have failed again, under their numbers.",
-    "no_report": "Write no report at the end; python -m search.report NAME writes one at any time.",
-    "dry_run": "Run nothing and write nothing: print the settings, the first trials, and an "
-    "estimate of time and memory.",
+    "retry_failed": "Run failed trials again, with their original numbers.",
+    "no_report": "Do not write a report at the end; python -m search.report NAME writes one at any "
+    "time.",
+    "dry_run": "Print the settings, the first trials, and an estimate of time and memory, without "
+    "running or writing anything.",
 }
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "space": tuple(SPACES),
@@ -113,22 +114,22 @@ _TASK = tuple(f.name for f in fields(TaskSpec))
 
 @dataclass(frozen=True)
 class Request:
-    """A command line that was read."""
+    """A parsed command line."""
 
     config: SweepConfig
-    """The configuration, with defaults in place of what could not be read."""
+    """The configuration, with defaults in place of invalid values."""
     problems: tuple[str, ...]
-    """Every mistake of the command line itself."""
+    """Every error in the command line itself."""
     dry_run: bool
     """Whether to describe the sweep instead of running it."""
     retry_failed: bool
     """Whether to run failed trials again."""
     task_is_known: bool
-    """Whether the task is the one that was meant, so that its data can be checked."""
+    """Whether all options of the task were valid, so that its data can be checked."""
 
 
 def build_parser() -> Parser:
-    """Build the parser. Options have no defaults: one that is absent was not given."""
+    """Build the parser. Options have no defaults, so that omitted options are absent."""
     parser = Parser(
         "search.run",
         _INTRODUCTION,
@@ -153,7 +154,7 @@ def build_parser() -> Parser:
 
 
 def configure(arguments: Sequence[str]) -> SweepConfig:
-    """Return the configuration that a command line means; raises `UsageError`.
+    """Return the configuration of a command line; raises `UsageError`.
 
     With --resume the stored configuration is the starting point, and an option that would change
     the sweep's identity is refused.
@@ -165,7 +166,7 @@ def configure(arguments: Sequence[str]) -> SweepConfig:
 
 
 def read_request(arguments: Sequence[str] | None = None) -> Request:
-    """Read a command line to its end, whatever is wrong in it."""
+    """Parse a command line and collect all its errors."""
     options, mistakes = build_parser().parse(arguments)
     given: dict[str, Any] = vars(options)
     problems = [problem for problem, _ in mistakes]
@@ -209,7 +210,7 @@ def read_request(arguments: Sequence[str] | None = None) -> Request:
 
 
 def _with_defaults(given: dict[str, Any], base: SweepConfig) -> SweepConfig:
-    """The configuration: options, then the base, then environment variables."""
+    """Build the configuration from options, the base and environment variables, in this order."""
     if "second_objective" in given:
         given.setdefault("pruner", "none")
     given.setdefault("address", os.environ.get("RAY_ADDRESS", base.address))
@@ -245,7 +246,7 @@ def _changes(stored: SweepConfig, config: SweepConfig) -> list[str]:
 
 
 def absolute_dataset(spec: str) -> str:
-    """A data set's specification with its path, if it has one, made absolute."""
+    """Return a data set's specification with an absolute path, if it has a path."""
     for prefix in PREFIXES:
         if spec.startswith(prefix) and spec != prefix:
             return f"{prefix}{os.path.realpath(os.path.expanduser(spec.removeprefix(prefix)))}"
@@ -253,7 +254,7 @@ def absolute_dataset(spec: str) -> str:
 
 
 def _settle_draws(given: dict[str, Any], problems: list[str]) -> None:
-    """Make `draws` of --shots-file, and the new spelling of an old value."""
+    """Derive `draws` from --shots-file, and replace its old value `own`."""
     pattern = given.pop("shots_file", None)
     if given.get("draws") == "own":
         given["draws"] = "seeded"
@@ -268,7 +269,7 @@ def _settle_draws(given: dict[str, Any], problems: list[str]) -> None:
 
 
 def _settle_bundle(given: dict[str, Any]) -> None:
-    """Take backbone and shots from a bundle. The checks of the data report what is wrong in it."""
+    """Take backbone and shots from a bundle. Errors in it are reported by the data checks."""
     specs = given["datasets"]
     if len(specs) != 1 or not is_bundle(specs[0]):
         return
@@ -282,7 +283,7 @@ def _settle_bundle(given: dict[str, Any]) -> None:
 
 
 def per_task(config: SweepConfig) -> list[SweepConfig]:
-    """One sweep, or with `per_task` one for every data set and number of shots."""
+    """Return one configuration, or with `per_task` one per data set and number of shots."""
     if not config.per_task:
         return [config]
     task, found = config.task, []
@@ -298,8 +299,8 @@ def per_task(config: SweepConfig) -> list[SweepConfig]:
 
 
 def names(value: str) -> list[str]:
-    """Parse names separated by commas; `all11` stands for eleven. The path of an existing file may
-    contain commas."""
+    """Parse names separated by commas; `all11` expands to the eleven benchmarks. Paths of
+    existing files may contain commas."""
     parts, found = [part for part in value.split(",") if part.strip()], list[str]()
     while parts:
         longest = range(len(parts), 1, -1)
@@ -330,11 +331,11 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "float | None": parsing.number,
     "tuple[int, ...]": parsing.integers,
 }
-"""What parses an option, by its name or by the type of its field."""
+"""Parsers of options, by name or by the type of the field."""
 
 
 def _field_docs(record: type) -> dict[str, str]:
-    """The docstring of every field of a dataclass, on one line."""
+    """Return the docstring of every field of a dataclass, on one line."""
     (tree,) = ast.parse(inspect.getsource(record)).body
     assert isinstance(tree, ast.ClassDef)
     return {
@@ -346,7 +347,7 @@ def _field_docs(record: type) -> dict[str, str]:
 
 
 def _help(name: str, doc: str) -> str:
-    """The help text of an option: its docstring, its choices, its default."""
+    """Return the help text of an option: its docstring, choices and default."""
     words = doc.removesuffix(".")
     if name in _CHOICES:
         words += f". One of {', '.join(_CHOICES[name])}"
@@ -361,7 +362,7 @@ def _help(name: str, doc: str) -> str:
 
 
 def _by_space(name: str) -> str:
-    """A default that depends on the space, e.g. `1 for rmt, 3 for taskres`."""
+    """Format a default that depends on the space, e.g. `1 for rmt, 3 for taskres`."""
     spaces: dict[str, list[str]] = {}
     for space, entry in SPACES.items():
         spaces.setdefault(_words(getattr(entry, name)), []).append(space)

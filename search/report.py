@@ -1,4 +1,4 @@
-"""`python -m search.report`: what a sweep has found, on one page."""
+"""`python -m search.report`: write the report of a sweep."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from trainables.core.storage import StorageError, join
 _INTRODUCTION = """\
 Write the report of a sweep: report.html (one file, no network), trials.parquet, tables and figures.
 
-It reads the sweep's folder alone, while the sweep runs or afterwards, and changes nothing else."""
+It reads only the sweep's folder, during or after the sweep, and changes nothing else in it."""
 
 
 def build_parser() -> Parser:
-    """All options."""
+    """Build the parser of the options."""
     parser = Parser("search.report", _INTRODUCTION)
     parser.add_argument("name", metavar="NAME", help="name of the sweep")
     parser.add_argument(
@@ -27,15 +27,15 @@ def build_parser() -> Parser:
         nargs="+",
         default=[],
         metavar="OTHER",
-        help="sweeps to show beside it, in a report of its own: same backbone, protocol and "
-        "rule of draws",
+        help="sweeps to compare it with, in a separate report; they must have the same backbone, "
+        "protocol and rule of draws",
     )
     parser.add_storage()
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; 0 when the report is written, 2 for a mistake, 1 where it cannot be written."""
+    """Run; return 0 if the report was written, 2 for invalid input, 1 if writing failed."""
     console = open_console()
     try:
         options = build_parser().parse_args(arguments)

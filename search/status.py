@@ -28,15 +28,15 @@ from search.terminal.sweep_status import SweepStatus, ago, failures, read_standi
 from trainables.core.credentials import shown, without_password
 
 _INTRODUCTION = """\
-Show the status of a sweep: its trials, its best value, where it is stored, what to do next.
+Show the status of a sweep: its trials, best value, location and next steps.
 
 Nothing is changed."""
 
-_LINES = 12  # of a traceback, from its end
+_LINES = 12  # of a traceback (the last ones)
 
 
 def build_parser() -> Parser:
-    """All options."""
+    """Build the parser of the options."""
     parser = Parser("search.status", _INTRODUCTION)
     parser.add_argument("name", metavar="NAME", help="name of the sweep")
     parser.add_storage()
@@ -50,7 +50,7 @@ def build_parser() -> Parser:
 
 
 def next_steps(found: SweepStatus, details: Details, storage: str) -> list[tuple[str, str]]:
-    """What to do now, the most useful first: a command and what it does."""
+    """Return the suggested commands and what they do, most useful first."""
     name = found.name
 
     def command(module: str, *more: str) -> str:

@@ -1,8 +1,8 @@
-"""Trainings of one trial that are the same computation, done once.
+"""Runs identical trainings of one trial only once.
 
-Draws that take every training image there is (a bundle with all its shots) have the same training
-set. If it also fits one batch, and neither crops nor random numbers tell the trainings apart, they
-are the same model, up to rounding: only the validation images differ.
+Draws that use every available training image (e.g. a bundle with all its shots) have the same
+training set. If it fits one batch and the training uses neither crops nor random numbers, the
+trained models are equal up to rounding; only the validation images differ.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trainables.trial import Episode
 
 
 def share_repeated(trainings: Sequence[Training]) -> list[Training]:
-    """The same trainings; those that repeat an earlier one use its model."""
+    """Replace trainings that repeat an earlier one, so that they share its model."""
     firsts: dict[tuple[str, int, tuple[str, ...]], Trainer] = {}
     found: list[Training] = []
     for training in trainings:

@@ -72,8 +72,8 @@ class SweepConfig:
     pruner: str = "asha"
     """How bad trials are stopped early."""
     second_objective: str = ""
-    """A second objective besides accuracy: a metric that trials report at their end, and max or
-    min, e.g. mask/sparsity:max. No trial is stopped early then, and the report shows the Pareto
+    """A second objective besides accuracy: a metric that trials report when they finish, and
+    max or min, e.g. mask/sparsity:max. It disables early stopping; the report shows the Pareto
     front."""
     seed: int = 0
     """Seed of the sampler and of the training. The same seed gives the same trials if they run one
@@ -301,8 +301,8 @@ class SweepConfig:
             )
         elif bundles and task.backbone != bundles[0]:
             found.append(
-                "A bundle holds features of its own backbone, so --backbone must be omitted, got "
-                f"'{task.backbone}'."
+                "--backbone must be omitted with a bundle, which includes its backbone's features, "
+                f"got '{task.backbone}'."
             )
         elif not bundles and is_bundle(task.backbone):
             found.append(

@@ -1,4 +1,4 @@
-"""What a sweep starts from: the winner of another one, with which all its trials begin."""
+"""The start of a sweep: the winner of another sweep, with which all its trials begin."""
 
 from __future__ import annotations
 
@@ -17,37 +17,39 @@ class Start:
     location: str
     """Folder of that sweep."""
     sweep: str
-    """Its id, which a folder that is moved keeps."""
+    """Id of that sweep, which does not change if its folder is moved."""
     trial: int
     """Number of the winner."""
     stage: TrialConfig
     """The winner's configuration, as fixed stages."""
     task: TaskSpec
-    """What it was found on."""
+    """Task of that sweep."""
     fingerprints: Mapping[str, str]
-    """Of the backbone and the data that it was found on."""
+    """Fingerprints of that sweep's backbone and data."""
 
     def identity(self) -> dict[str, Any]:
-        """What may not change when a sweep is resumed."""
+        """Return the settings that must not change when a sweep is resumed."""
         return {"sweep": self.sweep, "trial": self.trial, "config": self.stage.fingerprint()}
 
     def problems(self, task: TaskSpec) -> list[str]:
-        """How `task` differs from the one that it was found on. Draws may: each trains its own; and
-        so may whether unreadable images are left out."""
+        """Return how `task` differs from the task of that sweep.
+
+        Seeds and the handling of unreadable images may differ.
+        """
         return [
-            f"--init-from: '{shown(self.location)}' has {f.name} {_shown(theirs)}, and this sweep "
-            f"{_shown(ours)}: leave that option away, or start from a sweep on the same task."
+            f"--init-from needs a sweep on the same task, and '{shown(self.location)}' has "
+            f"{f.name} {_shown(theirs)}, got {_shown(ours)}. Omit the option, or use another sweep."
             for f in fields(TaskSpec)
             if f.name not in ("seeds", "skip_unreadable")
             and (theirs := getattr(self.task, f.name)) != (ours := getattr(task, f.name))
         ]
 
     def differences(self, fingerprints: Mapping[str, str]) -> list[str]:
-        """Whether backbone and data are still those that it was found on."""
+        """Return how backbone and data have changed since that sweep."""
         return [
-            f"--init-from: '{shown(self.location)}' was found with another "
+            f"--init-from: '{shown(self.location)}' was searched with another "
             f"{name.replace('.', ' of ')} ({theirs[:12]}, now "
-            f"{fingerprints.get(name, 'none')[:12]}): restore it, or search that sweep again."
+            f"{fingerprints.get(name, 'none')[:12]}). Restore it, or run that sweep again."
             for name, theirs in self.fingerprints.items()
             if name != "draws" and fingerprints.get(name) != theirs
         ]

@@ -82,7 +82,7 @@ def pareto_front(points: Mapping[int, tuple[float, float]]) -> list[int]:
 
 
 def best_of(results: Iterable[Result]) -> Result | None:
-    """The complete trial with the highest value; of equals, the one with the lower validation
+    """The completed trial with the highest value; of equals, the one with the lower validation
     loss, then the earlier one."""
     complete = [result for result in results if result.state == "COMPLETE"]
     return min(complete, key=_rank, default=None)
@@ -94,7 +94,7 @@ def _rank(result: Result) -> tuple[float, float, int]:
 
 
 def front_of(results: Iterable[Result], also: Objective) -> list[int]:
-    """The complete trials on the front, the best in the second objective first."""
+    """The completed trials on the front, the best in the second objective first."""
     points = {}
     for result in results:
         second = also.value(result.metrics)

@@ -1,4 +1,4 @@
-"""What a person is told: mistakes, all at once and before any work starts; and why it stopped."""
+"""Exceptions for users: invalid input, a stopped sweep, a failed evaluation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class UsageError(ValueError):
-    """One or more problems, each a sentence with rule, value and remedy."""
+    """Invalid input: one or more problems, each one line with rule, value and fix."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
@@ -14,15 +14,15 @@ class UsageError(ValueError):
 
 
 class _ReasonError(RuntimeError):
-    """Why, in one line that a sentence is made around: a full stop of its own is left away."""
+    """An error with a one-line reason, without a final full stop, for use inside a sentence."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason.removesuffix("."))
 
 
 class StoppedError(_ReasonError):
-    """A sweep cannot go on now: why, in one line. Nothing that was finished is lost."""
+    """The sweep cannot continue now. Finished trials are kept."""
 
 
 class EvaluationError(_ReasonError):
-    """The winner could not be re-trained or scored; the trials are not touched by it."""
+    """The winner could not be trained again or evaluated. The trials are not affected."""

@@ -125,7 +125,7 @@ def rehearse(config: TrialConfig, task: TaskSpec, data: str, device: str, thread
 
 
 def _environment(cache: str) -> dict[str, str]:
-    """Put features and images into `cache`, but find downloaded weights where they are."""
+    """Return an environment that caches data in `cache` and shares downloaded weights."""
     usual = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     weights = os.environ.get("HF_HOME") or f"{usual}/huggingface"
     return os.environ | {"XDG_CACHE_HOME": cache, "HF_HOME": weights}

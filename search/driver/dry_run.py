@@ -43,7 +43,7 @@ from trainables.methods.registry import METHODS
 from trainables.trial import Episode, TrialConfig, shown_parameters
 from trainables.view import AUGMENTED_VIEWS
 
-_SAMPLES = 200  # random points from which the ranges of a space are read
+_SAMPLES = 200  # random points that are drawn to find the ranges of a space
 
 
 def first_trials(plan: Plan) -> tuple[list[RunningTrial], int]:
@@ -94,7 +94,7 @@ def _words(distribution: BaseDistribution) -> str:
 
 
 def dry_run(plan: Plan, console: Console) -> None:
-    """Print what would be run."""
+    """Print settings, first trials and estimated cost."""
     config = plan.config
     trials, ended = first_trials(plan)
     console.print(
@@ -128,7 +128,7 @@ def dry_run(plan: Plan, console: Console) -> None:
 
 
 def settings(plan: Plan) -> dict[str, str]:
-    """Every setting, with defaults filled in."""
+    """Return every setting, with defaults filled in."""
     config = plan.config.public()
     rows = {key: _text(value) for key, value in config.to_dict().items() if key != "task"}
     rows |= {key: _text(value) for key, value in config.to_dict()["task"].items()}
@@ -179,8 +179,8 @@ def _print_estimate(
         return
     if place is None and config.device != "cpu":
         console.print(
-            "Estimate: none, as trials run on the cluster at --address. Run this command there "
-            "without --address."
+            "Estimate: none, because trials run on the cluster at --address. Run this command "
+            "there without --address."
         )
         return
     threads = max(1, math.floor(config.cpus_per_trial))
@@ -188,7 +188,9 @@ def _print_estimate(
         with console.status("Timing some steps"):
             cost = rehearse(plan.space.paper, config.task, config.data, device, threads)
     except RehearsalError as error:
-        console.print(f"Estimate: none, the steps could not be timed ({error}).", style="yellow")
+        console.print(
+            f"Estimate: none, because the steps could not be timed ({error}).", style="yellow"
+        )
         return
     for line in estimate(plan, [live.config for live in trials], more, cost):
         console.print(line)
@@ -247,12 +249,12 @@ def evaluation_seconds(plan: Plan, cost: Cost, slots: int) -> float:
     episodes = replace(config.task, seeds=seeds).episodes
     sizes = [draw_size(plan.source, episode) for episode in episodes]
     views = cost.encode * sum(train for train, _ in sizes) * AUGMENTED_VIEWS * _scales([paper])
-    # The winner is unknown: it is taken to cost what the paper's setting costs.
+    # The winner is unknown; assume that it costs as much as the paper's setting.
     return (2 * _seconds(cost, paper, episodes, sizes) + cost.preparation(sizes) + views) / slots
 
 
 def _scales(configs: Sequence[TrialConfig]) -> int:
-    """How many crop scales need augmented views of their own."""
+    """Return the number of distinct crop scales, each of which needs separate augmented views."""
     first = [config.stages[0] for config in configs]
     return len(
         {

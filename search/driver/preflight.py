@@ -1,4 +1,4 @@
-"""Everything that can be wrong before a sweep starts, found and told at once."""
+"""Checks before a sweep starts; all problems are reported at once."""
 
 from __future__ import annotations
 
@@ -51,23 +51,23 @@ class Plan:
     """A sweep that can start."""
 
     config: SweepConfig
-    """As asked for, with `name` filled in."""
+    """The requested configuration, with `name` filled in."""
     setting: TaskFacts
     """The facts about the task."""
     source: DataSource
-    """The task's data, opened."""
+    """Opened data of the task."""
     space: Space
-    """The space, for this task."""
+    """Search space for this task."""
     placement: Placement | None
-    """Where trials run; decided later, on a cluster."""
+    """Placement of trials; on a cluster, it is determined later."""
     fingerprints: dict[str, str]
     """Fingerprints of the backbone and the few-shot pools."""
     tracking_uri: str
-    """Resolved; `none` for no tracking."""
+    """Resolved MLflow tracking URI, or `none`."""
     id: str
-    """Given to the sweep when it was first started; no other sweep has it."""
+    """Unique id, created with the sweep."""
     notices: tuple[str, ...] = ()
-    """What the user should know, although the sweep can start."""
+    """Notices that do not prevent the sweep from starting."""
 
     def record(self) -> SweepRecord:
         """The content of `sweep.json`."""
@@ -110,7 +110,7 @@ def preflight_each(
     local = None
     with ExitStack() as stack:
         if may_download(config.task.backbone):
-            # Nobody waits for a download, or for the retries of one, to learn of other problems.
+            # Report other problems without waiting for a download or its retries.
             local = _check_locally(config, problems, check_data)
             stack.enter_context(offline(always=bool(local.problems)))
         examiner = stack.enter_context(BackboneProbeProcess(config.task.backbone))
@@ -129,7 +129,7 @@ def preflight_each(
 
 @dataclass(frozen=True)
 class _Local:
-    """What the checks that need no network found."""
+    """Results of the checks that need no network."""
 
     problems: list[str]
     placement: Placement | None
@@ -223,7 +223,7 @@ def offline(always: bool = False) -> Iterator[None]:
 def _hub_answers() -> bool:
     address = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     if urllib.request.getproxies():
-        return True  # the proxy knows
+        return True  # only the proxy can resolve the hub
     try:
         port = address.port or (80 if address.scheme == "http" else 443)
         socket.create_connection((address.hostname or "", port), timeout=_PROBE_SECONDS).close()
@@ -242,7 +242,7 @@ def _toy_notices(config: SweepConfig) -> list[str]:
     if config.task.backbone != "tiny" or not photos:
         return []
     return [
-        "The default backbone 'tiny' is a toy that knows little but handwritten digits: expect low "
+        "The default backbone 'tiny' is a toy model trained on handwritten digits: expect low "
         f"accuracy on '{photos[0]}'. For photos use a CLIP: --backbone ViT-B-32:laion2b_s34b_b79k "
         "(downloaded once, 600 MB), or without a network --backbone ARCH:FILE with a file of "
         "weights that you copied here."
@@ -284,7 +284,7 @@ def _plan(
 
 
 def _folder_problems(config: SweepConfig) -> list[str]:
-    """Whether a folder of this machine can hold the sweep; nothing is written."""
+    """Check that the sweep's folder on this machine is writable, without writing to it."""
     folder = local_folder(config.storage)
     if folder is None:
         return []
@@ -316,8 +316,7 @@ def _bucket_problems(config: SweepConfig, trial_write: bool) -> list[str]:
 
 
 def address_problems(config: SweepConfig) -> list[str]:
-    """Whether `address` can be reached: Ray itself tries for minutes before it says that nobody is
-    there."""
+    """Check that `address` is reachable; Ray itself retries for minutes before it fails."""
     host, colon, port = config.address.rpartition(":")
     if not config.address or config.address == "auto":
         return []
@@ -328,15 +327,15 @@ def address_problems(config: SweepConfig) -> list[str]:
     except (OSError, ValueError, OverflowError) as error:
         return [
             f"--address must be HOST:PORT of a running Ray cluster, or auto, and "
-            f"'{config.address}' is not ({error}). Start one (`ray up cluster.yaml`), or leave "
-            "the option away to use this machine."
+            f"'{config.address}' is not ({error}). Start one (`ray up cluster.yaml`), or omit "
+            "the option to use this machine."
         ]
     return []
 
 
 @contextmanager
 def _storage_in_words() -> Iterator[None]:
-    """A storage that does not work, as a `UsageError`."""
+    """Raise storage errors as `UsageError`."""
     try:
         yield
     except StorageError as error:

@@ -1,4 +1,4 @@
-"""The last lines a sweep prints."""
+"""Summary that is printed at the end of a sweep."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _TITLES: dict[Protocol, str] = {
 
 
 def print_summary(outcome: Outcome, console: Console) -> None:
-    """What was found, where it is, and what to do next."""
+    """Print the results, their location and the next steps."""
     states = ", ".join(f"{n} {state.lower()}" for state, n in outcome.states.items() if n)
     console.print(f"Trials: {states or 'none finished'}.", highlight=False)
     if outcome.overhead is not None:
         console.print(
-            f"A trial cost {outcome.overhead:.2f} s outside training (median, warm workers).",
+            f"A trial took {outcome.overhead:.2f} s outside training (median, warm workers).",
             highlight=False,
         )
     if outcome.unfinished or outcome.interrupted:
         console.print(
-            f"{outcome.unfinished} unfinished. Nothing is lost. To go on, run the same command "
+            f"{outcome.unfinished} unfinished. Nothing is lost. To resume, run the same command "
             f"again, or: {_command('run', outcome, '--resume')}",
             soft_wrap=True,
         )
@@ -70,7 +70,7 @@ def print_summary(outcome: Outcome, console: Console) -> None:
 
 
 def _address(sweep: Storage, name: str = "") -> str:
-    """The address of the sweep's folder, or of a file in it, as a person can use it."""
+    """Return the path or URI of the sweep's folder, or of a file in it, for display."""
     if isinstance(sweep, LocalStorage):
         return relative(sweep.root / name)
     location = without_password(sweep.location)
@@ -120,7 +120,7 @@ def _print_evaluation(outcome: Outcome, console: Console) -> None:
 
 
 def _print_parts(found: Evaluation, console: Console) -> None:
-    """One row for everything that was judged; for base-to-new both kinds of average."""
+    """Print one row per evaluated part; for base-to-new, also both kinds of average."""
     table = _table("Mean accuracy of each")
     for heading in ("trained on", "shots", "judged on", "images", *found.labels):
         left = heading in ("trained on", "judged on")
@@ -147,7 +147,7 @@ def _print_parts(found: Evaluation, console: Console) -> None:
 
 
 def print_tasks(outcomes: Sequence[Outcome], console: Console) -> None:
-    """After one sweep per task: the winners side by side."""
+    """Print the winners of several sweeps, one task per row."""
     evaluated = [(o, o.evaluation) for o in outcomes if o.evaluation is not None]
     if not evaluated:
         return
@@ -164,7 +164,7 @@ def print_tasks(outcomes: Sequence[Outcome], console: Console) -> None:
 
 
 def _over(gain: Gain) -> str:
-    """The gain in points, with its interval over draws, or over test images for a single draw."""
+    """Format a gain in points, with its interval over draws (over test images for one draw)."""
     interval = gain.over_draws or gain.over_images
     half = (interval.high or 0.0) - interval.mean
     return f"{100 * gain.mean:+z.1f} ± {100 * half:.1f}"
@@ -175,7 +175,7 @@ def _table(title: str) -> Table:
 
 
 def _place(spec: str) -> str:
-    """A path by its last part."""
+    """Shorten the path of a data set to its last component."""
     kind, colon, path = spec.partition(":")
     return Path(path).name if colon else kind
 

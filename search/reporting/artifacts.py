@@ -1,4 +1,4 @@
-"""What trials have learned, read by the artifacts' formats."""
+"""Reads the artifacts of trials: masks, residuals and their sizes."""
 
 from __future__ import annotations
 
@@ -22,20 +22,22 @@ _PIPELINE = "pipeline"
 
 @dataclass(frozen=True)
 class Learned:
-    """One stage's artifact on one episode."""
+    """Artifact of one stage, trained on one episode."""
 
     episode: Episode
-    """What it was trained on."""
+    """Episode that it was trained on."""
     tensors: Mapping[str, Tensor]
-    """By name."""
+    """Tensors by name."""
     metadata: Mapping[str, str]
-    """With `format`."""
+    """Metadata of the file, including its `format`."""
     fresh: bool
-    """Whether the episode is a fresh draw of the evaluation, not one of the search."""
+    """Whether the episode is a fresh draw of the evaluation rather than a draw of the search."""
 
     def masks(self) -> dict[str, Tensor] | None:
-        """Bool tensors by the names of the weights that they mask, True where a weight is kept;
-        None where this is no file of masks, or a damaged one."""
+        """Return bool tensors by the names of the masked weights, True for weights that are kept.
+
+        None if the artifact has no masks or is damaged.
+        """
         if self.metadata.get("format") != MASKS:
             return None
         try:
@@ -44,8 +46,10 @@ class Learned:
             return None
 
     def score_change(self) -> dict[str, float] | None:
-        """By the names of the masks: the mean distance of a mask's scores from their first value.
-        None where that was not kept."""
+        """Return the mean absolute change of each mask's scores since their initial value.
+
+        None if the artifact does not record it.
+        """
         try:
             found = json.loads(self.metadata.get("score_change", ""))
             return {str(name): float(mean) for name, mean in found.items()}
@@ -53,15 +57,17 @@ class Learned:
             return None
 
     def residual(self) -> tuple[Tensor, float] | None:
-        """A text residual without its weight, [c, d], and alpha; None where there is none."""
+        """Return a text residual [c, d] without its weight, and alpha; None if there is none."""
         if self.metadata.get("format") != "taskres" or "residual" not in self.tensors:
             return None
         return self.tensors["residual"], float(self.tensors["alpha"])
 
 
 def winners(source: Source) -> list[Learned]:
-    """What the winner has learned, stage by stage: on the evaluation's fresh draws, or on those of
-    the search while there is no evaluation. What is not there any more is left out."""
+    """Return the winner's artifacts, stage by stage, without those that no longer exist.
+
+    They are from the fresh draws of the evaluation, or from the search if there is no evaluation.
+    """
     best, judged = source.best, source.judged
     if best is None:
         return []
@@ -73,8 +79,10 @@ def winners(source: Source) -> list[Learned]:
 
 
 def numbers_learned(source: Source, trials: list[Result]) -> dict[int, int]:
-    """How many numbers each trial's artifact of its first episode holds, bits of masks counted as
-    numbers; by trial, where the file is there."""
+    """Count the numbers in each trial's artifact of the first episode.
+
+    A bit of a mask counts as one number. Trials without this file are omitted.
+    """
     task = source.config.task
     found = {}
     for trial in trials:
@@ -101,7 +109,7 @@ def _read(
 def _stages(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> list[tuple[Mapping[str, Tensor], Mapping[str, str]]]:
-    """A pipeline's stages; another artifact is a single one."""
+    """Split a pipeline into its stages; any other artifact is a single stage."""
     if metadata.get("format") != _PIPELINE:
         return [(tensors, metadata)]
     records = json.loads(metadata["stages"])

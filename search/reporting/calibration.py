@@ -1,4 +1,4 @@
-"""Whether confidence means what it says: expected calibration error and reliability.
+"""Calibration of predictions: expected calibration error and reliability diagram.
 
 Guo et al., "On Calibration of Modern Neural Networks", ICML 2017 (arXiv:1706.04599), section 2.
 
@@ -23,19 +23,19 @@ from search.reporting.source import Source
 from search.reporting.tables import Table, mean_of
 
 BINS = 15
-"""M, as in the paper."""
+"""Number of bins (M), as in the paper."""
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """Images in bins ((m - 1) / M, m / M] of their confidence."""
+    """Images binned by confidence into ((m - 1) / M, m / M]."""
 
     images: NDArray[np.int64]
-    """[M]."""
+    """[M], number of images."""
     right: NDArray[np.int64]
-    """[M], how many of them are predicted rightly."""
+    """[M], number of correctly predicted images."""
     confidence: NDArray[np.float64]
-    """[M], their summed confidence."""
+    """[M], sum of confidences."""
 
     @property
     def error(self) -> float:
@@ -45,7 +45,7 @@ class Reliability:
 
 
 def reliability(confidence: NDArray[np.float32], right: NDArray[np.bool_]) -> Reliability:
-    """Confidence [n], fractions, and whether the prediction is right [n]."""
+    """Bin images by `confidence` [n] (fractions); `right` [n] marks correct predictions."""
     exact = confidence.astype(np.float64)
     place = np.searchsorted(np.arange(1, BINS) / BINS, exact, side="left")
     return Reliability(
@@ -56,15 +56,15 @@ def reliability(confidence: NDArray[np.float32], right: NDArray[np.bool_]) -> Re
 
 
 def calibration_section(source: Source) -> Section | None:
-    """Table of all that was judged, and one reliability diagram; None without predictions."""
+    """Build the table of all episodes and one reliability diagram; None without predictions."""
     found = places(source.sheets)
     if not found:
         return None
     notes = [
-        "A model is calibrated where of the images of which it is p % sure p % are right. ECE is "
-        f"the mean gap between accuracy and confidence over {BINS} equally wide bins of "
-        "confidence, weighted by images (Guo et al. 2017, arXiv:1706.04599); confidence is the "
-        "softmax probability of the prediction, and nothing was rescaled."
+        "A model is calibrated if p % of its predictions with a confidence of p % are correct. ECE "
+        f"is the mean gap between accuracy and confidence over {BINS} equally wide bins of "
+        "confidence, weighted by number of images (Guo et al. 2017, arXiv:1706.04599). Confidence "
+        "is the softmax probability of the prediction, without rescaling."
     ]
     if note := chosen_note(found):
         notes.append(note)
@@ -78,7 +78,7 @@ def calibration_section(source: Source) -> Section | None:
 
 
 def calibration_table(found: Sequence[EvaluatedEpisode]) -> Table:
-    """A row a place and model."""
+    """Build a table with one row per episode and model."""
     rows = []
     for place in found:
         for label, draws in place.draws.items():
@@ -111,9 +111,9 @@ def _figure(place: EvaluatedEpisode) -> Figure:
         lower.set(xlabel="confidence of the prediction (%)", ylabel="images (%)", ylim=(0, None))
         legend(canvas)
         caption = (
-            f"{place.name}; all draws together. Above: accuracy against mean confidence of "
-            f"each of {BINS} bins that has images; below the dashed line a model is too sure. "
-            "Below: the share of the images in each bin."
+            f"{place.name}; all draws together. Top: accuracy against mean confidence of the "
+            f"non-empty bins (of {BINS}); points below the dashed line are overconfident. "
+            "Bottom: share of the images in each bin."
         )
         return finish("reliability", "Reliability", caption, canvas)
 

@@ -1,4 +1,4 @@
-"""What became right and what became wrong: the winner against what it is compared with."""
+"""Test images that the winner and its baselines classify differently."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ _BASELINES: tuple[Label, ...] = ("zero-shot", "start", "paper")
 
 
 def changes_section(source: Source) -> Section | None:
-    """Counts and a few images; None where no predictions were kept."""
+    """Build counts and example images; None without stored predictions."""
     if not source.sheets:
         return None
     galleries = [
-        gallery(source.examples, True, "Right by the winner, wrong by the zero-shot model"),
-        gallery(source.examples, False, "Right by the zero-shot model, wrong by the winner"),
+        gallery(source.examples, True, "Correct with the winner, wrong with the zero-shot model"),
+        gallery(source.examples, False, "Correct with the zero-shot model, wrong with the winner"),
     ]
     shown = tuple(g for g in galleries if g is not None)
     notes = [
-        "An accuracy says how many images are right, not which: these are the images on which two "
-        "models differ."
+        "This section counts the test images that two models classify differently, which their "
+        "accuracies alone do not show."
     ]
     if shown:
         notes.append(
-            f"The pictures are spread evenly over all such images of a test split (on the first "
-            f"draw, with the most shots), not picked; at most {SIDE} pixels a side are kept."
+            f"The pictures are evenly spaced samples of all such images of a test split (for the "
+            f"first draw with the most shots), stored with at most {SIDE} pixels per side."
         )
     else:
         notes.append(
-            "There are no pictures: the data has features alone, or the two models differ on no "
-            "image."
+            "There are no pictures: the data set contains only features, or the two models agree "
+            "on every image."
         )
     tables = (changes_table(places(source.sheets)),)
     return Section("changes", "Right and wrong", tuple(notes), tables, galleries=shown)
 
 
 def changes_table(found: Sequence[EvaluatedEpisode]) -> Table:
-    """A row a place and baseline: images of each kind, means over the draws."""
+    """Build a table of image counts per episode and baseline, averaged over draws."""
     rows = []
     for place in found:
         for baseline in (label for label in _BASELINES if label in place.draws):
@@ -58,13 +58,13 @@ def changes_table(found: Sequence[EvaluatedEpisode]) -> Table:
         *("judged on", "winner against", "images", "wrong to right", "right to wrong"),
         *("both right", "both wrong"),
     )
-    note = "Means over the draws; both models of a pair are of the same draw."
+    note = "Means over the draws; both models of a pair are from the same draw."
     title = "What the winner changes (test images)"
     return Table("changes", title, headings, tuple(rows), note, labels=2)
 
 
 def gallery(examples: Sequence[Example], gained: bool, title: str) -> Gallery | None:
-    """Examples of one kind; None where there is none."""
+    """Return a gallery of the gained or lost examples; None if there are none."""
     pictures = [
         Picture(e.png, _caption(e), e.file or "a test image")
         for e in examples

@@ -1,4 +1,4 @@
-"""Test accuracy class by class: who gains by the tuning, and who loses."""
+"""Test accuracy per class: which classes gain from tuning, and which lose."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from search.reporting.source import Source
 from search.reporting.tables import Table, percent
 
 MOST_CLASSES = 30
-"""Up to so many classes are all shown; of more, those at both ends."""
+"""Largest number of classes that are all shown; of more, only those at both ends."""
 _ENDS = 10
 
 
 @dataclass(frozen=True)
 class _Class:
-    """One class at one place."""
+    """One class of an episode."""
 
     name: str
     images: int
@@ -30,12 +30,12 @@ class _Class:
 
     @property
     def gain(self) -> float | None:
-        """Of the winner over the zero-shot model, as a fraction; None without test images."""
+        """Gain of the winner over the zero-shot model, a fraction; None without test images."""
         first, last = self.accuracy["zero-shot"], self.accuracy["winner"]
         return None if first is None or last is None else last - first
 
     def episodes(self) -> tuple[str, ...]:
-        """Cells of a table, see `_headings`."""
+        """Return the cells of its row, in the order of `_headings`."""
         gain = "-" if self.gain is None else f"{100 * self.gain:+z.2f}"
         return (
             self.name,
@@ -50,7 +50,7 @@ def _headings(place: EvaluatedEpisode) -> tuple[str, ...]:
 
 
 def classes_section(source: Source) -> Section | None:
-    """The classes of one place, and a file with those of all; None without predictions."""
+    """Build the table of one episode, and a file with all episodes; None without predictions."""
     found = places(source.sheets)
     if not found:
         return None
@@ -65,12 +65,12 @@ def classes_section(source: Source) -> Section | None:
         f"Test accuracy of each class: {place.name}{which} (%)",
         _headings(place),
         tuple(one.episodes() for one in shown),
-        "Means over the draws; the gain in points.",
+        "Means over the draws; the gain is in points.",
     )
     note = chosen_note(found)
     notes = (
         *([note] if note else []),
-        f"All {sum(len(p.sheet.classes) for p in found)} rows of all that was judged are in "
+        f"All {sum(len(p.sheet.classes) for p in found)} evaluated classes are listed in "
         "tables/classes-all.csv.",
     )
     return Section(
@@ -84,7 +84,7 @@ def classes_section(source: Source) -> Section | None:
 
 
 def _ranked(place: EvaluatedEpisode) -> list[_Class]:
-    """By falling gain; those without test images last, though none gains less."""
+    """Return the classes by decreasing gain; those without test images come last."""
     truth, count = place.sheet.truth, len(place.sheet.classes)
     images = np.bincount(truth, minlength=count)
     shares: dict[Label, list[float | None]] = {}
@@ -125,6 +125,6 @@ def _figure(shown: Sequence[_Class], place: EvaluatedEpisode, which: str) -> Fig
         axes.invert_yaxis()
         axes.set(xlabel="test accuracy (% of the class's images)")
 
-    caption = f"{place.name}{which}; the largest gain on top. Means over the draws."
+    caption = f"{place.name}{which}; largest gain on top. Means over the draws."
     height = 1.2 + 0.24 * len(shown)
     return draw("classes", "Accuracy of each class", caption, paint, height=height)

@@ -1,4 +1,4 @@
-"""Which classes are taken for which."""
+"""Confusion between classes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ _MOST_PAIRS = 15
 
 
 def confusion_section(source: Source) -> Section | None:
-    """The winner's most frequent confusions, and its whole matrix where that can be read; None
-    without predictions."""
+    """Build the table of the winner's most frequent confusions, and the matrix if it is legible.
+
+    None without predictions.
+    """
     found = places(source.sheets)
     if not found:
         return None
@@ -33,7 +35,7 @@ def confusion_section(source: Source) -> Section | None:
 
 
 def counts(place: EvaluatedEpisode, label: Label) -> NDArray[np.int64]:
-    """[c, c]: images of class i that were taken for class j, all draws together."""
+    """Count the images of class i that are predicted as class j, over all draws: [c, c]."""
     side = len(place.sheet.classes)
     total = np.zeros(side * side, np.int64)
     for answers in place.draws[label]:
@@ -43,7 +45,7 @@ def counts(place: EvaluatedEpisode, label: Label) -> NDArray[np.int64]:
 
 
 def pairs_table(place: EvaluatedEpisode) -> Table:
-    """The winner's most frequent confusions, with what the others make of them."""
+    """Build the table of the winner's most frequent confusions, with the other models' counts."""
     names, draws = place.sheet.classes, len(place.draws["winner"])
     matrices = {label: counts(place, label) for label in place.draws}
     winner = matrices["winner"]
@@ -87,5 +89,5 @@ def _figure(place: EvaluatedEpisode) -> Figure:
         axes.figure.colorbar(image, ax=axes).set_label("share of the class's images (%)")
 
     side = 2.6 + 0.27 * len(names)
-    caption = f"{place.name}; all draws together. A row adds up to 100 %."
+    caption = f"{place.name}; all draws together. Each row sums to 100 %."
     return draw("confusion", "The winner's confusion", caption, paint, side + 1.2, side)

@@ -1,4 +1,4 @@
-"""What a trial's value depends on: its parameters, one by one and together."""
+"""Effect of the parameters on a trial's value: importances, slices, parallel coordinates."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from search.reporting.section import Section
 from search.reporting.source import Source
 
 _ACCURACY = "validation accuracy (%)"
-_LEAST = 4  # trials below which an importance means nothing
-_MOST_TREES, _TREE_TRIALS, _SEED = 32, 8_000, 0  # of many trials fewer trees: time is bounded
-_MOST_LINES = 300  # in parallel coordinates: of more, the best
+_LEAST = 4  # trials; with fewer, importances are meaningless
+_MOST_TREES, _TREE_TRIALS, _SEED = 32, 8_000, 0  # fewer trees for many trials, to bound the time
+_MOST_LINES = 300  # of parallel coordinates: the best trials
 
 
 def dependence_section(source: Source) -> Section | None:
-    """Parallel coordinates, slices, importances; None where no trial is complete."""
+    """Build parallel coordinates, slices and importances; None without completed trials."""
     complete = source.of("COMPLETE")
     if not complete:
         return None
@@ -53,7 +53,7 @@ def dependence_section(source: Source) -> Section | None:
 
 
 def varied(trials: Sequence[Result]) -> list[str]:
-    """Names of the parameters that have more than one value among these trials."""
+    """Return the names of the parameters that have more than one value among these trials."""
     seen: dict[str, set[str]] = {}
     for trial in trials:
         for name, value in trial.parameters.items():
@@ -62,13 +62,15 @@ def varied(trials: Sequence[Result]) -> list[str]:
 
 
 def importances(trials: Sequence[Result]) -> dict[str, float]:
-    """Share of the value's variance that each parameter explains (fANOVA, Hutter et al. 2014),
-    the largest first; empty where it cannot be told."""
+    """Return the share of the value's variance that each parameter explains, largest first.
+
+    Computed with fANOVA (Hutter et al. 2014); empty if it cannot be computed.
+    """
     return _importances(_study(trials))[0]
 
 
 def _study(complete: Sequence[Result]) -> optuna.Study:
-    """The complete trials as a study in memory; the one on disk is never opened."""
+    """Build an in-memory study of the completed trials, without opening the stored one."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize")
     study.add_trials(
@@ -84,16 +86,16 @@ def _study(complete: Sequence[Result]) -> optuna.Study:
 
 
 def _importances(study: optuna.Study) -> tuple[dict[str, float], str]:
-    """fANOVA's importances of the parameters that all complete trials have; or why not."""
+    """Return importances of the parameters that all completed trials have, or why none exist."""
     trials = study.get_trials(deepcopy=False)
     if len(trials) < _LEAST:
-        return {}, f"they need {_LEAST} complete trials, and there are {len(trials)}"
+        return {}, f"at least {_LEAST} completed trials are needed, got {len(trials)}"
     if len({trial.value for trial in trials}) == 1:
-        return {}, "all complete trials have the same value"
+        return {}, "all completed trials have the same value"
     shared = set.intersection(*(set(trial.params) for trial in trials))
     moving = [n for n in sorted(shared) if len({repr(t.params[n]) for t in trials}) > 1]
     if not moving:
-        return {}, "no parameter varies in all complete trials"
+        return {}, "no parameter that all completed trials have varies"
     evaluator = FanovaImportanceEvaluator(n_trees=_trees(len(trials)), seed=_SEED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -105,13 +107,13 @@ def _trees(trials: int) -> int:
 
 
 def _parallel(complete: Sequence[Result]) -> Figure:
-    """Optuna's own drawing, in our colours."""
+    """Draw Optuna's parallel coordinates in our style."""
     from matplotlib import pyplot
     from optuna.visualization.matplotlib import plot_parallel_coordinate
 
     ranked = sorted(complete, key=lambda r: -(r.value or 0.0))[:_MOST_LINES]
     names = varied(ranked)
-    # Optuna lays its axes out in a way that only cropping makes room for.
+    # Optuna places its axes outside the canvas, so the figure relies on the tight bounding box.
     with painting(**{"axes.grid": False, "backend": "agg"}):
         axes = plot_parallel_coordinate(
             _study(ranked),
@@ -138,9 +140,9 @@ def _parallel(complete: Sequence[Result]) -> Figure:
         canvas.set_size_inches(max(6.4, 1.3 * len(names) + 2), 4.4)
         try:
             caption = (
-                "A line is a complete trial; each axis has the unit of its parameter. "
-                + (f"The best {_MOST_LINES} are drawn. " if len(complete) > _MOST_LINES else "")
-                + "Parameters that do not vary are left out."
+                "One line per completed trial; each axis has the unit of its parameter. "
+                + (f"The best {_MOST_LINES} are shown. " if len(complete) > _MOST_LINES else "")
+                + "Parameters that do not vary are omitted."
             )
             return finish("parallel", "Parallel coordinates", caption, canvas)
         finally:
@@ -166,8 +168,8 @@ def _slices(complete: Sequence[Result]) -> Figure:
             bar.set_label("trial (number)")
             bar.locator = MaxNLocator(integer=True)
         caption = (
-            "Every complete trial's value against each parameter, later trials lighter. A "
-            "parameter that only some trials have shows those."
+            "The value of every completed trial against each parameter; later trials are lighter. "
+            "Conditional parameters show only the trials that have them."
         )
         return finish("slices", "Slices", caption, canvas)
 
@@ -213,8 +215,8 @@ def _importance_figure(found: dict[str, float], trials: int) -> Figure:
         axes.grid(axis="y", visible=False)
 
     caption = (
-        f"fANOVA with {_trees(trials)} trees over {trials} complete trials; the parameters that "
-        "all of them have. With few trials this is a hint, no more."
+        f"fANOVA with {_trees(trials)} trees over {trials} completed trials, limited to parameters "
+        "that all of them have. With few trials this is only a rough estimate."
     )
     height = 1.1 + 0.32 * len(found)
     return draw("importances", "Hyper-parameter importances", caption, paint, height=height)

@@ -1,4 +1,4 @@
-"""The test images that a report looks at: who said what of them, draw by draw."""
+"""Predictions on test images, grouped by the training data and shots of the models."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ _PARTS: dict[Part, str] = {
 
 @dataclass(frozen=True)
 class EvaluatedEpisode:
-    """One sheet, and the models that were trained on one data set with one number of shots."""
+    """A prediction table for models trained on one data set with one number of shots."""
 
     sheet: PredictionTable
-    """Images and their truth."""
+    """Test images and their true classes."""
     dataset: str
-    """What was trained on."""
+    """Training data set."""
     shots: int
-    """With how many images a class."""
+    """Training images per class."""
     draws: Mapping[Label, tuple[ModelPredictions, ...]]
-    """What was said, by label; draw by draw, in the same order for each."""
+    """Predictions by label, one per draw, in the same order of draws for every label."""
 
     @property
     def name(self) -> str:
-        """In a row of a table, or in a title."""
+        """Name in table rows and titles."""
         where = place_name(self.dataset, self.sheet.target)
         return f"{where}{_PARTS[self.sheet.part]}, {self.shots} shot{'s' * (self.shots > 1)}"
 
 
 def place_name(dataset: str, target: str) -> str:
-    """What was judged, and what it was trained on where that is another."""
+    """Return the name of the test data set, preceded by the training data set if it differs."""
     names = [PurePath(n.partition(":")[2]).name if ":" in n else n for n in (dataset, target)]
     return names[1] if dataset == target else f"{names[0]} → {names[1]}"
 
 
 def places(sheets: Sequence[PredictionTable]) -> list[EvaluatedEpisode]:
-    """All of them, in the order of the sheets."""
+    """Return the evaluated episodes of all tables, in the order of the tables."""
     found = []
     for sheet in sheets:
         models: dict[tuple[str, int], dict[Label, list[ModelPredictions]]] = {}
@@ -67,29 +67,29 @@ def places(sheets: Sequence[PredictionTable]) -> list[EvaluatedEpisode]:
 
 
 def shown_episode(found: Sequence[EvaluatedEpisode]) -> EvaluatedEpisode:
-    """The one that figures are drawn of: the first with the most shots."""
+    """Return the episode that figures show: the first of those with the most shots."""
     return max(found, key=lambda place: place.shots)
 
 
 def chosen_note(found: Sequence[EvaluatedEpisode]) -> str:
-    """Says which one is shown, where there are others; else empty."""
+    """Return a note on which episode the figure shows; empty if there is only one."""
     if len(found) == 1:
         return ""
     return (
-        f"The figure is of {shown_episode(found).name}: the first of {len(found)} rows that were "
-        "judged, among those with the most shots."
+        f"The figure shows {shown_episode(found).name}: of {len(found)} evaluated rows, the first "
+        "of those with the most shots."
     )
 
 
 def unseen_section(source: Source) -> Section | None:
-    """Why files on single test images cannot be read; None if they can, or without an
-    evaluation."""
+    """Explain why the files with predictions or examples cannot be read; None if they can, or if
+    there is no evaluation."""
     notes = list(source.images_problems)
     if not notes:
         return None
     if not source.sheets:
         notes.append(
-            "What was right and wrong, classes, confusion and calibration are therefore not shown; "
-            "the test split is not read again for them."
+            "The sections on right and wrong predictions, classes, confusion and calibration are "
+            "therefore missing; the test split is not read again for them."
         )
     return Section("images", "Test images", tuple(notes))

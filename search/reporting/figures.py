@@ -1,4 +1,4 @@
-"""How figures are drawn: one style, colours that everybody can tell apart, PNG and SVG."""
+"""Drawing of figures: common style, colour-blind-safe palette, PNG and SVG output."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from trainables.core.text import printable
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK)
-"""Okabe and Ito's palette (jfly.uni-koeln.de/color), without the yellow that print loses."""
+"""Okabe and Ito's palette (jfly.uni-koeln.de/color), without yellow, which prints too faintly."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-"""Beside the colours: a figure must be readable without any."""
+"""Markers, so that figures are readable without colours."""
 SEQUENCE = "cividis"
-"""Colour map for amounts: even in lightness, the same for the colour-blind."""
+"""Colour map for quantities: perceptually uniform and colour-blind-safe."""
 DPI = 150
-_MOST_COLUMNS = 3  # of a legend
-_WIDE = 7.0  # inches, above which a figure does not share its row
+_MOST_COLUMNS = 3  # of the legend
+_WIDE = 7.0  # inches; wider figures get a row of the page for themselves
 
 STYLE: dict[str, object] = {
     "axes.grid": True,
@@ -39,32 +39,32 @@ STYLE: dict[str, object] = {
     "grid.color": "#dddddd",
     "grid.linewidth": 0.6,
     "legend.frameon": False,
-    "savefig.bbox": "tight",  # what does not fit makes the picture larger; nothing is cut off
+    "savefig.bbox": "tight",  # enlarge the image instead of clipping content
     "savefig.dpi": DPI,
-    "svg.hashsalt": "report",  # the same figure gives the same file
+    "svg.hashsalt": "report",  # deterministic output
 }
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing in two formats."""
+    """A figure in two formats."""
 
     name: str
-    """Of its files."""
+    """Name of its files, without extension."""
     title: str
-    """What it shows."""
+    """Title."""
     caption: str
-    """How it is read: what was left out, and what words mean."""
+    """Caption: explains terms and omissions."""
     png: bytes
-    """For the page."""
+    """Content of the PNG file, embedded in the page."""
     svg: bytes
-    """For print."""
+    """Content of the SVG file, for print."""
     wide: bool = False
-    """Whether it needs the page's whole width."""
+    """Whether it takes the full width of the page."""
 
     @property
     def base64(self) -> str:
-        """The PNG, for a data URI."""
+        """The PNG file in base64, for a data URI."""
         return b64encode(self.png).decode()
 
 
@@ -76,8 +76,7 @@ def draw(
     width: float = 5.6,
     height: float = 3.5,
 ) -> Figure:
-    """One pair of axes, `width` by `height` inches, painted by `paint`, and the legend of what it
-    has labelled."""
+    """Draw one pair of axes of `width` by `height` inches with `paint`, and add a legend."""
     with painting():
         canvas = Canvas(figsize=(width, height), layout="constrained")
         paint(canvas.subplots())
@@ -87,16 +86,18 @@ def draw(
 
 @contextmanager
 def painting(**style: object) -> Iterator[None]:
-    """Our style, and silence: Matplotlib warns about glyphs that a font lacks and axes without
-    room or positive values, which a reader of the page sees and a reader of the terminal cannot
-    change."""
+    """Apply the common style and suppress Matplotlib's warnings.
+
+    The warnings (missing glyphs, axes without room or positive values) concern the user's data and
+    are not actionable on the terminal.
+    """
     with mpl.rc_context(STYLE | style), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def finish(name: str, title: str, caption: str, canvas: Canvas) -> Figure:
-    """A figure of what was drawn elsewhere; inside `painting`."""
+    """Save a canvas as a figure; must be called within `painting`."""
     wide = bool(canvas.get_figwidth() > _WIDE)
     return Figure(name, title, caption, _saved(canvas, "png"), _saved(canvas, "svg"), wide)
 
@@ -109,24 +110,24 @@ def _saved(canvas: Canvas, kind: str) -> bytes:
 
 
 def look(place: int) -> tuple[str, str]:
-    """Colour and marker of a figure's series number `place`: no pair comes twice in 49."""
+    """Return colour and marker of series number `place`; the first 49 pairs are distinct."""
     count = len(COLOURS)
     return COLOURS[place % count], MARKERS[(place + place // count) % count]
 
 
 def plain(name: str) -> str:
-    """A name from outside as a label: text between two dollars is no formula."""
+    """Escape a user-supplied name for use as a label, so that `$` does not start a formula."""
     return printable(name).replace("$", r"\$")
 
 
 def shortened(text: str, most: int = 26) -> str:
-    """A name that fits beside a tick; an ellipsis stands for what is cut."""
+    """Truncate a tick label to `most` characters, with an ellipsis."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
-    """A logarithmic axis with few, plain numbers on it; linear if the data has no positive
-    number."""
+    """Make an axis logarithmic, with a few plain tick labels; keep it linear if the data has no
+    positive value."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     if axis.get_data_interval()[1] <= 0:
         return
@@ -141,7 +142,7 @@ def logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
 
 
 def legend(canvas: Canvas) -> None:
-    """Above all axes, where it hides nothing, in as many columns as fit; the canvas grows by it."""
+    """Add a legend above all axes, in as many columns as fit, and extend the canvas to hold it."""
     found = [
         entry
         for axes in canvas.axes

@@ -1,4 +1,4 @@
-"""The names of a report's files, and whether a report is up to date."""
+"""Names of a report's files, and the check whether a report is up to date."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from search.evaluation.record import Evaluation
 from trainables.core.storage import Storage
 
 REPORT = "report"
-"""The folder of the report in a sweep's folder."""
+"""Folder of the report in the sweep's folder."""
 INPUTS = "inputs.sha256"
-"""File of the digest of what the report was made from, the last one that is written."""
+"""File with the digest of the report's inputs, written last."""
 
 
 def has_report(sweep: Storage) -> bool:
-    """Whether a report was written to its end; its page comes last."""
+    """Whether the page of a report exists; it is written after the tables and figures."""
     return sweep.exists(f"{REPORT}/report.html")
 
 
 def report_inputs(
     results: Mapping[int, Result], evaluation: Evaluation | None, others: Sequence[str] = ()
 ) -> str:
-    """Digest of what a report is made from; `others` are the sweeps that it compares with."""
+    """Return the digest of a report's inputs; `others` are the names of the compared sweeps."""
     trials = [(r.number, r.state, r.value, r.ended) for _, r in sorted(results.items())]
     found = None if evaluation is None else hashlib.sha256(evaluation.to_json()).hexdigest()
     text = json.dumps([trials, found, list(others)])

@@ -1,4 +1,4 @@
-"""How the search went: its values, what was stopped early, what it cost."""
+"""History of the search: values, early stopping and cost."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from search.reporting.source import Source
 from trainables.trial_run import REPORTS_PER_TRIAL
 
 _STATES: dict[State, tuple[str, str, str]] = {
-    "COMPLETE": ("complete", BLUE, MARKERS[0]),
+    "COMPLETE": ("completed", BLUE, MARKERS[0]),
     "PRUNED": ("stopped early", ORANGE, MARKERS[1]),
     "FAIL": ("failed", VERMILION, MARKERS[2]),
 }
 
 
 def history_section(source: Source) -> Section:
-    """Values, survival and cost."""
+    """Build the figures of values, survival and time."""
     figures = [_history(source)]
     if max(len(r.values) for r in source.results.values()) > 1:
         figures.append(_survival(source))
@@ -32,7 +32,7 @@ def history_section(source: Source) -> Section:
 
 
 def survivors(trials: Sequence[Result]) -> list[int]:
-    """How many trials have reported at least 1, 2, ... parts."""
+    """Return the numbers of trials that have reached at least 1, 2, ... report steps."""
     most = max((len(trial.values) for trial in trials), default=0)
     return [sum(len(trial.values) >= part for trial in trials) for part in range(1, most + 1)]
 
@@ -50,14 +50,14 @@ def _history(source: Source) -> Figure:
         axes.set_ylabel("validation accuracy (%)")
 
     caption = (
-        "A trial's value is its validation accuracy, the mean over data sets, shots and draws; of "
-        "one that was stopped early, its last. Trial 0 is the paper's setting."
+        "A trial's value is its validation accuracy, averaged over data sets, shots and draws; for "
+        "a trial that was stopped early, the last reported one. Trial 0 is the paper's setting."
     )
     return draw("history", "Optimisation history", caption, paint)
 
 
 def _dots(axes: Axes, source: Source, height: Callable[[Result], float | None]) -> None:
-    """One mark a trial, by its state, over the trials' numbers."""
+    """Draw one mark per trial, styled by its state, against the trial number."""
     axes.set_xlabel("trial (number)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for state, (label, colour, marker) in _STATES.items():
@@ -83,14 +83,14 @@ def _survival(source: Source) -> Figure:
         axes.bar(range(1, len(counts) + 1), counts, color=BLUE, width=0.7)
         for part, count in enumerate(counts, start=1):
             axes.annotate(str(count), (part, count), ha="center", va="bottom", fontsize=9)
-        axes.set(xlabel="part of the training (number)", ylabel="trials that finished it (count)")
+        axes.set(xlabel="report step (number)", ylabel="trials that reached it (count)")
         axes.set_xticks(range(1, len(counts) + 1))
         axes.grid(axis="x", visible=False)
 
     caption = (
-        f"Of {len(trials)} ended trials. After every part the pruner "
-        f"({source.config.pruner}) may stop a trial; one that failed stops there too. A training "
-        f"whose epochs do not divide into {REPORTS_PER_TRIAL} has fewer parts."
+        f"{len(trials)} finished trials. After each report step, the pruner "
+        f"({source.config.pruner}) may stop a trial; failed trials end there, too. A training with "
+        f"too few epochs for {REPORTS_PER_TRIAL} steps has fewer."
     )
     return draw("survival", "Rung survival", caption, paint)
 
@@ -100,7 +100,7 @@ def _times(source: Source) -> Figure:
         _dots(axes, source, lambda r: r.train_seconds)
         axes.set(ylabel="training and validation (s)", ylim=(0, None))
 
-    caption = "Time in training and validation, all draws together; waiting is not counted."
+    caption = "Time in training and validation, summed over all draws, without waiting time."
     return draw("times", "Time per trial", caption, paint)
 
 
@@ -113,8 +113,9 @@ def _cost(source: Source) -> str:
     hosts = len({r.host for r in trials if r.host})
     span = max(r.ended for r in trials) - min(r.begun for r in trials)
     return (
-        f"{len(trials)} trials have ended ({states}) of {source.config.trials} asked for, in "
+        f"{len(trials)} of {source.config.trials} requested trials have finished ({states}), in "
         f"{sum(seconds):.1f} s of training and validation (median "
-        f"{statistics.median(seconds):.2f} s a trial) on {hosts} host{'' if hosts == 1 else 's'}; "
-        f"between the first start and the last end lie {span:.0f} s."
+        f"{statistics.median(seconds):.2f} s per trial) on {hosts} "
+        f"host{'' if hosts == 1 else 's'}. From the first start to the last end, {span:.0f} s "
+        "have passed."
     )

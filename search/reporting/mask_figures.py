@@ -1,4 +1,4 @@
-"""Binary masks: how many bits could flip and did, where, and which (R-AMT's figures 5 to 7)."""
+"""Binary masks: flip budget, sparsity per layer, and overlap (figures 5 to 7 of R-AMT)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from search.reporting.source import Source
 from search.reporting.tables import Table
 
 BUDGET, FLIPPED, SPARSITY = "flip/budget", "mask/flipped", "mask/sparsity"
-"""Metrics of a trial whose method trains masks."""
-_MOST_NAMES = 12  # rows of the overlap that still can be labelled
+"""Metrics of trials whose method trains masks."""
+_MOST_NAMES = 12  # rows of the overlap figure; more cannot be labelled legibly
 
 
 def dropped_iou(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float | None:
-    """Intersection over union of what two sets of masks drop, over all their tensors; None where
-    neither drops anything, or where they mask other weights. Kept sets always overlap, so the
-    paper's figure 7 can only mean the dropped ones."""
+    """Intersection over union of the weights that two sets of masks drop, over all tensors.
+
+    None if neither drops any weight, or if they mask different weights. Kept sets always overlap
+    almost completely, so figure 7 of the paper must be about the dropped ones.
+    """
     if {n: m.shape for n, m in first.items()} != {n: m.shape for n, m in second.items()}:
         return None
     both = sum(int((~first[n] & ~second[n]).sum()) for n in first)
@@ -34,12 +36,12 @@ def dropped_iou(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> fl
 
 
 def layer_sparsity(masks: Mapping[str, Tensor]) -> dict[str, float]:
-    """The share of each tensor's bits that are 0."""
+    """Return the share of 0 bits per tensor."""
     return {name: 1 - mask.float().mean().item() for name, mask in masks.items()}
 
 
 def mask_section(sources: Sequence[Source]) -> Section | None:
-    """Budget, layers and overlap; None where nothing was masked."""
+    """Build the figures of budget, layers and overlap; None without masks."""
     found = [
         (source.name, learned, masks)
         for source in sources
@@ -60,9 +62,9 @@ def mask_section(sources: Sequence[Source]) -> Section | None:
     if not figures:
         return None
     notes = (
-        "Sparsity is the share of masked weights that are dropped, not of all weights of the "
-        "tower. Overlap is the intersection over union of the dropped sets: the kept ones overlap "
-        "almost wholly whatever was learned.",
+        "Sparsity is the share of dropped weights among the masked weights (unmasked weights of "
+        "the tower do not count). Overlap is the intersection over union of the dropped sets; the "
+        "kept sets always overlap almost completely.",
     )
     return Section("masks", "Masks", notes, tuple(tables), tuple(figures))
 
@@ -86,13 +88,13 @@ def _budget(source: Source) -> Figure:
         logarithmic(axes, "x")
         axes.set_yscale("symlog", linthresh=1)
         axes.set_ylim(0, 3 * max(r.metrics[FLIPPED] for r in trials) + 1)
-        axes.set(xlabel="flip budget (way to the threshold, ratio)", ylabel="dropped (bits)")
+        axes.set(xlabel="flip budget (ratio)", ylabel="dropped (bits)")
         axes.figure.colorbar(dots, ax=axes).set_label("validation accuracy (%)")
 
     caption = (
-        "The flip budget is how far the scheduled learning rates can carry a score, as a share of "
-        "its way to the threshold; left of the dashed line a constant gradient flips no bit. Bits "
-        "are means over the trial's data sets, shots and draws."
+        "The flip budget is the largest change of a score that the scheduled learning rates allow, "
+        "divided by its distance to the threshold. Left of the dashed line, a constant gradient "
+        "flips no bit. Numbers of bits are means over the trial's data sets, shots and draws."
     )
     name = f"flip-budget-{source.name}"
     return draw(name, f"Flip budget against dropped bits: {source.name}", caption, paint)
@@ -120,7 +122,7 @@ def _changes(found: _Found) -> Figure | None:
     return _by_tensor(
         "mask-changes",
         "Change of the scores of each masked tensor",
-        "mean |score - first value| (score units)",
+        "mean |score - initial value| (score units)",
         [one for one, _ in known],
         [change for _, change in known],
     )
@@ -129,8 +131,10 @@ def _changes(found: _Found) -> Figure | None:
 def _by_tensor(
     name: str, title: str, unit: str, found: _Found, values: Sequence[Mapping[str, float]]
 ) -> Figure:
-    """A row a tensor, a mark a data set and number of shots: the mean over draws of what `values`
-    gives for each of `found`."""
+    """Draw one row per tensor, with one mark per data set and number of shots.
+
+    A mark is the mean over draws; `values` holds a value per tensor for each entry of `found`.
+    """
     names = list(dict.fromkeys(name for own in values for name in own))
     series: dict[tuple[str, str, int], dict[str, list[float]]] = {}
     for (sweep, learned, _), own in zip(found, values, strict=True):
@@ -156,7 +160,7 @@ def _by_tensor(
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set(xlabel=unit)
 
-    caption = "The winner's masks, from the image side down; the mean over draws."
+    caption = "The winner's masks, with the input side on top. Means over the draws."
     return draw(name, title, caption, paint, height=1.2 + 0.22 * len(names))
 
 
@@ -190,14 +194,14 @@ def _overlap_figure(labels: Sequence[str], overlaps: Sequence[Sequence[float | N
         axes.figure.colorbar(image, ax=axes).set_label("intersection over union (ratio)")
 
     caption = (
-        "Rows and columns: data set, shots-seed (sweep). A dash: nothing dropped, or other weights."
+        "Rows and columns: data set, shots-seed (sweep). A dash: no dropped or no common weights."
     )
     side = 2.6 + 0.45 * len(labels)
     return draw("mask-overlap", "Overlap of dropped sets", caption, paint, side + 1.2, side)
 
 
 def _overlap_table(found: _Found) -> Table:
-    """Means over the pairs that differ in the draw alone, and over those of two data sets."""
+    """Build the table of mean overlaps: pairs that differ only in the draw, and in the data set."""
     seeds: list[float] = []
     sets: list[float] = []
     for (one, first, a), (other, second, b) in combinations(found, 2):

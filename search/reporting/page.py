@@ -1,4 +1,4 @@
-"""The page: one HTML file that asks nobody for anything."""
+"""Renders the report as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from trainables.core.text import printable
 
 
 def render(source: Source, others: Sequence[Source], sections: Sequence[Section]) -> str:
-    """Sections as one page; every text is escaped."""
+    """Render the sections as one HTML page, with all text escaped."""
     template = files("search.reporting").joinpath("page.html.jinja").read_text(encoding="utf-8")
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_finalize
     )
-    against = f", beside {', '.join(o.name for o in others)}" if others else ""
+    against = f", compared with {', '.join(o.name for o in others)}" if others else ""
     made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     return environment.from_string(template).render(
         title=f"Sweep {source.name}",
         subtitle=f"{source.config.space} on {described(source.config.task)}{against}. "
-        f"Report of {made}.",
+        f"Report written {made}.",
         notices=notices((source, *others)),
         sections=sections,
     )
 
 
 def _finalize(value: object) -> object:
-    return printable(value) if type(value) is str else value  # markup is safe already
+    return printable(value) if type(value) is str else value  # markup is already escaped
 
 
 def notices(sources: Sequence[Source]) -> list[str]:
-    """What makes the report provisional, sweep by sweep."""
+    """Return a notice for each unfinished sweep, whose results are provisional."""
     found = []
     for source in sources:
         name = "The sweep" if len(sources) == 1 else f"The sweep '{source.name}'"
         if source.running is not None:
             found.append(
-                f"{name} is running ({source.running}): this is how it stands with "
-                f"{len(source.results)} of {source.config.trials} trials ended."
+                f"{name} is still running ({source.running}): {len(source.results)} of "
+                f"{source.config.trials} trials have finished."
             )
         elif len(source.results) < source.config.trials:
             found.append(
-                f"{name} is not at its end: {len(source.results)} of {source.config.trials} trials "
-                "have ended."
+                f"{name} is unfinished: {len(source.results)} of {source.config.trials} trials "
+                "have finished."
             )
     return found

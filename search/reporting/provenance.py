@@ -1,4 +1,4 @@
-"""Where the numbers come from: enough to make them again."""
+"""Provenance of the results: settings, versions, fingerprints and reads of test splits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainables.trial import TaskSpec
 
 
 def provenance_section(source: Source) -> Section:
-    """Command, versions, fingerprints, seeds and every read of a test split."""
+    """Build the section: command, versions, fingerprints, seeds and every read of a test split."""
     config, task = source.config, source.config.task
     facts = {
         "sweep": config.name,
@@ -40,7 +40,7 @@ def provenance_section(source: Source) -> Section:
     rows += [("report made with", here)]
     rows += [(f"fingerprint: {name}", text) for name, text in prints.items()]
     tables = [Table("provenance", "Settings and versions", ("what", "value"), tuple(rows), "", 2)]
-    notes = [f"The command that makes this sweep, from its record: {command(config)}"]
+    notes = [f"The command that reproduces this sweep, from its record: {command(config)}"]
     if source.reads:
         tables.append(_reads(source))
     else:
@@ -49,11 +49,11 @@ def provenance_section(source: Source) -> Section:
 
 
 def command(config: SweepConfig) -> str:
-    """A command line that gives this sweep's configuration; what is a default is left out, except
-    what a space chooses."""
+    """Return a command line with this sweep's configuration, without options at their defaults
+    unless the default depends on the space."""
     task, default = config.task, SweepConfig()
     words = ["python", "-m", "search.run", "--space", config.space]
-    if config.init_from is not None:  # it brings its task along
+    if config.init_from is not None:  # the starting sweep defines the task
         words += ["--init-from", without_password(config.init_from.location)]
     else:
         words += _task_words(task)
@@ -92,7 +92,7 @@ def _task_words(task: TaskSpec) -> list[str]:
 
 def _reads(source: Source) -> Table:
     rows = tuple(
-        ("-", "this line of the list cannot be read", "-")
+        ("-", "this line of the record cannot be parsed", "-")
         if read is None
         else (
             time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(read.time)),

@@ -1,4 +1,4 @@
-"""Numbers that papers report, with the setting that they were measured in.
+"""Results published in papers, with the settings of their experiments.
 
 TaskRes: Yu et al., CVPR 2023, arXiv:2211.10277. R-AMT: Zheng et al., Regularized Mask Tuning, ICCV
 2023, arXiv:2307.15049. All are top-1 test accuracies in per cent, means over three seeds, with the
@@ -26,7 +26,7 @@ _SETS = {
         *("oxford_pets", "food101", "dtd", "eurosat", "ucf101", "sun397"),
     ),
 }
-"""The order of each paper's columns."""
+"""Order of the columns in each paper's tables."""
 _ELEVEN = frozenset(_SETS["taskres"])
 
 
@@ -35,22 +35,22 @@ class Published:
     """One row of a paper's table: one method, one backbone, one number of shots."""
 
     method: str
-    """As the paper calls it."""
+    """Name of the method in the paper."""
     source: str
-    """Paper and table."""
+    """Paper and table that the row is from."""
     backbone: str
-    """Architecture, in open_clip's name."""
+    """Architecture, as named by open_clip."""
     shots: int
-    """Images a class; 0 for the zero-shot model."""
+    """Training images per class; 0 for the zero-shot model."""
     values: dict[str, float] = field(default_factory=dict)
-    """Per cent by the data set that was judged."""
+    """Accuracy in per cent, by test data set."""
     part: Part = "test"
-    """What of it was judged: shifts are those of ImageNet, which was trained on."""
+    """Part of the test images; shifts are those of ImageNet, the training data set."""
     average: float | None = None
-    """Over the eleven data sets, where the paper gives no more than that."""
+    """Average over the eleven data sets, if the paper reports only that."""
 
     def mean(self, targets: Collection[str]) -> float | None:
-        """The average over exactly these data sets; None where it is not known."""
+        """Return the average over exactly these data sets; None if it is unknown."""
         if self.average is not None:
             return self.average if set(targets) == _ELEVEN else None
         known = [self.values[target] for target in targets if target in self.values]
@@ -67,8 +67,11 @@ def _row(
 def _shifts(
     method: str, paper: str, backbone: str, source: float | None, *shifts: float
 ) -> list[Published]:
-    """Of models trained on ImageNet with 16 shots: its own accuracy, where no other row has it, and
-    those on its shifts, of which R-AMT judges the first two."""
+    """Build the rows of models trained on ImageNet with 16 shots.
+
+    `source` is the accuracy on ImageNet, or None if another row has it. `shifts` are the
+    accuracies on its shifts; R-AMT reports only the first two.
+    """
     values = dict(zip(IMAGENET_SHIFTS, shifts, strict=False))
     table = f"{paper}, domain generalisation"
     rows = [Published(method, table, backbone, 16, values, "shift")]
@@ -137,15 +140,17 @@ PUBLISHED: tuple[Published, ...] = (
     *_halves("AMT", 16, 86.17, 69.11),
     *_halves("R-AMT", 16, 85.71, 72.15),
 )
-"""Rows of which every number was read in the paper's text; a paper's averages are not repeated
-where they follow. The papers' draws are CoOp's, with seeds 1 to 3."""
+"""Rows copied from the papers, without averages that can be computed from them. The papers use the
+draws of CoOp with seeds 1 to 3."""
 
 
 def comparable_rows(task: TaskSpec, scores: list[Score]) -> list[Published]:
-    """The published rows that were measured as these scores were: on the same part of the same
-    data sets, with the published splits and every image of them, by the same rule of draws, with as
-    many shots, the same backbone and OpenAI's weights. A row of zero-shot accuracies fits any
-    number of shots."""
+    """Return the published rows that are comparable with `scores`.
+
+    They share the part of the data sets, the published splits with every image, the rule of draws,
+    the number of shots, the backbone and OpenAI's weights. Zero-shot rows match any number of
+    shots.
+    """
     if task.draws != "coop" or task.generate_split or task.skip_unreadable:
         return []
     return [
@@ -156,13 +161,13 @@ def comparable_rows(task: TaskSpec, scores: list[Score]) -> list[Published]:
 
 
 def _has_a_place(row: Published, scores: list[Score]) -> bool:
-    """Whether a number of the row belongs beside these."""
+    """Whether the row has a number that is comparable with these scores."""
     targets = {s.target for s in scores if s.part == row.part and row.shots in (0, s.shots)}
     return not targets.isdisjoint(row.values) or row.mean(targets) is not None
 
 
 def _is_openai(spec: str, architecture: str) -> bool:
-    """Whether a backbone is that architecture with OpenAI's weights. A file's name says nothing of
-    its weights, so it does not count."""
+    """Whether a backbone is `architecture` with OpenAI's weights. Weights from a file never match,
+    because their origin is unknown."""
     name, _, tag = spec.partition(":")
     return name.removesuffix("-quickgelu") == architecture and tag in ("", "openai")

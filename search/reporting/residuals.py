@@ -1,4 +1,4 @@
-"""TaskRes's residuals: how large they grow, and on which tasks (the paper's section 4.4).
+"""Magnitude of TaskRes residuals against shots and task difficulty (section 4.4 of the paper).
 
 Notation: K classes, x a residual [K, d], alpha its weight.
 """
@@ -27,8 +27,8 @@ MAGNITUDES: dict[str, Magnitude] = {
     "mean |x|": lambda x: x.abs().mean().item(),
     "mean |x_k|_2": lambda x: torch.linalg.vector_norm(x, dim=-1).mean().item(),
 }
-"""The paper names the magnitude and does not define it: the mean over all elements, and the mean
-over classes of a class's Euclidean length. Both are shown, with and without the weight alpha."""
+"""Two definitions of the magnitude, which the paper leaves undefined: the mean over all elements,
+and the mean over classes of the Euclidean norm. Both are shown with and without alpha."""
 
 
 @dataclass(frozen=True)
@@ -38,23 +38,23 @@ class Measured:
     sweep: str
     """Name of the sweep."""
     dataset: str
-    """What it was trained on."""
+    """Training data set."""
     shots: int
-    """Images a class."""
+    """Training images per class."""
     seed: int
-    """Of the draw."""
+    """Seed of the draw."""
     classes: int
-    """K."""
+    """Number of classes (K)."""
     alpha: float
     """Weight, fixed or learned."""
     sizes: dict[str, float]
-    """By definition, without and with alpha."""
+    """Magnitudes by definition, without and with alpha."""
     difficulty: float | None
-    """(1 / K) / zero-shot accuracy; None where the zero-shot model was not judged."""
+    """(1 / K) / zero-shot accuracy; None if the zero-shot model was not evaluated."""
 
 
 def measure(source: Source) -> list[Measured]:
-    """Every text residual of the winner."""
+    """Measure every text residual of the winner."""
     found = []
     for learned in winners(source):
         residual = learned.residual()
@@ -80,17 +80,17 @@ def measure(source: Source) -> list[Measured]:
 
 
 def residual_section(sources: Sequence[Source]) -> Section | None:
-    """Table and figures; None where no winner has a text residual."""
+    """Build table and figures; None if no winner has a text residual."""
     found = [m for source in sources for m in measure(source)]
     if not found:
         return None
     learns = any(s.best and s.best.config["method_config"].get("learn_alpha") for s in sources)
     notes = (
-        "Relative transfer difficulty is (1 / K) / zero-shot accuracy, with K classes: the "
-        "accuracy of chance over that of the zero-shot model. What the paper calls a residual's "
-        "magnitude it does not define; two definitions are shown, each without and with the "
-        "weight alpha.",
-        *(["The winner's alpha is learned; the table shows what it has become."] * learns),
+        "Relative transfer difficulty is (1 / K) / zero-shot accuracy, with K classes: chance "
+        "accuracy divided by the accuracy of the zero-shot model. The paper does not define the "
+        "magnitude of a residual; two definitions are shown, each without and with the weight "
+        "alpha.",
+        *(["The winner's alpha is learned; the table shows its final value."] * learns),
     )
     figures = []
     if len({m.shots for m in found}) > 1:
@@ -115,7 +115,7 @@ def _difficulty(source: Source, dataset: str, shots: int, classes: int) -> float
 
 
 def _grouped(found: Sequence[Measured]) -> dict[tuple[str, str, int], list[Measured]]:
-    """Draws of one sweep, data set and number of shots together."""
+    """Group the draws by sweep, data set and number of shots."""
     groups: dict[tuple[str, str, int], list[Measured]] = {}
     for one in found:
         groups.setdefault((one.sweep, one.dataset, one.shots), []).append(one)
@@ -151,7 +151,7 @@ def _spread(values: Sequence[float]) -> str:
 
 def _magnitude_per_shot(found: Sequence[Measured]) -> Figure:
     caption = (
-        "Mean over classes of a residual's length, without alpha. Bars: sample standard deviation."
+        "Mean over classes of the residual's norm, without alpha. Bars: sample standard deviation."
     )
     return _per_shot(
         *("residual-shots", "Residual magnitude per shot", caption, "mean |x_k|_2 (feature units)"),
@@ -161,7 +161,7 @@ def _magnitude_per_shot(found: Sequence[Measured]) -> Figure:
 
 
 def _alpha_per_shot(found: Sequence[Measured]) -> Figure:
-    caption = "The residual's weight after training. Bars: sample standard deviation over draws."
+    caption = "Weight of the residual after training. Bars: sample standard deviation over draws."
     return _per_shot(
         *("alpha-shots", "Learned alpha per shot", caption, "alpha (factor)"),
         found,
@@ -196,7 +196,7 @@ def _per_shot(
         axes.set_xscale("log", base=2)
         ticks = sorted({m.shots for m in found})
         axes.set_xticks(ticks, [str(n) for n in ticks])
-        axes.set(xlabel="shots (images a class)", ylabel=unit)
+        axes.set(xlabel="shots (images per class)", ylabel=unit)
 
     return draw(name, title, caption, paint)
 
@@ -222,5 +222,5 @@ def _against_difficulty(found: Sequence[Measured]) -> Figure:
             ylabel="residual magnitude (feature units)",
         )
 
-    caption = "A point is a data set at one number of shots, the mean over draws."
+    caption = "One point per data set and number of shots: the mean over draws."
     return draw("residual-difficulty", "Difficulty and residual magnitude", caption, paint)

@@ -1,4 +1,4 @@
-"""A part of a report."""
+"""Sections of a report."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ from search.reporting.tables import Table
 
 @dataclass(frozen=True)
 class Picture:
-    """A small image from the data."""
+    """A small image from the data set."""
 
     png: bytes
-    """Its content."""
+    """Content of the PNG file."""
     caption: str
-    """Below it."""
+    """Text below the image."""
     name: str
-    """In place of it, where it cannot be seen."""
+    """Alternative text."""
 
     @property
     def base64(self) -> str:
-        """For a data URI."""
+        """The PNG file in base64, for a data URI."""
         return b64encode(self.png).decode()
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures of one kind."""
+    """A group of related pictures."""
 
     title: str
-    """What they have in common."""
+    """Title of the group."""
     pictures: tuple[Picture, ...]
-    """In their order."""
+    """Pictures in display order."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """Words, tables and figures under one heading."""
+    """Text, tables and figures under one heading."""
 
     name: str
-    """Of its anchor on the page."""
+    """Anchor on the page."""
     title: str
-    """Its heading."""
+    """Heading."""
     notes: tuple[str, ...] = ()
     """Paragraphs, as plain text."""
     tables: tuple[Table, ...] = ()
-    """Shown before the figures."""
+    """Tables, shown before the figures."""
     figures: tuple[Figure, ...] = ()
-    """In their order."""
+    """Figures in display order."""
     galleries: tuple[Gallery, ...] = ()
-    """After the tables."""
+    """Galleries, shown after the tables."""
     files: tuple[Table, ...] = ()
-    """Too long for the page: written beside it only."""
+    """Tables that are too long for the page and are only written as files."""

@@ -1,4 +1,4 @@
-"""Test accuracy over shots and data sets, in the papers' layout, with their numbers beside ours."""
+"""Test accuracy per number of shots and data set, next to the numbers published in papers."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ class _Row:
 
 
 def shots_section(sources: Sequence[Source]) -> Section | None:
-    """Tables and figures of all sweeps that were judged, and the names of those that were not; None
-    where it would say nothing that the winner's section does not."""
+    """Build tables and figures of all evaluated sweeps, and list the sweeps without evaluation.
+
+    None for a single sweep without evaluation: the winner's section reports that.
+    """
     judged = [(s, s.judged) for s in sources if s.judged is not None]
     several = len(sources) > 1
     missing = [f"'{s.name}' is not shown here. {s.unjudged}" for s in sources if s.unjudged]
@@ -73,9 +75,9 @@ def shots_section(sources: Sequence[Source]) -> Section | None:
         )
     else:
         notes.append(
-            "No published numbers stand beside these: a paper's are shown where data set, shots, "
-            "backbone with OpenAI's weights, protocol and rule of draws (coop) are the same, on "
-            "published splits with every image."
+            "No published numbers are shown. They are only comparable with the same data set, "
+            "shots, protocol and rule of draws (coop), a backbone with OpenAI's weights, and "
+            "the published splits with every image."
         )
     return Section("accuracy", "Accuracy", tuple(notes), tuple(tables), tuple(figures))
 
@@ -85,7 +87,7 @@ def _title(source: Source, several: bool) -> str:
 
 
 def _rows(judged: Sequence[tuple[str, Evaluation]], several: bool) -> list[_Row]:
-    """Zero-shot models are the same for sweeps with the same draws, and stand once for each."""
+    """Return one row per model and sweep, with equal zero-shot models listed only once."""
     rows: list[_Row] = []
     seen: set[tuple[object, ...]] = set()
     for label in get_args(Label):
@@ -104,7 +106,7 @@ def _rows(judged: Sequence[tuple[str, Evaluation]], several: bool) -> list[_Row]
 def _over_shots(
     rows: Sequence[_Row], published: Sequence[Published], part: Part, counts: Sequence[int]
 ) -> Table:
-    """Of one data set: a column for each number of shots."""
+    """Build the table of one data set, with one column per number of shots."""
     first = next(s for row in rows for s in row.scores if s.part == part)
     body = []
     for row in rows:
@@ -153,7 +155,7 @@ def _over_sets(
 
 
 def _average(found: dict[tuple[str, str], Score], columns: Sequence[tuple[str, str]]) -> str:
-    """Over the columns, draw by draw; a dash where one is missing or has other draws."""
+    """Average the columns per draw; a dash if one is missing or has other draws."""
     values = [found[c].values for c in columns if c in found]
     if len(values) < len(columns) or len({len(v) for v in values}) > 1:
         return "-"
@@ -162,19 +164,21 @@ def _average(found: dict[tuple[str, str], Score], columns: Sequence[tuple[str, s
 
 @dataclass(frozen=True)
 class _Panel:
-    """One pair of axes: curves by the names of the rows."""
+    """Content of one pair of axes: one curve per row of the table."""
 
     title: str
-    """Above it, where there are others."""
+    """Title, shown if there is more than one panel."""
     measured: Mapping[str, Mapping[int, Sequence[float]]]
-    """Draw by draw, by number of shots; fractions."""
+    """Accuracy of each draw, as fractions, by row and number of shots."""
     published: Mapping[str, Mapping[int, float]]
-    """By number of shots; per cent."""
+    """Published accuracy in per cent, by row and number of shots."""
 
 
 def _figure(rows: Sequence[_Row], published: Sequence[Published], part: Part) -> Figure | None:
-    """A panel a data set, as in the papers, and before them their mean: over those that every row
-    has, where there are several. None where each data set was judged with one number of shots."""
+    """Draw one panel per data set, preceded by the mean over the data sets that all rows have.
+
+    None if every data set was evaluated with a single number of shots.
+    """
     own = {row.name: [s for s in row.scores if s.part == part] for row in rows}
     own = {name: scores for name, scores in own.items() if scores}
     places = list(dict.fromkeys((s.dataset, s.target) for found in own.values() for s in found))
@@ -194,18 +198,18 @@ def _figure(rows: Sequence[_Row], published: Sequence[Published], part: Part) ->
     with painting():
         canvas = Canvas(figsize=size, layout="constrained")
         grid = list(canvas.subplots(height, columns, squeeze=False).flat)
-        known: set[str] = set()  # in the legend
+        known: set[str] = set()  # names already in the legend
         for axes, panel in zip(grid, panels, strict=False):
             _draw_panel(axes, panel, looks, known)
             if len(panels) > 1:
                 axes.set_title(plain(panel.title), fontsize=10)
         for axes in grid[len(panels) :]:
             axes.set_visible(False)
-        canvas.supxlabel("shots (training images a class)", fontsize=10)
+        canvas.supxlabel("shots (training images per class)", fontsize=10)
         canvas.supylabel("test accuracy (%)", fontsize=10)
         legend(canvas)
-        over = panels[0].title if len(panels) == 1 else "a panel a data set"
-        shares = "; the mean is over those that all rows have" * (len(panels) > len(places))
+        over = panels[0].title if len(panels) == 1 else "one panel per data set"
+        shares = "; the mean is over the data sets that all rows have" * (len(panels) > len(places))
         caption = f"{_TITLES[part]}, {over}{shares}. Bars: sample standard deviation over draws."
         return finish(f"shots-{part}", "Accuracy over shots", caption, canvas)
 
@@ -220,7 +224,7 @@ def _panel(
     own: Mapping[str, Sequence[Score]],
     published: Sequence[Published],
 ) -> _Panel:
-    """The mean over `places`, for every number of shots at which all of them were judged."""
+    """Average over `places`, for each number of shots with which all of them were evaluated."""
     measured = {}
     for name, scores in own.items():
         by_shots = _by_shots([s for s in scores if (s.dataset, s.target) in places], len(places))
@@ -236,7 +240,7 @@ def _panel(
 
 
 def _by_shots(scores: Sequence[Score], places: int) -> dict[int, list[float]]:
-    """The mean over data sets of each draw, where all data sets were judged."""
+    """Average each draw over data sets, for the shots with which all data sets were evaluated."""
     found: dict[int, list[float]] = {}
     for shots in sorted({s.shots for s in scores}):
         values = [s.values for s in scores if s.shots == shots]
@@ -250,7 +254,7 @@ def _by_shots(scores: Sequence[Score], places: int) -> dict[int, list[float]]:
 def _draw_panel(
     axes: Axes, panel: _Panel, looks: Mapping[str, tuple[str, str]], known: set[str]
 ) -> None:
-    """The curves; `known` are the names that the legend has, and gets those that it lacks."""
+    """Draw the curves of a panel; adds their names to `known`, the names in the legend."""
     for name, by_shots in panel.measured.items():
         found = [summary(values) for values in by_shots.values()]
         colour, marker = looks[name]
@@ -266,7 +270,7 @@ def _draw_panel(
         )
     for name, values in panel.published.items():
         colour, marker = looks[name]
-        axes.errorbar(  # without bars: the legend has these after those
+        axes.errorbar(  # without bars, so that the legend lists published rows last
             list(values),
             list(values.values()),
             color=colour,

@@ -1,4 +1,4 @@
-"""What a report is made of: a sweep's folder, read and never changed."""
+"""The input of a report: a sweep's folder, read but never changed."""
 
 from __future__ import annotations
 
@@ -32,60 +32,60 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Source:
-    """One sweep, as it lay in its folder at one moment."""
+    """A snapshot of one sweep."""
 
     sweep: Storage
-    """The folder."""
+    """Folder of the sweep."""
     record: SweepRecord
-    """Its `sweep.json`."""
+    """Content of its `sweep.json`."""
     config: SweepConfig
-    """What it searches."""
+    """Configuration of the sweep."""
     results: Mapping[int, Result]
     """Every finished trial, by number; at least one."""
     evaluation: Evaluation | None
-    """None while it has not been judged, or where that cannot be read."""
+    """Evaluation of a winner; None if there is none, or if it cannot be read."""
     reads: Sequence[Read | None]
-    """Every read of a test split; None for one whose line cannot be read."""
+    """Every recorded read of a test split; None for a line that cannot be parsed."""
     running: str | None
-    """Who runs it, if anybody does."""
+    """The driver that runs the sweep, if any."""
     damaged: bool = False
-    """Whether there is an evaluation that cannot be read."""
+    """Whether an evaluation exists that cannot be read."""
 
     @property
     def name(self) -> str:
-        """Of the sweep."""
+        """Name of the sweep."""
         return self.config.name
 
     @cached_property
     def best(self) -> Result | None:
-        """The winner: see `search.core.objectives.best_of`."""
+        """The winner, as defined by `search.core.objectives.best_of`."""
         return best_of(self.results.values())
 
     @property
     def judged(self) -> Evaluation | None:
-        """The evaluation, where it is of the present winner: trials added later may have made
-        another trial the best."""
+        """The evaluation, if it is of the current winner; None if later trials have replaced that
+        winner."""
         found, best = self.evaluation, self.best
         return found if found is not None and best and found.winner == best.number else None
 
     @property
     def unjudged(self) -> str:
-        """Why there are no test figures, in a sentence; empty where there are."""
+        """One sentence on why there are no test results; empty if there are."""
         if self.judged is not None:
             return ""
         if self.best is None:
-            return "It has no complete trial yet."
+            return "It has no completed trial yet."
         if self.evaluation is not None:
             return (
                 f"Its evaluation is of trial {self.evaluation.winner}, which is no longer the "
-                "winner. To judge the present one, run the sweep again."
+                "winner. To evaluate the current winner, run the sweep again."
             )
         if self.damaged:
             return (
-                f"It has been judged, but {EVALUATION} in its folder cannot be read: it is "
-                "damaged, or of another version. To judge it anew, run the sweep again."
+                f"Its evaluation cannot be read: {EVALUATION} is damaged, or was written by "
+                "another version. To repeat the evaluation, run the sweep again."
             )
-        return "It has not been judged on test data yet."
+        return "It has not been evaluated on test data yet."
 
     @cached_property
     def _predictions(self) -> tuple[list[PredictionTable], str]:
@@ -97,21 +97,21 @@ class Source:
 
     @property
     def sheets(self) -> list[PredictionTable]:
-        """The predictions for every test image; empty if they cannot be read."""
+        """Predictions for every test image; empty if they cannot be read."""
         return self._predictions[0]
 
     @property
     def examples(self) -> list[Example]:
-        """A few test images; empty if they cannot be read."""
+        """Example test images; empty if they cannot be read."""
         return self._examples[0]
 
     @property
     def images_problems(self) -> list[str]:
-        """Why predictions or examples cannot be read, a sentence each."""
+        """Why predictions or examples cannot be read, one sentence per file."""
         return [problem for _, problem in (self._predictions, self._examples) if problem]
 
     def _of_evaluation(self, read: Callable[[Storage, Evaluation], list[T]]) -> tuple[list[T], str]:
-        """A file of the evaluation, or why it cannot be read."""
+        """Return the content of a file of the evaluation, and why it cannot be read (or "")."""
         if self.judged is None:
             return [], ""
         try:
@@ -120,12 +120,12 @@ class Source:
             return [], str(error)
 
     def of(self, state: str) -> list[Result]:
-        """The trials that ended so, by number."""
+        """Return the trials with this final state, ordered by number."""
         return [r for _, r in sorted(self.results.items()) if r.state == state]
 
 
 def read_source(name: str, storage: str) -> Source:
-    """The sweep of this name in `storage`; raises `UsageError`."""
+    """Read the sweep `name` in `storage`; raises `UsageError`."""
     try:
         sweep = find_sweep(name, storage)
         return source_of(sweep.files, sweep.owner())
@@ -134,15 +134,18 @@ def read_source(name: str, storage: str) -> Source:
 
 
 def source_of(sweep: Storage, driver: str | None = None) -> Source:
-    """The sweep in a folder; `driver` says who runs it. Raises `UsageError` where there is none,
-    where another version made it, or where no trial has ended; and `StorageError`."""
+    """Read the sweep in a folder; `driver` is the process that runs it, if any.
+
+    Raises `UsageError` if there is no sweep, another version wrote it, or no trial has finished;
+    and `StorageError`.
+    """
     folder = SweepFolder(sweep)
     record, config, results = folder.record, folder.record.config, folder.results()
     if not results:
         raise UsageError(
             [
-                f"A report needs a finished trial, and '{config.name}' has none yet: wait for its "
-                f"first, or go on with it: python -m search.run --resume {config.name}."
+                f"A report needs a finished trial, and '{config.name}' has none yet. Wait for the "
+                f"first, or resume the sweep: python -m search.run --resume {config.name}."
             ]
         )
     evaluation, reads = read_evaluation(sweep), list_reads(sweep)
@@ -151,9 +154,11 @@ def source_of(sweep: Storage, driver: str | None = None) -> Source:
 
 
 def comparable(source: Source, others: Sequence[Source]) -> None:
-    """Raises `UsageError` where what is to stand side by side was not measured alike: another
-    backbone, protocol, rule of draws, or other images under one data set's name. Data sets, shots,
-    methods and spaces may differ."""
+    """Raise `UsageError` if the sweeps cannot be compared.
+
+    Backbone, protocol, rule of draws and the images of shared data sets must be the same. Data
+    sets, shots, methods and spaces may differ.
+    """
     problems = []
     names = [source.name, *(other.name for other in others)]
     if len(set(names)) < len(names):
@@ -166,9 +171,9 @@ def comparable(source: Source, others: Sequence[Source]) -> None:
         ]
         if found:
             problems.append(
-                f"Sweeps that are compared must have one backbone, protocol and rule of draws, and "
-                f"'{source.name}' and '{other.name}' differ in {'; '.join(found)}. Leave "
-                f"'{other.name}' out."
+                f"Compared sweeps must have the same backbone, protocol and rule of draws, and "
+                f"'{source.name}' and '{other.name}' differ in {'; '.join(found)}. Omit "
+                f"'{other.name}'."
             )
     if problems:
         raise UsageError(problems)
@@ -188,7 +193,7 @@ def _facts(source: Source, other: Source) -> list[tuple[str, object, object]]:
 
 
 def _pools(source: Source) -> dict[str, str]:
-    """Fingerprints that must agree, by what they are of: the backbone's and each data set's."""
+    """Return the fingerprints that must agree: of the backbone and of each data set."""
     prints = source.record.fingerprints
     found = {"backbone": prints.get("backbone", "")}
     for dataset in source.config.task.sources:

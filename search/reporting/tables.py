@@ -1,4 +1,4 @@
-"""A table that can be read on a page, in a paper and by a program."""
+"""Tables that can be written as HTML, Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ _NUMBER = re.compile(r"-|[-+]?[\d.,]+(e[-+]?\d+)?( ± [\d.]+)?( \[[-+\d., ]+\])?
 
 @dataclass(frozen=True)
 class Table:
-    """Headings and rows of text; the first columns name the row, the others are numbers."""
+    """A table of text cells; the first columns label the row, the others hold numbers."""
 
     name: str
-    """Of its files."""
+    """Name of its files, without extension."""
     title: str
-    """What it shows, with the unit of its numbers."""
+    """Title, with the unit of the numbers."""
     headings: tuple[str, ...]
-    """One a column."""
+    """One heading per column."""
     rows: tuple[tuple[str, ...], ...]
-    """As many cells each."""
+    """Rows, with one cell per column."""
     note: str = ""
-    """What a reader must know besides."""
+    """Note below the table."""
     labels: int = 1
-    """How many columns are words."""
+    """Number of label columns."""
 
     def __post_init__(self) -> None:
-        """Names of classes and files may contain anything."""
+        """Escape control characters, which names of classes and files may contain."""
         for name in ("title", "note"):
             object.__setattr__(self, name, printable(getattr(self, name)))
         object.__setattr__(self, "headings", tuple(map(printable, self.headings)))
         object.__setattr__(self, "rows", tuple(tuple(map(printable, row)) for row in self.rows))
 
     def markdown(self) -> str:
-        """As GitHub reads it; what would be markup is escaped."""
+        """Format as GitHub-flavoured Markdown, with markup in cells escaped."""
         marks = ["---" if i < self.labels else "---:" for i in range(len(self.headings))]
         lines = [self.headings, marks, *self.rows]
         body = "\n".join("| " + " | ".join(map(_in_markdown, line)) + " |" for line in lines)
@@ -61,7 +61,7 @@ class Table:
         return f"**{_in_markdown(self.title)}**\n\n{body}{note}\n"
 
     def latex(self) -> str:
-        """A `tabular` with booktabs' rules."""
+        """Format as a LaTeX `tabular` with booktabs rules."""
         columns = "l" * self.labels + "r" * (len(self.headings) - self.labels)
         body = [r"\begin{tabular}{" + columns + "}", r"\toprule", _latex_row(self.headings)]
         body += [r"\midrule", *map(_latex_row, self.rows), r"\bottomrule", r"\end{tabular}"]
@@ -69,7 +69,7 @@ class Table:
         return "\n".join([*(f"% {' '.join(word.split())}" for word in words), *body]) + "\n"
 
     def csv(self) -> str:
-        """Headings and rows. Spreadsheets run text that looks like a formula: it gets a quote."""
+        """Format as CSV, with a quote before text that a spreadsheet would run as a formula."""
         text = io.StringIO()
         lines = (map(_in_csv, line) for line in (self.headings, *self.rows))
         csv.writer(text, lineterminator="\n").writerows(lines)
@@ -77,12 +77,12 @@ class Table:
 
 
 def percent(fraction: float | None, digits: int = 2) -> str:
-    """A fraction in per cent, without the sign; a dash for what is not there."""
+    """Format a fraction in per cent, without the sign; a dash for None."""
     return "-" if fraction is None else f"{100 * fraction:.{digits}f}"
 
 
 def mean_of(values: Sequence[float]) -> str:
-    """Mean and sample standard deviation of fractions, in per cent: `84.13 ± 0.52`."""
+    """Format mean and sample standard deviation of fractions in per cent: `84.13 ± 0.52`."""
     from search.evaluation.statistics import summary
 
     found = summary(values)
@@ -102,5 +102,5 @@ def _in_markdown(text: str) -> str:
 
 
 def _latex_row(cells: Sequence[str]) -> str:
-    # LaTeX reads a star or a bracket that follows the end of a row as the end's own argument.
+    # Without `{}`, LaTeX parses a leading star or bracket as an argument of the previous row's end.
     return "{}" + " & ".join(cell.translate(_LATEX) for cell in cells) + r" \\"

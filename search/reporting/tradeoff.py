@@ -1,4 +1,4 @@
-"""What accuracy costs: sparsity of masks, or numbers that are learned."""
+"""Trade-off between accuracy and the second objective, mask sparsity or learned numbers."""
 
 from __future__ import annotations
 
@@ -24,12 +24,15 @@ from search.reporting.source import Source
 from search.reporting.tables import Table, percent
 
 MOST_ARTIFACTS = 200
-"""Trials whose artifacts are opened: the best."""
+"""Number of (best) trials whose artifacts are read."""
 
 
 def tradeoff_section(source: Source) -> Section | None:
-    """Accuracy against the second objective where the sweep has one, else against sparsity where
-    there are masks, else against numbers learned, where these differ; with the front."""
+    """Plot accuracy against cost, with the Pareto front.
+
+    The cost is the second objective if the sweep has one, else the sparsity if trials have masks,
+    else the number of learned numbers. None with fewer than two trials to compare.
+    """
     complete = source.of("COMPLETE")
     if source.config.second_objective:
         return _second(parse_objective(source.config.second_objective), complete)
@@ -37,7 +40,7 @@ def tradeoff_section(source: Source) -> Section | None:
         r.number: (100 * r.metrics[SPARSITY], r.value) for r in complete if SPARSITY in r.metrics
     }
     if len(sparse) > 1:
-        note = "Sparsity counts as the cost: how much of the original model a trial takes away."
+        note = "The cost is the sparsity: the share of the masked weights that a trial drops."
         return _section(sparse, "sparsity (% of the masked weights dropped)", "sparsity", note)
     ranked = sorted(complete, key=lambda r: (-(r.value or 0.0), r.number))[:MOST_ARTIFACTS]
     sizes = numbers_learned(source, ranked)
@@ -45,13 +48,13 @@ def tradeoff_section(source: Source) -> Section | None:
     if len(counted) < 2:
         return None
     left_out = (
-        f" Of {len(complete)} complete trials the best {MOST_ARTIFACTS} are shown."
+        f" Only the best {MOST_ARTIFACTS} of {len(complete)} completed trials are shown."
         if len(complete) > MOST_ARTIFACTS
         else ""
     )
     note = (
-        "What is counted is what the artifact of the trial's first training holds: what was "
-        f"learned, fixed weights of it included.{left_out}"
+        "The cost is the count of numbers in the artifact of the trial's first training, "
+        f"including those that stay fixed.{left_out}"
     )
     return _section(counted, "numbers in the artifact (count)", "numbers", note)
 
@@ -64,8 +67,8 @@ def _second(also: Objective, complete: Sequence[Result]) -> Section | None:
     if not found:
         return None
     note = (
-        f"The sweep searched for both: validation accuracy, and {also.words}. The winner is the "
-        "most accurate trial."
+        f"The sweep optimised two objectives: validation accuracy and {also.words}. The winner is "
+        "the most accurate trial."
     )
     return _section(found, also.words, also.metric, note, front_of(complete, also))
 
@@ -82,10 +85,10 @@ def _section(
     rows = tuple((str(n), f"{points[n][0]:.4g}", percent(points[n][1] / 100)) for n in front)
     table = Table(
         "front",
-        "Pareto front: no trial beats these in both",
+        "Pareto front: no other trial is better in both",
         ("trial", cost, "validation accuracy (%)"),
         rows,
-        "Validation accuracy, on which the trials were chosen: not a test.",
+        "Validation accuracy, which selected the trials, not test accuracy.",
     )
     notes = (note,) if note else ()
     figure = _figure(points, front, cost, short)
@@ -110,5 +113,5 @@ def _figure(
             logarithmic(axes, "x")
         axes.set(xlabel=cost, ylabel="validation accuracy (%)")
 
-    caption = "Complete trials; the front joins those that no other beats in both."
+    caption = "Completed trials. The front connects the trials that no other trial beats in both."
     return draw("tradeoff", f"Accuracy against {short}", caption, paint)

@@ -1,4 +1,4 @@
-"""All trials as one table for other programs: `trials.parquet`."""
+"""Writes all trials to one table, `trials.parquet`."""
 
 from __future__ import annotations
 
@@ -25,12 +25,16 @@ _FACTS: dict[str, pa.DataType] = {
     "failures": pa.int64(),
     "reason": pa.string(),
 }
-"""Fields of a result that are taken as they are; accuracies are fractions, times are seconds."""
+"""Fields of a result that are copied unchanged; accuracies are fractions, times are seconds."""
 
 
 def trials_parquet(source: Source) -> bytes:
-    """A row a trial: its facts, `values` (a list, the objective after each part), `param.NAME` as
-    sampled, `config.NAME` as resolved, `metric.NAME`. Sweep's name and id are in the metadata."""
+    """Build a table with one row per trial.
+
+    Columns: the fields in `_FACTS`, `values` (list, the objective after each part), `param.NAME`
+    (sampled), `config.NAME` (resolved) and `metric.NAME`. Name and id of the sweep are in the
+    metadata.
+    """
     results = [r for _, r in sorted(source.results.items())]
     columns: dict[str, pa.Array] = {
         name: pa.array([getattr(r, name) for r in results], kind) for name, kind in _FACTS.items()
@@ -51,13 +55,13 @@ def _flat(result: Result) -> dict[str, object]:
 
 
 def _spread(prefix: str, rows: Sequence[dict[str, Any]]) -> dict[str, pa.Array]:
-    """One column a key; null where a trial has none."""
+    """Build one column per key, null for rows without it."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {f"{prefix}.{name}": _column([row.get(name) for row in rows]) for name in names}
 
 
 def _column(values: Sequence[Any]) -> pa.Array:
-    """Numbers stay numbers; a column of several kinds becomes text, JSON for what is nested."""
+    """Build a column: numeric if all values are, else text, with nested values as JSON."""
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {int, float} and float in kinds:
         return pa.array([None if v is None else float(v) for v in values], pa.float64())

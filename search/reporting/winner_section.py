@@ -1,4 +1,4 @@
-"""The first thing that is shown: what won, by how much, and how sure that is."""
+"""First section of a report: the winner, its gains, and their significance."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _FIGURES: dict[Protocol, str] = {
 
 
 def winner_section(source: Source) -> Section:
-    """Configuration, validation and test figures, and the trials tied with the winner."""
+    """Build the section: configuration, validation and test results, and tied trials."""
     best = source.best
     if best is None:
-        return Section("winner", "The winner", ("No trial is complete yet: there is no winner.",))
+        return Section("winner", "The winner", ("There is no winner: no trial has completed yet.",))
     assert best.value is not None
     notes = [
-        f"Trial {best.number} is the winner of {len(source.of('COMPLETE'))} complete trials, with "
-        f"a validation accuracy of {percent(best.value)} %. It was chosen by that number, which is "
-        "therefore flattering; the test figures are not.",
+        f"Trial {best.number} is the winner of {len(source.of('COMPLETE'))} completed trials, with "
+        f"a validation accuracy of {percent(best.value)} %. This number is optimistically biased, "
+        "because it selected the winner; the test results are not.",
         tie_note(source),
     ]
     tables = []
@@ -41,26 +41,26 @@ def winner_section(source: Source) -> Section:
 
 
 def tied(source: Source) -> tuple[int, ...] | None:
-    """Trials that validation cannot tell from the winner; None where it is not known how many
-    images it had."""
+    """Return the trials that validation cannot separate from the winner; None if the number of
+    validation images is unknown."""
     values, images = _values(source), source.record.val_images
     return indistinguishable(values, int(images)) if values and images else None
 
 
 def tie_note(source: Source) -> str:
-    """How many trials are tied with the winner, in a sentence."""
+    """Return one sentence on how many trials are tied with the winner."""
     images = source.record.val_images
     if not images:
         return (
-            "How many trials are tied with the winner cannot be said: the sweep was begun by a "
-            "version that did not write down its number of validation images."
+            "The number of trials tied with the winner is unknown: the sweep was started by a "
+            "version that did not record the number of validation images."
         )
     note = separation_note(_values(source), int(images))
     return note or f"No other trial is tied with it on {images} distinct validation images."
 
 
 def test_table(found: Evaluation) -> Table:
-    """The protocol's figure of every model, with paired differences."""
+    """Build the table of the protocol's figure for every model, with paired differences."""
     baselines = found.labels[:-1]
     rows = []
     for label in found.labels:
@@ -102,7 +102,7 @@ def _difference(gain: Gain) -> str:
 
 
 def _configuration(source: Source) -> Table:
-    """Every setting of the winner, beside the paper's where trial 0 has been."""
+    """Build the table of the winner's settings, with those of the paper if trial 0 has finished."""
     assert source.best is not None
     own = TrialConfig.from_dict(source.best.config).flat()
     first = source.results.get(0)
@@ -118,5 +118,5 @@ def _configuration(source: Source) -> Table:
 
 
 def _shown(value: object) -> str:
-    """Six digits of a number; `trials.parquet` has all."""
+    """Format a value with six digits; `trials.parquet` has full precision."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)

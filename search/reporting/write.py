@@ -1,4 +1,4 @@
-"""The report's files, in the sweep's folder `report`."""
+"""Writes the report to the sweep's folder `report`."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from search.reporting.trials import trials_parquet
 from search.reporting.winner_section import winner_section
 
 PAGE = "report.html"
-_LONGEST = 80  # characters of the names of compared sweeps in a folder's name
-_OWN = ("tables/", "figures/")  # folders in which all files are a report's; a person may add others
+_LONGEST = 80  # characters of a folder name made of the names of compared sweeps
+_OWN = ("tables/", "figures/")  # folders that only the report writes to; users may add others
 
 
 def sections_of(source: Source, others: Sequence[Source] = ()) -> list[Section]:
-    """All that there is something to say of, in the order of the page."""
+    """Build the sections that apply to this sweep, in page order."""
     sources = (source, *others)
     found = [
         winner_section(source),
@@ -51,9 +51,9 @@ def sections_of(source: Source, others: Sequence[Source] = ()) -> list[Section]:
 
 
 def report_folder(others: Sequence[Source] = ()) -> str:
-    """The folder of a report in the sweep's folder: a comparison has one of its own.
+    """Return the report's folder within the sweep's folder; each comparison has a separate one.
 
-    Many or long names are shortened to a hash of them all.
+    Names that are too long together are replaced by a hash.
     """
     if not others:
         return REPORT
@@ -64,8 +64,11 @@ def report_folder(others: Sequence[Source] = ()) -> str:
 
 
 def write_report(source: Source, others: Sequence[Source] = ()) -> list[str]:
-    """Write the report into `report_folder(others)`; returns the names of its files there. The page
-    comes last, so that its tables and figures are never older. Raises `StorageError`."""
+    """Write the report to `report_folder(others)` and return the names of its files.
+
+    The page is written after its tables and figures, so that they are never older than the page.
+    Raises `StorageError`.
+    """
     sections = sections_of(source, others)
     folder = source.sweep.child(report_folder(others))
     files = {"trials.parquet": trials_parquet(source)}
@@ -84,8 +87,8 @@ def write_report(source: Source, others: Sequence[Source] = ()) -> list[str]:
     earlier = {name for name in folder.files() if name.startswith(_OWN)}
     for name, content in files.items():
         folder.write(name, content)
-    for name in earlier - set(files):  # of a report that showed other things
+    for name in earlier - set(files):  # left by an earlier report
         folder.delete(name)
     inputs = report_inputs(source.results, source.evaluation, [other.name for other in others])
-    folder.write(INPUTS, f"{inputs}\n".encode())  # last: it declares the others complete
+    folder.write(INPUTS, f"{inputs}\n".encode())  # last: marks the report as complete
     return [*files, INPUTS]

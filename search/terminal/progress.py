@@ -22,13 +22,13 @@ from trainables.core.text import printable
 from trainables.trainable import Message
 from trainables.trial import shown_parameters
 
-_RECENT = 5  # trials that have ended
+_RECENT = 5  # finished trials that are shown
 _COLUMNS = (("trial", 5, True), ("state", 13, False), ("validation", 10, True), ("time", 6, True))
 
 
 @dataclass
 class _Running:
-    """A trial that runs."""
+    """A running trial."""
 
     epochs: int
     epoch: int = 0
@@ -36,11 +36,10 @@ class _Running:
 
 
 class Progress:
-    """Trials by state, the best so far, the running trials, the time left."""
+    """Display of trials by state, the best trial, running trials and remaining time."""
 
     def __init__(self, console: Console, ledger: Ledger, trials: int, rounds: int = 1) -> None:
-        """`rounds`: how often a trial trains from its first epoch to its last, one cell after
-        another."""
+        """`rounds` is the number of full trainings that a trial runs one after another."""
         self._console, self._ledger, self._rounds = console, ledger, rounds
         self._goal = max(trials, ledger.issued)
         self._before = len(ledger.results)
@@ -74,7 +73,7 @@ class Progress:
         if self._display is not None:
             self._display.__exit__(kind, error, trace)
             self._display = None
-            for notice in self._said[: self._wiped]:  # a person may not have read them
+            for notice in self._said[: self._wiped]:  # the user may not have read them
                 self._console.print(notice)
 
     def started(self, live: RunningTrial) -> None:
@@ -92,7 +91,7 @@ class Progress:
         if message.forecast:
             self._forecasts[message.number] = message.forecast
         for warning in message.warnings:
-            # In full the first time; afterwards its headline is enough.
+            # Show the full text once, then only the headline.
             headline = warning.split(":")[0]
             text = f"{headline}." if headline in self._warned else warning
             self._warned.add(headline)
@@ -119,11 +118,10 @@ class Progress:
         self._console.print(text)
 
     def _frame(self) -> Group:
-        """The frame for the terminal as it is now.
+        """Return the frame for the current size of the terminal.
 
-        A terminal that has become narrower has broken the last frame's lines, so that nobody knows
-        how far up it begins: then the screen is wiped. What was said on it is said again at the
-        end.
+        Narrowing a terminal wraps the lines of the last frame, so that its start is unknown. The
+        screen is cleared in this case, and its notices are printed again at the end.
         """
         if self._console.size != self._size:
             self._size = self._console.size
@@ -145,7 +143,7 @@ class Progress:
             overflow="ellipsis",
         )
         pace = Text(self._pace(ended), no_wrap=True, overflow="ellipsis")
-        bar = Table.grid()  # which ends its line
+        bar = Table.grid()  # adds the line break
         bar.add_row(ProgressBar(total=self._goal, completed=ended, width=min(60, size.width)))
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         room = size.width
@@ -202,14 +200,14 @@ def _epochs(running: _Running) -> str:
 
 
 def percent(fraction: float | None) -> str:
-    """A fraction as a person reads it; a dash for none."""
+    """Format a fraction in per cent; a dash for None."""
     return "    -" if fraction is None else f"{100 * fraction:5.1f} %"
 
 
 def short(parameters: Mapping[str, object], config: Mapping[str, object] | None = None) -> str:
-    """Parameters on one line, numbers with three digits.
+    """Format parameters on one line, numbers with three digits.
 
-    With a trial's `config`, values that differ between its data sets are shown as such.
+    With a trial's `config`, values that differ between its data sets are shown per data set.
     """
     if config is not None:
         parameters = shown_parameters(config, parameters)

@@ -18,10 +18,10 @@ from trainables.core.credentials import without_password
 from trainables.core.storage import Storage, StorageError
 
 State = Literal["running", "finished", "interrupted", "never begun", "unreadable"]
-"""`finished`: see `SweepStatus.is_over`; `interrupted`: nobody runs it and something is left to do;
-`unreadable`: damaged, or of another version."""
+"""`finished`: see `SweepStatus.is_over`; `interrupted`: unfinished and without a driver;
+`unreadable`: damaged, or written by another version."""
 
-_PATIENCE = 10.0  # seconds for which a bucket that does not answer is asked again
+_PATIENCE = 10.0  # seconds for which requests to an unreachable bucket are retried
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,17 @@ class SweepStatus:
     sweep: Storage
     """The folder."""
     trouble: str = ""
-    """Why it cannot be read, and what to do; else empty."""
+    """Why the sweep cannot be read, and the fix; else empty."""
     id: str = ""
-    """Given to it when it was first started."""
+    """Unique id, created with the sweep."""
     config: SweepConfig | None = None
-    """What it searches, and where it is kept; None where that cannot be read."""
+    """Configuration of the sweep; None if it cannot be read."""
     results: Mapping[int, Result] | None = None
-    """Every finished trial, by number; None where that cannot be read."""
+    """Every finished trial, by number; None if they cannot be read."""
     evaluation: Evaluation | None = None
-    """None while it has not been judged, or where that cannot be read."""
+    """Evaluation of a winner; None if there is none, or if it cannot be read."""
     damaged: bool = False
-    """Whether there is an evaluation that cannot be read: it was judged, and must be again."""
+    """Whether an evaluation exists that cannot be read and must be repeated."""
     owner: str | None = None
     """The driver that runs it, if any."""
     begun: bool = False
@@ -62,8 +62,8 @@ class SweepStatus:
 
     @property
     def is_over(self) -> bool:
-        """Whether every trial that was asked for has ended, or as many as its time allowed, and the
-        best of them is judged."""
+        """Whether every requested trial has finished (or there is a time budget) and the winner is
+        evaluated."""
         in_time = self.config is not None and self.config.time_budget is not None
         if self.best is None:
             return self.done >= self.asked
@@ -71,44 +71,43 @@ class SweepStatus:
 
     @property
     def done(self) -> int:
-        """Trials that have ended."""
+        """Number of finished trials."""
         return len(self.results or {})
 
     @property
     def asked(self) -> int:
-        """Trials that were asked for, or more if there are more."""
+        """Number of requested trials, or of finished trials if that is larger."""
         return max(self.config.trials if self.config else 0, self.done)
 
     @cached_property
     def best(self) -> Result | None:
-        """The winner: see `search.core.objectives.best_of`."""
+        """The winner, as defined by `search.core.objectives.best_of`."""
         return best_of((self.results or {}).values())
 
     @property
     def judged(self) -> Evaluation | None:
-        """The evaluation, where it is of the present winner."""
+        """The evaluation, if it is of the current winner."""
         found, best = self.evaluation, self.best
         return found if found is not None and best and found.winner == best.number else None
 
     @property
     def states(self) -> dict[str, int]:
-        """Finished trials by how they ended."""
+        """Number of finished trials by final state."""
         ends = [result.state for result in (self.results or {}).values()]
         return {state: ends.count(state) for state in ("COMPLETE", "PRUNED", "FAIL")}
 
     @property
     def since(self) -> float | None:
-        """Unix time at which its first trial was issued; None before one has ended."""
+        """Unix time at which the first finished trial was issued; None if no trial has finished."""
         return min((r.begun for r in (self.results or {}).values()), default=None)
 
     @property
     def latest(self) -> float | None:
-        """Unix time at which a trial has last ended."""
+        """Unix time at which the latest trial finished; None if no trial has finished."""
         return max((r.ended for r in (self.results or {}).values()), default=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types: what a program may want to know. Accuracies are fractions, times are
-        unix seconds."""
+        """Return the status as JSON types. Accuracies are fractions, times are Unix seconds."""
         config, best = self.config, self.best
         return {
             "name": self.name,
@@ -128,8 +127,8 @@ class SweepStatus:
 
 
 def read_standing(name: str, storage: str) -> SweepStatus:
-    """The sweep of this name; `trouble` says what is wrong with it. Raises `UsageError` if there is
-    none."""
+    """Read the status of one sweep; problems are stored in `trouble`. Raises `UsageError` if the
+    sweep does not exist."""
     try:
         return _read(find_sweep(name, storage, _PATIENCE))
     except StorageError as error:
@@ -137,7 +136,8 @@ def read_standing(name: str, storage: str) -> SweepStatus:
 
 
 def read_standings(storage: str) -> list[SweepStatus]:
-    """Every sweep in a storage, by name; other folders are passed over. Raises `UsageError`."""
+    """Read every sweep in a storage location, by name; other folders are skipped. Raises
+    `UsageError`."""
     try:
         found = [_read(sweep) for sweep in sweep_folders(storage, _PATIENCE)]
     except StorageError as error:
@@ -148,7 +148,7 @@ def read_standings(storage: str) -> list[SweepStatus]:
 
 
 def _read(sweep: SweepFolder) -> SweepStatus:
-    """The status of a sweep; what is wrong with its files goes into `trouble`."""
+    """Read the status of a sweep; problems with its files are stored in `trouble`."""
     standing = SweepStatus(sweep.name, sweep.files)
     try:
         standing = replace(standing, id=sweep.id, config=sweep.config, owner=sweep.owner())
@@ -164,7 +164,7 @@ def _read(sweep: SweepFolder) -> SweepStatus:
 
 
 def failures(results: Mapping[int, Result]) -> list[dict[str, Any]]:
-    """Every trial that has failed, by number, with its traceback."""
+    """Return every failed trial with its traceback, by number."""
     return [
         {key: asdict(result)[key] for key in _TOLD}
         for _, result in sorted(results.items())
@@ -176,7 +176,7 @@ _TOLD = ("number", "reason", "details", "failures", "host", "begun", "ended", "p
 
 
 def ago(moment: float | None, now: float | None = None) -> str:
-    """How long ago a unix time was, e.g. `3 h`; a dash for none."""
+    """Format the time since a Unix time, e.g. `3 h`; a dash for None."""
     if moment is None:
         return "-"
     seconds = max(0.0, (time.time() if now is None else now) - moment)
@@ -184,7 +184,7 @@ def ago(moment: float | None, now: float | None = None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: `40 s`, `12 min`, `3.5 h`, `2 d`."""
+    """Format seconds in a readable unit: `40 s`, `12 min`, `3 h`, `2 d`."""
     for unit, size in _UNITS:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"

@@ -185,8 +185,10 @@ class Split:
 
 
 def image_keys(split: Split) -> list[str]:
-    """A key per image, the same wherever a draw lists the image: equal sets of keys mean the same
-    images with the same labels. Images in memory have no names of their own; their content counts.
+    """Return a key per image, independent of its position in the split.
+
+    Equal sets of keys mean the same images with the same labels. Images in memory have no names,
+    so their keys are digests of their content.
     """
     images = split.images
     if isinstance(images, PixelRows | FeatureRows):

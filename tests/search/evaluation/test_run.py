@@ -171,17 +171,17 @@ def test_a_kill_after_the_last_trial_leaves_nothing_out_of_date(tmp_path: Path) 
     done = sweep.run(*options, "--trials", "2")
     assert done.returncode == 0, done.stderr
     page = sweep.folder / "report/report.html"
-    assert "winner of 2 complete trials" in page.read_text()
+    assert "winner of 2 completed trials" in page.read_text()
     process = sweep.start(*options, "--trials", "6")
     sweep.wait_until(lambda: len(sweep.results()) == 6)
     kill_everything(process)
-    assert "winner of 2 complete trials" in page.read_text()
+    assert "winner of 2 completed trials" in page.read_text()
     done = sweep.run(*options, "--trials", "6")
     assert done.returncode == 0, done.stderr
     best = max(sweep.results().values(), key=lambda r: (r["value"], -r["metrics"]["val/loss"]))
     assert sweep.evaluation()["winner"] == best["number"]
     text = page.read_text()
-    assert f"Trial {best['number']} is the winner of 6 complete trials" in text
+    assert f"Trial {best['number']} is the winner of 6 completed trials" in text
     client = MlflowClient(tracking_uri=uri)
     experiments = [e.experiment_id for e in client.search_experiments()]
     (own,) = (

@@ -189,9 +189,9 @@ def test_a_winner_that_does_not_change_the_backbone(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--shots", "4"), "has shots 2, and this sweep 4"),
-        (("--dataset", "digits-rotated"), "has datasets digits, and this sweep digits-rotated"),
-        (("--protocol", "base-to-new"), "has protocol few-shot, and this sweep base-to-new"),
+        (("--shots", "4"), "has shots 2, got 4"),
+        (("--dataset", "digits-rotated"), "has datasets digits, got digits-rotated"),
+        (("--protocol", "base-to-new"), "has protocol few-shot, got base-to-new"),
         (("--per-task",), "--per-task cannot be used with --init-from"),
     ],
 )

@@ -90,7 +90,7 @@ def test_several_places_are_rows_and_one_is_drawn(tmp_path: Path) -> None:
     assert calibration is not None
     assert [row[0] for row in changes.tables[0].rows] == [name for name in names for _ in range(2)]
     assert len(calibration.tables[0].rows) == 4 * 3
-    assert any("The figure is of a, base classes, 4 shots" in note for note in calibration.notes)
+    assert any("The figure shows a, base classes, 4 shots" in note for note in calibration.notes)
     assert "There are no pictures" in changes.notes[1]
     classes = classes_section(source)
     assert classes is not None

@@ -378,7 +378,7 @@ def test_sweeps_that_are_not_judged_are_named_and_that_all_are_provisional_is_sa
     assert len(alone.notes) == 2
     assert shots_section([runs]) is None
     told = notices([judged, runs])
-    assert "The sweep 'judged' is not at its end" in told[0]
+    assert "The sweep 'judged' is unfinished" in told[0]
     assert "The sweep 'runs' is running (process 9)" in told[1]
 
 
