@@ -312,7 +312,7 @@ def test_an_evaluation_without_predictions_has_a_report(copy: Sweep, damage: str
     write_report(source(copy))
     shown = page(copy)
     assert WHY[damage] in shown.text
-    assert "are therefore not shown" in shown.text
+    assert "are therefore missing" in shown.text
     assert "Test accuracy (%)" in shown.tables
     assert "Calibration (%)" not in shown.tables
 
@@ -395,7 +395,7 @@ def test_ties_are_counted_on_the_images_of_the_record(finished: Sweep) -> None:
     assert ("cannot separate" in page(finished).text) == bool(found)
     old = dataclasses.replace(source(finished), record={"id": "1", "fingerprints": {}})
     assert tied(old) is None
-    assert "cannot be said" in tie_note(old)
+    assert "is unknown" in tie_note(old)
 
 
 def test_residuals_are_measured_on_the_winner_s_files(finished: Sweep) -> None:
@@ -475,7 +475,7 @@ def test_a_running_sweep_says_so(copy: Sweep, capsys: pytest.CaptureFixture[str]
     assert "The sweep is running" in capsys.readouterr().out
     shown = page(copy)
     assert "The sweep is running" in shown.text
-    assert "not been judged" in shown.text
+    assert "not been evaluated" in shown.text
     assert "Test accuracy (%)" not in shown.tables
     assert main(["done", "--storage", str(copy.storage)]) == 0
     assert "The sweep is running" not in page(copy).text
@@ -497,7 +497,7 @@ def test_an_evaluation_of_another_version_is_not_none(copy: Sweep) -> None:
     (copy.folder / "evaluation.json").write_text(json.dumps(record))
     notes = winner_section(source(copy)).notes
     assert "evaluation.json in its folder cannot be read" in notes[-1]
-    assert not any("not been judged" in note for note in notes)
+    assert not any("not been evaluated" in note for note in notes)
 
 
 def test_a_read_whose_line_is_torn_is_listed(copy: Sweep) -> None:
@@ -598,7 +598,7 @@ def test_trials_of_which_none_is_complete(copy: Sweep) -> None:
         failed = {"state": "FAIL", "value": None, "reason": "no memory"}
         path.write_text(json.dumps(plain | failed))
     sections = {section.name: section for section in sections_of(source(copy))}
-    assert "No trial is complete yet" in sections["winner"].notes[0]
+    assert "no trial has completed yet" in sections["winner"].notes[0]
     assert set(sections) == {"winner", "search", "provenance"}
 
 

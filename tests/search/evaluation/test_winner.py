@@ -217,7 +217,7 @@ def test_other_weights_or_data_under_the_same_name(
     record["fingerprints"][what] = "0" * 64
     (root / "sweep.json").write_text(json.dumps(record))
     (line,) = refused(capsys, "--init-from", "masks")
-    assert f"was found with another {what} (000000000000, now" in line
+    assert f"was searched with another {what} (000000000000, now" in line
 
 
 # --- what was trained already --------------------------------------------------------------------

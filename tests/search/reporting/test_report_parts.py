@@ -369,7 +369,7 @@ def test_sweeps_that_are_not_judged_are_named_and_that_all_are_provisional_is_sa
     ]
     for note, words in zip(
         section.notes,
-        ("of trial 0, which is no longer", "cannot be read", "not been judged"),
+        ("of trial 0, which is no longer", "cannot be read", "not been evaluated"),
         strict=False,
     ):
         assert words in note
@@ -379,7 +379,7 @@ def test_sweeps_that_are_not_judged_are_named_and_that_all_are_provisional_is_sa
     assert shots_section([runs]) is None
     told = notices([judged, runs])
     assert "The sweep 'judged' is unfinished" in told[0]
-    assert "The sweep 'runs' is running (process 9)" in told[1]
+    assert "The sweep 'runs' is still running (process 9)" in told[1]
 
 
 def over_shots(*sources: Source) -> str:
