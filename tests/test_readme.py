@@ -106,7 +106,7 @@ def test_the_output_is_a_real_one() -> None:
     for line in (
         r"Sweep rmt-digits-tiny-16shot-\w+: rmt on digits, 16 shots, backbone tiny\.",
         r"Trials: \d+ complete, \d+ pruned\.",
-        r"A trial cost 0\.\d\d s outside training \(median, warm workers\)\.",
+        r"A trial took 0\.\d\d s outside training \(median, warm workers\)\.",
         r"Test accuracy, 896 images, fresh draws 2, 3, 4",
         r"zero-shot +\d\d\.\d % +0\.0",
         r"the paper's setting +\d\d\.\d % +\d\.\d +\+\d+\.\d",
