@@ -78,7 +78,7 @@ def test_the_papers_settings_of_several_data_sets(capsys: pytest.CaptureFixture[
     assert "epochs per data set" in first
     assert "lr 0.002" in first
     (row,) = (line for line in out.splitlines() if line.startswith("epochs "))
-    assert row.endswith("per data set")
+    assert row.rstrip().endswith("per data set")
     assert "trial   1  residual" in out
     assert out.count("per data set") == 2
 

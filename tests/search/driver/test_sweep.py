@@ -96,12 +96,12 @@ def test_mlflow_mirrors_the_ledger(finished: tuple[Sweep, str, float]) -> None:
     assert parent.data.metrics["test/accuracy_winner"] == pytest.approx(mean)
 
 
-def test_the_test_split_is_read_once_and_on_fresh_draws(
+def test_the_test_split_is_read_once_per_fresh_draw(
     finished: tuple[Sweep, str, float],
 ) -> None:
     sweep, printed, _ = finished
     reads = (sweep.folder / "test_reads.jsonl").read_text().splitlines()
-    assert len(reads) == 1
+    assert len(reads) == 3  # one per draw
     evaluation = sweep.evaluation()
     assert evaluation["seeds"] == [2, 3, 4]
     assert [score["label"] for score in evaluation["scores"]] == ["zero-shot", "paper", "winner"]
@@ -118,7 +118,7 @@ def test_the_same_command_again_starts_at_once_and_repeats_nothing(
     again = sweep.run("--space", "taskres", "--shots", "4", "--seeds", "1", "--trials", "12")
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in sweep.folder.glob("trials/*/*")} == before
-    assert len((sweep.folder / "test_reads.jsonl").read_text().splitlines()) == 1
+    assert len((sweep.folder / "test_reads.jsonl").read_text().splitlines()) == 3
     table = printed[printed.index("Test accuracy") : printed.index("The winner")]
     assert table in again.stdout
     assert len(runs_of(sweep)[1]) == 12
