@@ -24,7 +24,7 @@ _LATEX = str.maketrans(
 )
 
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@")
 _NUMBER = re.compile(r"-|[-+]?[\d.,]+(e[-+]?\d+)?( ± [\d.]+)?( \[[-+\d., ]+\])?")
 
 
@@ -91,7 +91,7 @@ def mean_of(values: Sequence[float]) -> str:
 
 
 def _in_csv(text: str) -> str:
-    formula = text.lstrip(" \xa0\u2003\n").startswith(_FORMULA) and not _NUMBER.fullmatch(text)
+    formula = text.lstrip().startswith(_FORMULA) and not _NUMBER.fullmatch(text)
     return f"'{text}" if formula else text
 
 
