@@ -251,12 +251,12 @@ class _Course:
 
     def _deliver(self) -> None:
         """Repeat the command if a driver reports that something was not delivered."""
-        if "not delivered" in self.world.driver.output():
+        if "MLflow is not up to date" in self.world.driver.output():
             self.world.tracking.wait()
             self._start()
             while self._goes_on():
                 time.sleep(0.1)
-            if "not delivered" in self.world.driver.output():
+            if "MLflow is not up to date" in self.world.driver.output():
                 self.breaches.append("the tracking server is there, and it was not delivered")
 
 

@@ -108,7 +108,7 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
         done = sweep.run(*SMALL, *QUIET)
         assert done.returncode == 2
         assert "The sweep's folder must be writable" in done.stderr
-        assert "nothing may be written in" in done.stderr
+        assert "is not writable" in done.stderr
         assert "Traceback" not in done.stderr
     finally:
         subprocess.run(["umount", str(disk)], check=True)

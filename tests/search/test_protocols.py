@@ -98,7 +98,7 @@ def test_one_search_a_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert main([*QUICK, *options, "--storage", str(tmp_path), "--name", "each"]) == 0
     for name in ("each-digits-4shot", "each-digits-rotated-4shot"):
         assert Sweep(tmp_path, name).evaluation()["winner"] in (0, 1)
-    assert "One search a task" in capsys.readouterr().out
+    assert "One search per task" in capsys.readouterr().out
 
 
 @pytest.mark.slow

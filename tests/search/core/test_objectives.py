@@ -133,7 +133,7 @@ def test_a_sweep_for_two(tmp_path: Path) -> None:
     assert [line.split(",")[0] for line in table[1:]] == front.split(", ")
     best = max(results.values(), key=lambda r: r["value"])["value"]
     assert results[sweep.evaluation()["winner"]]["value"] == best
-    assert json.loads((sweep.folder / "sweep.json").read_text())["config"]["also"]
+    assert json.loads((sweep.folder / "sweep.json").read_text())["config"]["second_objective"]
     other = sweep.run(*options, "--second-objective", "train/loss:max")
     assert other.returncode == 2
-    assert "also: the sweep has" in other.stderr
+    assert "second_objective: the sweep has" in other.stderr

@@ -217,7 +217,7 @@ def test_what_cannot_be_registered_is_told_before_any_work(
 ) -> None:
     for more, problem in (
         (("--register", "a/b"), "must be up to 256 characters without '/' and ':'"),
-        (("--format", "torch"), "takes an MLflow model, not --format torch"),
+        (("--format", "torch"), "requires an MLflow model, got --format torch"),
         (("--tracking-uri", "none"), "run without tracking"),
         (("--tracking-uri", "ftp://x"), "The scheme of a tracking URI must be one"),
     ):
@@ -226,12 +226,12 @@ def test_what_cannot_be_registered_is_told_before_any_work(
         assert said.startswith("error: ")
         assert problem in said
     assert main(["s1", "--storage", str(world.storage), "--tracking-uri", "sqlite:///x"]) == 2
-    assert "goes with --register" in capsys.readouterr().err
+    assert "requires --register MODEL" in capsys.readouterr().err
     for settings, problem in (
         ({"register": "a:b"}, "got 'a:b'"),
-        ({"register": "a", "tracking_uri": "none"}, "needs an MLflow"),
-        ({"register": "a", "per_task": True}, "register each afterwards"),
-        ({"register": "a", "task": _bundle()}, "a bundle holds features only"),
+        ({"register": "a", "tracking_uri": "none"}, "requires MLflow"),
+        ({"register": "a", "per_task": True}, "Register each afterwards"),
+        ({"register": "a", "task": _bundle()}, "a bundle holds only features"),
     ):
         assert any(problem in line for line in SweepConfig(**settings).problems())
     assert SweepConfig(register="digits").problems() == []

@@ -165,7 +165,7 @@ def test_it_goes_on_to_its_end(seen: Seen) -> None:
     assert "Test accuracy" in seen.last
     assert "Traceback" not in seen.raw
     assert " of 8 trials" not in seen.last  # the table is gone
-    assert "judging test images" in seen.raw
+    assert "classifying test images" in seen.raw
 
 
 def test_its_status_was_told_meanwhile(seen: Seen) -> None:

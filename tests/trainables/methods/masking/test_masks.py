@@ -190,7 +190,7 @@ class Gadget:
         ([1], SHAPES, "state_dict"),
         ({"weights": 1}, SHAPES, "got none: load the backbone"),
         (released()[0], {"conv1.weight": (4, 3, 2, 2)}, r"got those of b\.attn\.mask_real"),
-        (released()[0], SHAPES | {"b.out.weight": (3, 6)}, "another size"),
+        (released()[0], SHAPES | {"b.out.weight": (3, 6)}, "must have the sizes of"),
     ],
 )
 def test_other_checkpoints_are_refused(
