@@ -143,7 +143,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
 
 def test_the_table_shows_what_runs_and_what_is_best(seen: Seen) -> None:
     assert re.search(r"\d+ complete +\d+ pruned +\d+ failed +\d+ running", seen.wide)
-    assert re.search(r"so far, [\d.]+ trials a minute, \d+ (s|min) left", seen.wide)
+    assert re.search(r"so far, [\d.]+ trials per minute, \d+ (s|min) left", seen.wide)
     assert re.search(r"\d+ +best +\d+\.\d %", seen.wide)
     assert re.search(r"\d+ +epoch \d+/\d+", seen.wide)
 
@@ -162,7 +162,7 @@ def test_it_fits_after_the_window_has_become_smaller(seen: Seen) -> None:
 def test_it_goes_on_to_its_end(seen: Seen) -> None:
     assert seen.code == 0, seen.raw[-3000:]
     assert len(seen.sweep.results()) == 8
-    assert "Test accuracy" in seen.last
+    assert "Test accuracy" in seen.raw
     assert "Traceback" not in seen.raw
     assert " of 8 trials" not in seen.last  # the table is gone
     assert "classifying test images" in seen.raw
