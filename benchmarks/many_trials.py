@@ -49,7 +49,7 @@ class NoOpSpace:
     @property
     def paper(self) -> TrialConfig:
         """The zero-shot model."""
-        from spaces.base import preset_trial
+        from trainables.presets import preset_trial
 
         return preset_trial("zero-shot", "paper", self.setting)
 

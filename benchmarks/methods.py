@@ -24,12 +24,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.mask_step import open_shape
-from spaces.base import preset_trial
 from trainables.data.prompts import class_features, prompt_set
 from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask
 from trainables.methods.base import BuildContext, ClassTexts, Preset, Schedule, TaskFacts
 from trainables.methods.registry import METHODS
+from trainables.presets import preset_trial
 from trainables.trainer import Trainer, accuracy
 from trainables.trial import Episode, TrialConfig
 

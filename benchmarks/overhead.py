@@ -37,11 +37,11 @@ from search.core.config import SweepConfig  # noqa: E402
 from search.core.pruners import PRUNERS  # noqa: E402
 from search.core.results import read_results  # noqa: E402
 from search.core.samplers import make_sampler  # noqa: E402
-from search.core.task import task_facts  # noqa: E402
 from search.driver.preflight import preflight  # noqa: E402
 from search.driver.sweep import Outcome, run_sweep  # noqa: E402
 from spaces.registry import SPACES  # noqa: E402
 from trainables.encoded_task import EncodedTask  # noqa: E402
+from trainables.presets import task_facts  # noqa: E402
 from trainables.trial import TaskSpec  # noqa: E402
 from trainables.trial_run import TrialRun  # noqa: E402
 

@@ -17,11 +17,11 @@ from typing import get_args
 import torch
 
 from benchmarks.methods import SEEDS, judge
-from spaces.base import preset_trial
 from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask
 from trainables.methods.base import Preset, TaskFacts
 from trainables.methods.masking.mask_method import Precision
+from trainables.presets import preset_trial
 from trainables.trial import Episode, TrialConfig
 
 

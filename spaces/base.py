@@ -10,9 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from trainables.methods.base import Preset, TaskFacts
-from trainables.methods.registry import METHODS
-from trainables.trial import EpisodeSettings, TrialConfig
+from trainables.trial import TrialConfig
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
@@ -43,18 +41,6 @@ class Space(Protocol):
         Each parameter has the name, type and value of a field of the method's configuration, of
         `OptimConfig` or of `TrialConfig`, except `flip_budget`, see `spaces.masks`.
         """
-
-
-def preset_trial(method: str, preset: Preset, facts: TaskFacts) -> TrialConfig:
-    """A method's preset for a task."""
-    make = METHODS[method].preset
-    general = make(preset, facts)
-    each = tuple(
-        EpisodeSettings(own.dataset, own.shots, *make(preset, replace(own, after=facts.after)))
-        for own in facts.each
-    )
-    differ = any((own.method_config, own.optim, own.crop_scale) != general for own in each)
-    return TrialConfig(method, preset, *general, per_episode=each if differ else ())
 
 
 def searched(found: TrialConfig, paper: TrialConfig) -> TrialConfig:

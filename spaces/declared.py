@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from spaces.base import Value, preset_trial, searched
+from spaces.base import Value, searched
 from trainables.methods.base import TaskFacts
+from trainables.presets import preset_trial
 from trainables.trial import TrialConfig
 
 if TYPE_CHECKING:

@@ -15,7 +15,6 @@ from trainables.data.few_shot import FewShot, draws_problems
 from trainables.data.prompts import PromptVariant
 from trainables.data.registry import SHIFTS, DataSource
 from trainables.data.sealed import check_test_split
-from trainables.methods.base import TaskFacts, Tower
 from trainables.trial import Episode, TaskSpec
 
 Part = Literal["test", "base", "new", "shift", "target"]
@@ -130,26 +129,6 @@ def _is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def task_facts(
-    task: TaskSpec, source: DataSource, tower: Tower, episode: Episode | None = None
-) -> TaskFacts:
-    """The facts about one episode, or about the whole task.
-
-    For several data sets or numbers of shots, those of the task describe a general setting: the
-    largest number of shots, and no data set's name if there are several. They contain the facts of
-    each data set and number of shots.
-    """
-    if episode is None:
-        first = replace(task, seeds=task.seeds[:1]).episodes
-        each = tuple(task_facts(task, source, tower, one) for one in first)
-        general = max(each, key=lambda facts: facts.shots)
-        name = "" if len(task.sources) > 1 else general.dataset
-        return replace(general, dataset=name, each=each if len(each) > 1 else ())
-    images = _draw(source, episode).train.images
-    pixels = not isinstance(images, FeatureRows)
-    return TaskFacts(episode.dataset, episode.shots, len(images), tower, pixels, task.protocol)
 
 
 def all_class_names(task: TaskSpec, source: DataSource, variant: PromptVariant) -> tuple[str, ...]:

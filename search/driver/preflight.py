@@ -22,7 +22,6 @@ from search.core.sweep_folder import SweepFolder, SweepRecord
 from search.core.task import (
     all_class_names,
     data_problems,
-    task_facts,
     task_fingerprints,
     task_notices,
     val_images,
@@ -42,6 +41,7 @@ from trainables.core.storage import (
 from trainables.data.registry import DataSource
 from trainables.methods.base import TaskFacts
 from trainables.methods.registry import METHODS
+from trainables.presets import task_facts
 
 _PROBE_SECONDS = 5.0
 

@@ -26,7 +26,6 @@ from search.core.task import (
     evaluation_sets,
     fresh_draws,
     same_training_sets,
-    task_facts,
 )
 from search.evaluation.examples import EXAMPLES, MOST, Example, encode_examples
 from search.evaluation.predictions import (
@@ -55,7 +54,6 @@ from search.evaluation.workers import (
     training_file,
 )
 from search.ledger.ledger import Ledger
-from spaces.base import preset_trial
 from trainables.backbones.shared_weights import share_weights
 from trainables.core.storage import LocalStorage, Storage
 from trainables.core.tensor_file import read_checked, write_tensors
@@ -63,6 +61,7 @@ from trainables.data.registry import DataSource
 from trainables.data.sealed import EVALUATION_PROCESS, TRAINING_PROCESS
 from trainables.fixed import training_key
 from trainables.methods.base import Tower
+from trainables.presets import preset_trial, task_facts
 from trainables.trial import Episode, TaskSpec, TrialConfig
 
 _VERSION = 2  # of what an evaluation is: another number, and all are made again

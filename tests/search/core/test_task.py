@@ -15,13 +15,13 @@ from search.core.task import (
     fresh_draws,
     fresh_seeds,
     same_training_sets,
-    task_facts,
     task_notices,
     val_images,
 )
 from tests.trainables.data.bundles import tensors, write_bundle
 from tests.trainables.data.trees import dtd, imagenet_a, paint
 from trainables.core.protocols import Protocol
+from trainables.presets import task_facts
 from trainables.trial import TaskSpec
 
 
