@@ -118,7 +118,7 @@ def one_way(module: Module) -> list[str]:
 
 PARTS = {
     "search": (
-        *("core", "ledger", "evaluation", "tracking", "reporting", "terminal"),
+        *("core", "selection", "ledger", "evaluation", "tracking", "reporting", "terminal"),
         *("exporting", "execution", "driver"),
     ),
     "trainables": ("core", "images", "data", "backbones", "methods"),
