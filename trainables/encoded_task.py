@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import pyarrow as pa
 from torch import Tensor
@@ -58,6 +59,8 @@ class EncodedTask:
         self._weights, self._progress, self.stages = weights, progress, stages
         self.learned: dict[tuple[str, Episode], tuple[Learned, EncodedTask]] = {}
         """Artifacts of fixed stages by fingerprint and episode, see `fixed.py`."""
+        self.pools: dict[tuple[Episode, ...], Any] = {}
+        """Pooled validation images by episode and all episodes, see `validation.py`."""
         self._store = Store.of_this_machine()
         self._views: dict[Episode, tuple[View, View]] = {}
         self._classes: dict[tuple[str, Half, PromptVariant], Tensor] = {}

@@ -79,15 +79,15 @@ class RepeatedTraining(Training):
     def epochs(self) -> int:
         return self._own.epochs
 
-    def run_epoch(self) -> dict[str, float]:
+    def run_epoch(self, validate: bool = True) -> dict[str, float]:
         """Take over what the first training has done since, or train the next epoch."""
         if self._follows:
             self._epoch = self._first.epoch
-            return self._first.latest | self.validate()
+            return self._first.latest | (self.validate() if validate else {})
         self._epoch += 1
         metrics: dict[str, float] = {}
         while self._own.epoch < self._epoch:
-            metrics = self._own.run_epoch()
+            metrics = self._own.run_epoch(validate)
         return metrics
 
     def validate(self) -> dict[str, float]:

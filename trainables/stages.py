@@ -46,11 +46,11 @@ class Training(Protocol):
     def epochs(self) -> int:
         """Number of epochs of all stages."""
 
-    def run_epoch(self) -> dict[str, float]:
-        """Train on all images once; return the epoch's metrics."""
+    def run_epoch(self, validate: bool = True) -> dict[str, float]:
+        """Train on all images once; return the epoch's metrics, with `validate` also `val/*`."""
 
     def validate(self) -> dict[str, float]:
-        """Return accuracy and loss on the validation images."""
+        """Return `val/*` on the validation images."""
 
     def logits(self, view: View) -> Tensor:
         """Return logits [n, c] for the images of a view."""
@@ -129,16 +129,16 @@ class Pipeline(Training):
     def epochs(self) -> int:
         return _epochs(self.config.stages)
 
-    def run_epoch(self) -> dict[str, float]:
+    def run_epoch(self, validate: bool = True) -> dict[str, float]:
         """Train one epoch of the current stage; after a stage's last epoch the next one begins."""
-        metrics = self._present().run_epoch()
+        metrics = self._present().run_epoch(validate)
         last = self._present()
-        if last.epochs == 0:  # nothing to train: this is all it reports
+        if validate and last.epochs == 0:  # nothing to train: this is all it reports
             metrics |= last.validate()
         return metrics
 
     def validate(self) -> dict[str, float]:
-        """Return accuracy and loss of the current stage."""
+        """Return `val/*` of the current stage."""
         return self._present().validate()
 
     def logits(self, view: View) -> Tensor:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from trainables.backbones.base import Backbone
 from trainables.core.optim import make_optimiser
@@ -23,6 +22,7 @@ from trainables.encoded_task import EncodedTask, zero_shot_logits
 from trainables.methods.base import Batch, BuildContext, Schedule, Support
 from trainables.methods.registry import METHODS
 from trainables.trial import Episode, TrialConfig
+from trainables.validation import validation_metrics
 from trainables.view import AUGMENTED_VIEWS, View
 
 _IMAGES = 128  # per forward pass in validation
@@ -79,9 +79,9 @@ class Trainer:
         """The backbone that the method is trained on."""
         return self.encoded_task.backbone
 
-    def run_epoch(self) -> dict[str, float]:
-        """Train on all images once; return `train/*`, `val/*` and the method's own scalars. Raises
-        `NonFiniteError`."""
+    def run_epoch(self, validate: bool = True) -> dict[str, float]:
+        """Train on all images once; return `train/*`, the method's own scalars and, with
+        `validate`, `val/*`. Raises `NonFiniteError`."""
         self._prepare()
         optimiser = self._open_optimiser()
         steps = self.config.optim.steps_per_epoch(len(self.train))
@@ -96,7 +96,8 @@ class Trainer:
             optimiser.step()
         self.epoch += 1
         metrics = {name: total / steps for name, total in sums.items()}
-        metrics |= {"train/lr": rate} | self.validate() | self.method.progress()
+        metrics |= {"train/lr": rate} | self.method.progress()
+        metrics |= self.validate() if validate else {}
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise NonFiniteError(f"{name} became {value} in epoch {self.epoch}")
@@ -116,16 +117,13 @@ class Trainer:
         )
 
     def validate(self) -> dict[str, float]:
-        """Return accuracy (a fraction) and mean cross entropy on the few-shot validation images."""
+        """Return accuracy, mean cross entropy and likelihood on the validation images, see
+        `validation_metrics`."""
         return self.validate_on(self.val)
 
     def validate_on(self, view: View) -> dict[str, float]:
         """Return the same for other images of the same classes."""
-        logits = self.logits(view)
-        return {
-            "val/accuracy": accuracy(logits, view.labels),
-            "val/loss": float(functional.cross_entropy(logits, view.labels)),
-        }
+        return validation_metrics(self.logits(view), view.labels)
 
     @torch.no_grad()
     def logits(self, view: View) -> Tensor:
@@ -249,11 +247,6 @@ class Trainer:
         if moments:
             optimiser = self._open_optimiser()
             optimiser.load_state_dict(optimiser.state_dict() | {"state": moments})
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Return the fraction of rows [n, c] whose largest logit is at the label [n]."""
-    return float((logits.argmax(-1) == labels).double().mean())
 
 
 def _generator(*key: object) -> torch.Generator:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from trainables.core.protocols import Protocol
+from trainables.core.protocols import Objective, Protocol, Validation
 from trainables.core.records import RecordError, from_field, from_plain, parsed_by, upgraded
 
 if TYPE_CHECKING:
@@ -68,6 +68,13 @@ class TaskSpec:
     """If a split file is missing, generate a split by the published rule."""
     skip_unreadable: bool = False
     """Leave out unreadable images."""
+    validation: Validation = "held-out"
+    """Images that trials are compared on. held-out: the validation images of their own draws;
+    pooled: all labelled images of all draws, except those that a model was trained on; folds: the
+    training images themselves, each by a model trained without it."""
+    objective: Objective = "accuracy"
+    """What trials are ranked by: accuracy on their validation images, or likelihood, the geometric
+    mean of the probability of the true class at the best temperature, which is less noisy."""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -124,8 +131,13 @@ class TaskSpec:
         return DataSource(root, self.generate_split, self.draws, self.skip_unreadable)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+        """Return plain JSON types, without the fields of later releases at their defaults: the
+        task of an old sweep keeps its digest."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        for name in ("validation", "objective"):
+            if plain[name] == getattr(TaskSpec, name):
+                del plain[name]
+        return plain
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> TaskSpec:

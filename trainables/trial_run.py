@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -19,17 +19,22 @@ from typing import Any
 
 from torch import Tensor
 
+from trainables.core.protocols import Objective
 from trainables.core.storage import Storage
 from trainables.core.tensor_file import read_checked, write_checked, write_tensors
 from trainables.encoded_task import EncodedTask
 from trainables.repeated_training import share_repeated
 from trainables.stages import Training, open_training
+from trainables.trainer import Trainer
 from trainables.trial import TaskSpec, TrialConfig
+from trainables.validation import pool_of
 
 REPORTS_PER_TRIAL = 8
 """Limit of reports per trial when its episodes are trained in parallel."""
+METRICS: Mapping[Objective, str] = {"accuracy": "val/accuracy", "likelihood": "val/likelihood"}
+"""The metric of each objective."""
 CHECKPOINT = "checkpoint.safetensors"
-_FORMAT = {"format": "few-shot-checkpoint", "format_version": "1"}
+_FORMAT = {"format": "few-shot-checkpoint", "format_version": "2"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Report:
     step: int
     """Number of steps done, from 1."""
     values: tuple[float, ...]
-    """The objective after each step so far: `val/accuracy`, a fraction; see `TrialRun`."""
+    """The task's objective after each step so far, in [0, 1]; see `TrialRun`."""
     rows: tuple[dict[str, float], ...]
     """Metrics per epoch since the last report, including `epoch` and `time` (unix seconds); after
     a continuation, since the first epoch."""
@@ -66,9 +71,13 @@ class TrialRun:
     ) -> None:
         self.config, self.task, self.in_sequence = config, task, in_sequence
         episodes = [open_training(config, encoded_task, episode) for episode in task.episodes]
+        if task.validation == "pooled":
+            for episode in episodes:
+                if isinstance(episode, Trainer):
+                    episode.val = pool_of(encoded_task, episode.episode, task.episodes).view
         self.episodes = episodes if in_sequence else share_repeated(episodes)
         self.step = 0
-        self._values: list[float] = []
+        self._judged: list[dict[str, float]] = []
         self._rows: list[dict[str, float]] = []
         self._reported = 0
 
@@ -96,37 +105,54 @@ class TrialRun:
             rows = self._train_episode() if self.in_sequence else self._train_in_parallel()
             self.step += 1
             self._rows += rows
-            self._values.append(rows[-1]["val/accuracy"])
+            self._judged.append({name: rows[-1][name] for name in METRICS.values()})
         return self.report()
 
     def report(self) -> Report:
         """Return the report for the latest step; at least one must be done."""
         latest = {k: v for k, v in self._rows[-1].items() if k not in ("epoch", "time")}
         if self.in_sequence:
-            latest["val/accuracy"] = mean_accuracy(self._values, self._val_images)
+            latest |= self._mean(self._judged)
+        values = tuple(row[METRICS[self.task.objective]] for row in self._judged)
         news, self._reported = self._rows[self._reported :], len(self._rows)
-        return Report(self.step, tuple(self._values), tuple(news), self.finished, latest)
+        return Report(self.step, values, tuple(news), self.finished, latest)
 
     def _train_episode(self) -> list[dict[str, float]]:
         episode = self.episodes[self.step]
         first = sum(max(1, done.epochs) for done in self.episodes[: self.step])
         return [
-            _stamped(episode.run_epoch(), first + episode.epoch) for _ in range(episode.epochs)
+            _stamped(
+                episode.run_epoch(self._every_epoch or epoch == episode.epochs), first + epoch
+            )
+            for epoch in range(1, episode.epochs + 1)
         ] or [_stamped(episode.validate(), first)]
 
     def _train_in_parallel(self) -> list[dict[str, float]]:
-        begun = self._ends[self.step - 1] if self.step else 0
+        begun, last = self._ends[self.step - 1] if self.step else 0, self._ends[self.step]
         return [
-            _stamped(
-                self._mean([_train_until(e, self._epochs_of(e, end)) for e in self.episodes]), end
-            )
-            for end in range(begun + 1, self._ends[self.step] + 1)
+            _stamped(self._mean([self._train_until(e, end, last) for e in self.episodes]), end)
+            for end in range(begun + 1, last + 1)
         ] or [_stamped(self._mean([episode.validate() for episode in self.episodes]), 0)]
 
     def _mean(self, rows: Sequence[dict[str, float]]) -> dict[str, float]:
         """Means over the episodes; that of the accuracy is exact."""
+        if "val/accuracy" not in rows[0]:
+            return _mean(rows)
         values = [row["val/accuracy"] for row in rows]
         return _mean(rows) | {"val/accuracy": mean_accuracy(values, self._val_images)}
+
+    def _train_until(self, training: Training, epoch: int, last: int) -> dict[str, float]:
+        """Train an episode until the trial's `epoch` of a step that ends with `last`; return the
+        metrics of its last epoch. Own validation images are few, and checked in every epoch."""
+        validate, target = self._every_epoch or epoch == last, self._epochs_of(training, epoch)
+        row = training.run_epoch(validate)
+        while training.epoch < target:
+            row = training.run_epoch(validate)
+        return row
+
+    @property
+    def _every_epoch(self) -> bool:
+        return self.task.validation == "held-out"
 
     @property
     def _val_images(self) -> list[int]:
@@ -171,7 +197,7 @@ class TrialRun:
             episodes.append(its_plain)
         plain = {
             "step": self.step,
-            "values": self._values,
+            "judged": self._judged,
             "rows": self._rows,
             "episodes": episodes,
         }
@@ -190,7 +216,7 @@ class TrialRun:
             prefix = f"{index}/"
             own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
             episode.load_state(own, plain["episodes"][index])
-        self.step, self._values, self._rows = plain["step"], plain["values"], plain["rows"]
+        self.step, self._judged, self._rows = plain["step"], plain["judged"], plain["rows"]
         self._reported = 0
         return True
 
@@ -208,14 +234,6 @@ class TrialRun:
     def _identity(self) -> str:
         mode = "sequence" if self.in_sequence else "side-by-side"
         return f"{self.config.fingerprint()}/{self.task}/{mode}"
-
-
-def _train_until(training: Training, epoch: int) -> dict[str, float]:
-    """Trains one or more epochs; returns the metrics of the last."""
-    row = training.run_epoch()
-    while training.epoch < epoch:
-        row = training.run_epoch()
-    return row
 
 
 def mean_accuracy(values: Sequence[float], images: Sequence[int]) -> float:

@@ -171,7 +171,8 @@ class SweepConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain | {"task": self.task.to_dict()}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> SweepConfig:

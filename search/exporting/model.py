@@ -28,8 +28,8 @@ from trainables.data.base import DataError, Images
 from trainables.encoded_task import EncodedTask
 from trainables.methods.base import Head, MethodError
 from trainables.stages import Training, open_training
-from trainables.trainer import accuracy
 from trainables.trial import Episode, TaskSpec, TrialConfig
+from trainables.validation import accuracy
 
 BEST = "best"
 _CPU = "cpu"  # an export runs anywhere

@@ -40,9 +40,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     original = Trainer.run_epoch
 
-    def told(self: Trainer) -> dict[str, float]:
+    def told(self: Trainer, validate: bool = True) -> dict[str, float]:
         found.append(self.config.method)
-        return original(self)
+        return original(self, validate)
 
     monkeypatch.setattr(Trainer, "run_epoch", told)
     return found

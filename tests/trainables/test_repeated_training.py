@@ -54,9 +54,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seeds: list[int] = []
     inner = Trainer.run_epoch
 
-    def run_epoch(trainer: Trainer) -> dict[str, float]:
+    def run_epoch(trainer: Trainer, validate: bool = True) -> dict[str, float]:
         seeds.append(trainer.episode.seed)
-        return inner(trainer)
+        return inner(trainer, validate)
 
     monkeypatch.setattr(Trainer, "run_epoch", run_epoch)
     return seeds

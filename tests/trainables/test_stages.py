@@ -167,7 +167,7 @@ def test_nothing_to_train_at_the_end(encoded_task: EncodedTask) -> None:
     assert pipeline.epochs == 2
     rows = [pipeline.run_epoch() for _ in range(2)]
     assert "mask/flipped" in rows[1]
-    assert {k: rows[1][k] for k in ("val/accuracy", "val/loss")} == pipeline.validate()
+    assert rows[1] | pipeline.validate() == rows[1]
     masks = Trainer(MASKS, encoded_task, CELL)
     alone = [masks.run_epoch() for _ in range(2)]
     assert rows[0] == alone[0]

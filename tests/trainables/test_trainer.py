@@ -20,8 +20,9 @@ from trainables.encoded_task import EncodedTask, zero_shot_logits
 from trainables.images.resample import Crop, random_crop
 from trainables.methods.base import Batch
 from trainables.methods.taskres import TaskRes, TaskResConfig
-from trainables.trainer import NonFiniteError, Trainer, accuracy
+from trainables.trainer import NonFiniteError, Trainer
 from trainables.trial import Episode, TrialConfig
+from trainables.validation import accuracy
 from trainables.view import AUGMENTED_VIEWS, View
 
 TRIALS = {
@@ -375,7 +376,7 @@ def test_a_loss_that_is_no_number_is_an_error(value: float, encoded_task: Encode
 def test_nothing_to_train(encoded_task: EncodedTask) -> None:
     trainer = open_trainer(zero_shot_trial(), encoded_task)
     assert trainer.epochs == 0
-    assert set(trainer.validate()) == {"val/accuracy", "val/loss"}
+    assert set(trainer.validate()) == {"val/accuracy", "val/loss", "val/likelihood"}
     assert open_trainer(residual_trial(7), encoded_task).epochs == 7
 
 

@@ -12,3 +12,15 @@ then the test images of both halves, each among its own classes. `domain-general
 set, then its shifts, on which nothing is trained. `cross-dataset`: the first data set, then the
 others.
 """
+
+Validation = Literal["held-out", "pooled", "folds"]
+"""On which labelled images a trial's models are validated.
+
+`held-out`: the validation images of their own draw. `pooled`: all labelled images of all draws of
+the search, except those that the model was trained on. `folds`: the training images of the draw,
+each by a model that was trained without it.
+"""
+
+Objective = Literal["accuracy", "likelihood"]
+"""What trials are ranked by, both in [0, 1], on their validation images: `accuracy`, or
+`likelihood`, the geometric mean of the probability of the true class at the best temperature."""
