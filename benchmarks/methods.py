@@ -30,7 +30,6 @@ from trainables.encoded_task import EncodedTask
 from trainables.methods.base import BuildContext, ClassTexts, Preset, Schedule, TaskFacts
 from trainables.methods.registry import METHODS
 from trainables.presets import preset_trial
-
 from trainables.trainer import Trainer
 from trainables.trial import Episode, TrialConfig
 from trainables.validation import accuracy

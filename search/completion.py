@@ -18,7 +18,7 @@ from search.exporting.formats import FORMATS
 from search.terminal.console import end_with_the_reader, print_errors
 from search.terminal.parser import Parser
 from spaces.registry import SPACES
-from trainables.core.protocols import Protocol
+from trainables.core.protocols import Objective, Protocol, Validation
 from trainables.data.registry import DATASETS
 
 COMMANDS: Mapping[str, Callable[[], argparse.ArgumentParser]] = {
@@ -44,6 +44,8 @@ _VALUES: Mapping[str, Sequence[str]] = {
     "sampler": tuple(SAMPLERS),
     "pruner": tuple(PRUNERS),
     "protocol": get_args(Protocol),
+    "validation": get_args(Validation),
+    "objective": get_args(Objective),
     "datasets": (*DATASETS, "all11"),
     "device": ("auto", "cpu", "cuda"),
     "study_storage": ("sqlite:///", "postgresql://"),

@@ -55,7 +55,7 @@ def _row(found: SweepStatus) -> dict[str, str]:
         "state": found.state,
         "owner": found.owner or "",
         "trials": f"{found.done} of {found.asked}" if known else "",
-        "best": percent(best.value if best else None).strip() if known else "",
+        "best": percent(best.accuracy if best else None).strip() if known else "",
         "begun": f"{ago(found.since)} ago" if found.since else "",
     }
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from search.core.config import SweepConfig, differences, is_bundle, option
 from search.core.problems import UsageError
@@ -19,6 +19,7 @@ from search.core.samplers import SAMPLERS
 from search.terminal import parser as parsing
 from search.terminal.parser import Parser
 from spaces.registry import SPACES, SpaceError, find_space
+from trainables.core.protocols import Objective, Validation
 from trainables.core.storage import StorageError
 from trainables.data.registry import BASE_TASKS, DATASETS, PREFIXES
 from trainables.trial import TaskSpec
@@ -54,10 +55,12 @@ _GROUPS: Mapping[str, Mapping[str, str]] = {
         "shots_file": "PATTERN",
         "generate_split": "",
         "skip_unreadable": "",
+        "validation": "NAME",
     },
     "search": {
         "trials": "N",
         "sampler": "NAME",
+        "objective": "NAME",
         "pruner": "NAME",
         "second_objective": "METRIC:DIRECTION",
         "time_budget": "TIME",
@@ -101,6 +104,8 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "datasets": tuple(DATASETS),
     "sampler": tuple(SAMPLERS),
     "pruner": tuple(PRUNERS),
+    "validation": get_args(Validation),
+    "objective": get_args(Objective),
 }
 _OLD_SPELLINGS = {
     "init_from": "--start",
@@ -109,6 +114,8 @@ _OLD_SPELLINGS = {
     "study_storage": "--ledger",
 }
 """Hidden aliases of renamed options, for one release."""
+_BY_SPACE = ("trials", "seeds", "validation", "objective", "pruner")
+"""Options whose defaults depend on the space."""
 _TASK = tuple(f.name for f in fields(TaskSpec))
 
 
@@ -175,6 +182,8 @@ def read_request(arguments: Sequence[str] | None = None) -> Request:
     dry_run, retry_failed = given.pop("dry_run", False), given.pop("retry_failed", False)
     given |= {"report": False} if given.pop("no_report", False) else {}
     _settle_draws(given, problems)
+    if "second_objective" in given:
+        given.setdefault("pruner", "none")
     base, stored = SweepConfig(), None
     resume = given.pop("resume", None)
     if resume is not None:
@@ -191,7 +200,7 @@ def read_request(arguments: Sequence[str] | None = None) -> Request:
     else:
         with suppress(SpaceError):  # `SweepConfig.problems` reports it
             effort = find_space(given.get("space", base.space))
-            given = {"trials": effort.trials, "seeds": effort.seeds} | given
+            given = {name: getattr(effort, name) for name in _BY_SPACE} | given
         if experiment := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
             given.setdefault("experiment", experiment)
     if "init_from" in given:
@@ -211,8 +220,6 @@ def read_request(arguments: Sequence[str] | None = None) -> Request:
 
 def _with_defaults(given: dict[str, Any], base: SweepConfig) -> SweepConfig:
     """Build the configuration from options, the base and environment variables, in this order."""
-    if "second_objective" in given:
-        given.setdefault("pruner", "none")
     given.setdefault("address", os.environ.get("RAY_ADDRESS", base.address))
     given.setdefault("tracking_uri", base.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", ""))
     given.setdefault("data", base.data or os.environ.get("FEWSHOT_DATA", ""))
@@ -324,6 +331,8 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "init_from": parsing.location,
     "str": parsing.text,
     "Protocol": parsing.text,
+    "Validation": parsing.text,
+    "Objective": parsing.text,
     "str | None": parsing.text,
     "int": parsing.integer,
     "int | None": parsing.integer,
@@ -351,7 +360,7 @@ def _help(name: str, doc: str) -> str:
     words = doc.removesuffix(".")
     if name in _CHOICES:
         words += f". One of {', '.join(_CHOICES[name])}"
-    if name in ("trials", "seeds"):
+    if name in _BY_SPACE:
         words += f" (default: {_by_space(name)})"
     elif "(default:" not in words and name not in _NOT_FIELDS:
         plain = SweepConfig().to_dict()
@@ -362,11 +371,13 @@ def _help(name: str, doc: str) -> str:
 
 
 def _by_space(name: str) -> str:
-    """Format a default that depends on the space, e.g. `1 for rmt, 3 for taskres`."""
+    """Format a default that depends on the space, e.g. `1 for rmt, vpt; otherwise 1,2,3`."""
     spaces: dict[str, list[str]] = {}
     for space, entry in SPACES.items():
         spaces.setdefault(_words(getattr(entry, name)), []).append(space)
-    return "; ".join(f"{value} for {', '.join(known)}" for value, known in spaces.items())
+    usual = max(spaces, key=lambda value: len(spaces[value]))
+    named = [f"{value} for {', '.join(known)}" for value, known in spaces.items() if value != usual]
+    return "; ".join([*named, f"otherwise {usual}"])
 
 
 def _words(value: Any) -> str:

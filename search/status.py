@@ -95,7 +95,7 @@ def _print(found: SweepStatus, details: Details, storage: str, console: Console)
         latest = f"a trial last ended {ago(found.latest)} ago"
         table.add_row("begun", f"{ago(found.since)} ago, {latest}")
     if best is not None:
-        value = percent(best.value).strip()
+        value = percent(best.accuracy).strip()
         table.add_row(
             "best",
             f"trial {best.number}, validation {value}: {short(best.parameters, best.config)}",

@@ -12,8 +12,10 @@ from spaces.declared import DeclaredSpace, Ranges
 from spaces.masks import rmt_budget_space, rmt_space, variants_space
 from spaces.pipeline import PipelineSpace
 from spaces.text_classifiers import ENHANCED_BASE, TASKRES, TEXT_ADAPTER
+from trainables.core.protocols import Objective, Validation
 from trainables.core.text import did_you_mean
 from trainables.methods.base import TaskFacts
+from trainables.methods.registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,12 @@ class SpaceEntry:
     """Default number of trials of a sweep."""
     seeds: tuple[int, ...]
     """Default few-shot draws that a trial is averaged over."""
+    validation: Validation = "held-out"
+    """Default images that trials are compared on."""
+    objective: Objective = "accuracy"
+    """Default of what trials are ranked by."""
+    pruner: str = "asha"
+    """Default pruner; none if a trial costs less than its validation is worth."""
 
 
 class SpaceError(ValueError):
@@ -35,10 +43,14 @@ class SpaceError(ValueError):
 def _declared(
     method: str, ranges: Ranges, trials: int = 40, seeds: tuple[int, ...] = (1, 2, 3)
 ) -> SpaceEntry:
-    """A table of one method. Trials on frozen features last seconds, so by default there are
-    three draws, which make a trial's value much less noisy."""
+    """A table of one method. Trials on frozen features last seconds and validating them on all
+    labelled images costs little, so by default there are three draws, each validated on the images
+    of the others, and no trial is stopped early."""
     build = partial(DeclaredSpace, name=method, method=method, ranges=ranges)
-    return SpaceEntry(build, trials, seeds)
+    if METHODS[method].input_kind == "images":
+        return SpaceEntry(build, trials, seeds)
+    pruner = "none" if len(seeds) > 1 else "asha"
+    return SpaceEntry(build, trials, seeds, "pooled", "likelihood", pruner)
 
 
 def _pipeline(names: tuple[str, ...], trials: int, seeds: tuple[int, ...]) -> SpaceEntry:

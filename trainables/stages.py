@@ -6,7 +6,7 @@ A pipeline has the interface of a single training: epochs, a state, an artifact.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -18,6 +18,7 @@ from trainables.fixed import learned
 from trainables.methods.base import Method, MethodError
 from trainables.trainer import Trainer
 from trainables.trial import Episode, TrialConfig
+from trainables.validation import pool_of
 from trainables.view import View
 
 _FORMAT = {"format": "pipeline", "format_version": "1"}
@@ -77,14 +78,17 @@ class Training(Protocol):
         """Continue from `state`, bit for bit."""
 
 
-def open_training(config: TrialConfig, encoded_task: EncodedTask, episode: Episode) -> Training:
-    """Training of a trial on one episode, with the episode's own settings if it has any.
+def open_training(
+    config: TrialConfig, encoded_task: EncodedTask, episode: Episode, pool: Sequence[Episode] = ()
+) -> Training:
+    """Training of a trial on one episode, with the episode's own settings if it has any; `pool` as
+    in `Trainer`.
 
     Raises `MethodError`, `DataError`, `BackboneError`.
     """
     config = config.for_episode(episode)
     kind = Pipeline if config.before else Trainer
-    return kind(config, encoded_task, episode)
+    return kind(config, encoded_task, episode, pool)
 
 
 def first_stages(artifact: Learned, count: int) -> Learned:
@@ -101,10 +105,17 @@ class Pipeline(Training):
     """Several stages in sequence, of which one is in memory; finished stages are kept as their
     artifacts and the backbone that they have changed."""
 
-    def __init__(self, config: TrialConfig, encoded_task: EncodedTask, episode: Episode) -> None:
+    def __init__(
+        self,
+        config: TrialConfig,
+        encoded_task: EncodedTask,
+        episode: Episode,
+        pool: Sequence[Episode] = (),
+    ) -> None:
         """Raises `MethodError`, `DataError`, `BackboneError`."""
-        self.config, self.episode = config, episode
-        self.val = encoded_task.views(episode)[1]
+        self.config, self.episode, self._pool = config, episode, pool
+        own = encoded_task.views(episode)[1]
+        self.val = pool_of(encoded_task, episode, pool).view if pool else own
         self._origin = self._task = encoded_task
         self._over: list[Learned] = []
         self._now: Trainer | None = None
@@ -227,7 +238,7 @@ class Pipeline(Training):
     def _open(self) -> Trainer:
         """Begin the next stage."""
         config = self.config.stages[len(self._over)]
-        self._now = Trainer(config, self._task, self.episode)
+        self._now = Trainer(config, self._task, self.episode, self._pool)
         if self._early is None and not config.fixed:
             self._early = self._now.forecast(), self._now.warnings()
         return self._now

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from trainables.encoded_task import EncodedTask, zero_shot_logits
 from trainables.methods.base import Batch, BuildContext, Schedule, Support
 from trainables.methods.registry import METHODS
 from trainables.trial import Episode, TrialConfig
-from trainables.validation import validation_metrics
+from trainables.validation import pool_of, validation_metrics
 from trainables.view import AUGMENTED_VIEWS, View
 
 _IMAGES = 128  # per forward pass in validation
@@ -36,10 +36,19 @@ class NonFiniteError(FloatingPointError):
 class Trainer:
     """One method, its optimiser and its random generators; `config.before` is ignored here."""
 
-    def __init__(self, config: TrialConfig, task: EncodedTask, episode: Episode) -> None:
-        """Raises `MethodError`, `DataError`, `BackboneError`."""
+    def __init__(
+        self,
+        config: TrialConfig,
+        task: EncodedTask,
+        episode: Episode,
+        pool: Sequence[Episode] = (),
+    ) -> None:
+        """`pool`: episodes whose labelled images are validated on, see `pool_of`; by default the
+        episode's own validation images. Raises `MethodError`, `DataError`, `BackboneError`."""
         self.config, self.encoded_task, self.episode = config, task, episode
         self.train, self.val = task.views(episode)
+        if pool:
+            self.val = pool_of(task, episode, pool).view
         where = episode.dataset, episode.half, config.method_config.prompts
         classes = task.classes(*where)
         self._classes = classes.features

@@ -70,8 +70,7 @@ class TaskSpec:
     """Leave out unreadable images."""
     validation: Validation = "held-out"
     """Images that trials are compared on. held-out: the validation images of their own draws;
-    pooled: all labelled images of all draws, except those that a model was trained on; folds: the
-    training images themselves, each by a model trained without it."""
+    pooled: all labelled images of all draws, except those that a model was trained on."""
     objective: Objective = "accuracy"
     """What trials are ranked by: accuracy on their validation images, or likelihood, the geometric
     mean of the probability of the true class at the best temperature, which is less noisy."""

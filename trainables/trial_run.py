@@ -25,9 +25,7 @@ from trainables.core.tensor_file import read_checked, write_checked, write_tenso
 from trainables.encoded_task import EncodedTask
 from trainables.repeated_training import share_repeated
 from trainables.stages import Training, open_training
-from trainables.trainer import Trainer
 from trainables.trial import TaskSpec, TrialConfig
-from trainables.validation import pool_of
 
 REPORTS_PER_TRIAL = 8
 """Limit of reports per trial when its episodes are trained in parallel."""
@@ -70,11 +68,8 @@ class TrialRun:
         in_sequence: bool = False,
     ) -> None:
         self.config, self.task, self.in_sequence = config, task, in_sequence
-        episodes = [open_training(config, encoded_task, episode) for episode in task.episodes]
-        if task.validation == "pooled":
-            for episode in episodes:
-                if isinstance(episode, Trainer):
-                    episode.val = pool_of(encoded_task, episode.episode, task.episodes).view
+        pool = task.episodes if task.validation == "pooled" else ()
+        episodes = [open_training(config, encoded_task, e, pool) for e in task.episodes]
         self.episodes = episodes if in_sequence else share_repeated(episodes)
         self.step = 0
         self._judged: list[dict[str, float]] = []
@@ -121,9 +116,7 @@ class TrialRun:
         episode = self.episodes[self.step]
         first = sum(max(1, done.epochs) for done in self.episodes[: self.step])
         return [
-            _stamped(
-                episode.run_epoch(self._every_epoch or epoch == episode.epochs), first + epoch
-            )
+            _stamped(episode.run_epoch(self._every_epoch or epoch == episode.epochs), first + epoch)
             for epoch in range(1, episode.epochs + 1)
         ] or [_stamped(episode.validate(), first)]
 

@@ -71,8 +71,17 @@ def pool_of(encoded: EncodedTask, episode: Episode, episodes: Sequence[Episode])
     """All labelled images of `episodes` with the data set and shots of `episode`, each once and
     without its own training images. Raises `DataError`.
 
-    Equal images are known by name or content, see `image_keys`.
+    With one draw, these are its validation images. Equal images are known by name or content, see
+    `image_keys`.
     """
+    key = (episode, *episodes)
+    if key not in encoded.pools:
+        encoded.pools[key] = _pool_of(encoded, episode, episodes)
+    found: Pool = encoded.pools[key]
+    return found
+
+
+def _pool_of(encoded: EncodedTask, episode: Episode, episodes: Sequence[Episode]) -> Pool:
     numbers: dict[tuple[str, str], int] = {}
     views: list[View] = []
     rows: dict[str, tuple[int, int]] = {}

@@ -24,7 +24,7 @@ from spaces.base import Space
 from spaces.pipeline import StartedSpace
 from spaces.registry import SPACES, SpaceError, find_space
 from trainables.core.credentials import without_password
-from trainables.core.protocols import Protocol
+from trainables.core.protocols import Objective, Protocol, Validation
 from trainables.core.records import from_plain, upgraded
 from trainables.core.storage import join
 from trainables.core.text import did_you_mean
@@ -271,6 +271,10 @@ class SweepConfig:
             found.append(f"--eval-seeds must be {bound}.")
         if task.protocol not in get_args(Protocol):
             found.append(did_you_mean("protocol", task.protocol, get_args(Protocol)))
+        if task.validation not in get_args(Validation):
+            found.append(did_you_mean("validation", task.validation, get_args(Validation)))
+        if task.objective not in get_args(Objective):
+            found.append(did_you_mean("objective", task.objective, get_args(Objective)))
         for name, example in _EXAMPLES.items():
             values = getattr(task, name)
             if not values:

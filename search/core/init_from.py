@@ -34,13 +34,13 @@ class Start:
     def problems(self, task: TaskSpec) -> list[str]:
         """Return how `task` differs from the task of that sweep.
 
-        Seeds and the handling of unreadable images may differ.
+        Seeds, the handling of unreadable images and the validation may differ.
         """
         return [
             f"--init-from needs a sweep on the same task, and '{shown(self.location)}' has "
             f"{f.name} {_shown(theirs)}, got {_shown(ours)}. Omit the option, or use another sweep."
             for f in fields(TaskSpec)
-            if f.name not in ("seeds", "skip_unreadable")
+            if f.name not in ("seeds", "skip_unreadable", "validation", "objective")
             and (theirs := getattr(self.task, f.name)) != (ours := getattr(task, f.name))
         ]
 

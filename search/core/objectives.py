@@ -1,7 +1,7 @@
-"""How trials are ranked: by validation accuracy, or by accuracy and a second metric.
+"""How trials are ranked: by the task's objective, or by it and a second metric.
 
 With two objectives there is a Pareto front instead of a best trial. The report shows the front; the
-evaluation uses its most accurate trial.
+evaluation uses its best trial in the first objective.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def parse_objective(text: str) -> Objective:
 
 
 def directions(also: Objective | None) -> list[Direction]:
-    """The directions of the study's objectives: accuracy, then the second one."""
+    """The directions of the study's objectives: the task's, then the second one."""
     return ["maximize", *([also.direction] if also else [])]
 
 

@@ -103,7 +103,8 @@ class Result:
     state: State
     """`COMPLETE`: trained to its end; `PRUNED`: stopped early by the pruner; `FAIL`: see reason."""
     value: Fraction01 | None
-    """Validation accuracy (a fraction): final, or the last before pruning; None for a failure."""
+    """The sweep's objective on validation images, in [0, 1]: final, or the last before pruning;
+    None for a failure."""
     values: tuple[Fraction01, ...]
     """The objective after each step."""
     metrics: dict[str, float]
@@ -142,6 +143,11 @@ class Result:
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", tuple(map(exact, self.values)))
         object.__setattr__(self, "value", None if self.value is None else exact(self.value))
+
+    @property
+    def accuracy(self) -> float | None:
+        """Validation accuracy, a fraction, whatever the objective; None for a failure."""
+        return None if self.value is None else self.metrics.get("val/accuracy", self.value)
 
     @property
     def system_attrs(self) -> dict[str, Any]:

@@ -240,13 +240,25 @@ def task_notices(task: TaskSpec, source: DataSource) -> list[str]:
 
 
 def val_images(task: TaskSpec, source: DataSource) -> int:
-    """The number of distinct validation images behind a trial's objective.
+    """The number of distinct validation images behind a trial's objective, see `Validation`.
 
     An image that several draws contain counts once. For several data sets, see `effective_images`.
     """
+    labelled: dict[tuple[str, int], set[str]] = {}
+    for episode in task.episodes:
+        drawn = _draw(source, episode)
+        both = {*image_keys(drawn.train), *image_keys(drawn.val)}
+        labelled.setdefault((episode.dataset, episode.shots), set()).update(both)
     distinct: dict[str, set[str]] = {}
     for episode in task.episodes:
-        distinct.setdefault(episode.dataset, set()).update(image_keys(_draw(source, episode).val))
+        drawn = _draw(source, episode)
+        match task.validation:
+            case "pooled":
+                trained = set(image_keys(drawn.train))
+                found = labelled[episode.dataset, episode.shots] - trained
+            case _:
+                found = set(image_keys(drawn.val))
+        distinct.setdefault(episode.dataset, set()).update(found)
     return effective_images([len(keys) for keys in distinct.values()])
 
 

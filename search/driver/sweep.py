@@ -114,6 +114,7 @@ def run_sweep(plan: Plan, console: Console, retry_failed: bool = False) -> Outco
             config.second_objective,
             study.update if study else lambda _: None,
             retry_failed,
+            config.task.objective,
         )
         ledger.remove_stale_files()
         reporter = MlflowReporter(plan.tracking_uri, config, plan.id, plan.fingerprints, sweep)
@@ -249,7 +250,9 @@ def _workers_upload(config: SweepConfig, reporter: MlflowReporter) -> Iterator[N
 
 def _doubt(plan: Plan, ledger: Ledger) -> str | None:
     results = ledger.results.values()
-    values = {r.number: r.value for r in results if r.state == "COMPLETE" and r.value is not None}
+    values = {
+        r.number: r.accuracy for r in results if r.state == "COMPLETE" and r.accuracy is not None
+    }
     return separation_note(values, val_images(plan.config.task, plan.source))
 
 

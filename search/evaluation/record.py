@@ -159,7 +159,7 @@ class Evaluation:
     winner: Count
     """Number of the winning trial."""
     validation: Fraction01
-    """The winner's value in the search."""
+    """The winner's validation accuracy in the search."""
     seeds: Annotated[tuple[Count, ...], MinLen(1)]
     """Seeds of the draws, one per distinct set of training images."""
     protocol: Protocol

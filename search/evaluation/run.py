@@ -147,7 +147,7 @@ def evaluate(
     plan, sweep, config = _plan(ledger, facts), ledger.sweep, facts.config
     best = ledger.best()
     assert best is not None
-    assert best.value is not None
+    assert best.accuracy is not None
     spec = EncodedTaskSpec(
         plan.task,
         config.data,
@@ -165,7 +165,7 @@ def evaluate(
     tables = _whole_tables(plan, results)
     found = Evaluation(
         plan.winner,
-        best.value,
+        best.accuracy,
         plan.draws.seeds,
         plan.task.protocol,
         scores_of(tables, plan.draws.seeds, plan.first),

@@ -42,7 +42,7 @@ def card(model: Model, kind: str) -> dict[str, Any]:
         "classes": list(names),
         "prompts": classes.prompts.texts() if classes.prompts else None,
         "validation": {"accuracy": model.accuracy, "images": len(training.val)},
-        "search_value": artifact.result.value,
+        "search_value": artifact.result.accuracy,
         "test": _test(model, episode),
         "versions": {
             "trained": artifact.record.versions,

@@ -64,7 +64,7 @@ class Artifact:
     @property
     def recorded_accuracy(self) -> float | None:
         """Validation accuracy of this one training, if the sweep has recorded it."""
-        return None if self.evaluation or len(self.task.episodes) > 1 else self.result.value
+        return None if self.evaluation or len(self.task.episodes) > 1 else self.result.accuracy
 
 
 def find_artifact(sweep: SweepFolder, trial: str, episode: str) -> Artifact:

@@ -34,9 +34,10 @@ from search.core.results import (
 )
 from search.ledger.study import SweepStudy
 from spaces.base import Space
+from trainables.core.protocols import Objective
 from trainables.core.storage import Storage
 from trainables.trial import TrialConfig
-from trainables.trial_run import CHECKPOINT
+from trainables.trial_run import CHECKPOINT, METRICS
 
 RETRIES = 2
 """Number of times in a row that a trial is restarted after its worker has crashed, without making
@@ -122,16 +123,19 @@ class Ledger:
         also: str = "",
         on_change: Callable[[FrozenTrial], None] = lambda _: None,
         retry_failed: bool = False,
+        objective: Objective = "accuracy",
     ) -> None:
         """Rebuilds the study from the sweep's folder and queues interrupted trials.
 
         `guard` is called before every write, and raises if another driver owns the sweep. `also` is
         a second objective, see `objectives.py`. `on_change` gets every trial of the study, and
         later each one that has changed. `retry_failed` queues the trials that have failed, too.
+        `objective` is the task's.
         Raises `UsageError` if the folder's files are damaged or of another version.
         """
         self.sweep, self.space = sweep, space
         self._guard, self._on_change = guard, on_change
+        self._metric = METRICS[objective]
         self._second = parse_objective(also) if also else None
         self.live: dict[int, RunningTrial] = {}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -235,7 +239,7 @@ class Ledger:
             value = live.values[-1]
         elif state == "COMPLETE":
             # Side by side this is the last report; in sequence it is the mean over the seeds.
-            value = live.metrics["val/accuracy"]
+            value = live.metrics[self._metric]
         if value is not None and not math.isfinite(value):
             raise ValueError(f"trial {number} ended with the value {value}")
         issued = live.issued

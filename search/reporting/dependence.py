@@ -76,7 +76,7 @@ def _study(complete: Sequence[Result]) -> optuna.Study:
     study.add_trials(
         create_trial(
             state=TrialState.COMPLETE,
-            value=trial.value,
+            value=trial.accuracy,
             params=trial.parameters,
             distributions={n: json_to_distribution(t) for n, t in trial.distributions.items()},
         )
@@ -111,7 +111,7 @@ def _parallel(complete: Sequence[Result]) -> Figure:
     from matplotlib import pyplot
     from optuna.visualization.matplotlib import plot_parallel_coordinate
 
-    ranked = sorted(complete, key=lambda r: -(r.value or 0.0))[:_MOST_LINES]
+    ranked = sorted(complete, key=lambda r: -(r.accuracy or 0.0))[:_MOST_LINES]
     names = varied(ranked)
     # Optuna places its axes outside the canvas, so the figure relies on the tight bounding box.
     with painting(**{"axes.grid": False, "backend": "agg"}):
@@ -192,7 +192,7 @@ def _slice(axes: Axes, name: str, complete: Sequence[Result]) -> PathCollection:
     axes.set_xlabel(name, fontsize=9)
     marks = axes.scatter(
         places,
-        [100 * (r.value or 0.0) for r in found],
+        [100 * (r.accuracy or 0.0) for r in found],
         c=[r.number for r in found],
         cmap=SEQUENCE,
         vmin=0,

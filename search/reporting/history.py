@@ -39,10 +39,10 @@ def survivors(trials: Sequence[Result]) -> list[int]:
 
 def _history(source: Source) -> Figure:
     def paint(axes: Axes) -> None:
-        _dots(axes, source, lambda r: None if r.value is None else 100 * r.value)
+        _dots(axes, source, lambda r: None if r.accuracy is None else 100 * r.accuracy)
         best, numbers, values = -math.inf, [], []
         for result in source.of("COMPLETE"):
-            best = max(best, 100 * (result.value or 0.0))
+            best = max(best, 100 * (result.accuracy or 0.0))
             numbers.append(result.number)
             values.append(best)
         if numbers:

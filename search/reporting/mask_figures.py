@@ -79,7 +79,7 @@ def _budget(source: Source) -> Figure:
         dots = axes.scatter(
             [r.metrics[BUDGET] for r in trials],
             [r.metrics[FLIPPED] for r in trials],
-            c=[100 * (r.value or 0.0) for r in trials],
+            c=[100 * (r.accuracy or 0.0) for r in trials],
             cmap=SEQUENCE,
             s=24,
             linewidths=0,

@@ -60,7 +60,7 @@ def command(config: SweepConfig) -> str:
     plain: dict[str, tuple[object, object]] = {
         "--trials": (config.trials, None),
         "--sampler": (config.sampler, default.sampler),
-        "--pruner": (config.pruner, default.pruner),
+        "--pruner": (config.pruner, None),
         "--second-objective": (config.second_objective, default.second_objective),
         "--seed": (config.seed, default.seed),
         "--eval-seeds": (config.eval_seeds, default.eval_seeds),
@@ -87,6 +87,8 @@ def _task_words(task: TaskSpec) -> list[str]:
     words += ["--generate-split"] * task.generate_split + [
         "--skip-unreadable"
     ] * task.skip_unreadable
+    for name, value in (("validation", task.validation), ("objective", task.objective)):
+        words += [f"--{name}", value]
     return words
 
 

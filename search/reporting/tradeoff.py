@@ -37,14 +37,14 @@ def tradeoff_section(source: Source) -> Section | None:
     if source.config.second_objective:
         return _second(parse_objective(source.config.second_objective), complete)
     sparse = {
-        r.number: (100 * r.metrics[SPARSITY], r.value) for r in complete if SPARSITY in r.metrics
+        r.number: (100 * r.metrics[SPARSITY], r.accuracy) for r in complete if SPARSITY in r.metrics
     }
     if len(sparse) > 1:
         note = "The cost is the sparsity: the share of the masked weights that a trial drops."
         return _section(sparse, "sparsity (% of the masked weights dropped)", "sparsity", note)
-    ranked = sorted(complete, key=lambda r: (-(r.value or 0.0), r.number))[:MOST_ARTIFACTS]
+    ranked = sorted(complete, key=lambda r: (-(r.accuracy or 0.0), r.number))[:MOST_ARTIFACTS]
     sizes = numbers_learned(source, ranked)
-    counted = {r.number: (float(sizes[r.number]), r.value) for r in ranked if r.number in sizes}
+    counted = {r.number: (float(sizes[r.number]), r.accuracy) for r in ranked if r.number in sizes}
     if len(counted) < 2:
         return None
     left_out = (
@@ -63,7 +63,7 @@ def _second(also: Objective, complete: Sequence[Result]) -> Section | None:
     found = {}
     for result in complete:
         if (second := also.value(result.metrics)) is not None:
-            found[result.number] = second, result.value
+            found[result.number] = second, result.accuracy
     if not found:
         return None
     note = (

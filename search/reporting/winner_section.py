@@ -23,11 +23,11 @@ def winner_section(source: Source) -> Section:
     best = source.best
     if best is None:
         return Section("winner", "The winner", ("There is no winner: no trial has completed yet.",))
-    assert best.value is not None
+    assert best.accuracy is not None
     notes = [
         f"Trial {best.number} is the winner of {len(source.of('COMPLETE'))} completed trials, with "
-        f"a validation accuracy of {percent(best.value)} %. This number is optimistically biased, "
-        "because it selected the winner; the test results are not.",
+        f"a validation accuracy of {percent(best.accuracy)} %. This number is optimistically "
+        "biased, because it selected the winner; the test results are not.",
         tie_note(source),
     ]
     tables = []
@@ -88,7 +88,7 @@ def test_table(found: Evaluation) -> Table:
 
 
 def _values(source: Source) -> dict[int, float]:
-    return {r.number: r.value for r in source.of("COMPLETE") if r.value is not None}
+    return {r.number: r.accuracy for r in source.of("COMPLETE") if r.accuracy is not None}
 
 
 def _difference(gain: Gain) -> str:

@@ -108,7 +108,7 @@ class Progress:
             best = ledger.best()
             self._say(
                 f"trial {result.number:>3} {result.state.lower():<8} "
-                f"val {percent(result.value)}  best {percent(best.value if best else None)}  "
+                f"val {percent(result.accuracy)}  best {percent(best.accuracy if best else None)}  "
                 f"({len(ledger.results)}/{self._goal})"
             )
 
@@ -177,7 +177,7 @@ class Progress:
         table.add_row(
             str(result.number),
             state,
-            percent(result.value),
+            percent(result.accuracy),
             duration(result.train_seconds),
             Text(printable(short(result.parameters, result.config))),
             style=style,

@@ -119,7 +119,7 @@ class SweepStatus:
             "task": config.public().to_dict()["task"] if config else None,
             "owner": self.owner,
             "trials": {"done": self.done, "asked": self.asked} | self.states,
-            "best": best and {"trial": best.number, "value": best.value},
+            "best": best and {"trial": best.number, "value": best.value, "accuracy": best.accuracy},
             "judged": self.judged is not None,
             "begun": self.since,
             "ended": self.latest,

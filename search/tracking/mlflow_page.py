@@ -35,8 +35,8 @@ def description(
     """Markdown for the sweep's own run: its task, its best results, and useful commands."""
     title = f"{plain(config.space)} on {plain(described(config.task))}"
     rows: dict[str, str] = {}
-    if best is not None and best.value is not None:
-        rows["Best trial"] = f"{best.number}: validation accuracy {_percent(best.value)}"
+    if best is not None and best.accuracy is not None:
+        rows["Best trial"] = f"{best.number}: validation accuracy {_percent(best.accuracy)}"
     if evaluation is not None:
         for label in evaluation.labels:
             rows[f"Test accuracy, {LABELS[label]}"] = _figure(evaluation, label)

@@ -107,7 +107,9 @@ def test_forecast_and_warnings_arrive_before_training(
     epochs = []
     original = Trainer.run_epoch
     monkeypatch.setattr(
-        Trainer, "run_epoch", lambda self, *given: epochs.append(self.epoch) or original(self, *given)
+        Trainer,
+        "run_epoch",
+        lambda self, *given: epochs.append(self.epoch) or original(self, *given),
     )
     hopeless = mask_trial(2)
     hopeless = replace(hopeless, optim=replace(hopeless.optim, lr=1e-6))
