@@ -23,7 +23,7 @@ def bundle(tmp_path: Path) -> str:
     ("options", "expected"),
     [
         (("--space", "rmt"), ["--space rmt trains on images", "--space taskres"]),
-        (("--backbone", "tiny"), ["--backbone must be omitted, got 'tiny'"]),
+        (("--backbone", "tiny"), ["--backbone must be omitted with a bundle", "got 'tiny'"]),
         (("--protocol", "base-to-new"), ["A bundle must be the only data set"]),
         (("--shots", "50"), ["shots is 50", "Use --shots 4"]),
     ],

@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -256,12 +256,14 @@ def test_optuna_dashboard_shows_the_running_sweep(tmp_path: Path) -> None:
 def stopped(server: Postgresql) -> Iterator[None]:
     members = [process.pid for process in server.members()]
     for pid in members:
-        os.kill(pid, signal.SIGSTOP)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
         for pid in members:
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # some of them come and go
+                os.kill(pid, signal.SIGCONT)
 
 
 @contextmanager

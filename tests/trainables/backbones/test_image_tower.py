@@ -109,7 +109,7 @@ def test_blocks_whose_first_axis_is_the_sequence() -> None:
 
 
 def test_refuses_more_tokens_than_blocks() -> None:
-    with pytest.raises(ValueError, match="at most 3 sets"):
+    with pytest.raises(ValueError, match="at most 3, one per block, got 4"):
         image_tower(backbone()).encode(images(), [torch.zeros(1, 32)] * 4)
 
 
