@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from search.core.problems import UsageError
+from search.core.results import untrained_note
 from search.core.task import described
 from search.evaluation.record import EVALUATION, Evaluation
 from search.evaluation.statistics import summary
@@ -91,6 +92,8 @@ def _print(found: SweepStatus, details: Details, storage: str, console: Console)
     waiting = f"; {len(details.unfinished)} unfinished" if details.unfinished else ""
     counts = f"{found.done} of {found.asked} ended{f': {ends}' if ends else ''}{waiting}"
     table.add_row("trials", counts)
+    if note := untrained_note((found.results or {}).values()):
+        table.add_row("", note)
     if found.since is not None:
         latest = f"a trial last ended {ago(found.latest)} ago"
         table.add_row("begun", f"{ago(found.since)} ago, {latest}")

@@ -96,6 +96,10 @@ class RepeatedTraining(Training):
     def logits(self, view: Any) -> Tensor:
         return self._current.logits(view)
 
+    @property
+    def is_idle(self) -> bool:
+        return self._own.is_idle
+
     def forecast(self) -> dict[str, float]:
         return self._own.forecast()
 

@@ -56,6 +56,10 @@ class Training(Protocol):
     def logits(self, view: View) -> Tensor:
         """Return logits [n, c] for the images of a view."""
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether training provably leaves the model as it is, so that epochs only count."""
+
     def forecast(self) -> dict[str, float]:
         """Return what is known before training, by name."""
 
@@ -155,6 +159,11 @@ class Pipeline(Training):
     def logits(self, view: View) -> Tensor:
         """Return logits [n, c] of the current stage."""
         return self._present().logits(self._task.reencode(view))
+
+    @property
+    def is_idle(self) -> bool:
+        """Return False: a stage that changes nothing leaves the others to be trained."""
+        return False
 
     def forecast(self) -> dict[str, float]:
         """Return the forecast of the first stage that is trained."""

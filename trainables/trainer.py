@@ -84,14 +84,25 @@ class Trainer:
         return self.config.epochs
 
     @property
+    def is_idle(self) -> bool:
+        """Whether training provably leaves the model as it is, so that epochs only count. The
+        steps of SGD and the decay of AdamW are not bounded by the learning rates."""
+        return self.config.optim.optimiser == "adam" and self.method.is_idle
+
+    @property
     def backbone(self) -> Backbone:
         """The backbone that the method is trained on."""
         return self.encoded_task.backbone
 
     def run_epoch(self, validate: bool = True) -> dict[str, float]:
         """Train on all images once; return `train/*`, the method's own scalars and, with
-        `validate`, `val/*`. Raises `NonFiniteError`."""
+        `validate`, `val/*`; no `train/*` if the training is idle. Raises `NonFiniteError`."""
         self._prepare()
+        if self.is_idle:
+            self.epoch += 1
+            if validate and not self.latest:
+                self.latest = self.validate()
+            return self.latest | self.method.progress()
         optimiser = self._open_optimiser()
         steps = self.config.optim.steps_per_epoch(len(self.train))
         rates = self._rates[self.epoch * steps :]

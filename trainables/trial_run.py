@@ -50,6 +50,8 @@ class Report:
     """Whether the whole budget has been trained."""
     metrics: dict[str, float]
     """The latest row, without `epoch` and `time`."""
+    trained: bool = True
+    """False if training provably changes nothing, so that none took place."""
 
 
 class TrialRun:
@@ -86,6 +88,11 @@ class TrialRun:
         """Whether all steps are done."""
         return self.step >= self.steps
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether training provably changes nothing, so that every step costs nothing."""
+        return all(episode.is_idle for episode in self.episodes)
+
     def forecast(self) -> dict[str, float]:
         """Return what is known before training, e.g. the flip budget: means over episodes."""
         return _mean([episode.forecast() for episode in self.episodes])
@@ -110,7 +117,8 @@ class TrialRun:
             latest |= self._mean(self._judged)
         values = tuple(row[METRICS[self.task.objective]] for row in self._judged)
         news, self._reported = self._rows[self._reported :], len(self._rows)
-        return Report(self.step, values, tuple(news), self.finished, latest)
+        trained = not self.is_idle
+        return Report(self.step, values, tuple(news), self.finished, latest, trained)
 
     def _train_episode(self) -> list[dict[str, float]]:
         episode = self.episodes[self.step]
@@ -246,4 +254,6 @@ def _stamped(row: dict[str, float], epoch: int) -> dict[str, float]:
 
 
 def _mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    """Means of what all rows have: an idle episode has no training loss."""
+    names = [name for name in rows[0] if all(name in row for row in rows)]
+    return {name: sum(row[name] for row in rows) / len(rows) for name in names}

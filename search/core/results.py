@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
@@ -137,6 +137,9 @@ class Result:
     """System attributes of the study that the sampler has set when it proposed this trial."""
     earlier_failures: tuple[str, ...] = ()
     """Why earlier attempts ended as FAIL (see `--retry-failed`)."""
+    trained: bool = True
+    """False if training provably changes nothing (no mask bit can flip), so that none took place:
+    the result is that of the untuned model."""
     format: int = FORMAT
     """Version of this record."""
 
@@ -153,6 +156,26 @@ class Result:
     def system_attrs(self) -> dict[str, Any]:
         """`notes`, by the name that they have in `IssuedTrial`."""
         return self.notes
+
+
+FREE = 32
+"""Most untrained trials that do not count, so that a sweep ends if its space has no others."""
+
+
+def counted(results: Iterable[Result]) -> int:
+    """Number of ended trials that count against `--trials`: untrained ones do not, up to `FREE`."""
+    trained = [result.trained for result in results]
+    return len(trained) - min(trained.count(False), FREE)
+
+
+def untrained_note(results: Iterable[Result]) -> str:
+    """How many trials were not trained, and why; empty if all were."""
+    numbers = [str(result.number) for result in results if not result.trained]
+    if not numbers:
+        return ""
+    if len(numbers) == 1:
+        return f"Trial {numbers[0]} cannot flip a mask bit: it was not trained and does not count."
+    return f"{len(numbers)} trials cannot flip a mask bit: they were not trained."
 
 
 T = TypeVar("T", IssuedTrial, Result)

@@ -22,6 +22,7 @@ from optuna.samplers import RandomSampler
 from rich.console import Console
 from rich.table import Table
 
+from search.core.results import counted
 from search.core.samplers import STARTUP_TRIALS
 from search.core.task import described, fresh_draws
 from search.driver.cost_estimate import (
@@ -62,7 +63,7 @@ def first_trials(plan: Plan) -> tuple[list[RunningTrial], int]:
         config.seed,
         also=config.second_objective,
     )
-    ended = len(ledger.results)
+    ended = counted(ledger.results.values())
     left = ledger.waiting + max(0, config.trials - ledger.issued)
     certain = max(1, min(left, STARTUP_TRIALS - ended))
     return ledger.preview(min(left, certain)), ended

@@ -32,6 +32,8 @@ def print_summary(outcome: Outcome, console: Console) -> None:
     """Print the results, their location and the next steps."""
     states = ", ".join(f"{n} {state.lower()}" for state, n in outcome.states.items() if n)
     console.print(f"Trials: {states or 'none finished'}.", highlight=False)
+    if outcome.untrained:
+        console.print(outcome.untrained, highlight=False)
     if outcome.overhead is not None:
         console.print(
             f"A trial took {outcome.overhead:.2f} s outside training (median, warm workers).",

@@ -17,7 +17,7 @@ from search.core.objectives import directions, front_of, parse_objective
 from search.core.placement import Placement, place
 from search.core.problems import StoppedError, UsageError
 from search.core.pruners import IN_SEQUENCE
-from search.core.results import Result, trial_folder
+from search.core.results import Result, counted, trial_folder, untrained_note
 from search.core.sweep_folder import SWEEP_FILE, SweepFolder
 from search.core.task import described, val_images
 from search.driver.preflight import Plan, adopt
@@ -78,6 +78,8 @@ class Outcome:
     """Trials of the Pareto front; empty if there is one objective."""
     page: str
     """Path of the sweep's page on the MLflow server; empty if unknown."""
+    untrained: str = ""
+    """A notice about trials that were not trained; empty if there are none."""
 
 
 def run_sweep(plan: Plan, console: Console, retry_failed: bool = False) -> Outcome:
@@ -221,6 +223,7 @@ def _run(
         _doubt(plan, ledger),
         front,
         reporter.page(),
+        untrained_note(ledger.results.values()),
     )
 
 
@@ -289,7 +292,7 @@ def _connected_placement(config: SweepConfig) -> Placement:
 
 
 def _opening(plan: Plan, ledger: Ledger, placement: Placement, todo: int) -> str:
-    done, start = len(ledger.results), plan.config.init_from
+    done, start = counted(ledger.results.values()), plan.config.init_from
     where = "GPU" if placement.device == "cuda" else "CPU"
     parts = [
         f"Sweep {plan.config.name}: {plan.config.space} on {described(plan.config.task)}"

@@ -163,6 +163,7 @@ class StudyScheduler(FIFOScheduler):
         live.forecast |= message.forecast
         live.warnings = message.warnings or live.warnings
         if message.report is not None:
+            live.trained = message.report.trained
             for row in message.report.rows:
                 live.rows.setdefault(int(row["epoch"]), row)
             self._ledger.report(message.number, message.report.values, message.report.metrics)

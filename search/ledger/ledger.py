@@ -27,6 +27,7 @@ from search.core.results import (
     Row,
     State,
     commit,
+    counted,
     exact,
     read_trials,
     trial_folder,
@@ -70,6 +71,8 @@ class RunningTrial:
     """The method's estimates before training."""
     warnings: tuple[str, ...] = ()
     """The method's warnings before training."""
+    trained: bool = True
+    """Whether it trains, see `Result.trained`."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The latest metrics."""
     rows: dict[int, Row] = field(default_factory=dict)
@@ -162,8 +165,9 @@ class Ledger:
 
     @property
     def issued(self) -> int:
-        """Number of trials that have ended, run, or wait to be issued again."""
-        return len(self.results) + len(self.live) + len(self._interrupted)
+        """Number of trials that count (see `counted`) and have ended, run, or wait to be issued
+        again."""
+        return counted(self.results.values()) + len(self.live) + len(self._interrupted)
 
     @property
     def waiting(self) -> int:
@@ -263,6 +267,7 @@ class Ledger:
             details,
             issued.study_attrs,
             issued.earlier_failures,
+            live.trained,
         )
         self._guard()
         commit(self.sweep, result, [live.rows[epoch] for epoch in sorted(live.rows)])

@@ -8,6 +8,7 @@ from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
 
+from search.core.results import counted
 from search.core.task import described
 from search.reporting.section import Section
 from search.reporting.source import Source
@@ -39,15 +40,15 @@ def notices(sources: Sequence[Source]) -> list[str]:
     """Return a notice for each unfinished sweep, whose results are provisional."""
     found = []
     for source in sources:
+        ended = counted(source.results.values())
         name = "The sweep" if len(sources) == 1 else f"The sweep '{source.name}'"
         if source.running is not None:
             found.append(
-                f"{name} is still running ({source.running}): {len(source.results)} of "
+                f"{name} is still running ({source.running}): {ended} of "
                 f"{source.config.trials} trials have finished."
             )
-        elif len(source.results) < source.config.trials:
+        elif ended < source.config.trials:
             found.append(
-                f"{name} is unfinished: {len(source.results)} of {source.config.trials} trials "
-                "have finished."
+                f"{name} is unfinished: {ended} of {source.config.trials} trials have finished."
             )
     return found

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from search.core.results import Result
+from search.core.results import Result, counted
 from search.ledger.ledger import Ledger, RunningTrial
 from search.terminal.sweep_status import duration
 from trainables.core.text import printable
@@ -42,7 +42,7 @@ class Progress:
         """`rounds` is the number of full trainings that a trial runs one after another."""
         self._console, self._ledger, self._rounds = console, ledger, rounds
         self._goal = max(trials, ledger.issued)
-        self._before = len(ledger.results)
+        self._before = self._ended
         self._start = time.monotonic()
         self._recent: list[Result] = []
         self._running: dict[int, _Running] = {}
@@ -106,11 +106,16 @@ class Progress:
             self._say(f"trial {result.number} failed: {result.reason}", "red")
         elif self._display is None:
             best = ledger.best()
+            state = result.state.lower() if result.trained else "no flip"
             self._say(
-                f"trial {result.number:>3} {result.state.lower():<8} "
+                f"trial {result.number:>3} {state:<8} "
                 f"val {percent(result.accuracy)}  best {percent(best.accuracy if best else None)}  "
-                f"({len(ledger.results)}/{self._goal})"
+                f"({self._ended}/{self._goal})"
             )
+
+    @property
+    def _ended(self) -> int:
+        return counted(self._ledger.results.values())
 
     def _say(self, line: str, style: str = "") -> None:
         text = Text(printable(line), style)
@@ -131,7 +136,7 @@ class Progress:
 
     def _render(self, size: ConsoleDimensions) -> Group:
         ledger = self._ledger
-        ended = len(ledger.results)
+        ended = self._ended
         states = [r.state for r in ledger.results.values()]
         line = Text.assemble(
             (f"{ended} of {self._goal} trials", "bold"),

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from search.core.config import SweepConfig
 from search.core.objectives import best_of
 from search.core.problems import UsageError
-from search.core.results import Result
+from search.core.results import Result, counted
 from search.core.sweep_folder import SweepFolder, find_sweep, sweep_folders
 from search.evaluation.record import Evaluation, read_evaluation
 from trainables.core.credentials import without_password
@@ -71,8 +71,8 @@ class SweepStatus:
 
     @property
     def done(self) -> int:
-        """Number of finished trials."""
-        return len(self.results or {})
+        """Number of finished trials that count, see `search.core.results.counted`."""
+        return counted((self.results or {}).values())
 
     @property
     def asked(self) -> int:

@@ -266,10 +266,47 @@ def test_a_finished_trial_repeats_its_last_word(encoded_task: EncodedTask) -> No
     assert run.step == 2
 
 
+def idle_trial(epochs: int = 3, **optim: Any) -> TrialConfig:
+    """Its scores cannot reach the threshold."""
+    trial = mask_trial(epochs)
+    return replace(trial, optim=replace(trial.optim, lr=1e-6, **optim))
+
+
+@pytest.mark.parametrize("in_sequence", [False, True])
+def test_a_trial_that_cannot_flip_a_bit_is_not_trained(
+    in_sequence: bool, encoded_task: EncodedTask
+) -> None:
+    run = TrialRun(idle_trial(), TWO_SEEDS, encoded_task, in_sequence)
+    last = to_the_end(run)[-1]
+    assert last.finished
+    assert not last.trained
+    zero_shot = TrialRun(zero_shot_trial(), TWO_SEEDS, encoded_task).advance()
+    assert last.metrics["val/accuracy"] == zero_shot.metrics["val/accuracy"]
+    assert last.metrics["mask/flipped"] == 0
+    assert not any(name.startswith("train/") for name in last.metrics)
+    assert all(episode.epoch == 3 for episode in run.episodes)
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+def test_only_the_steps_of_adam_are_bounded(optimiser: str, encoded_task: EncodedTask) -> None:
+    report = TrialRun(idle_trial(1, optimiser=optimiser), TASK, encoded_task).advance()
+    assert report.trained
+    assert "train/loss" in report.metrics
+
+
+def test_a_trial_of_which_one_draw_trains_is_trained(encoded_task: EncodedTask) -> None:
+    """With one batch size for both numbers of shots, only the larger has enough steps."""
+    trial = mask_trial(2)
+    trial = replace(trial, optim=replace(trial.optim, lr=2e-3, batch_size=10))
+    run = TrialRun(trial, replace(TASK, shots=(1, 4)), encoded_task)
+    assert [episode.is_idle for episode in run.episodes] == [True, False]
+    report = to_the_end(run)[-1]
+    assert report.trained
+    assert report.metrics["mask/flipped"] > 0
+
+
 def test_forecasts_are_means_and_warnings_speak_once(encoded_task: EncodedTask) -> None:
-    hopeless = mask_trial(1)
-    hopeless = replace(hopeless, optim=replace(hopeless.optim, lr=1e-6))
-    run = TrialRun(hopeless, TWO_SEEDS, encoded_task)
+    run = TrialRun(idle_trial(1), TWO_SEEDS, encoded_task)
     assert run.forecast() == pytest.approx(run.episodes[0].method.forecast())
     (warning,) = run.warnings()
     assert "No mask bit can flip" in warning
@@ -290,6 +327,7 @@ RUNS: dict[str, tuple[TrialConfig, TaskSpec, bool]] = {
     "taskres-sequence": (residual_trial(3), TWO_SEEDS, True),
     "taskres-many-epochs": (residual_trial(25), TASK, False),
     "rmt": (mask_trial(3), TASK, False),
+    "rmt-idle": (idle_trial(), TWO_SEEDS, False),
     "rmt-dynamic": (mask_trial(3, masked="dynamic"), TASK, False),
     "rmt-sequence": (mask_trial(2, masked="dynamic"), TWO_SEEDS, True),
 }

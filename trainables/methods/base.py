@@ -244,6 +244,11 @@ class Method(nn.Module, ABC):
         """Scalars known before training, e.g. the flip budget."""
         return {}
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether training with Adam provably leaves the model as it is."""
+        return False
+
     def warnings(self) -> list[str]:
         """Sentences to show before training, e.g. that no bit can flip."""
         return []

@@ -16,7 +16,15 @@ from optuna.trial import TrialState
 
 from search.core.problems import UsageError
 from search.core.pruners import PRUNERS
-from search.core.results import FORMAT, Result, State, read_results, read_rows
+from search.core.results import (
+    FORMAT,
+    FREE,
+    Result,
+    State,
+    read_results,
+    read_rows,
+    untrained_note,
+)
 from search.core.samplers import SAMPLERS
 from search.ledger.ledger import RETRIES, Ledger, RunningTrial
 from spaces.registry import SPACES
@@ -163,6 +171,31 @@ def test_states_and_values_of_ends(tmp_path: Path) -> None:
     assert stored["reason"].startswith("NonFiniteError")
     assert stored["value"] is None
     assert failed.number == 2
+
+
+def test_trials_that_are_not_trained_do_not_count(tmp_path: Path) -> None:
+    """As long as they are few: a space without any other trial must come to an end."""
+    ledger = open_ledger(tmp_path, pruner="none")
+
+    def end(trained: bool) -> None:
+        live = ledger.ask()
+        live.trained = trained
+        report(ledger, live, 1)
+        ledger.finish(live.number, "COMPLETE")
+
+    end(trained=False)
+    assert ledger.issued == 0
+    end(trained=True)
+    assert ledger.issued == 1
+    again = open_ledger(tmp_path, pruner="none")
+    assert again.issued == 1
+    assert [again.results[number].trained for number in (0, 1)] == [False, True]
+    assert again.frozen()[0].value == again.results[0].value
+    assert untrained_note(again.results.values()).startswith("Trial 0 cannot flip")
+    for _ in range(FREE):
+        end(trained=False)
+    assert ledger.issued == 2
+    assert untrained_note(ledger.results.values()).startswith(f"{FREE + 1} trials cannot flip")
 
 
 def test_a_non_finite_value_is_never_committed(tmp_path: Path) -> None:

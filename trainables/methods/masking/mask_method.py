@@ -231,14 +231,20 @@ class MaskMethod(Method):
             "flip/bound": flip_bound(self._schedule, gap),
         }
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no bit can flip, see `flip_bound`."""
+        return self.forecast()["flip/bound"] < 1
+
     def warnings(self) -> list[str]:
         """Warns if no bit, or hardly any, can flip."""
         forecast = self.forecast()
         advice = "raise lr, epochs or the number of steps, or lower init - threshold"
-        if forecast["flip/bound"] < 1:
+        if self.is_idle:
             return [
                 f"No mask bit can flip: Adam moves a score at most {forecast['flip/bound']:.2f} of "
-                f"the way to the threshold, so the model stays zero-shot; {advice}."
+                f"the way to the threshold, so the model stays zero-shot and is not trained; "
+                f"{advice}."
             ]
         if forecast["flip/budget"] < 1:
             return [
