@@ -54,7 +54,7 @@ class NoOpSpace:
         return preset_trial("zero-shot", "paper", self.setting)
 
     @property
-    def paper_parameters(self) -> dict[str, float]:
+    def first_parameters(self) -> dict[str, float]:
         """The middle of the parameter's range."""
         return {"x": 0.5}
 

@@ -88,7 +88,7 @@ def run_peer(config: SweepConfig, folder: Path) -> Side:
             direction="maximize",
             pruner=PRUNERS[config.pruner](),
         )
-        study.enqueue_trial(dict(space.paper_parameters))
+        study.enqueue_trial(dict(space.first_parameters))
         values, ends, trained, outside = [], [], [], []
         for number in range(config.trials):
             begin, training = time.monotonic(), 0.0

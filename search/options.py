@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
-import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -15,13 +13,16 @@ from typing import Any, get_args
 from search.core.config import SweepConfig, differences, is_bundle, option
 from search.core.problems import UsageError
 from search.core.pruners import PRUNERS
-from search.core.samplers import SAMPLERS
+from search.core.samplers import GRID, SAMPLERS
 from search.terminal import parser as parsing
 from search.terminal.parser import Parser
 from spaces.registry import SPACES, SpaceError, find_space
+from spaces.settings import Settings, SettingsError
 from trainables.core.protocols import Objective, Validation
 from trainables.core.storage import StorageError
 from trainables.data.registry import BASE_TASKS, DATASETS, PREFIXES
+from trainables.fields import field_docs
+from trainables.methods.base import Preset
 from trainables.trial import TaskSpec
 
 _INTRODUCTION = """\
@@ -56,6 +57,13 @@ _GROUPS: Mapping[str, Mapping[str, str]] = {
         "generate_split": "",
         "skip_unreadable": "",
         "validation": "NAME",
+    },
+    "settings and ranges": {
+        "preset": "NAME",
+        "set": "FIELD=VALUE",
+        "range": "FIELD=LOW:HIGH",
+        "choice": "FIELD=VALUE,...",
+        "grid": "FIELD=VALUE,...",
     },
     "search": {
         "trials": "N",
@@ -106,6 +114,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "pruner": tuple(PRUNERS),
     "validation": get_args(Validation),
     "objective": get_args(Objective),
+    "preset": get_args(Preset),
 }
 _OLD_SPELLINGS = {
     "init_from": "--start",
@@ -117,6 +126,9 @@ _OLD_SPELLINGS = {
 _BY_SPACE = ("trials", "seeds", "validation", "objective", "pruner")
 """Options whose defaults depend on the space."""
 _TASK = tuple(f.name for f in fields(TaskSpec))
+_SETTINGS = tuple(f.name for f in fields(Settings))
+_REPEATED = ("set", "range", "choice", "grid")
+"""Options that may be given several times, once per field."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +155,10 @@ def build_parser() -> Parser:
         epilog=_EXAMPLES,
         argument_default=argparse.SUPPRESS,
     )
-    docs = _field_docs(SweepConfig) | _field_docs(TaskSpec) | _NOT_FIELDS
-    kinds = {f.name: str(f.type) for f in (*fields(SweepConfig), *fields(TaskSpec))}
+    records = (SweepConfig, TaskSpec, Settings)
+    docs = {name: doc for record in records for name, doc in field_docs(record).items()}
+    docs |= _NOT_FIELDS
+    kinds = {f.name: str(f.type) for record in records for f in fields(record)}
     for title, names in _GROUPS.items():
         group = parser.add_argument_group(title)
         for name, metavar in names.items():
@@ -153,6 +167,8 @@ def build_parser() -> Parser:
                 settings["type"] = _PARSERS.get(name) or _PARSERS[kinds.get(name, "str")]
             else:
                 settings["action"] = "store_true"
+            if name in _REPEATED:
+                settings["action"] = "append"
             shown = settings | ({"metavar": metavar} if metavar else {})
             group.add_argument(option(name), help=_help(name, docs[name]), **shown)
             if name in _OLD_SPELLINGS:
@@ -184,6 +200,7 @@ def read_request(arguments: Sequence[str] | None = None) -> Request:
     _settle_draws(given, problems)
     if "second_objective" in given:
         given.setdefault("pruner", "none")
+    _settle_settings(given, problems)
     base, stored = SweepConfig(), None
     resume = given.pop("resume", None)
     if resume is not None:
@@ -200,7 +217,8 @@ def read_request(arguments: Sequence[str] | None = None) -> Request:
     else:
         with suppress(SpaceError):  # `SweepConfig.problems` reports it
             effort = find_space(given.get("space", base.space))
-            given = {name: getattr(effort, name) for name in _BY_SPACE} | given
+            defaults = {name: getattr(effort, name) for name in _BY_SPACE if name != "trials"}
+            given = defaults | given
         if experiment := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
             given.setdefault("experiment", experiment)
     if "init_from" in given:
@@ -213,6 +231,8 @@ def read_request(arguments: Sequence[str] | None = None) -> Request:
             problems += error.problems
             task_is_known = False
     config = _with_defaults(given, base)
+    if stored is None and "trials" not in given:
+        config = replace(config, trials=_trials(config))
     if stored is not None:
         problems += _changes(stored, config)
     return Request(config, tuple(dict.fromkeys(problems)), dry_run, retry_failed, task_is_known)
@@ -234,7 +254,21 @@ def _with_defaults(given: dict[str, Any], base: SweepConfig) -> SweepConfig:
         given["backbone"] = absolute_spec(given["backbone"])
     task = {key: given.pop(key) for key in _TASK if key in given}
     task = {key: tuple(v) if isinstance(v, list) else v for key, v in task.items()}
-    return replace(base, task=replace(base.task, **task), **given)
+    own = {key: given.pop(key) for key in _SETTINGS if key in given}
+    settings = replace(base.settings, **own)
+    return replace(base, task=replace(base.task, **task), settings=settings, **given)
+
+
+def _trials(config: SweepConfig) -> int:
+    """The default number of trials: that of the space, of the grid, or of the trials in the queue
+    if nothing is searched."""
+    try:
+        if config.settings.grid:
+            return config.settings.combinations
+        space = config.general_space
+        return find_space(config.space).trials if space.first_parameters else len(space.queue)
+    except (SpaceError, SettingsError):  # `SweepConfig.problems` reports it
+        return SweepConfig().trials
 
 
 def _stored(storage: str, name: str) -> SweepConfig:
@@ -258,6 +292,21 @@ def absolute_dataset(spec: str) -> str:
         if spec.startswith(prefix) and spec != prefix:
             return f"{prefix}{os.path.realpath(os.path.expanduser(spec.removeprefix(prefix)))}"
     return spec
+
+
+def _settle_settings(given: dict[str, Any], problems: list[str]) -> None:
+    """Collect repeated options by field, and choose sampler and pruner for a grid."""
+    for name in _REPEATED:
+        if name not in given:
+            continue
+        pairs = given[name]
+        given[name] = dict(pairs)
+        if len(given[name]) < len(pairs):
+            twice = next(field for n, (field, _) in enumerate(pairs) if field in dict(pairs[:n]))
+            problems.append(f"{option(name)} must be given once per field, got {twice} twice.")
+    if "grid" in given:
+        given.setdefault("sampler", GRID)
+        given.setdefault("pruner", "none")
 
 
 def _settle_draws(given: dict[str, Any], problems: list[str]) -> None:
@@ -324,8 +373,49 @@ def _is_path(spec: str) -> bool:
     return bool(path) and os.path.exists(os.path.expanduser(path))
 
 
+def setting(value: str) -> tuple[str, Any]:
+    """Parse FIELD=VALUE."""
+    name, text = _field_and_text(value)
+    return name, _scalar(text)
+
+
+def interval(value: str) -> tuple[str, str]:
+    """Parse FIELD=LOW:HIGH; the numbers are read when the field is known."""
+    return _field_and_text(value)
+
+
+def several(value: str) -> tuple[str, tuple[Any, ...]]:
+    """Parse FIELD=VALUE,VALUE,... or FIELD=VALUE|VALUE|..."""
+    name, text = _field_and_text(value)
+    separator = "|" if "|" in text else ","
+    return name, tuple(_scalar(part.strip()) for part in text.split(separator))
+
+
+def _field_and_text(value: str) -> tuple[str, str]:
+    name, equals, text = value.partition("=")
+    if not (equals and name.strip()):
+        raise argparse.ArgumentTypeError(
+            f"must be FIELD=VALUE, e.g. epochs=20, got {parsing.quoted(value)}"
+        )
+    return name.strip(), text
+
+
+def _scalar(text: str) -> Any:
+    """A number, true, false, or text."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
+
+
 _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "datasets": names,
+    "set": setting,
+    "range": interval,
+    "choice": several,
+    "grid": several,
     "time_budget": parsing.duration,
     "storage": parsing.location,
     "init_from": parsing.location,
@@ -343,18 +433,6 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
 """Parsers of options, by name or by the type of the field."""
 
 
-def _field_docs(record: type) -> dict[str, str]:
-    """Return the docstring of every field of a dataclass, on one line."""
-    (tree,) = ast.parse(inspect.getsource(record)).body
-    assert isinstance(tree, ast.ClassDef)
-    return {
-        field.target.id: " ".join(str(doc.value.value).split())
-        for field, doc in zip(tree.body, tree.body[1:], strict=False)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        if isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant)
-    }
-
-
 def _help(name: str, doc: str) -> str:
     """Return the help text of an option: its docstring, choices and default."""
     words = doc.removesuffix(".")
@@ -364,8 +442,8 @@ def _help(name: str, doc: str) -> str:
         words += f" (default: {_by_space(name)})"
     elif "(default:" not in words and name not in _NOT_FIELDS:
         plain = SweepConfig().to_dict()
-        default = (plain | plain["task"]).get(name)
-        if default not in (None, "") and default is not False:
+        default = (plain | plain["task"] | plain["settings"]).get(name)
+        if default not in (None, "", {}, []) and default is not False:
             words += f" (default: {_words(default)})"
     return words.replace("%", "%%")
 

@@ -7,16 +7,15 @@ a stored one (`FrozenTrial`), completes one that a crash interrupted, and is tes
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
+from trainables.fields import Value
 from trainables.trial import TrialConfig
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
-
-Value = float | int | str | bool
-"""Value of a parameter."""
 
 
 class Space(Protocol):
@@ -28,21 +27,35 @@ class Space(Protocol):
 
     @property
     def paper(self) -> TrialConfig:
-        """The paper's setting: trial 0 of every sweep. It has settings per episode if the paper's
-        differ between the task's data sets or numbers of shots."""
+        """The paper's setting, the baseline of the evaluation. It has settings per episode if the
+        paper's differ between the task's data sets or numbers of shots."""
 
     @property
-    def paper_parameters(self) -> dict[str, Value]:
-        """The parameters for which `suggest` returns `paper`."""
+    def first(self) -> TrialConfig:
+        """Trial 0 of every sweep: the paper's setting, unless the user starts from another preset,
+        fixes fields or searches other ranges."""
+
+    @property
+    def first_parameters(self) -> dict[str, Value]:
+        """The parameters for which `suggest` returns `first`."""
+
+    @property
+    def queue(self) -> tuple[Mapping[str, Value], ...]:
+        """Parameters of the trials that are run before the sampler proposes any."""
+
+    @property
+    def grid(self) -> Mapping[str, tuple[Value, ...]]:
+        """Parameter -> values, every combination of which is run once; empty if the sampler
+        decides."""
 
     def suggest(self, trial: BaseTrial) -> TrialConfig:
-        """One point of the space, with the preset `search` unless it is `paper`.
+        """One point of the space, with the preset `search` unless it is `first`.
 
         Each parameter has the name, type and value of a field of the method's configuration, of
         `OptimConfig` or of `TrialConfig`, except `flip_budget`, see `spaces.masks`.
         """
 
 
-def searched(found: TrialConfig, paper: TrialConfig) -> TrialConfig:
-    """A suggested configuration as a trial has it: `paper` itself if nothing differs."""
-    return paper if found == paper else replace(found, preset="search", per_episode=())
+def searched(found: TrialConfig, first: TrialConfig) -> TrialConfig:
+    """A suggested configuration as a trial has it: `first` itself if nothing differs."""
+    return first if found == first else replace(found, preset="search", per_episode=())

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from spaces.base import Value, searched
-from trainables.methods.base import TaskFacts
+from spaces.base import searched
+from spaces.conditions import CONDITIONS, Condition, always
+from trainables.fields import CROP_SCALE, Field, Settings, Value, fields_of, values_of, with_values
+from trainables.methods.base import Preset, TaskFacts
 from trainables.presets import preset_trial
 from trainables.trial import TrialConfig
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
-Condition = Callable[[Mapping[str, Any]], bool]
-"""Whether a parameter is suggested, given the values of those before it. Otherwise its field keeps
-the paper's value."""
-
-
-def always(chosen: Mapping[str, Any]) -> bool:
-    """The condition of a parameter that every trial has."""
-    return True
-
-
-def unless(name: str, *values: Value) -> Condition:
-    """The condition that the parameter `name` has none of `values`."""
-    return lambda chosen: chosen[name] not in values
-
 
 @dataclass(frozen=True)
 class Float:
-    """Any number in an interval, which is widened to include the paper's value."""
+    """Any number in an interval, which is widened to include the value of trial 0."""
 
     low: float
     """Smallest value."""
@@ -40,20 +28,26 @@ class Float:
     log: bool = False
     """Whether to sample the logarithm uniformly."""
     relative: bool = False
-    """Whether both ends are multiples of the paper's value."""
-    when: Condition = always
-    """When the parameter is suggested."""
+    """Whether both ends are multiples of the value of trial 0."""
+    step: float | None = None
+    """Distance of the values; None for any."""
+    exact: bool = False
+    """Whether the interval stays as it is, and trial 0 takes its nearest value."""
 
-    def suggest(self, trial: BaseTrial, name: str, paper: Any) -> Any:
-        """A value; `paper` is the paper's."""
-        unit = paper if self.relative else 1
-        low, high = min(unit * self.low, paper), max(unit * self.high, paper)
-        return trial.suggest_float(name, low, high, log=self.log)
+    def nearest(self, value: Any) -> Any:
+        """The value of trial 0, given that of the preset."""
+        return _nearest(self, value) if self.exact else value
+
+    def suggest(self, trial: BaseTrial, name: str, first: Any) -> Any:
+        """A value; `first` is that of trial 0."""
+        unit = first if self.relative else 1
+        low, high = min(unit * self.low, first), max(unit * self.high, first)
+        return trial.suggest_float(name, low, high, log=self.log, step=self.step)
 
 
 @dataclass(frozen=True)
 class Int:
-    """A whole number in an interval, which is widened to include the paper's value."""
+    """A whole number in an interval, which is widened to include the value of trial 0."""
 
     low: int
     """Smallest value."""
@@ -61,40 +55,50 @@ class Int:
     """Largest value."""
     log: bool = False
     """Whether to sample the logarithm uniformly."""
-    when: Condition = always
-    """When the parameter is suggested."""
+    step: int | None = None
+    """Distance of the values; None for 1."""
+    exact: bool = False
+    """Whether the interval stays as it is, and trial 0 takes its nearest value."""
 
-    def suggest(self, trial: BaseTrial, name: str, paper: Any) -> Any:
-        """A value; `paper` is the paper's."""
-        low, high = min(self.low, paper), max(self.high, paper)
-        return trial.suggest_int(name, low, high, log=self.log)
+    def nearest(self, value: Any) -> Any:
+        """The value of trial 0, given that of the preset."""
+        return _nearest(self, value) if self.exact else value
+
+    def suggest(self, trial: BaseTrial, name: str, first: Any) -> Any:
+        """A value; `first` is that of trial 0."""
+        low, high = min(self.low, first), max(self.high, first)
+        return trial.suggest_int(name, low, high, log=self.log, step=self.step or 1)
 
 
 @dataclass(frozen=True)
 class Categorical:
-    """One of several values, to which the paper's is added if it is missing."""
+    """One of several values, to which that of trial 0 is added if it is missing."""
 
     values: tuple[Value, ...]
     """In any order."""
-    when: Condition = always
-    """When the parameter is suggested."""
+    exact: bool = False
+    """Whether no value is added, and trial 0 takes the first one if the preset's is missing."""
 
-    def suggest(self, trial: BaseTrial, name: str, paper: Any) -> Any:
-        """A value; `paper` is the paper's."""
-        return trial.suggest_categorical(name, list(dict.fromkeys((*self.values, paper))))
+    def nearest(self, value: Any) -> Any:
+        """The value of trial 0, given that of the preset."""
+        return self.values[0] if self.exact and value not in self.values else value
+
+    def suggest(self, trial: BaseTrial, name: str, first: Any) -> Any:
+        """A value; `first` is that of trial 0."""
+        return trial.suggest_categorical(name, list(dict.fromkeys((*self.values, first))))
 
 
 Range = Float | Int | Categorical
 Ranges = Mapping[str, Range]
 """Field -> range, in the order in which they are suggested."""
 
-CROPS: Ranges = {"crop_scale": Categorical((1.0, 0.5, 0.08))}
+CROPS: Ranges = {CROP_SCALE: Categorical((1.0, 0.5, 0.08))}
 """No augmentation, the crops of R-AMT and Tip-Adapter, and those of CoOp."""
 
 
 @dataclass(frozen=True)
 class DeclaredSpace:
-    """A method whose fields `ranges` are searched; all others are as in the preset `paper`.
+    """A method whose fields `ranges` are searched; all others are as in a preset, or fixed.
 
     A row is a field of the method's `Config`, of `OptimConfig`, or `crop_scale`, which is left out
     for data sets that hold features only.
@@ -108,6 +112,17 @@ class DeclaredSpace:
     """Registry name of the method."""
     ranges: Ranges
     """Field -> range."""
+    preset: Preset = "paper"
+    """The preset that trial 0 has."""
+    fixed: Mapping[str, Value] = field(default_factory=dict)
+    """Field -> value that every trial has in place of the preset's."""
+    conditions: Mapping[str, Condition] = field(default_factory=lambda: CONDITIONS)
+    """Field -> when it is suggested; the others always are."""
+
+    @property
+    def fields(self) -> dict[str, Field]:
+        """What can be fixed or searched, by name."""
+        return fields_of(self.method)
 
     @property
     def paper(self) -> TrialConfig:
@@ -115,38 +130,75 @@ class DeclaredSpace:
         return preset_trial(self.method, "paper", self.facts)
 
     @property
-    def paper_parameters(self) -> dict[str, Value]:
-        """The general setting for several data sets or numbers of shots."""
-        values = _general(self.paper)
-        return {name: values[name] for name, row in self._rows if row.when(values)}
+    def first(self) -> TrialConfig:
+        """The preset with what is fixed, with the nearest value within every exact range."""
+        preset = preset_trial(self.method, self.preset, self.facts)
+        own = tuple(self._first(settings) for settings in preset.per_episode)
+        found = self._first(replace(preset, per_episode=()))
+        alike = all(values_of(settings) == values_of(found) for settings in own)
+        found = replace(found, per_episode=() if alike else own)
+        return preset if found == preset else replace(found, preset="search")
+
+    @property
+    def first_values(self) -> dict[str, Value]:
+        """The value of every row in trial 0, also of those that are not suggested in it: the
+        general setting for several data sets or numbers of shots."""
+        values = self.values(self.first)
+        return {name: values[name] for name, _ in self._rows}
+
+    @property
+    def first_parameters(self) -> dict[str, Value]:
+        """Those of `first_values` that are suggested in trial 0."""
+        values = self.values(self.first)
+        return {name: values[name] for name, _ in self._rows if self.condition(name).holds(values)}
+
+    @property
+    def queue(self) -> tuple[Mapping[str, Value], ...]:
+        """Trial 0."""
+        return (self.first_parameters,)
+
+    @property
+    def grid(self) -> Mapping[str, tuple[Value, ...]]:
+        """Empty: the sampler decides."""
+        return {}
 
     def suggest(self, trial: BaseTrial) -> TrialConfig:
         """One value per row whose condition holds."""
-        paper = self.paper
-        values = _general(paper)
+        first = self.first
+        values = self.values(first)
         chosen: dict[str, Any] = {}
         for name, row in self._rows:
-            if row.when(values | chosen):
+            if self.condition(name).holds(values | chosen):
                 chosen[name] = row.suggest(trial, name, values[name])
-        return searched(_with(paper, chosen), paper)
+        return searched(self.with_values(first, {**self.fixed, **chosen}), first)
+
+    def condition(self, name: str) -> Condition:
+        """When a row is suggested."""
+        return self.conditions.get(name, always)
+
+    def values(self, settings: Any) -> dict[str, Any]:
+        """Field -> value of a configuration's general setting."""
+        return values_of(settings)
+
+    def with_values(self, settings: Settings, chosen: Mapping[str, Any]) -> Settings:
+        """The same with other values of some fields."""
+        return with_values(settings, chosen)
+
+    def _first(self, settings: Settings) -> Settings:
+        found = self.with_values(settings, self.fixed)
+        values, rows = self.values(found), self._rows
+        moved = {n: near for n, row in rows if (near := row.nearest(values[n])) != values[n]}
+        return self.with_values(found, moved) if moved else found
 
     @property
     def _rows(self) -> list[tuple[str, Range]]:
         pixels = self.facts.pixels
-        return [(n, row) for n, row in self.ranges.items() if pixels or n != "crop_scale"]
+        return [(n, row) for n, row in self.ranges.items() if pixels or n != CROP_SCALE]
 
 
-def _general(config: TrialConfig) -> dict[str, Any]:
-    return replace(config, per_episode=()).flat()
-
-
-def _with(config: TrialConfig, chosen: Mapping[str, Any]) -> TrialConfig:
-    """The same with other values of some fields of the method, the optimiser or the trial."""
-    fields = vars(config.method_config), vars(config.optim), {"crop_scale": 1}
-    method, optim, own = ({n: v for n, v in chosen.items() if n in names} for names in fields)
-    return replace(
-        config,
-        method_config=replace(config.method_config, **method),
-        optim=replace(config.optim, **optim),
-        **own,
-    )
+def _nearest(row: Float | Int, value: Any) -> Any:
+    inside = min(max(value, row.low), row.high)
+    if not row.step:
+        return inside
+    steps = min(round((inside - row.low) / row.step), int((row.high - row.low) / row.step + 1e-9))
+    return row.low + steps * row.step

@@ -9,21 +9,17 @@ different epochs, batch sizes and thresholds comparable.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-from spaces.base import Value, searched
-from spaces.declared import Categorical, DeclaredSpace, Float, Int, Range, Ranges, unless
+from spaces.declared import Categorical, DeclaredSpace, Float, Int, Range, Ranges
 from trainables.core.optim import OptimConfig
+from trainables.fields import Field, Settings
 from trainables.methods.base import TaskFacts
 from trainables.methods.gradient_rules import GRADIENT_RULES
-from trainables.methods.masking.layers import WITH_PATCH
 from trainables.methods.masking.rmt import MaskedTextLayers
 from trainables.methods.masking.scores import Granularity
-from trainables.trial import TrialConfig
-
-if TYPE_CHECKING:
-    from optuna.trial import BaseTrial
 
 # Upwards from the published rate, which flips few bits: 8e-5 to 2e-3, ImageNet 3e-5 to 7.5e-4.
 _RATE = Float(1, 25, log=True, relative=True)
@@ -37,7 +33,7 @@ def _layers(facts: TaskFacts, text: bool = False) -> Categorical:
     return Categorical((*blocks, "all", "dynamic"))
 
 
-_PATCH: Ranges = {"patch_embedding": Categorical((False, True), unless("masked", *WITH_PATCH))}
+_PATCH: Ranges = {"patch_embedding": Categorical((False, True))}
 
 
 def _ranges(facts: TaskFacts) -> dict[str, Range]:
@@ -61,7 +57,8 @@ def rmt_space(facts: TaskFacts) -> DeclaredSpace:
 
 def rmt_budget_space(facts: TaskFacts) -> FlipBudgetSpace:
     """As `rmt_space`, with the flip budget in place of the learning rate."""
-    return FlipBudgetSpace(facts, "rmt-budget", "rmt", _ranges(facts))
+    budget: Ranges = {"flip_budget": Float(0.1, 64.0, log=True)}
+    return FlipBudgetSpace(facts, "rmt-budget", "rmt", {**_ranges(facts), **budget})
 
 
 @dataclass(frozen=True)
@@ -69,23 +66,34 @@ class FlipBudgetSpace(DeclaredSpace):
     """A space whose learning rate follows from the parameter `flip_budget`."""
 
     @property
-    def paper_parameters(self) -> dict[str, Value]:
-        """Those of the table, and the budget of the published schedule."""
-        config = self.paper
-        rates = math.fsum(config.optim.learning_rates(self.facts.images))
-        return super().paper_parameters | {"flip_budget": rates / _gap(config)}
+    def fields(self) -> dict[str, Field]:
+        """Those of mask tuning, with the flip budget in place of the learning rate."""
+        found = super().fields
+        del found["lr"]
+        return found | {
+            "flip_budget": Field(
+                float, "Sum of all learning rates over the distance of initial score and threshold."
+            )
+        }
 
-    def suggest(self, trial: BaseTrial) -> TrialConfig:
-        """A point of the table, with the learning rate that has the suggested budget."""
-        found, paper = super().suggest(trial), self.paper
-        budget = trial.suggest_float("flip_budget", 0.1, 64.0, log=True)
-        lr = _rate(budget * _gap(found), found.optim, self.facts.images)
-        return searched(replace(found, optim=replace(found.optim, lr=lr)), paper)
+    def values(self, settings: Any) -> dict[str, Any]:
+        """Field -> value, with the budget of the schedule."""
+        rates = math.fsum(settings.optim.learning_rates(self.facts.images))
+        return super().values(settings) | {"flip_budget": rates / _gap(settings)}
+
+    def with_values(self, settings: Settings, chosen: Mapping[str, Any]) -> Settings:
+        """The same with other values, and with the learning rate that has the chosen budget."""
+        others = {name: value for name, value in chosen.items() if name != "flip_budget"}
+        found = super().with_values(settings, others)
+        # A published learning rate stays as it is, to the last bit.
+        if chosen.get("flip_budget") in (None, self.values(found)["flip_budget"]):
+            return found
+        lr = _rate(chosen["flip_budget"] * _gap(found), found.optim, self.facts.images)
+        return replace(found, optim=replace(found.optim, lr=lr))
 
 
-def _gap(config: TrialConfig) -> float:
-    method: Any = config.method_config
-    return float(method.init - method.threshold)
+def _gap(settings: Any) -> float:
+    return float(settings.method_config.init - settings.method_config.threshold)
 
 
 def _rate(total: float, optim: OptimConfig, images: int) -> float:
@@ -110,21 +118,13 @@ def variants_space(
             **image,
             **(text if method == "rmt-both" else {}),
             "rule": Categorical(tuple(GRADIENT_RULES)),
-            "leak": Float(0.0, 1.0, when=_drops),
-            "leak_kl": Float(0.0, 1.0, when=_drops_both),
+            "leak": Float(0.0, 1.0),
+            "leak_kl": Float(0.0, 1.0),
             "granularity": Categorical(get_args(Granularity)),
-            "temperature": Float(0.5, 8.0, log=True, when=unless("rule", "none")),
-            "teacher_share": Float(0.3, 1.0, when=unless("rule", "none")),
+            "temperature": Float(0.5, 8.0, log=True),
+            "teacher_share": Float(0.3, 1.0),
             "lr": _RATE,
             "epochs": _EPOCHS,
             "crop_scale": _CROPS,
         },
     )
-
-
-def _drops(chosen: Any) -> bool:
-    return chosen["rule"] in ("gradient-dropout", "sign")
-
-
-def _drops_both(chosen: Any) -> bool:
-    return bool(chosen["rule"] == "sign")

@@ -3,12 +3,14 @@ the masked model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
-from spaces.base import Space, Value
+from spaces.base import Space
+from spaces.declared import DeclaredSpace
+from trainables.fields import Value
 from trainables.trial import TrialConfig
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 class PipelineSpace:
     """The parameters of every stage, prefixed with the stage's number: `1.lr`, `2.lr`."""
 
-    stages: tuple[Space, ...]
+    stages: tuple[DeclaredSpace, ...]
     """In the order of training."""
 
     @property
@@ -33,13 +35,31 @@ class PipelineSpace:
         return _chain([stage.paper for stage in self.stages])
 
     @property
-    def paper_parameters(self) -> dict[str, Value]:
+    def first(self) -> TrialConfig:
+        """Trial 0 of all stages."""
+        found = _chain([stage.first for stage in self.stages])
+        presets = {stage.preset for stage in found.stages}
+        return found if len(presets) == 1 else replace(found, preset="search")
+
+    @property
+    def first_parameters(self) -> dict[str, Value]:
         """Those of every stage, with its number."""
-        return {
-            f"{number}.{name}": value
-            for number, stage in enumerate(self.stages, start=1)
-            for name, value in stage.paper_parameters.items()
-        }
+        return _numbered([stage.first_parameters for stage in self.stages])
+
+    @property
+    def first_values(self) -> dict[str, Value]:
+        """Those of every stage, with its number."""
+        return _numbered([stage.first_values for stage in self.stages])
+
+    @property
+    def queue(self) -> tuple[Mapping[str, Value], ...]:
+        """Trial 0."""
+        return (self.first_parameters,)
+
+    @property
+    def grid(self) -> Mapping[str, tuple[Value, ...]]:
+        """Empty: the sampler decides."""
+        return {}
 
     def suggest(self, trial: BaseTrial) -> TrialConfig:
         """One point of every stage's space."""
@@ -49,7 +69,7 @@ class PipelineSpace:
                 for number, stage in enumerate(self.stages, start=1)
             ]
         )
-        return found if found == self.paper else replace(found, preset="search")
+        return found if found == self.first else replace(found, preset="search")
 
 
 @dataclass(frozen=True)
@@ -89,9 +109,24 @@ class StartedSpace:
         return self.space.paper.after(self.start)
 
     @property
-    def paper_parameters(self) -> dict[str, Value]:
+    def first(self) -> TrialConfig:
+        """Trial 0 of the space, after the fixed stages."""
+        return self.space.first.after(self.start)
+
+    @property
+    def first_parameters(self) -> dict[str, Value]:
         """Those of the space that is searched."""
-        return self.space.paper_parameters
+        return self.space.first_parameters
+
+    @property
+    def queue(self) -> tuple[Mapping[str, Value], ...]:
+        """That of the space that is searched."""
+        return self.space.queue
+
+    @property
+    def grid(self) -> Mapping[str, tuple[Value, ...]]:
+        """That of the space that is searched."""
+        return self.space.grid
 
     def suggest(self, trial: BaseTrial) -> TrialConfig:
         """One point of the space that is searched, after the fixed stages."""
@@ -100,3 +135,11 @@ class StartedSpace:
 
 def _chain(stages: Sequence[TrialConfig]) -> TrialConfig:
     return reduce(lambda before, stage: stage.after(before), stages)
+
+
+def _numbered(stages: Sequence[Mapping[str, Value]]) -> dict[str, Value]:
+    return {
+        f"{number}.{name}": value
+        for number, values in enumerate(stages, start=1)
+        for name, value in values.items()
+    }

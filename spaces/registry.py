@@ -55,11 +55,13 @@ def _declared(
 
 def _pipeline(names: tuple[str, ...], trials: int, seeds: tuple[int, ...]) -> SpaceEntry:
     def build(facts: TaskFacts) -> PipelineSpace:
-        stages: list[Space] = []
+        stages: list[DeclaredSpace] = []
         for name in names:
             after = tuple(config.method for stage in stages for config in stage.paper.stages)
             own = replace(facts, after=(*facts.after, *after))
-            stages.append(SPACES[name].build(own))
+            space = SPACES[name].build(own)
+            assert isinstance(space, DeclaredSpace), "only tables can be stages"
+            stages.append(space)
         return PipelineSpace(tuple(stages))
 
     return SpaceEntry(build, trials, seeds)

@@ -3,7 +3,7 @@ adapter of its ablation."""
 
 from __future__ import annotations
 
-from spaces.declared import CROPS, Categorical, Float, Int, Ranges, unless
+from spaces.declared import CROPS, Categorical, Float, Int, Ranges
 
 _WEIGHT_DECAY = Categorical((0.0, 5e-4))
 """None, as in the paper, or the released code's."""
@@ -12,13 +12,12 @@ TASKRES: Ranges = {
     "residual": Categorical(("text", "image", "both")),
     "normalise_base": Categorical((False, True)),
     "alpha": Float(0.05, 3.0, log=True),
-    # A learned alpha is a tanh: it starts below 1.
-    "learn_alpha": Categorical((False, True), when=lambda chosen: bool(chosen["alpha"] < 1)),
+    "learn_alpha": Categorical((False, True)),
     "lr": Float(1e-4, 1e-1, log=True),
     "weight_decay": Categorical((0.0, 1e-5, 1e-4, 5e-4, 1e-3, 1e-2)),
     "epochs": Int(25, 200),
     "warmup_epochs": Int(0, 5),
-    "warmup_lr": Float(1e-6, 1e-3, log=True, when=unless("warmup_epochs", 0)),
+    "warmup_lr": Float(1e-6, 1e-3, log=True),
     **CROPS,
 }
 """Residual, base, alpha (fixed or learned), step size, weight decay, epochs, warm-up and crops."""
@@ -34,7 +33,7 @@ ENHANCED_BASE: Ranges = {
 
 TEXT_ADAPTER: Ranges = {
     "keep_base": Categorical((True, False)),
-    "alpha": Float(0.05, 3.0, log=True, when=unless("keep_base", False)),
+    "alpha": Float(0.05, 3.0, log=True),
     "reduction": Categorical((1, 2, 4, 8, 16)),
     "lr": Float(1e-4, 1e-2, log=True),
     "epochs": Int(25, 200),

@@ -96,6 +96,12 @@ TOUR = {
         f"{QUICK} --shots 1,2",  # the miniatures have no more images
         "the winner",
     ),
+    f"{RUN} --space taskres --set alpha=0.7 --range lr=1e-3:1e-1:log --dry-run": Short(
+        says="0.001 to 0.1, logarithmic"
+    ),
+    f"{RUN} --space taskres --grid alpha=0.1,0.5,1 --grid residual=text,both --name grid": Short(
+        "--seeds 1 --eval-seeds 1 --no-report", r"Trials: 6 complete"
+    ),
     "python -m search.sync first --rebuild": Short(says="MLflow holds 3 trials of sweep first"),
     'eval "$(python -m search.completion bash)"': Short("; complete -p python", "_search_python"),
 }

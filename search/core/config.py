@@ -19,24 +19,25 @@ from typing import TYPE_CHECKING, Any, get_args
 from search.core.init_from import Start
 from search.core.objectives import SAMPLERS_OF_TWO, parse_objective
 from search.core.pruners import PRUNERS
-from search.core.samplers import SAMPLERS
+from search.core.samplers import GRID, SAMPLERS
 from spaces.base import Space
 from spaces.pipeline import StartedSpace
 from spaces.registry import SPACES, SpaceError, find_space
+from spaces.settings import Settings, SettingsError, adjust
 from trainables.core.credentials import without_password
 from trainables.core.protocols import Objective, Protocol, Validation
 from trainables.core.records import from_plain, upgraded
 from trainables.core.storage import join
 from trainables.core.text import did_you_mean
 from trainables.methods.base import TaskFacts
-from trainables.trial import TaskSpec
+from trainables.trial import TaskSpec, TrialConfig
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler
     from pydantic_core import CoreSchema
 
 IDENTITY = ("space", "task", "sampler", "pruner", "seed")
-"""Settings that may not change when a sweep is resumed; neither may `init_from` and
+"""Settings that may not change when a sweep is resumed; neither may `init_from`, `settings` and
 `second_objective`, if there are any. The task's `skip_unreadable` may change: an unreadable image
 can first turn up among the test images, and the fingerprints of the draws record what was trained
 on."""
@@ -65,6 +66,8 @@ class SweepConfig:
     init_from: Start | None = None
     """Begin every trial with the winner of this finished sweep, given by name or folder. The task
     is that sweep's."""
+    settings: Settings = field(default_factory=Settings)
+    """What is fixed and searched in place of the space's own ranges."""
     trials: int = SPACES["rmt"].trials
     """Finished trials to reach, including those of earlier runs."""
     sampler: str = "tpe"
@@ -125,17 +128,32 @@ class SweepConfig:
         del plain["task"]["skip_unreadable"]
         found = {key: plain[key] for key in IDENTITY}
         found |= {"init_from": self.init_from.identity()} if self.init_from else {}
+        found |= {"settings": changed} if (changed := self.settings.identity()) else {}
         return found | (
             {"second_objective": self.second_objective} if self.second_objective else {}
         )
 
     def open_space(self, facts: TaskFacts) -> Space:
-        """The space for a task; raises `SpaceError`."""
-        if self.init_from is None:
-            return find_space(self.space).build(facts)
-        before = tuple(stage.method for stage in self.init_from.stage.stages)
-        space = find_space(self.space).build(dataclasses.replace(facts, after=before))
-        return StartedSpace(space, self.init_from.stage)
+        """The space for a task; raises `SpaceError` and `SettingsError`."""
+        space = adjust(self._plain_space(facts), self.settings)
+        return StartedSpace(space, self.init_from.stage) if self.init_from else space
+
+    def paper(self, facts: TaskFacts) -> TrialConfig:
+        """The paper's setting for a task; raises `SpaceError`."""
+        found = self._plain_space(facts).paper
+        return found.after(self.init_from.stage) if self.init_from else found
+
+    def _plain_space(self, facts: TaskFacts) -> Space:
+        before = self.init_from.stage.stages if self.init_from else ()
+        own = dataclasses.replace(facts, after=tuple(stage.method for stage in before))
+        return find_space(self.space).build(own)
+
+    @property
+    def general_space(self) -> Space:
+        """The space for a general task, before anything is known of backbone and data; raises
+        `SpaceError` and `SettingsError`."""
+        shots = max(self.task.shots, default=1)
+        return self.open_space(TaskFacts("", shots, shots * 10, protocol=self.task.protocol))
 
     @property
     def sweep_name(self) -> str:
@@ -188,15 +206,12 @@ class SweepConfig:
         found = [
             did_you_mean(kind, value, known)
             for kind, value, known in (
-                ("sampler", self.sampler, SAMPLERS),
+                ("sampler", self.sampler, (*SAMPLERS, *((GRID,) if self.settings.grid else ()))),
                 ("pruner", self.pruner, PRUNERS),
             )
             if value not in known
         ]
-        try:
-            find_space(self.space)
-        except SpaceError as error:
-            found.append(str(error))
+        found += self._space_problems()
         for name, (least, most) in _BOUNDS.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
@@ -229,6 +244,29 @@ class SweepConfig:
             )
         return found
 
+    def _space_problems(self) -> list[str]:
+        try:
+            space = self.general_space
+        except SpaceError as error:
+            return [str(error)]
+        except SettingsError as error:
+            return list(error.problems)
+        combinations = self.settings.combinations
+        if self.settings.grid and self.sampler != GRID:
+            return [f"--sampler must be omitted with --grid, got {self.sampler}."]
+        if self.settings.grid and self.trials > combinations:
+            return [
+                f"--trials must be at most {combinations}, the number of combinations of --grid, "
+                f"got {self.trials}."
+            ]
+        queued = len(space.queue)
+        if not space.first_parameters and self.trials > queued:
+            return [
+                f"--trials must be {queued}, as nothing is searched, got {self.trials}. Search a "
+                "field (--range, --choice), or omit the option."
+            ]
+        return []
+
     def _time_problems(self) -> list[str]:
         found = []
         if self.time_budget is not None and not 0 < self.time_budget < math.inf:
@@ -256,7 +294,7 @@ class SweepConfig:
                 "--pruner must be none with --second-objective, as no trial can be stopped early "
                 f"for two objectives, got {self.pruner}."
             )
-        if self.sampler not in SAMPLERS_OF_TWO:
+        if self.sampler not in (*SAMPLERS_OF_TWO, GRID):
             found.append(
                 f"--sampler must be one of {', '.join(SAMPLERS_OF_TWO)} with --second-objective, "
                 f"got {self.sampler}."
@@ -372,7 +410,8 @@ def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str
 
 
 def _flat(plain: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: plain[key] for key in plain if key != "task"} | dict(plain.get("task", {}))
+    own = {key: plain[key] for key in plain if key not in ("task", "settings")}
+    return own | dict(plain.get("task", {})) | dict(plain.get("settings", {}))
 
 
 def _between(least: int, most: int, value: int) -> str:

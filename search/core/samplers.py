@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import (
     BaseSampler,
     CmaEsSampler,
     GPSampler,
+    GridSampler,
     NSGAIISampler,
     RandomSampler,
     TPESampler,
@@ -55,8 +57,18 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
 }
 
 
-def make_sampler(name: str, seed: int, number: int) -> BaseSampler:
-    """The sampler that proposes trial `number`."""
+GRID = "grid"
+"""Name of the sampler that runs every combination of a grid."""
+
+
+def make_sampler(
+    name: str, seed: int, number: int, grid: Mapping[str, Sequence[Any]] | None = None
+) -> BaseSampler:
+    """The sampler that proposes trial `number`; `grid` has the values of every parameter, for the
+    sampler `grid` only."""
+    if name == GRID:
+        # The order of the combinations depends on the seed, so it is the same for all trials.
+        return GridSampler(grid or {}, seed=seed % 2**32)
     digest = hashlib.sha256(f"{name}/{seed}/{number}".encode()).digest()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)

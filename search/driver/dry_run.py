@@ -44,6 +44,11 @@ from trainables.methods.registry import METHODS
 from trainables.trial import Episode, TrialConfig, shown_parameters
 from trainables.view import AUGMENTED_VIEWS
 
+_PRESETS = {
+    "paper": " (the paper's setting)",
+    "reference": " (the setting of the authors' code)",
+    "clean": " (the preset clean)",
+}
 _SAMPLES = 200  # random points that are drawn to find the ranges of a space
 
 
@@ -65,7 +70,8 @@ def first_trials(plan: Plan) -> tuple[list[RunningTrial], int]:
     )
     ended = counted(ledger.results.values())
     left = ledger.waiting + max(0, config.trials - ledger.issued)
-    certain = max(1, min(left, STARTUP_TRIALS - ended))
+    known = len(plan.space.queue) if not plan.space.grid else config.trials
+    certain = max(1, min(left, max(STARTUP_TRIALS, known) - ended))
     return ledger.preview(min(left, certain)), ended
 
 
@@ -106,17 +112,18 @@ def dry_run(plan: Plan, console: Console) -> None:
     for notice in plan.notices:
         console.print(notice, style="yellow")
     console.print(_grid("Settings", settings(plan)))
-    paper = shown_parameters(plan.space.paper.to_dict(), plan.space.paper_parameters)
+    first = plan.space.first
+    values = shown_parameters(first.to_dict(), plan.space.first_parameters)
     table = Table(box=None, pad_edge=False, title="Search space", title_justify="left")
-    for heading in ("parameter", "range", "paper's setting"):
+    for heading in ("parameter", "range", "trial 0" if plan.space.queue else "base"):
         table.add_column(heading, overflow="fold")
     for name, (words, always) in search_ranges(plan.space).items():
-        value = paper.get(name, "")
+        value = values.get(name, "")
         shown_value = f"{value:g}" if isinstance(value, float) else str(value)
         table.add_row(name, words + ("" if always else " (not in every trial)"), shown_value)
     console.print(table)
     for live in trials:
-        why = " (the paper's setting)" if live.number == 0 else ""
+        why = _PRESETS.get(live.config.preset, "")
         chosen = short(live.parameters, live.config.to_dict())
         console.print(f"trial {live.number:>3}{why}  {chosen}")
     more = max(0, config.trials - ended - len(trials))
@@ -131,8 +138,9 @@ def dry_run(plan: Plan, console: Console) -> None:
 def settings(plan: Plan) -> dict[str, str]:
     """Return every setting, with defaults filled in."""
     config = plan.config.public()
-    rows = {key: _text(value) for key, value in config.to_dict().items() if key != "task"}
-    rows |= {key: _text(value) for key, value in config.to_dict()["task"].items()}
+    plain = config.to_dict()
+    nested = plain.pop("task"), plain.pop("settings")
+    rows = {key: _text(value) for part in (plain, *nested) for key, value in part.items()}
     rows |= {f"fingerprint, {key}": value for key, value in plan.fingerprints.items()}
     place = plan.placement
     where = (
@@ -156,7 +164,7 @@ def settings(plan: Plan) -> dict[str, str]:
 def _text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
-    if value is None or value == "":
+    if value in (None, "", {}, []):
         return "-"
     return json.dumps(value) if isinstance(value, dict) else str(value)
 
@@ -187,7 +195,7 @@ def _print_estimate(
     threads = max(1, math.floor(config.cpus_per_trial))
     try:
         with console.status("Timing some steps"):
-            cost = rehearse(plan.space.paper, config.task, config.data, device, threads)
+            cost = rehearse(plan.space.first, config.task, config.data, device, threads)
     except RehearsalError as error:
         console.print(
             f"Estimate: none, because the steps could not be timed ({error}).", style="yellow"

@@ -30,6 +30,7 @@ from search.driver.backbone_probe import BackboneProbeProcess, Examiner, Facts
 from search.ledger.study_mirror import study_storage_notice, study_storage_problems
 from search.tracking.uri import TrackingError, check_tracking_uri, tracking_uri
 from spaces.base import Space
+from spaces.settings import SettingsError
 from trainables.backbones.base import BackboneError
 from trainables.backbones.registry import BACKBONES
 from trainables.core.credentials import without_password
@@ -166,14 +167,17 @@ def _check(config: SweepConfig, local: _Local, examiner: Examiner, trial_write: 
             problems.append(str(error))
     if problems or facts is None:
         raise UsageError(list(dict.fromkeys(problems)))
-    plan = _plan(config, source, facts, placement, uri)
-    problems = [f"--space {config.space}: {problem}." for problem in plan.space.paper.problems()]
+    try:
+        plan = _plan(config, source, facts, placement, uri)
+    except SettingsError as error:  # what depends on the tower or the data
+        raise UsageError(error.problems) from error
+    problems = [f"--space {config.space}: {problem}." for problem in plan.space.first.problems()]
     if config.init_from:
         problems += config.init_from.differences(plan.fingerprints)
     if problems:
         raise UsageError(problems)
     if not plan.setting.pixels and any(
-        METHODS[stage.method].input_kind == "images" for stage in plan.space.paper.stages
+        METHODS[stage.method].input_kind == "images" for stage in plan.space.first.stages
     ):
         raise UsageError(
             [
@@ -184,10 +188,10 @@ def _check(config: SweepConfig, local: _Local, examiner: Examiner, trial_write: 
         )
     names = [
         all_class_names(config.task, source, stage.method_config.prompts)
-        for stage in plan.space.paper.stages
+        for stage in plan.space.first.stages
     ]
     metric = parse_objective(config.second_objective).metric if config.second_objective else ""
-    if problem := examiner.check_methods(plan.space.paper, names, plan.setting.images, metric):
+    if problem := examiner.check_methods(plan.space.first, names, plan.setting.images, metric):
         raise UsageError([problem])
     notices += [*facts.notices, *task_notices(config.task, source), *_toy_notices(config)]
     with _storage_in_words():

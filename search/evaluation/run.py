@@ -227,7 +227,7 @@ def _configs(facts: SweepFacts, episode: Episode, winner: TrialConfig) -> dict[L
     does the paper's setting."""
     config = facts.config
     about = task_facts(config.task, facts.source, facts.tower, episode)
-    paper = config.open_space(about).paper
+    paper = config.paper(about)
     start = config.init_from.stage if config.init_from else winner.before
     return {
         "zero-shot": _zero_shot(preset_trial("zero-shot", "paper", about), paper),

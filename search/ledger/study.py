@@ -62,8 +62,6 @@ class SweepStudy:
         """Trials that neither ended nor have a record: they are proposed again."""
         for number in range(max({*results, *issued}, default=-1) + 1):
             self._restore(number, results.get(number) or issued.get(number))
-        if not self.trials:
-            self._study.enqueue_trial(dict(space.paper_parameters))
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -76,18 +74,16 @@ class SweepStudy:
         return self._study.directions
 
     def ask(self) -> IssuedTrial:
-        """Propose the next trial; the first is the paper's setting."""
-        return self._ask(self._study)
+        """Propose the next trial; the first ones are those of the space's queue."""
+        return self._ask(self._study, len(self.trials))
 
     def ask_again(self, number: int) -> IssuedTrial:
         """Propose a missing trial: the same as if those after it did not exist yet."""
         earlier = self._create()
         for key, value in self._attrs(self._study).items():
             earlier._storage.set_study_system_attr(earlier._study_id, key, value)
-        if number == 0:
-            earlier.enqueue_trial(dict(self._space.paper_parameters))
         earlier.add_trials(self.trials[:number])
-        issued = self._ask(earlier)
+        issued = self._ask(earlier, number)
         for name, text in issued.distributions.items():
             distribution = json_to_distribution(text)
             internal = distribution.to_internal_repr(issued.parameters[name])
@@ -135,10 +131,10 @@ class SweepStudy:
                 pruner=self._pruner,
             )
 
-    def _ask(self, study: optuna.Study) -> IssuedTrial:
-        waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        number = 0 if waiting else len(study.get_trials(deepcopy=False))
-        study.sampler = make_sampler(self._sampler, self._seed, number)
+    def _ask(self, study: optuna.Study, number: int) -> IssuedTrial:
+        study.sampler = make_sampler(self._sampler, self._seed, number, self._space.grid)
+        if number < len(self._space.queue):
+            study.enqueue_trial(dict(self._space.queue[number]))
         before = self._attrs(study)
         with _without_warnings():
             trial = study.ask()

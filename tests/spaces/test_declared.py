@@ -35,7 +35,7 @@ def chosen(space: DeclaredSpace, seed: int, count: int = 50) -> list[TrialConfig
 def test_the_papers_values_are_within() -> None:
     """Ranges without these values are extended: 2e-3, no decay, 200 epochs, a fixed alpha."""
     paper = SPACE.paper
-    assert SPACE.paper_parameters == {
+    assert SPACE.first_parameters == {
         "alpha": 0.5,
         "lr": 2e-3,
         "weight_decay": 0.0,
@@ -43,9 +43,9 @@ def test_the_papers_values_are_within() -> None:
         "learn_alpha": False,
         "crop_scale": 1.0,
     }
-    trial = FixedTrial(dict(SPACE.paper_parameters))
+    trial = FixedTrial(dict(SPACE.first_parameters))
     assert SPACE.suggest(trial) == paper
-    for name, value in SPACE.paper_parameters.items():
+    for name, value in SPACE.first_parameters.items():
         distribution = trial.distributions[name]
         assert distribution._contains(distribution.to_internal_repr(value)), name
 
@@ -72,7 +72,7 @@ def test_one_change_changes_one_field(name: str) -> None:
         "learn_alpha": True,
         "crop_scale": 0.5,
     }
-    config = SPACE.suggest(FixedTrial(dict(SPACE.paper_parameters) | {name: other[name]}))
+    config = SPACE.suggest(FixedTrial(dict(SPACE.first_parameters) | {name: other[name]}))
     flat, paper = config.flat(), SPACE.paper.flat()
     assert {n for n in flat if flat[n] != paper[n]} == {name, "preset"}
     assert flat[name] == other[name]
@@ -80,7 +80,7 @@ def test_one_change_changes_one_field(name: str) -> None:
 
 def test_features_are_not_cropped() -> None:
     space = replace(SPACE, facts=replace(FACTS, pixels=False))
-    assert "crop_scale" not in space.paper_parameters
+    assert "crop_scale" not in space.first_parameters
     assert {config.crop_scale for config in chosen(space, seed=1)} == {1.0}
 
 

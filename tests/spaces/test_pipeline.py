@@ -26,15 +26,15 @@ def test_the_stages_are_chained() -> None:
     assert paper.preset == "paper"
     masks, residual = (replace(stage, before=None) for stage in paper.stages)
     assert (masks, residual) == (MASKS.paper, RESIDUAL.paper)
-    assert SPACE.suggest(FixedTrial(dict(SPACE.paper_parameters))) == paper
+    assert SPACE.suggest(FixedTrial(dict(SPACE.first_parameters))) == paper
 
 
 def test_every_parameter_belongs_to_one_stage() -> None:
     """Names that both stages have, such as `lr`, are distinguished, and changing one changes one
     stage."""
-    parameters = SPACE.paper_parameters
-    expected = {f"1.{name}" for name in MASKS.paper_parameters}
-    expected |= {f"2.{name}" for name in RESIDUAL.paper_parameters}
+    parameters = SPACE.first_parameters
+    expected = {f"1.{name}" for name in MASKS.first_parameters}
+    expected |= {f"2.{name}" for name in RESIDUAL.first_parameters}
     assert parameters.keys() == expected
     assert {"1.lr", "2.lr", "1.epochs", "2.epochs"} < expected
     for name, value in (("1.lr", 1e-3), ("2.lr", 1e-3), ("1.masked", "all"), ("2.alpha", 1.0)):
@@ -62,8 +62,8 @@ def test_three_stages_may_be_of_one_kind() -> None:
     space = find_space("rmt+rmt-budget+taskres").build(FACTS)
     assert space.name == "rmt+rmt-budget+taskres"
     assert [stage.method for stage in space.paper.stages] == ["rmt", "rmt", "taskres"]
-    assert {"1.lr", "2.flip_budget", "3.lr"} < set(space.paper_parameters)
-    assert space.suggest(FixedTrial(dict(space.paper_parameters))) == space.paper
+    assert {"1.lr", "2.flip_budget", "3.lr"} < set(space.first_parameters)
+    assert space.suggest(FixedTrial(dict(space.first_parameters))) == space.paper
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -122,8 +122,8 @@ def test_a_started_space_varies_nothing_of_its_start() -> None:
     start = replace(MASKS.paper.seeded(5), fixed=True)
     space = StartedSpace(RESIDUAL, start)
     assert space.name == "taskres"
-    assert space.paper_parameters == RESIDUAL.paper_parameters
-    assert space.suggest(FixedTrial(dict(space.paper_parameters))) == space.paper
+    assert space.first_parameters == RESIDUAL.first_parameters
+    assert space.suggest(FixedTrial(dict(space.first_parameters))) == space.paper
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=3))
     for _ in range(20):
         config = space.suggest(study.ask()).seeded(9)

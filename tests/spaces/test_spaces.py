@@ -61,7 +61,7 @@ def bench() -> EncodedTask:
 
 def parameters(name: str) -> dict[str, Any]:
     space = SPACES[name].build(FACTS)
-    return dict(space.paper_parameters) | EXTRA | ACTIVE[name]
+    return dict(space.first_parameters) | EXTRA | ACTIVE[name]
 
 
 def distributions(name: str) -> dict[str, Any]:
@@ -112,10 +112,10 @@ def learned(config: TrialConfig, bench: EncodedTask) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", SPACES)
 def test_the_paper_is_in_the_space(name: str) -> None:
     space = SPACES[name].build(FACTS)
-    config = space.suggest(FixedTrial(dict(space.paper_parameters)))
+    config = space.suggest(FixedTrial(dict(space.first_parameters)))
     assert config == space.paper
     assert config.preset == "paper"
-    for parameter, value in space.paper_parameters.items():
+    for parameter, value in space.first_parameters.items():
         distribution = distributions(name)[parameter]
         assert distribution._contains(distribution.to_internal_repr(value)), parameter
 
@@ -131,7 +131,7 @@ def test_parameters_are_fields(name: str, tower: Any, pixels: bool) -> None:
     """A parameter has the name, type and value of a field of its stage's configuration."""
     space = SPACES[name].build(dataclasses.replace(FACTS, tower=tower, pixels=pixels))
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=2))
-    points = [FixedTrial(dict(space.paper_parameters)), *(study.ask() for _ in range(60))]
+    points = [FixedTrial(dict(space.first_parameters)), *(study.ask() for _ in range(60))]
     for trial in points:
         stages = space.suggest(trial).stages
         assert trial.params
@@ -177,7 +177,7 @@ def test_the_papers_setting_is_that_of_each_data_set(name: str) -> None:
     """For every episode, the first trial equals that of a sweep on this data set alone; any other
     trial is the same for all episodes."""
     space, entry = SPACES[name].build(SEVERAL), SPACES[name]
-    paper = space.suggest(FixedTrial(dict(space.paper_parameters)))
+    paper = space.suggest(FixedTrial(dict(space.first_parameters)))
     assert paper == space.paper
     assert TrialConfig.from_dict(paper.to_dict()) == paper
     assert paper.problems() == []
@@ -208,7 +208,7 @@ def test_what_differs_is_said(name: str, parameters: set[str]) -> None:
 
 
 def per_episode(space: Any) -> set[str]:
-    shown = shown_parameters(space.paper.to_dict(), space.paper_parameters)
+    shown = shown_parameters(space.paper.to_dict(), space.first_parameters)
     return {name for name, value in shown.items() if value == PER_EPISODE}
 
 

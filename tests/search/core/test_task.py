@@ -155,4 +155,4 @@ def test_the_papers_setting_knows_the_protocol() -> None:
         task = TaskSpec(("digits",), "tiny", (16,), (1,), protocol)
         config = SweepConfig(task=task)
         facts = task_facts(task, task.source(""), "vit")
-        assert config.open_space(facts).paper_parameters["leak"] == leak
+        assert config.open_space(facts).first_parameters["leak"] == leak

@@ -59,7 +59,7 @@ def test_everything_is_told_and_nothing_is_written(
     for setting in ("sampler", "pruner", "seed", "shots", "backbone", "folder", "placement"):
         assert f"\n{setting} " in out
     assert str(tmp_path / "sweeps/mine") in out
-    for name in plan.space.paper_parameters:
+    for name in plan.space.first_parameters:
         assert f"\n{name} " in out
     assert "trial   0 (the paper's setting)" in out
     assert "trial   2  " in out
@@ -87,7 +87,7 @@ def test_the_papers_settings_of_several_data_sets(capsys: pytest.CaptureFixture[
 def test_the_papers_setting_is_that_of_the_protocol(protocol: str, leak: str) -> None:
     options = ("--space", "rmt", "--shots", "16", "--trials", "1", "--protocol", protocol)
     plan = plan_of(*options)
-    assert f"{plan.space.paper_parameters['leak']:g}" == leak
+    assert f"{plan.space.first_parameters['leak']:g}" == leak
     assert f"{vars(plan.space.paper.method_config)['leak']:g}" == leak
 
 

@@ -19,15 +19,18 @@ from search.core.pruners import PRUNERS
 from search.core.results import (
     FORMAT,
     FREE,
+    ISSUED,
     Result,
     State,
     read_results,
     read_rows,
+    trial_folder,
     untrained_note,
 )
 from search.core.samplers import SAMPLERS
 from search.ledger.ledger import RETRIES, Ledger, RunningTrial
 from spaces.registry import SPACES
+from spaces.settings import Settings, adjust
 from trainables.core.storage import LocalStorage
 from trainables.methods.base import TaskFacts
 from trainables.trial import TrialConfig
@@ -738,3 +741,39 @@ def test_another_formats_result_is_refused(tmp_path: Path) -> None:
         UsageError, match=f"'format' is {FORMAT + 1}, this version reads format {FORMAT}"
     ):
         open_ledger(tmp_path)
+
+
+def grid_ledger(folder: Path) -> Ledger:
+    grid = Settings(grid={"alpha": (0.1, 0.5, 1.0), "residual": ("text", "both")})
+    return Ledger(LocalStorage(folder), adjust(SPACE, grid), "grid", "none", 0)
+
+
+def test_a_grid_runs_every_combination_once(tmp_path: Path) -> None:
+    """Also with several slots, a kill, and a trial whose record was lost."""
+    ledger = grid_ledger(tmp_path)
+    running = [ledger.ask() for _ in range(3)]
+    for live in running[1:]:
+        report(ledger, live, 2)
+        ledger.finish(live.number, "COMPLETE")
+    (tmp_path / trial_folder(0) / ISSUED).unlink()
+    again = grid_ledger(tmp_path)
+    assert (again.waiting, again.issued) == (1, 3)
+    first = again.ask()
+    assert (first.number, first.parameters) == (0, running[0].parameters)
+    for _ in range(3):
+        again.ask()
+    parameters = {n: t.params for n, t in enumerate(again.frozen())}
+    assert len({tuple(sorted(p.items())) for p in parameters.values()}) == 6
+    assert parameters == {n: t.params for n, t in enumerate(grid_ledger(tmp_path).frozen())}
+
+
+def test_trials_in_the_queue_come_first(tmp_path: Path) -> None:
+    space = adjust(SPACE, Settings(enqueue=({"alpha": 0.7}, {"lr": 0.01, "epochs": 50})))
+    ledger = Ledger(LocalStorage(tmp_path), space, "random", "none", 0)
+    assert ledger.ask().config == SPACE.paper
+    assert ledger.ask().parameters["alpha"] == 0.7
+    again = Ledger(LocalStorage(tmp_path), space, "random", "none", 0)
+    assert [again.ask().number for _ in range(2)] == [0, 1]  # the interrupted ones
+    third, fourth = again.ask(), again.ask()
+    assert (third.number, third.parameters["lr"], third.parameters["epochs"]) == (2, 0.01, 50)
+    assert fourth.parameters["lr"] not in (0.01, SPACE.first_parameters["lr"])

@@ -1,0 +1,397 @@
+"""What a user changes in a space: its preset, fixed fields, ranges, a grid, the first trials.
+
+    --preset clean --set leak=0.3 --range lr=1e-5:1e-2:log --choice batch_size=8,16
+    --grid threshold=0.001,0.003 --grid leak=0,1
+
+Names are the fields of the method's configuration, of `OptimConfig`, and `crop_scale`. In a space
+of several stages they are `rmt.leak`, or `leak` if only one stage has it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+from spaces.base import Space
+from spaces.declared import Categorical, DeclaredSpace, Float, Int, Range
+from spaces.pipeline import PipelineSpace
+from trainables.core.text import did_you_mean
+from trainables.fields import CROP_SCALE, Field, Value
+from trainables.methods.base import Preset
+from trainables.trial import TrialConfig
+
+if TYPE_CHECKING:
+    from optuna.trial import BaseTrial
+
+Values = Mapping[str, tuple[Value, ...]]
+
+MAX_GRID = 10_000
+"""Most combinations of a grid."""
+
+
+class SettingsError(ValueError):
+    """Settings that do not fit their space: one line per problem."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user fixes and searches, by the names of fields."""
+
+    preset: str = "paper"
+    """Preset that the search starts from: paper, reference (the authors' code) or clean (ours).
+    What is neither set nor searched keeps its value, and trial 0 is the preset."""
+    set: Mapping[str, Value] = field(default_factory=dict)
+    """Fix a field, e.g. leak=0.3; python -m search.spaces NAME lists the fields. In a space of
+    several stages: rmt.leak=0.3. Repeatable."""
+    range: Mapping[str, str] = field(default_factory=dict)
+    """Search an interval: epochs=10:50, lr=1e-5:1e-2:log, epochs=10:50:5 (a step). Repeatable."""
+    choice: Values = field(default_factory=dict)
+    """Search some values: batch_size=8,16,32 (separated by | if a value has commas). Repeatable."""
+    grid: Values = field(default_factory=dict)
+    """Run every combination of such values once; nothing else is searched. Repeatable."""
+    enqueue: tuple[Mapping[str, Value], ...] = ()
+    """Run these configurations after trial 0: a file of parameters (JSON: a list of objects; CSV: a
+    column each), or a sweep's name, whose best 5 trials are run; NAME:10 for its best 10."""
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that differ from the defaults."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain["enqueue"] = list(map(dict, self.enqueue))
+        return {name: value for name, value in plain.items() if value and value != "paper"}
+
+    @property
+    def combinations(self) -> int:
+        """Number of trials of the grid."""
+        return math.prod(map(len, self.grid.values()))
+
+
+@dataclass(frozen=True)
+class AdjustedSpace:
+    """A space with a grid, or with more trials before those of the sampler."""
+
+    space: Space
+    """What is searched."""
+    grid: Mapping[str, tuple[Value, ...]]
+    """Parameter -> values, every combination of which is run once; may be empty."""
+    enqueued: tuple[Mapping[str, Value], ...]
+    """Parameters of the trials that follow trial 0."""
+
+    @property
+    def name(self) -> str:
+        """Registry name of the space."""
+        return self.space.name
+
+    @property
+    def paper(self) -> TrialConfig:
+        """The paper's setting."""
+        return self.space.paper
+
+    @property
+    def first(self) -> TrialConfig:
+        """Trial 0."""
+        return self.space.first
+
+    @property
+    def first_parameters(self) -> dict[str, Value]:
+        """The parameters of trial 0."""
+        return self.space.first_parameters
+
+    @property
+    def queue(self) -> tuple[Mapping[str, Value], ...]:
+        """Trial 0 and what is enqueued; nothing for a grid, which has its own trials only."""
+        return () if self.grid else (self.first_parameters, *self.enqueued)
+
+    def suggest(self, trial: BaseTrial) -> TrialConfig:
+        """One point of the space."""
+        return self.space.suggest(trial)
+
+
+def adjust(space: Space, settings: Settings) -> Space:
+    """The space with the settings; raises `SettingsError` with every problem."""
+    if not settings.identity():
+        return space
+    if not isinstance(space, DeclaredSpace | PipelineSpace):
+        raise SettingsError(
+            [
+                f"--space {space.name} has no table of fields, so that --preset, --set, --range, "
+                "--choice, --grid and --enqueue cannot change it. Omit them."
+            ]
+        )
+    return _Adjustment(space, settings).result()
+
+
+class _Adjustment:
+    """Applies settings to the stages of a space, and collects problems."""
+
+    def __init__(self, space: DeclaredSpace | PipelineSpace, settings: Settings) -> None:
+        self._settings = settings
+        self._is_pipeline = isinstance(space, PipelineSpace)
+        self._stages = list(space.stages) if isinstance(space, PipelineSpace) else [space]
+        self._fields = [stage.fields for stage in self._stages]
+        self._problems: list[str] = []
+        self._owners: dict[tuple[int, str], str] = {}
+
+    def result(self) -> Space:
+        """The adjusted space; raises `SettingsError`."""
+        settings = self._settings
+        if settings.preset not in get_args(Preset):
+            self._problems.append(did_you_mean("preset", settings.preset, get_args(Preset)))
+        if settings.grid and (settings.range or settings.choice or settings.enqueue):
+            self._problems.append(
+                "--grid cannot be used with --range, --choice or --enqueue, as it runs its own "
+                "combinations and nothing else. Write the values into --grid, or omit it."
+            )
+        if settings.combinations > MAX_GRID:
+            self._problems.append(
+                f"--grid must have at most {MAX_GRID:,} combinations, got "
+                f"{settings.combinations:,}. Use fewer values, or --choice."
+            )
+        fixed, ranges = self._read()
+        self._stop()
+        for number, stage in enumerate(self._stages):
+            own = {} if settings.grid else dict(stage.ranges)
+            own = {name: row for name, row in own.items() if name not in fixed[number]}
+            self._stages[number] = replace(
+                stage,
+                preset=cast(Preset, settings.preset),
+                fixed=fixed[number],
+                ranges=_ordered(stage, own, ranges[number]),
+            )
+        for number, stage in enumerate(self._stages):
+            self._check(number, stage, ranges[number])
+        self._stop()
+        if settings.grid:  # every combination is a trial, whether all of its values matter or not
+            self._stages = [replace(stage, conditions={}) for stage in self._stages]
+        space = PipelineSpace(tuple(self._stages)) if self._is_pipeline else self._stages[0]
+        grid = {
+            self._parameter(number, name): row.values
+            for number, own in enumerate(ranges)
+            for name, row in own.items()
+            if settings.grid and isinstance(row, Categorical)
+        }
+        self._problems += _combined(space, grid) if grid else []
+        enqueued = tuple(self._entry(space, entry) for entry in settings.enqueue)
+        self._stop()
+        return AdjustedSpace(space, grid, enqueued) if grid or enqueued else space
+
+    def _stop(self) -> None:
+        if self._problems:
+            raise SettingsError(list(dict.fromkeys(self._problems)))
+
+    def _read(self) -> tuple[list[dict[str, Value]], list[dict[str, Range]]]:
+        """Per stage, what is fixed and what is searched."""
+        fixed: list[dict[str, Value]] = [{} for _ in self._stages]
+        ranges: list[dict[str, Range]] = [{} for _ in self._stages]
+        for number, name, value in self._each("set"):
+            if (converted := self._convert("--set", number, name, value)) is not None:
+                fixed[number][name] = converted
+        for number, name, text in self._each("range"):
+            try:
+                ranges[number][name] = _interval(self._fields[number][name], text)
+            except ValueError as error:
+                self._problems.append(f"--range {name} {error}.")
+        for option in ("choice", "grid"):
+            for number, name, values in self._each(option):
+                given = [self._convert(f"--{option}", number, name, value) for value in values]
+                kept = tuple(dict.fromkeys(value for value in given if value is not None))
+                ranges[number][name] = Categorical(kept, exact=True)
+                if len(kept) < len(given) and None not in given:
+                    self._problems.append(f"--{option} {name} must have different values.")
+        return fixed, ranges
+
+    def _each(self, option: str) -> Iterator[tuple[int, str, Any]]:
+        """Stage, field and value of every use of an option."""
+        for typed, value in getattr(self._settings, option).items():
+            place = self._place(typed, f"--{option}")
+            if place is None:
+                continue
+            if other := self._owners.get(place):
+                twice = f"--{option}" if other == option else f"--{other} and --{option}"
+                self._problems.append(
+                    f"{twice} must not both be given for '{typed}'. Omit one of them."
+                )
+                continue
+            self._owners[place] = option
+            yield *place, value
+
+    def _place(self, typed: str, option: str) -> tuple[int, str] | None:
+        """The stage and the field of a name; reports an unknown or ambiguous one."""
+        stage, dot, name = typed.rpartition(".")
+        numbers = [
+            number
+            for number, space in enumerate(self._stages)
+            if not dot or stage in (space.name, space.method, str(number + 1))
+        ]
+        having = [number for number in numbers if name in self._fields[number]]
+        if len(having) == 1:
+            return having[0], name
+        if having:
+            shown = ", ".join(f"{number + 1}.{name}" for number in having)
+            if len({self._stages[number].name for number in having}) == len(having):
+                shown = ", ".join(f"{self._stages[number].name}.{name}" for number in having)
+            self._problems.append(f"{option} {typed} must name one stage. Use one of {shown}.")
+        elif not numbers:
+            self._problems.append(
+                f"{option}: {did_you_mean('stage', stage, [s.name for s in self._stages])}"
+            )
+        else:
+            known = {field for number in numbers for field in self._fields[number]}
+            self._problems.append(f"{option}: {did_you_mean('field', name, known)}")
+        return None
+
+    def _convert(self, option: str, number: int, name: str, value: Value) -> Value | None:
+        try:
+            return self._fields[number][name].convert(value)
+        except ValueError as error:
+            self._problems.append(f"{option} {name} {error}.")
+            return None
+
+    def _check(self, number: int, stage: DeclaredSpace, searched: Mapping[str, Range]) -> None:
+        """Report values that break a rule of the method or the optimiser, and searched fields that
+        have no effect."""
+        known = replace(stage, ranges={}).first.problems()
+        self._problems += [f"--set: {problem}." for problem in known]
+        first = replace(stage.first, per_episode=())
+        for name, row in searched.items() if not known else ():
+            option = self._owners[number, name]
+            if not stage.facts.pixels and name == CROP_SCALE:
+                self._problems.append(
+                    f"--{option} {name} needs images, and the data set holds only features. Omit "
+                    "it."
+                )
+            elif _is_void(stage, name):
+                self._problems.append(
+                    f"--{option} {name} has no effect here, as it is used only "
+                    f"{stage.condition(name).words}. Omit it."
+                )
+            elif option != "grid":  # whose combinations are checked together
+                for value in _ends(row):
+                    config = stage.with_values(first, {name: value})
+                    self._problems += [f"--{option}: {problem}." for problem in config.problems()]
+
+    def _parameter(self, number: int, name: str) -> str:
+        return f"{number + 1}.{name}" if self._is_pipeline else name
+
+    def _entry(
+        self, space: DeclaredSpace | PipelineSpace, entry: Mapping[str, Value]
+    ) -> dict[str, Value]:
+        """The parameters of an enqueued trial: those of trial 0, unless the entry has them."""
+        found = dict(space.first_values)
+        for typed, value in entry.items():
+            place = self._place(typed, "--enqueue")
+            if place is None:
+                continue
+            number, name = place
+            stage = self._stages[number]
+            converted = self._convert("--enqueue", number, name, value)
+            if converted is None:
+                continue
+            row = stage.ranges.get(name)
+            if row is None:
+                if stage.values(stage.first)[name] != converted:
+                    self._problems.append(
+                        f"--enqueue {name} must be searched, and is fixed. Search it (--range, "
+                        "--choice), or omit the column."
+                    )
+                continue
+            if not _holds(row, converted, stage.first_values[name]):
+                self._problems.append(
+                    f"--enqueue {name} must be in the searched range, got {converted}. Widen the "
+                    "range (--range, --choice), or omit the trial."
+                )
+            found[self._parameter(number, name)] = converted
+        return found
+
+
+def _interval(kind: Field, text: str) -> Float | Int:
+    """Parse LOW:HIGH, LOW:HIGH:log or LOW:HIGH:STEP; raises `ValueError`."""
+    if not kind.is_number:
+        raise ValueError("must be a number to be searched in an interval. Use --choice")
+    parts = text.split(":")
+    if len(parts) not in (2, 3):
+        raise ValueError(f"must be LOW:HIGH, LOW:HIGH:log or LOW:HIGH:STEP, got '{text}'")
+    is_log = parts[2:] == ["log"]
+    numbers: list[Any] = []
+    for part in parts[: 2 if is_log else None]:
+        try:
+            numbers.append(kind.convert(float(part)))
+        except (ValueError, OverflowError):
+            whole = "whole numbers" if kind.kind is int else "finite numbers"
+            raise ValueError(f"must be {whole}, got '{part}' in '{text}'") from None
+    low, high, *rest = numbers
+    if low >= high:
+        raise ValueError(f"must be LOW:HIGH with LOW < HIGH, got '{text}'")
+    if is_log and low <= 0:
+        raise ValueError(f"must be positive to be searched on a logarithmic scale, got '{text}'")
+    step = rest[0] if rest else None
+    if step is not None and not 0 < step <= high - low:
+        raise ValueError(f"must have a step between 0 and HIGH - LOW, got '{text}'")
+    if kind.kind is int:
+        return Int(low, high, is_log, step, exact=True)
+    return Float(low, high, is_log, step=step, exact=True)
+
+
+def _ordered(
+    space: DeclaredSpace, own: Mapping[str, Range], given: Mapping[str, Range]
+) -> dict[str, Range]:
+    """The table with the given rows in place of its own. New rows come before it if the conditions
+    of others depend on them, else after it."""
+    needed = {name for row in (*own, *given) for name in space.condition(row).names}
+    added = {name: row for name, row in given.items() if name not in own}
+    before = {name: row for name, row in added.items() if name in needed}
+    return {**before, **own, **given}
+
+
+def _ends(row: Range) -> tuple[Value, ...]:
+    return row.values if isinstance(row, Categorical) else (row.low, row.high)
+
+
+def _is_void(space: DeclaredSpace, name: str) -> bool:
+    """Whether a searched field has no effect, whatever the fields are that its condition needs."""
+    condition, values = space.condition(name), space.values(space.first)
+    options = [
+        (*_ends(row), values[other]) if (row := space.ranges.get(other)) else (values[other],)
+        for other in condition.names
+        if other in values
+    ]
+    names = [other for other in condition.names if other in values]
+    return not any(
+        condition.holds(values | dict(zip(names, chosen, strict=True)))
+        for chosen in itertools.product(*options)
+    )
+
+
+def _holds(row: Range, value: Any, first: Any) -> bool:
+    """Whether a range, widened to the value of trial 0, has a value."""
+    if isinstance(row, Categorical):
+        return value in (*row.values, first)
+    if row.exact:
+        return bool(row.nearest(value) == value)
+    unit = first if isinstance(row, Float) and row.relative else 1
+    return bool(min(row.low * unit, first) <= value <= max(row.high * unit, first))
+
+
+def _combined(space: DeclaredSpace | PipelineSpace, grid: Values) -> list[str]:
+    """Problems of the combinations of a grid."""
+    found: dict[str, None] = {}
+    for chosen in itertools.product(*grid.values()):
+        config = space.suggest(_Chosen(dict(zip(grid, chosen, strict=True))))  # type: ignore[arg-type]
+        found |= dict.fromkeys(f"--grid: {problem}." for problem in config.problems())
+    return list(found)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The methods of an Optuna trial that spaces call, for parameters that are known."""
+
+    values: Mapping[str, Value]
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        return self.values[name]
