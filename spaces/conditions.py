@@ -34,20 +34,20 @@ always = Condition("", (), lambda chosen: True)
 
 
 def unless(name: str, *values: Value) -> Condition:
-    """The condition that the field `name`, if the method has it, has none of `values`."""
+    """The condition that the field `name` has none of `values`."""
     return Condition(
         f"unless {name} is {_either(values)}",
         (name,),
-        lambda chosen: name not in chosen or chosen[name] not in values,
+        lambda chosen: chosen[name] not in values,
     )
 
 
 def only_if(name: str, *values: Value) -> Condition:
-    """The condition that the field `name`, if the method has it, has one of `values`."""
+    """The condition that the field `name` has one of `values`."""
     return Condition(
         f"if {name} is {_either(values)}",
         (name,),
-        lambda chosen: name not in chosen or chosen[name] in values,
+        lambda chosen: chosen[name] in values,
     )
 
 
@@ -70,4 +70,5 @@ CONDITIONS: Mapping[str, Condition] = {
     "teacher_share": unless("rule", "none"),
     "patch_embedding": unless("masked", *WITH_PATCH),
 }
-"""Field -> when it has an effect, for fields that do not always have one."""
+"""Field -> when it has an effect, for fields that do not always have one. A condition on a field
+that the method lacks is ignored."""

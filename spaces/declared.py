@@ -120,7 +120,7 @@ class DeclaredSpace:
     """Field -> when it is suggested; the others always are."""
 
     @property
-    def fields(self) -> dict[str, Field]:
+    def fields(self) -> Mapping[str, Field]:
         """What can be fixed or searched, by name."""
         return fields_of(self.method)
 
@@ -174,7 +174,8 @@ class DeclaredSpace:
 
     def condition(self, name: str) -> Condition:
         """When a row is suggested."""
-        return self.conditions.get(name, always)
+        found = self.conditions.get(name, always)
+        return found if self.fields.keys() >= {*found.names} else always
 
     def values(self, settings: Any) -> dict[str, Any]:
         """Field -> value of a configuration's general setting."""

@@ -66,11 +66,9 @@ class FlipBudgetSpace(DeclaredSpace):
     """A space whose learning rate follows from the parameter `flip_budget`."""
 
     @property
-    def fields(self) -> dict[str, Field]:
+    def fields(self) -> Mapping[str, Field]:
         """Those of mask tuning, with the flip budget in place of the learning rate."""
-        found = super().fields
-        del found["lr"]
-        return found | {
+        return {name: field for name, field in super().fields.items() if name != "lr"} | {
             "flip_budget": Field(
                 float, "Sum of all learning rates over the distance of initial score and threshold."
             )

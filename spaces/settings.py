@@ -359,11 +359,9 @@ def _is_void(space: DeclaredSpace, name: str) -> bool:
     options = [
         (*_ends(row), values[other]) if (row := space.ranges.get(other)) else (values[other],)
         for other in condition.names
-        if other in values
     ]
-    names = [other for other in condition.names if other in values]
     return not any(
-        condition.holds(values | dict(zip(names, chosen, strict=True)))
+        condition.holds(values | dict(zip(condition.names, chosen, strict=True)))
         for chosen in itertools.product(*options)
     )
 

@@ -96,6 +96,8 @@ TOUR = {
         f"{QUICK} --shots 1,2",  # the miniatures have no more images
         "the winner",
     ),
+    "python -m search.spaces": Short(says="rmt-budget"),
+    "python -m search.spaces rmt+taskres": Short(says="taskres: searched"),
     f"{RUN} --space taskres --set alpha=0.7 --range lr=1e-3:1e-1:log --dry-run": Short(
         says="0.001 to 0.1, logarithmic"
     ),

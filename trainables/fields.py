@@ -67,7 +67,8 @@ class Field:
         return self.kind(value)  # type: ignore[no-any-return]
 
 
-def fields_of(method: str) -> dict[str, Field]:
+@cache
+def fields_of(method: str) -> Mapping[str, Field]:
     """The settings of a method, by name: its own, then those of the training."""
     found: dict[str, Field] = {}
     records: tuple[type, ...] = (METHODS[method].Config, OptimConfig)

@@ -11,14 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
-from optuna.samplers import RandomSampler
 from rich.console import Console
 from rich.table import Table
 
@@ -36,8 +28,8 @@ from search.driver.cost_estimate import (
 from search.driver.preflight import Plan
 from search.ledger.ledger import Ledger, RunningTrial
 from search.terminal.progress import short
+from search.terminal.ranges import search_ranges, value_words
 from search.terminal.sweep_status import duration
-from spaces.base import Space
 from trainables.core.credentials import shown, without_password
 from trainables.core.storage import open_storage
 from trainables.methods.registry import METHODS
@@ -49,7 +41,6 @@ _PRESETS = {
     "reference": " (the setting of the authors' code)",
     "clean": " (the preset clean)",
 }
-_SAMPLES = 200  # random points that are drawn to find the ranges of a space
 
 
 def first_trials(plan: Plan) -> tuple[list[RunningTrial], int]:
@@ -75,31 +66,6 @@ def first_trials(plan: Plan) -> tuple[list[RunningTrial], int]:
     return ledger.preview(min(left, certain)), ended
 
 
-def search_ranges(space: Space) -> dict[str, tuple[str, bool]]:
-    """Return, per parameter of a space, its range and whether every trial has it."""
-    study = optuna.create_study(sampler=RandomSampler(seed=0))
-    found: dict[str, list[BaseDistribution]] = {}
-    for _ in range(_SAMPLES):
-        trial = study.ask()
-        space.suggest(trial)
-        for name, distribution in trial.distributions.items():
-            found.setdefault(name, []).append(distribution)
-    return {
-        name: (" or ".join(dict.fromkeys(map(_words, seen))), len(seen) == _SAMPLES)
-        for name, seen in found.items()
-    }
-
-
-def _words(distribution: BaseDistribution) -> str:
-    if isinstance(distribution, CategoricalDistribution):
-        return "one of " + ", ".join(map(str, distribution.choices))
-    if isinstance(distribution, FloatDistribution | IntDistribution):
-        step = f" by {distribution.step:g}" if distribution.step and distribution.step != 1 else ""
-        how = ", logarithmic" if distribution.log else ""
-        return f"{distribution.low:g} to {distribution.high:g}{step}{how}"
-    return str(distribution)
-
-
 def dry_run(plan: Plan, console: Console) -> None:
     """Print settings, first trials and estimated cost."""
     config = plan.config
@@ -118,9 +84,8 @@ def dry_run(plan: Plan, console: Console) -> None:
     for heading in ("parameter", "range", "trial 0" if plan.space.queue else "base"):
         table.add_column(heading, overflow="fold")
     for name, (words, always) in search_ranges(plan.space).items():
-        value = values.get(name, "")
-        shown_value = f"{value:g}" if isinstance(value, float) else str(value)
-        table.add_row(name, words + ("" if always else " (not in every trial)"), shown_value)
+        value = value_words(values.get(name, ""))
+        table.add_row(name, words + ("" if always else " (not in every trial)"), value)
     console.print(table)
     for live in trials:
         why = _PRESETS.get(live.config.preset, "")

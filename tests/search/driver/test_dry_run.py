@@ -15,11 +15,12 @@ from search.driver import dry_run as dry_run_module
 from search.driver import preflight as preflight_module
 from search.driver.backbone_probe import BackboneProbe
 from search.driver.cost_estimate import Cost, StageCost, peak_memory, rehearse
-from search.driver.dry_run import estimate, first_trials, search_ranges
+from search.driver.dry_run import estimate, first_trials
 from search.driver.preflight import Plan, preflight
 from search.ledger.ledger import Ledger
 from search.options import configure
 from search.run import main
+from search.terminal.ranges import search_ranges
 from trainables.core.storage import LocalStorage
 
 
