@@ -9,13 +9,15 @@ Notation: m members, n validation rows, c classes, w coefficients [m], t inverse
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-_LARGEST = 20.0  # of t, and the inverse of its smallest value
+_WIDEST = math.log(20.0)  # of |log t|
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,28 @@ class Evidence:
     """Index of the zero-shot model among the members."""
     paper: int | None = None
     """Index of the paper's setting, if it is a member."""
+
+    @cached_property
+    def temperatures(self) -> Tensor:
+        """Each member's best inverse temperature, float64 [m], see `temperatures`."""
+        return temperatures(self.log_probs, self.labels)
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """Log-probabilities of the true classes at these temperatures, float64 [m, n]."""
+        t = self.temperatures.to(self.log_probs.dtype)
+        return _scores(self.log_probs * t[:, None, None], self.labels)
+
+    @property
+    def ranked(self) -> list[int]:
+        """Members by falling likelihood."""
+        return [int(k) for k in self.likelihoods.argsort(descending=True, stable=True)]
+
+    @property
+    def likelihoods(self) -> Tensor:
+        """The geometric mean probability of the true class at each member's best temperature,
+        float64 [m], in (0, 1]."""
+        return (self.scores @ _row_weights(self.groups)).exp()
 
 
 @dataclass(frozen=True)
@@ -66,90 +90,121 @@ Rule = Callable[[Evidence], Mixture]
 
 def best(evidence: Evidence) -> Mixture:
     """The member with the highest likelihood."""
-    return _one(evidence, int(likelihoods(evidence).argmax()))
+    return _one(evidence, int(evidence.likelihoods.argmax()))
 
 
 def most_accurate(evidence: Evidence) -> Mixture:
     """The member with the highest accuracy; of equals, the one with the highest likelihood."""
     right = evidence.log_probs.argmax(dim=-1) == evidence.labels
     accuracy = right.double().mean(dim=-1)
-    tied = torch.where(accuracy == accuracy.max(), likelihoods(evidence), -1.0)
+    tied = torch.where(accuracy == accuracy.max(), evidence.likelihoods, -1.0)
     return _one(evidence, int(tied.argmax()))
 
 
-def ensemble(evidence: Evidence, size: int = 5) -> Mixture:
-    """The mean of the `size` members of the highest likelihood, each at its best temperature; the
-    zero-shot model unless that is better by more than one standard error."""
-    t = temperatures(evidence.log_probs, evidence.labels)
-    chosen = likelihoods(evidence).argsort(descending=True, stable=True)[:size]
-    weights = torch.zeros_like(t)
-    weights[chosen] = t[chosen] / len(chosen)
-    return _guarded(evidence, weights)
+def ensemble(evidence: Evidence) -> Mixture:
+    """Greedy selection (Caruana et al., ICML 2004) from the three best members, with a share for
+    the zero-shot model; the zero-shot model alone unless that is clearly better."""
+    shares = greedy(evidence, start=3, steps=12)
+    return guarded(evidence, with_share(shares, evidence.zero_shot, 0.2), errors=0.5)
 
 
 RULES: dict[str, Rule] = {"ensemble": ensemble, "best": best}
 """Rules by name, the default first."""
 
 
-def likelihoods(evidence: Evidence) -> Tensor:
-    """The geometric mean probability of the true class at each member's best temperature, in
-    (0, 1], float64 [m]."""
-    t = temperatures(evidence.log_probs, evidence.labels)
-    return _scores(evidence.log_probs * t[:, None, None], evidence.labels).mean(dim=-1).exp()
-
-
 def temperatures(log_probs: Tensor, labels: Tensor) -> Tensor:
-    """The inverse temperatures that minimise the cross entropy of each member [m, n, c], float64
-    [m], within 1/20 and 20 (a member without errors has none). The problem is convex in t."""
-    values = log_probs.double()
-    true = _true(values, labels).mean(dim=-1)
-    low = torch.full_like(true, -torch.tensor(_LARGEST).log().item())
-    high = -low
-    for _ in range(20):
-        middle = (low + high) / 2
-        probs = (values * middle.exp()[:, None, None]).softmax(dim=-1)
-        expected = (probs * values.clamp(min=-1e4)).sum(dim=-1).mean(dim=-1)
-        rising = expected > true  # d loss / dt
-        low, high = torch.where(rising, low, middle), torch.where(rising, middle, high)
-    return ((low + high) / 2).exp()
+    """Inverse temperatures t that minimise the cross entropy of each member [m, n, c], float64 [m].
+
+    The problem is convex in t. Newton's steps on log t, which is kept within log 20 of 0.
+    """
+    true = _true(log_probs, labels).double().mean(dim=-1)
+    values = log_probs.clamp(min=-1e4)  # finite, so that 0 times a value is 0
+    low, high = torch.full_like(true, -_WIDEST), torch.full_like(true, _WIDEST)
+    place = torch.zeros_like(true)
+    for _ in range(12):
+        t = place.exp().to(values.dtype)[:, None, None]
+        probs = (values * t).softmax(dim=-1)
+        mean = (probs * values).sum(dim=-1)
+        spread = (probs * values.square()).sum(dim=-1) - mean.square()
+        slope = mean.double().mean(dim=-1) - true  # d loss / dt
+        bend = spread.double().mean(dim=-1).clamp(min=1e-12)
+        low, high = torch.where(slope > 0, low, place), torch.where(slope > 0, place, high)
+        step = place - slope / (bend * place.exp() + slope.abs())
+        place = torch.where((step > low) & (step < high), step, (low + high) / 2)
+    return place.exp()
 
 
-def _guarded(evidence: Evidence, weights: Tensor) -> Mixture:
-    """The pool, or the zero-shot model unless the pool's log-likelihood exceeds it by more than
-    one standard error over distinct images."""
-    pools = torch.stack(
-        [
-            _pool(evidence.log_probs.double(), weights),
-            evidence.log_probs[evidence.zero_shot].double(),
-        ]
-    )
-    t = temperatures(pools, evidence.labels)
-    found, simple = _scores(pools * t[:, None, None], evidence.labels)
-    mean, error = gain(found - simple, evidence.groups)
-    if mean <= error:
+def greedy(evidence: Evidence, start: int, steps: int) -> Tensor:
+    """Shares [m] of a pool of members at their best temperatures: the `start` best ones, then step
+    by step, with replacement, the one that raises the likelihood most; the best of these pools."""
+    scaled, rows = _scaled(evidence), _row_weights(evidence.groups)
+    counts = torch.zeros(len(scaled), dtype=torch.float64)
+    counts[evidence.ranked[:start]] = 1  # fewer if there are not so many
+    total = torch.einsum("m,mnc->nc", counts.to(scaled.dtype), scaled)
+    found, highest = counts, float(_scores(total / counts.sum(), evidence.labels) @ rows)
+    for _ in range(steps):
+        pools = (total + scaled) / (counts.sum() + 1)
+        values = _scores(pools, evidence.labels) @ rows
+        chosen = int(values.argmax())
+        counts = counts.clone()
+        counts[chosen] += 1
+        total = total + scaled[chosen]
+        if values[chosen] > highest:
+            found, highest = counts, float(values[chosen])
+    return found / found.sum()
+
+
+def with_share(shares: Tensor, member: int, share: float) -> Tensor:
+    """The shares [m] scaled down to make room for a `share` of one member."""
+    found = shares * (1 - share)
+    found[member] += share
+    return found
+
+
+def guarded(evidence: Evidence, shares: Tensor, errors: float) -> Mixture:
+    """The pool with these shares [m] of members at their best temperatures, unless its mean
+    log-likelihood exceeds the zero-shot model's by no more than `errors` standard errors: then the
+    zero-shot model."""
+    pool = _pool(_scaled(evidence), shares)
+    t = temperatures(pool[None], evidence.labels)
+    difference = _scores(pool * float(t), evidence.labels) - evidence.scores[evidence.zero_shot]
+    mean, error = gain(difference, evidence.groups)
+    if mean <= errors * error:
         return _one(evidence, evidence.zero_shot)
-    return Mixture(tuple((weights * t[0]).tolist()))
+    return Mixture(tuple((shares * evidence.temperatures * t).tolist()))
 
 
 def gain(differences: Tensor, groups: Tensor) -> tuple[float, float]:
-    """Mean of paired differences [n] and its standard error over distinct images, which is
-    infinite for a single one."""
-    _, place = groups.unique(return_inverse=True)
-    count = place.bincount().double()
-    means = torch.zeros_like(count).index_add_(0, place, differences.double()) / count
-    if len(count) < 2:
-        return float(means.mean()), float("inf")
-    return float(means.mean()), float(means.std() / len(count) ** 0.5)
+    """Mean over distinct images of paired differences [n], and its standard error, which is
+    infinite for a single image."""
+    _, place, counts = groups.unique(return_inverse=True, return_counts=True)
+    sums = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, place, differences.double())
+    means = sums / counts
+    error = float(means.std() / len(means) ** 0.5) if len(means) > 1 else math.inf
+    return float(means.mean()), error
 
 
 def _scores(logits: Tensor, labels: Tensor) -> Tensor:
     """Log-probabilities of the true class, float64 [..., n], for logits [..., n, c]."""
-    return _true(logits.double().log_softmax(dim=-1), labels)
+    return _true(logits.log_softmax(dim=-1), labels).double()
 
 
 def _true(values: Tensor, labels: Tensor) -> Tensor:
     """[..., n, c] -> [..., n]."""
     return values.gather(-1, labels.expand(values.shape[:-1])[..., None])[..., 0]
+
+
+def _scaled(evidence: Evidence) -> Tensor:
+    """Log-probabilities at the members' best temperatures, [m, n, c]."""
+    t = evidence.temperatures.to(evidence.log_probs.dtype)
+    return (evidence.log_probs * t[:, None, None]).log_softmax(dim=-1)
+
+
+def _row_weights(groups: Tensor) -> Tensor:
+    """Weights of rows such that every distinct image has the same, float64 [n] with sum 1."""
+    _, place, counts = groups.unique(return_inverse=True, return_counts=True)
+    weights: Tensor = 1 / (counts[place] * len(counts)).double()
+    return weights
 
 
 def _pool(log_probs: Tensor, weights: Tensor) -> Tensor:

@@ -10,8 +10,10 @@ from search.selection.rules import (
     Evidence,
     Mixture,
     best,
+    ensemble,
     gain,
-    likelihoods,
+    greedy,
+    guarded,
     most_accurate,
     temperatures,
 )
@@ -52,7 +54,7 @@ def test_the_best_member_has_the_highest_likelihood_whatever_its_temperature() -
     given = evidence(1.0, 1.5, 3.0)
     scaled = Evidence((given.log_probs * 7).log_softmax(-1), given.labels, given.groups, 0, 1)
     assert best(given).members == best(scaled).members == (2,)
-    assert likelihoods(scaled) == pytest.approx(likelihoods(given), rel=1e-4)
+    assert scaled.likelihoods == pytest.approx(given.likelihoods, rel=1e-4)
 
 
 def test_temperatures_undo_a_scale() -> None:
@@ -75,8 +77,26 @@ def test_rows_of_one_image_are_no_independent_evidence() -> None:
 
 
 def test_without_a_clear_gain_the_ensemble_is_the_zero_shot_model() -> None:
-    assert RULES["ensemble"](evidence(2.0, 0.1, 0.1)).members == (0,)
-    assert RULES["ensemble"](evidence(1.0, 4.0, 4.0)).members != (0,)
+    assert ensemble(evidence(2.0, 0.1, 0.1)).members == (0,)
+    assert ensemble(evidence(1.0, 4.0, 4.0)).members != (0,)
+
+
+def test_the_ensemble_always_has_a_share_for_the_zero_shot_model() -> None:
+    given = evidence(1.0, 3.0, 4.0)
+    scale = torch.tensor(ensemble(given).weights) / given.temperatures
+    assert float(scale[0] / scale.sum()) >= 0.2 - 1e-6
+
+
+def test_greedy_selection_is_at_least_as_likely_as_its_start() -> None:
+    given = evidence(1.0, 2.0, 2.1, 1.9, 0.3)
+    (first,) = greedy(given, start=1, steps=0).nonzero().flatten().tolist()
+    assert first == best(given).members[0]
+    few, more = (guarded(given, greedy(given, 3, steps), 0.0) for steps in (0, 12))
+    rows = torch.arange(IMAGES)
+    likelihood = [
+        float(m.log_probs(given.log_probs)[rows, given.labels].mean()) for m in (few, more)
+    ]
+    assert likelihood[1] >= likelihood[0]
 
 
 def test_a_pool_of_one_member_is_that_member() -> None:
