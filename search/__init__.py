@@ -14,7 +14,8 @@ from types import FrameType
 HELP = Path(__file__).parent / "terminal" / "help"
 
 
-def _answer_help(command: str) -> None:
+def answer_help(command: str) -> None:
+    """Print the stored help text of `command` and exit if the command line asks for it."""
     page = HELP / f"{command}.txt"
     if {"-h", "--help"} & set(sys.argv[1:]) and page.is_file():
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
@@ -31,6 +32,6 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 if sys.argv[:1] == ["-m"]:  # until Python has found the module
     _module = sys.orig_argv[sys.orig_argv.index("-m") + 1]
-    _answer_help(_module)
+    answer_help(_module)
     if (HELP / f"{_module}.txt").is_file():
         signal.signal(signal.SIGINT, _interrupt)
