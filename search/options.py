@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from search.core.config import SweepConfig, differences, is_bundle, option
+from search.core.enqueue import read_configurations, scalar
 from search.core.problems import UsageError
 from search.core.pruners import PRUNERS
 from search.core.samplers import GRID, SAMPLERS
@@ -64,6 +65,7 @@ _GROUPS: Mapping[str, Mapping[str, str]] = {
         "range": "FIELD=LOW:HIGH",
         "choice": "FIELD=VALUE,...",
         "grid": "FIELD=VALUE,...",
+        "enqueue": "FILE",
     },
     "search": {
         "trials": "N",
@@ -221,6 +223,13 @@ def read_request(arguments: Sequence[str] | None = None) -> Request:
             given = defaults | given
         if experiment := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
             given.setdefault("experiment", experiment)
+    if "enqueue" in given:
+        try:
+            place = given.get("storage", base.storage)
+            given["enqueue"] = read_configurations(given["enqueue"], place)
+        except (UsageError, StorageError) as error:
+            problems += error.problems if isinstance(error, UsageError) else [str(error)]
+            del given["enqueue"]
     if "init_from" in given:
         from search.evaluation.winner import read_start
 
@@ -376,7 +385,7 @@ def _is_path(spec: str) -> bool:
 def setting(value: str) -> tuple[str, Any]:
     """Parse FIELD=VALUE."""
     name, text = _field_and_text(value)
-    return name, _scalar(text)
+    return name, scalar(text)
 
 
 def interval(value: str) -> tuple[str, str]:
@@ -388,7 +397,7 @@ def several(value: str) -> tuple[str, tuple[Any, ...]]:
     """Parse FIELD=VALUE,VALUE,... or FIELD=VALUE|VALUE|..."""
     name, text = _field_and_text(value)
     separator = "|" if "|" in text else ","
-    return name, tuple(_scalar(part.strip()) for part in text.split(separator))
+    return name, tuple(scalar(part.strip()) for part in text.split(separator))
 
 
 def _field_and_text(value: str) -> tuple[str, str]:
@@ -400,22 +409,13 @@ def _field_and_text(value: str) -> tuple[str, str]:
     return name.strip(), text
 
 
-def _scalar(text: str) -> Any:
-    """A number, true, false, or text."""
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        with suppress(ValueError):
-            return kind(text)
-    return text
-
-
 _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "datasets": names,
     "set": setting,
     "range": interval,
     "choice": several,
     "grid": several,
+    "enqueue": str,
     "time_budget": parsing.duration,
     "storage": parsing.location,
     "init_from": parsing.location,

@@ -177,7 +177,9 @@ class _Adjustment:
             if settings.grid and isinstance(row, Categorical)
         }
         self._problems += _combined(space, grid) if grid else []
-        enqueued = tuple(self._entry(space, entry) for entry in settings.enqueue)
+        enqueued: tuple[Mapping[str, Value], ...] = ()
+        for found in (self._entry(space, entry) for entry in settings.enqueue):
+            enqueued += () if found in (space.first_values, *enqueued) else (found,)
         self._stop()
         return AdjustedSpace(space, grid, enqueued) if grid or enqueued else space
 

@@ -84,8 +84,12 @@ def pareto_front(points: Mapping[int, tuple[float, float]]) -> list[int]:
 def best_of(results: Iterable[Result]) -> Result | None:
     """The completed trial with the highest value; of equals, the one with the lower validation
     loss, then the earlier one."""
-    complete = [result for result in results if result.state == "COMPLETE"]
-    return min(complete, key=_rank, default=None)
+    return next(iter(ranked(results)), None)
+
+
+def ranked(results: Iterable[Result]) -> list[Result]:
+    """The completed trials in the order of `best_of`."""
+    return sorted((result for result in results if result.state == "COMPLETE"), key=_rank)
 
 
 def _rank(result: Result) -> tuple[float, float, int]:

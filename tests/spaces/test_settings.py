@@ -153,6 +153,8 @@ def test_what_is_enqueued_follows_trial_zero() -> None:
     assert first == space.first_parameters
     assert second == {**first, "alpha": 0.1, "warmup_lr": 1e-5}
     assert (third["lr"], third["epochs"], third["alpha"]) == (0.01, 50, 0.5)
+    again = ({"alpha": 0.5}, {"alpha": 0.7}, {"alpha": 0.7})
+    assert len(adjusted("taskres", enqueue=again).queue) == 2  # trial 0, and no trial twice
     staged = adjusted("rmt+taskres", enqueue=({"1.leak": 0.5, "taskres.alpha": 1.5},))
     assert staged.queue[1]["1.leak"] == 0.5
     assert staged.queue[1]["2.alpha"] == 1.5
