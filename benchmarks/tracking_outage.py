@@ -26,10 +26,10 @@ from search.core.config import SweepConfig
 from search.core.results import Result
 from search.ledger.ledger import Ledger, RunningTrial
 from search.tracking.mlflow_reporter import MlflowReporter
+from trainables.assignment import Message
 from trainables.core.optim import OptimConfig
 from trainables.core.storage import LocalStorage
 from trainables.methods.taskres import TaskResConfig
-from trainables.trainable import Message
 from trainables.trial import TrialConfig
 from trainables.trial_run import Report
 

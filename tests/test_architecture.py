@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from search.core.config import SweepConfig
+from trainables.assignment import Assignment, Message
 from trainables.core.optim import OptimConfig
 from trainables.methods.registry import METHODS
-from trainables.trainable import Assignment, Message
 from trainables.trial import TaskSpec, TrialConfig
 from trainables.trial_run import Report
 

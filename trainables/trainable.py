@@ -1,31 +1,52 @@
 """The Ray Tune trainable: the only file of this package that imports Ray.
 
-A worker keeps its `EncodedTask` (backbone, images, features) for all trials that it runs. Messages
-are JSON: the trial's configuration in, one report per step out.
+In anyone's own script, its configuration is a trial's flat parameters (see `parameters.py`), and
+each report step returns plain metrics:
+
+    tune.Tuner(
+        tune.with_resources(FewShotTrainable, {"cpu": 1}),
+        param_space={"method": "taskres", "dataset": "digits", "lr": tune.loguniform(1e-4, 1e-1)},
+        tune_config=tune.TuneConfig(metric="val/accuracy", mode="max", reuse_actors=True),
+    )
+
+A sweep's driver passes an `Assignment` instead, which it has resolved, and reads a `Message` beside
+the metrics. A worker keeps its `EncodedTask` (backbone, images, features) for all trials that it
+runs.
 """
 
 from __future__ import annotations
 
-import json
+import logging
+import math
 import os
 import re
-import socket
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 import torch
 from ray import tune
 from ray._private.utils import get_system_memory, get_used_memory
 
-from trainables.core.storage import Storage, StorageError, local_folder, open_storage
+from trainables.assignment import Assignment, Message, Outcome
+from trainables.core.storage import (
+    PATIENCE,
+    LocalStorage,
+    ObjectStorage,
+    Storage,
+    StorageError,
+    local_folder,
+    open_storage,
+)
 from trainables.data.sealed import seal_process
 from trainables.encoded_task import EncodedTask
+from trainables.parameters import read_parameters
 from trainables.trial import TaskSpec, TrialConfig
-from trainables.trial_run import Report, TrialRun
+from trainables.trial_run import TrialRun
+
+logger = logging.getLogger(__name__)
 
 # Failed allocations and errors of a broken GPU context may be plain `RuntimeError`s.
 _OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator|out of memory|ALLOC_FAILED")
@@ -34,181 +55,188 @@ _SIZE = re.compile(r"([\d.]+) (bytes|[KMGTP]iB)")
 _UNITS = {"bytes": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40, "PiB": 50}
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """A worker's assignment: one trial and everything it needs to run it."""
-
-    number: int
-    """The trial's number in the ledger."""
-    trial: dict[str, Any]
-    """`TrialConfig.to_dict()`."""
-    task: dict[str, Any]
-    """`TaskSpec.to_dict()`."""
-    data: str
-    """Folder of the field's data sets on the worker's machine."""
-    folder: str
-    """Location of the trial's folder, for checkpoints and artifacts."""
-    device: str
-    """`cpu` or `cuda`."""
-    threads: int
-    """Torch's CPU threads. Fixed, because the last bit of a result may depend on it."""
-    in_sequence: bool
-    """Whether the task's episodes train one after the other (see `TrialRun`)."""
-    checkpoint_seconds: float
-    """Least time between two checkpoints, in seconds."""
-    weights: str = ""
-    """Location of the shared backbone files, see `shared_weights`; empty if unused."""
-    stages: str = ""
-    """Location of what fixed stages learned, see `trainables.fixed`; empty if unused."""
-
-
-Outcome = Literal["running", "finished", "failed", "stuck"]
-
-
-@dataclass(frozen=True)
-class Message:
-    """A worker's message after each step."""
-
-    number: int
-    """The trial's number in the ledger."""
-    outcome: Outcome
-    """`finished`: the whole budget was trained; `failed`: see `reason`; `stuck`: the storage does
-    not work, which is not the trial's fault, see `reason`."""
-    report: Report | None
-    """The report; None if the trial failed or has not trained yet."""
-    seconds: float = 0.0
-    """Time spent in training and validation in this step, in seconds."""
-    reason: str = ""
-    """One line for a failed or stuck trial, else empty."""
-    details: str = ""
-    """The traceback of a failed trial, else empty."""
-    forecast: dict[str, float] = field(default_factory=dict)
-    """Metrics known before training; only in the first message."""
-    warnings: tuple[str, ...] = ()
-    """Warnings for the user; only in the first message."""
-    host: str = field(default_factory=socket.gethostname)
-    """Name of the machine."""
-
-    def encode(self) -> str:
-        """Return one JSON string, which Tune passes on unchanged."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def decode(cls, text: str) -> Self:
-        """Read what `encode` returned."""
-        fields = json.loads(text)
-        if fields["report"] is not None:
-            report = fields["report"]
-            report["values"], report["rows"] = tuple(report["values"]), tuple(report["rows"])
-            fields["report"] = Report(**report)
-        fields["warnings"] = tuple(fields["warnings"])
-        return cls(**fields)
-
-
 class FewShotTrainable(tune.Trainable):
-    """Runs one trial after another in a process that cannot read test data."""
+    """Runs one trial after another in a process that cannot read test data.
+
+    A step reports `val/accuracy` (a fraction), `val/loss`, `epoch` and the method's own metrics. A
+    trial has at most `REPORTS_PER_TRIAL` steps. What it has learned is in `artifact.safetensors`
+    (one file per episode if there are several) in the trial's folder, also if it was stopped early.
+    """
 
     def setup(self, config: dict[str, Any]) -> None:
         """Prepare the first trial of this process."""
         seal_process()
         self._task: EncodedTask | None = None
         self._run: TrialRun | None = None
+        self._job: Assignment | None = None
         self._folder: Storage
         self._accept(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Prepare the next trial of this process."""
+        self._leave()
         self._accept(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
         """Train one step of the trial.
 
-        An ordinary error fails the trial and keeps the process. Lack of memory and errors of the
-        GPU end the process; the trial is issued again.
+        In a sweep, an ordinary error fails the trial and keeps the process. Lack of memory and
+        errors of the GPU end the process; the trial is issued again.
         """
+        number = self._job.number if self._job else -1
         try:
-            message = self._advance()
-        except StorageError as error:
-            message = Message(self._job.number, "stuck", None, reason=str(error))
-            self._run = None
+            message = self._advance(number)
         except Exception as error:
+            is_swept = self._job is not None
             self._run = None  # `cleanup` must not save half a step
             # The process ends, because the failed step may hold memory that the next would need.
             if _is_out_of_memory(error):
-                raise MemoryError(_memory_report(error, self._job.device)) from error
-            if _has_broken_gpu(error):
+                raise MemoryError(_memory_report(error, self._device)) from error
+            if _has_broken_gpu(error) or not is_swept:
                 raise
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            message = Message(
-                self._job.number, "failed", None, reason=reason, details=traceback.format_exc()
-            )
-        return {"message": message.encode(), "done": message.outcome != "running"}
+            if isinstance(error, StorageError):
+                message = Message(number, "stuck", None, reason=str(error))
+            else:
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                details = traceback.format_exc()
+                message = Message(number, "failed", None, reason=reason, details=details)
+        return self._result(message)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Write everything that the rest of the training depends on. For Tune's own checkpoints; a
+        sweep's trials have theirs in the sweep's folder."""
+        self._open_run().save(LocalStorage(Path(checkpoint_dir)))
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Continue from a folder that `save_checkpoint` has written, possibly with other settings,
+        see `TrialRun.load_changed`."""
+        self._open_run().load_changed(LocalStorage(Path(checkpoint)))
 
     def cleanup(self) -> None:
-        """Save what an interrupted trial has trained before the process ends."""
-        if self._run is not None and not (self._run.finished or self._folder.exists("result.json")):
+        """Save what a stopped or interrupted trial has trained before the process ends."""
+        run = self._run
+        if self._job and run and not (run.finished or self._folder.exists("result.json")):
             with suppress(StorageError):  # it continues from an earlier step
                 self._check_sweep_folder()
-                self._run.save(self._folder)
+                run.save(self._folder)
+        self._leave()
 
     def _accept(self, config: dict[str, Any]) -> None:
-        self._job = Assignment(**config["assignment"])
-        self._run = None
+        self._run, self._parameters = None, config
         self._saved = time.monotonic()
-        torch.set_num_threads(self._job.threads)
+        self._job = Assignment(**config["assignment"]) if "assignment" in config else None
+        torch.set_num_threads(self._job.threads if self._job else self._threads)
         # Convolutions in true float32, with the same algorithm each time.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
 
-    def _open_run(self) -> TrialRun:
-        job = self._job
-        known, spec = self._task, TaskSpec.from_dict(job.task)
-        source = spec.source(job.data)
-        wanted = spec.backbone, job.device, source, job.stages
-        if known is None or (known.spec, known.device, known.source, known.stages) != wanted:
-            known = EncodedTask(spec.backbone, job.device, source, job.weights, stages=job.stages)
-            self._task = known
-        return TrialRun(TrialConfig.from_dict(job.trial), spec, known, job.in_sequence)
+    def _leave(self) -> None:
+        """Write the artifact of a trial that Tune has stopped early; a finished one has written
+        it."""
+        run, self._run = self._run, None
+        if self._job is None and run is not None and 0 < run.step < run.steps:
+            run.save_artifacts(self._folder)
 
-    def _advance(self) -> Message:
+    def _open_run(self) -> TrialRun:
+        if self._run is not None:
+            return self._run
+        if self._job is None:
+            parameters = read_parameters(self._parameters)
+            self._folder = self._trial_folder()
+            encoded = self._encoded(parameters.task, parameters.data)
+            config = parameters.trial(encoded.source, encoded.backbone.tower)
+            self._run = TrialRun(config, parameters.task, encoded)
+            for warning in self._run.warnings():
+                logger.warning(warning)
+            return self._run
+        job = self._job
+        self._folder = open_storage(job.folder)
+        spec = TaskSpec.from_dict(job.task)
+        encoded = self._encoded(spec, job.data, job.weights, job.stages)
+        self._run = TrialRun(TrialConfig.from_dict(job.trial), spec, encoded, job.in_sequence)
+        self._run.load(self._folder)
+        return self._run
+
+    def _encoded(
+        self, spec: TaskSpec, data: str, weights: str = "", stages: str = ""
+    ) -> EncodedTask:
+        known, source = self._task, spec.source(data)
+        wanted = spec.backbone, self._device, source, stages
+        if known is None or (known.spec, known.device, known.source, known.stages) != wanted:
+            known = EncodedTask(spec.backbone, self._device, source, weights, stages=stages)
+            self._task = known
+        return known
+
+    def _advance(self, number: int) -> Message:
         start = time.monotonic()
+        forecast: dict[str, float] = {}
         if self._run is None:
-            self._folder = open_storage(self._job.folder)
-            self._run = self._open_run()
-            self._run.load(self._folder)
-            forecast, warnings = self._run.forecast(), tuple(self._run.warnings())
+            run = self._open_run()
+            forecast, warnings = run.forecast(), tuple(run.warnings())
             # Report the step in the checkpoint before training the next: the driver may have died
             # before it received it, and may want to stop the trial there.
-            has_begun = self._run.step > 0 and not self._run.finished
-            if has_begun or forecast or warnings:
+            has_begun = run.step > 0 and not run.finished
+            if self._job and (has_begun or forecast or warnings):
                 seconds = time.monotonic() - start
                 return Message(
-                    self._job.number,
+                    number,
                     "running",
-                    self._run.report() if has_begun else None,
+                    run.report() if has_begun else None,
                     seconds,
                     forecast=forecast,
                     warnings=warnings,
                 )
-        report = self._run.advance()
+        run = self._open_run()
+        report = run.advance()
         seconds = time.monotonic() - start
         if report.finished:
             self._check_sweep_folder()
-            self._run.save_artifacts(self._folder)
-        if time.monotonic() - self._saved >= self._job.checkpoint_seconds:
+            run.save_artifacts(self._folder)
+        if self._job and time.monotonic() - self._saved >= self._job.checkpoint_seconds:
             self._check_sweep_folder()
-            self._run.save(self._folder)
+            run.save(self._folder)
             self._saved = time.monotonic()
         outcome: Outcome = "finished" if report.finished else "running"
-        return Message(self._job.number, outcome, report, seconds)
+        return Message(number, outcome, report, seconds, forecast=forecast)
+
+    def _result(self, message: Message) -> dict[str, Any]:
+        """What Tune gets: plain metrics, and in a sweep the whole message."""
+        metrics: dict[str, Any] = dict(message.forecast)
+        if message.report is not None:
+            metrics |= message.report.metrics
+            metrics["epoch"] = message.report.rows[-1]["epoch"]
+        swept = {"message": message.encode()} if self._job else {}
+        return metrics | swept | {"done": message.outcome != "running"}
 
     def _check_sweep_folder(self) -> None:
         """Raise `StorageError` if the sweep's folder was moved or deleted: writing would create a
         second, incomplete one in its place."""
-        folder = local_folder(self._job.folder)
+        folder = local_folder(self._job.folder) if self._job else None
         if folder is not None and not folder.parents[1].is_dir():
             raise StorageError(f"'{folder.parents[1]}' was moved or deleted while the sweep ran")
+
+    def _trial_folder(self) -> Storage:
+        """The trial's folder in Tune's storage; outside of Tune, its working directory."""
+        if self._storage is None:
+            return LocalStorage(Path(self.logdir))
+        files, path = self._storage.storage_filesystem, self._storage.trial_fs_path
+        if files.type_name == "local":
+            return LocalStorage(Path(path))
+        return ObjectStorage(files, path, path, PATIENCE)
+
+    @property
+    def _device(self) -> str:
+        if self._job:
+            return self._job.device
+        asked = self._parameters.get("device", "auto")
+        return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else str(asked)
+
+    @property
+    def _threads(self) -> int:
+        """One per CPU core that Tune has reserved: the last bit of a result may depend on it."""
+        resources = self.trial_resources
+        return max(1, math.floor(resources.required_resources.get("CPU", 1))) if resources else 1
 
 
 def _is_out_of_memory(error: Exception) -> bool:

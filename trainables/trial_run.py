@@ -54,6 +54,10 @@ class Report:
     """False if training provably changes nothing, so that none took place."""
 
 
+class CheckpointError(ValueError):
+    """A checkpoint cannot be continued. The message gives the rule, the value and the fix."""
+
+
 class TrialRun:
     """The training of all episodes of a trial: its data sets, shots and few-shot draws.
 
@@ -203,6 +207,7 @@ class TrialRun:
             "episodes": episodes,
         }
         metadata = _FORMAT | {"run": json.dumps(plain), "config": self._identity()}
+        metadata["frame"] = self._frame()
         write_checked(folder, name, tensors, metadata)
 
     def load(self, folder: Storage, name: str = CHECKPOINT) -> bool:
@@ -211,7 +216,34 @@ class TrialRun:
         found = read_checked(folder, name)
         if found is None or found[1].get("config") != self._identity():
             return False
-        tensors, metadata = found
+        self._continue(*found)
+        return True
+
+    def load_changed(self, folder: Storage, name: str = CHECKPOINT) -> None:
+        """Continue from `save` of a trial whose settings may have differed, as population-based
+        training changes them. Task, methods, epochs and optimisers must be the same, and so must
+        the shapes of all tensors. Raises `CheckpointError`, `StorageError`."""
+        found = read_checked(folder, name)
+        if found is None:
+            raise CheckpointError(
+                f"The checkpoint must be a whole '{name}', and it is missing or damaged in "
+                f"'{folder.location}'. Start the trial again."
+            )
+        if found[1].get("frame") != self._frame():
+            raise CheckpointError(
+                "A checkpoint continues only with the task, methods, epochs and optimisers that it "
+                f"was trained with ({found[1].get('frame')}), got {self._frame()}. Change other "
+                "settings, e.g. lr."
+            )
+        try:
+            self._continue(*found)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                "A checkpoint continues only with tensors of the same shapes, and these settings "
+                f"change them ({str(error).splitlines()[0]}). Change other settings, e.g. lr."
+            ) from error
+
+    def _continue(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         plain: dict[str, Any] = json.loads(metadata["run"])
         for index, episode in enumerate(self.episodes):
             prefix = f"{index}/"
@@ -219,13 +251,12 @@ class TrialRun:
             episode.load_state(own, plain["episodes"][index])
         self.step, self._judged, self._rows = plain["step"], plain["judged"], plain["rows"]
         self._reported = 0
-        return True
 
     def save_artifacts(self, folder: Storage) -> list[str]:
-        """Write what was learned, `artifact.safetensors` or one file per episode if there are
-        several, and return the names."""
+        """Write what was learned so far, `artifact.safetensors` or one file per episode if there
+        are several, and return the names. In sequence, only trained episodes have one."""
         names = []
-        for episode in self.episodes:
+        for episode in self.episodes[: self.step] if self.in_sequence else self.episodes:
             tensors, metadata = episode.artifact()
             suffix = f"-{self.task.label(episode.episode)}" if len(self.episodes) > 1 else ""
             names.append(f"artifact{suffix}.safetensors")
@@ -233,8 +264,20 @@ class TrialRun:
         return names
 
     def _identity(self) -> str:
-        mode = "sequence" if self.in_sequence else "side-by-side"
-        return f"{self.config.fingerprint()}/{self.task}/{mode}"
+        return f"{self.config.fingerprint()}/{self.task}/{self._mode}"
+
+    def _frame(self) -> str:
+        """Everything that a checkpoint cannot be continued without."""
+        stages = [
+            f"{stage.method} {own.epochs} epochs {own.optimiser}"
+            for stage in self.config.stages
+            for own in (stage.optim, *(each.optim for each in stage.per_episode))
+        ]
+        return f"{', '.join(stages)}, {self.task}, {self._mode}"
+
+    @property
+    def _mode(self) -> str:
+        return "sequence" if self.in_sequence else "side-by-side"
 
 
 def mean_accuracy(values: Sequence[float], images: Sequence[int]) -> float:

@@ -38,9 +38,9 @@ from search.terminal.progress import Progress
 from search.tracking.content import sweep_artifacts
 from search.tracking.mlflow_reporter import MlflowReporter
 from search.tracking.worker_uploader import WorkerUploader
+from trainables.assignment import Assignment
 from trainables.core.credentials import shown
 from trainables.core.storage import Storage, open_storage, split
-from trainables.trainable import Assignment
 
 _DELIVERY_SECONDS = 60.0  # for the last tracking events
 _PATIENCE_SECONDS = 10.0  # without any delivery

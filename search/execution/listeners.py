@@ -9,7 +9,7 @@ from typing import Protocol
 
 from search.core.results import Result
 from search.ledger.ledger import Ledger, RunningTrial
-from trainables.trainable import Message
+from trainables.assignment import Message
 
 
 class SweepListener(Protocol):

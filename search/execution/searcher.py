@@ -21,7 +21,7 @@ from search.core.results import Result
 from search.execution.listeners import SweepListener
 from search.execution.memory import MemoryGate, describe, find_shortage
 from search.ledger.ledger import Ledger, RunningTrial
-from trainables.trainable import Assignment, Message
+from trainables.assignment import Assignment, Message
 
 Assign = Callable[[RunningTrial], Assignment]
 """Makes a worker's assignment from an issued trial."""

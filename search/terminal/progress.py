@@ -18,8 +18,8 @@ from rich.text import Text
 from search.core.results import Result, counted
 from search.ledger.ledger import Ledger, RunningTrial
 from search.terminal.sweep_status import duration
+from trainables.assignment import Message
 from trainables.core.text import printable
-from trainables.trainable import Message
 from trainables.trial import shown_parameters
 
 _RECENT = 5  # finished trials that are shown

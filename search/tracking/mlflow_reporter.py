@@ -40,7 +40,7 @@ from trainables.trial import TrialConfig
 
 if TYPE_CHECKING:
     from search.ledger.ledger import Ledger, RunningTrial
-    from trainables.trainable import Message
+    from trainables.assignment import Message
 
 logger = logging.getLogger(__name__)
 

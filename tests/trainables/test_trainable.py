@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from tests.trainables.trials import TASK, TWO_SEEDS, mask_trial, residual_trial, zero_shot_trial
+from trainables.assignment import Assignment, Message
 from trainables.encoded_task import EncodedTask
 from trainables.methods.taskres import TaskRes
-from trainables.trainable import Assignment, FewShotTrainable, Message
+from trainables.trainable import FewShotTrainable
 from trainables.trainer import Trainer
 from trainables.trial import TaskSpec, TrialConfig
 from trainables.trial_run import CHECKPOINT, Report, TrialRun

@@ -27,9 +27,9 @@ from search.tracking.uri import TrackingError, check_tracking_uri
 from spaces.registry import SPACES
 from tests.search.mlflow_server import TIMEOUT, Server, content, history, runs_of, wait_until
 from tests.servers import s3_server
+from trainables.assignment import Message
 from trainables.core.storage import LocalStorage, Storage, open_storage
 from trainables.methods.base import TaskFacts
-from trainables.trainable import Message
 from trainables.trial_run import Report
 
 pytestmark = pytest.mark.filterwarnings(

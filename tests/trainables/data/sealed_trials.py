@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.trainables.trials import TASK, mask_trial, residual_trial, zero_shot_trial
+from trainables.assignment import Assignment, Message
 from trainables.data import digits
 from trainables.data.base import SealedError, Split, SplitName
 from trainables.data.digits import Digits
 from trainables.data.registry import DATASETS
 from trainables.data.sealed import TestPermit, read_test_split
-from trainables.trainable import Assignment, FewShotTrainable, Message
+from trainables.trainable import FewShotTrainable
 from trainables.trial import TaskSpec, TrialConfig
 
 

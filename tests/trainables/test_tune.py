@@ -1,0 +1,158 @@
+"""The trainable in a script of one's own: Tune's schedulers, searchers and callbacks use it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from mlflow import MlflowClient
+from ray import tune
+from ray.air.integrations.mlflow import MLflowLoggerCallback
+from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
+from ray.tune.search.optuna import OptunaSearch
+from safetensors import safe_open
+
+from trainables.trainable import FewShotTrainable
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's, about itself
+
+TASK: dict[str, Any] = {"method": "taskres", "dataset": "digits", "shots": 2, "device": "cpu"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One Ray for all tests."""
+    quiet = {"RAY_AIR_NEW_OUTPUT": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    before = {name: os.environ.get(name) for name in quiet}
+    os.environ.update(quiet)
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        object_store_memory=2**27,
+    )
+    yield
+    ray.shutdown()
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def fit(
+    space: dict[str, Any], folder: Path, callbacks: list[Any] | None = None, **settings: Any
+) -> tune.ResultGrid:
+    given = {"metric": "val/accuracy", "mode": "max", "reuse_actors": True} | settings
+    tuner = tune.Tuner(
+        tune.with_resources(FewShotTrainable, {"cpu": 1}),
+        param_space=TASK | space,
+        tune_config=tune.TuneConfig(**given),
+        run_config=tune.RunConfig(
+            storage_path=str(folder), name="own", verbose=0, callbacks=callbacks
+        ),
+    )
+    return tuner.fit()
+
+
+def artifacts(result: tune.Result) -> list[str]:
+    return sorted(path.name for path in Path(result.path).glob("artifact*.safetensors"))
+
+
+def test_asha_stops_trials_by_plain_metrics(tmp_path: Path) -> None:
+    grid = fit(
+        {"epochs": 8, "lr": tune.grid_search([2e-2, 1e-2, 5e-3, 1e-6, 1e-7, 1e-8])},
+        tmp_path,
+        metric="val/loss",
+        mode="min",
+        scheduler=ASHAScheduler(max_t=8, grace_period=1, reduction_factor=2),
+    )
+    assert not grid.errors
+    steps = [result.metrics["training_iteration"] for result in grid]
+    assert max(steps) == 8
+    assert min(steps) < 8
+    best = grid.get_best_result()
+    assert best.metrics["epoch"] == 8
+    assert {"val/accuracy", "val/loss", "train/loss", "train/lr"} <= set(best.metrics)
+    # Stopped trials, too, and each in its own folder.
+    assert all(artifacts(result) == ["artifact.safetensors"] for result in grid)
+    assert len({result.path for result in grid}) == 6
+    assert len({result.metrics["pid"] for result in grid}) == 2  # warm workers
+
+
+def test_population_based_training_changes_rate_and_leak_in_mid_training(tmp_path: Path) -> None:
+    scheduler = PopulationBasedTraining(
+        time_attr="training_iteration",
+        perturbation_interval=2,
+        hyperparam_mutations={"lr": [1e-3, 4e-3], "leak": tune.uniform(0, 1)},
+        quantile_fraction=0.5,
+        resample_probability=1.0,
+        seed=1,
+    )
+    space = {"method": "rmt", "epochs": 8, "batch_size": 8, "crop_scale": 1.0}
+    grid = fit(
+        space | {"lr": tune.grid_search([1e-9, 4e-3]), "leak": 0.5},
+        tmp_path,
+        scheduler=scheduler,
+    )
+    assert not grid.errors
+    assert [result.metrics["epoch"] for result in grid] == [8, 8]
+    configs = [result.metrics["config"] for result in grid]
+    assert any(config["leak"] != 0.5 for config in configs)
+    assert all(config["lr"] > 1e-9 for config in configs)  # the worse one took the better one's
+    first = grid[0].metrics_dataframe
+    assert first is not None
+    assert sorted(set(first["epoch"])) == [1, 2, 3, 4, 5, 6, 7, 8]
+    for result in grid:
+        with safe_open(Path(result.path) / "artifact.safetensors", framework="pt") as file:
+            assert "format" in file.metadata()
+
+
+def test_optuna_searches_and_tune_keeps_the_checkpoint(tmp_path: Path) -> None:
+    space = TASK | {"alpha": tune.uniform(0.1, 2), "lr": tune.loguniform(1e-3, 1e-1), "epochs": 2}
+    tuner = tune.Tuner(
+        FewShotTrainable,
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            search_alg=OptunaSearch(seed=0),
+            metric="val/accuracy",
+            mode="max",
+            num_samples=3,
+            max_concurrent_trials=1,
+        ),
+        run_config=tune.RunConfig(
+            storage_path=str(tmp_path),
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
+        ),
+    )
+    grid = tuner.fit()
+    assert not grid.errors
+    assert len({result.metrics["config"]["alpha"] for result in grid}) == 3
+    best = grid.get_best_result()
+    assert best.checkpoint is not None
+    with best.checkpoint.as_directory() as folder:
+        assert [path.name for path in Path(folder).glob("*.safetensors")]
+
+
+def test_mlflow_s_callback_logs_metrics_and_parameters(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    callback = MLflowLoggerCallback(tracking_uri=uri, experiment_name="own")
+    grid = fit({"epochs": 2, "lr": tune.grid_search([1e-3, 1e-2])}, tmp_path, [callback])
+    assert not grid.errors
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("own")
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(run.data.params["lr"] for run in runs) == ["0.001", "0.01"]
+    for run in runs:
+        assert run.data.params["method"] == "taskres"
+        assert 0 < run.data.metrics["val/accuracy"] <= 1
+
+
+def test_an_unknown_parameter_is_one_clear_error(tmp_path: Path) -> None:
+    grid = fit({"lrr": 0.1}, tmp_path)
+    (error,) = grid.errors
+    assert "There is no parameter 'lrr' of taskres. Did you mean lr" in str(error)

@@ -1,0 +1,82 @@
+"""What a sweep's driver and its workers exchange as JSON: a trial's assignment, and a message per
+step."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self
+
+from trainables.trial_run import Report
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A worker's assignment: one trial and everything it needs to run it."""
+
+    number: int
+    """The trial's number in the ledger."""
+    trial: dict[str, Any]
+    """`TrialConfig.to_dict()`."""
+    task: dict[str, Any]
+    """`TaskSpec.to_dict()`."""
+    data: str
+    """Folder of the field's data sets on the worker's machine."""
+    folder: str
+    """Location of the trial's folder, for checkpoints and artifacts."""
+    device: str
+    """`cpu` or `cuda`."""
+    threads: int
+    """Torch's CPU threads. Fixed, because the last bit of a result may depend on it."""
+    in_sequence: bool
+    """Whether the task's episodes train one after the other (see `TrialRun`)."""
+    checkpoint_seconds: float
+    """Least time between two checkpoints, in seconds."""
+    weights: str = ""
+    """Location of the shared backbone files, see `shared_weights`; empty if unused."""
+    stages: str = ""
+    """Location of what fixed stages learned, see `trainables.fixed`; empty if unused."""
+
+
+Outcome = Literal["running", "finished", "failed", "stuck"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """A worker's message after each step."""
+
+    number: int
+    """The trial's number in the ledger."""
+    outcome: Outcome
+    """`finished`: the whole budget was trained; `failed`: see `reason`; `stuck`: the storage does
+    not work, which is not the trial's fault, see `reason`."""
+    report: Report | None
+    """The report; None if the trial failed or has not trained yet."""
+    seconds: float = 0.0
+    """Time spent in training and validation in this step, in seconds."""
+    reason: str = ""
+    """One line for a failed or stuck trial, else empty."""
+    details: str = ""
+    """The traceback of a failed trial, else empty."""
+    forecast: dict[str, float] = field(default_factory=dict)
+    """Metrics known before training; only in the first message."""
+    warnings: tuple[str, ...] = ()
+    """Warnings for the user; only in the first message."""
+    host: str = field(default_factory=socket.gethostname)
+    """Name of the machine."""
+
+    def encode(self) -> str:
+        """Return one JSON string, which Tune passes on unchanged."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        """Read what `encode` returned."""
+        fields = json.loads(text)
+        if fields["report"] is not None:
+            report = fields["report"]
+            report["values"], report["rows"] = tuple(report["values"]), tuple(report["rows"])
+            fields["report"] = Report(**report)
+        fields["warnings"] = tuple(fields["warnings"])
+        return cls(**fields)
