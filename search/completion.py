@@ -9,7 +9,7 @@ from typing import get_args
 
 import shtab
 
-from search import doctor, export, report, run, spaces, status, sync
+from search import doctor, export, predict, report, run, spaces, status, sync
 from search import list as listing
 from search.core.problems import UsageError
 from search.core.pruners import PRUNERS
@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, Callable[[], argparse.ArgumentParser]] = {
     "search.status": status.build_parser,
     "search.report": report.build_parser,
     "search.export": export.build_parser,
+    "search.predict": predict.build_parser,
     "search.sync": sync.build_parser,
     "search.doctor": doctor.build_parser,
     "search.spaces": spaces.build_parser,

@@ -12,13 +12,12 @@ import dataclasses
 import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, get_args
 
 from trainables.core.optim import OptimConfig
-from trainables.core.protocols import Protocol
 from trainables.core.records import RecordError, from_plain
 from trainables.core.text import did_you_mean, printable
 from trainables.data.base import DataError
@@ -38,24 +37,24 @@ TASK: Mapping[str, object] = {
     "backbone": "tiny",
     "shots": 16,
     "seeds": 1,
-    "protocol": "few-shot",
-    "draws": "seeded",
-    "generate_split": False,
-    "skip_unreadable": False,
     "device": "auto",
+    **{field.name: field.default for field in fields(TaskSpec) if field.default is not MISSING},
 }
-"""Parameters of the task, with their defaults. `dataset`, `shots` and `seeds` may be lists; see
-`TaskSpec`. `data`: folder of the field's data sets (default: the environment's FEWSHOT_DATA).
-`seed`: of the training. `device`: auto, cpu or cuda."""
+"""Parameters of the task, with their defaults; those of `TaskSpec` have its meaning. `dataset`,
+`shots` and `seeds` may be lists. `data`: folder of the field's data sets (default: the
+environment's FEWSHOT_DATA). `seed`: of the training. `device`: auto, cpu or cuda."""
 _TYPES: Mapping[str, type] = {"method": str, "data": str, "seed": int}
 
 
 class ParameterError(ValueError):
     """Parameters do not describe a trial; `problems` has one line per error."""
 
-    def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = tuple(problems)
-        super().__init__("\n".join(self.problems))
+    def __init__(self, *problems: str) -> None:
+        super().__init__(*problems)  # with which a pickled exception is made again
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Parameters:
             found = reduce(lambda before, stage: stage.after(before), stages).seeded(self.seed)
             problems = found.problems()
         if problems:
-            raise ParameterError(problems)
+            raise ParameterError(*problems)
         return found
 
 
@@ -109,7 +108,6 @@ def read_parameters(parameters: Mapping[str, object]) -> Parameters:
     problems += [f"{did_you_mean('method', method, METHODS)}" for method in unknown]
     for name, known in (
         ("preset", get_args(Preset)),
-        ("protocol", get_args(Protocol)),
         ("device", ("auto", "cpu", "cuda")),
     ):
         if own[name] not in known:
@@ -122,7 +120,7 @@ def read_parameters(parameters: Mapping[str, object]) -> Parameters:
     task, found = _task(own, "shots" in parameters)
     problems += found
     if problems or task is None:
-        raise ParameterError(list(dict.fromkeys(problems)))
+        raise ParameterError(*dict.fromkeys(problems))
     data = own["data"] or os.environ.get("FEWSHOT_DATA", "")
     return Parameters(task, methods, own["preset"], own["seed"], data, own["device"], values)
 
@@ -141,7 +139,7 @@ def with_values(config: TrialConfig, values: Mapping[str, Any]) -> TrialConfig:
         except RecordError as error:
             problems.append(f"{config.method}: {error}.")
     if problems:
-        raise ParameterError(problems)
+        raise ParameterError(*problems)
     if not values:
         return config
     own = replace(config, **_replaced(config, values))
@@ -237,11 +235,11 @@ def _task(own: Mapping[str, Any], has_shots: bool) -> tuple[TaskSpec | None, lis
             if isinstance(value, int) and value < least
         ]
     plain = {
+        **{field.name: own[field.name] for field in fields(TaskSpec) if field.name in own},
         "datasets": datasets,
         "backbone": backbone,
         "shots": shots,
         "seeds": seeds,
-        **{n: own[n] for n in ("protocol", "draws", "generate_split", "skip_unreadable")},
     }
     try:
         return from_plain(TaskSpec, plain), problems

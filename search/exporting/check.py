@@ -39,15 +39,19 @@ def ask_torch(folder: Path, probe: Path) -> Answer:
 
 def ask_onnx(folder: Path, probe: Path) -> Answer:
     """Run an `.onnx` file with ONNX Runtime alone."""
+    network = open_onnx(folder)
+    return {LOGITS: torch.cat([network(part) for part in load_file(probe)[INPUTS].split(BATCH)])}
+
+
+def open_onnx(folder: Path) -> Callable[[Tensor], Tensor]:
+    """Open an `.onnx` file on the CPU: images float32 [b, 3, s, s] -> logits [b, c]."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(
         str(folder / "model.onnx"), providers=["CPUExecutionProvider"]
     )
     (name,) = (given.name for given in session.get_inputs())
-    parts = load_file(probe)[INPUTS].split(BATCH)
-    answers = [torch.from_numpy(session.run(None, {name: part.numpy()})[0]) for part in parts]
-    return {LOGITS: torch.cat(answers)}
+    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
 
 
 def ask_mlflow(folder: Path, probe: Path) -> Answer:

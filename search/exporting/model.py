@@ -153,9 +153,9 @@ class TrainingSpec:
     weights: str
     """Location of the backbone's shared files, or empty."""
 
-    def encoded_task(self) -> EncodedTask:
-        """Backbone and data, on the CPU."""
-        return EncodedTask(self.task.backbone, _CPU, self.task.source(self.data), self.weights)
+    def encoded_task(self, device: str = _CPU) -> EncodedTask:
+        """Backbone and data."""
+        return EncodedTask(self.task.backbone, device, self.task.source(self.data), self.weights)
 
     def open(self, task: EncodedTask) -> Training:
         """The untrained model; raises `MethodError`, `DataError`, `BackboneError`."""
@@ -217,7 +217,7 @@ class Model:
         return accuracy(self.logits, self.training.val.labels)
 
 
-def open_model(artifact: Artifact, data: str) -> Model:
+def open_model(artifact: Artifact, data: str, device: str = _CPU) -> Model:
     """Open the training of an artifact and load it. Backbone, data and (if it is known) validation
     accuracy are compared with the sweep's record; raises `UsageError`."""
     spec = TrainingSpec(
@@ -225,7 +225,7 @@ def open_model(artifact: Artifact, data: str) -> Model:
     )
     content = _read(artifact)
     try:
-        task = spec.encoded_task()
+        task = spec.encoded_task(device)
         found = task_fingerprints(artifact.config.task, task.source)
         found["backbone"] = task.backbone.fingerprint
         known = {key: artifact.record.fingerprints.get(key) for key in found}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search.exporting.card import described, short_name
+from search.tracking.mlflow_client import open_client
 from search.tracking.mlflow_runs import IDENTITY, SWEEP, TRIAL, MlflowRuns
 
 if TYPE_CHECKING:
@@ -98,6 +99,33 @@ class Registry:
     def _give_alias(self, number: str, is_new: bool) -> Version:
         self._runs.client.set_registered_model_alias(self._name, ALIAS, number)
         return Version(self._name, number, is_new)
+
+
+def download(address: str, tracking_uri: str, to: Path) -> Path:
+    """Download a registered model, `models:/NAME@ALIAS` or `models:/NAME/VERSION`, and return its
+    folder in `to`. Raises `RegistryError`."""
+    from mlflow.artifacts import download_artifacts
+
+    path = address.removeprefix("models:/")
+    (name, at, alias), number = path.partition("@"), ""
+    if not at:
+        name, _, number = path.rpartition("/")
+    if not (name and (alias or number)):
+        raise RegistryError(
+            f"a registered model must be models:/NAME@ALIAS or models:/NAME/VERSION, got "
+            f"'{address}'"
+        )
+    with _in_one_line():
+        client = open_client(tracking_uri)
+        version = (
+            client.get_model_version_by_alias(name, alias)
+            if alias
+            else client.get_model_version(name, number)
+        )
+        found = download_artifacts(
+            artifact_uri=version.source, dst_path=str(to), tracking_uri=tracking_uri
+        )
+        return Path(found)
 
 
 @contextmanager

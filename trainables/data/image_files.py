@@ -136,6 +136,18 @@ def images_in(folder: Path, skipped: list[str] | None = None) -> list[str]:
     return _as_text(folder, sorted(found))
 
 
+def images_below(folder: Path) -> list[Path]:
+    """Return the visible image files in a folder and in all folders below it, sorted. Raises
+    `DataError`."""
+    found: list[Path] = []
+    for entry in sorted(_entries(folder), key=lambda entry: entry.name):
+        if _is(entry, "a folder"):
+            found += images_below(folder / entry.name)
+        elif os.path.splitext(entry.name)[1].lower() in image_suffixes():
+            found.append(folder / entry.name)
+    return found
+
+
 def skipped_caveat(skipped: Sequence[str]) -> tuple[str, ...]:
     """Return a sentence about files that `images_in` skipped, or nothing if there are none."""
     if not skipped:

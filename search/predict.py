@@ -1,0 +1,217 @@
+"""`python -m search.predict`: classify images with a trained model."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+
+from search.core.problems import UsageError
+from search.exporting.classifier import Classifier, Photos
+from search.exporting.model import BEST
+from search.exporting.open_classifier import RegistryError, open_classifier
+from search.terminal.bars import Bars
+from search.terminal.console import open_console, print_errors
+from search.terminal.parser import Parser, integer
+from search.tracking.uri import TrackingError
+from trainables.core.storage import StorageError
+from trainables.core.text import printable
+from trainables.data.base import DataError
+from trainables.data.image_files import images_below
+
+_INTRODUCTION = """\
+Classify images with a trained model: the winner of a finished sweep, an export, or a registered
+MLflow model. Images that cannot be read are reported and skipped."""
+_EXAMPLES = """\
+examples:
+  python -m search.predict my-sweep photo.jpg
+  python -m search.predict exports/my-sweep-best-torch photos/ --top 3 --output predictions.csv
+  python -m search.predict models:/birds@champion photos/"""
+
+
+def build_parser() -> Parser:
+    """All options."""
+    parser = Parser("search.predict", _INTRODUCTION, epilog=_EXAMPLES)
+    parser.add_argument(
+        "name",
+        metavar="NAME",
+        help="name of a sweep, folder of an export, or models:/MODEL@ALIAS in MLflow",
+    )
+    parser.add_argument(
+        "images", metavar="IMAGE", nargs="+", help="image file, or folder of images at any depth"
+    )
+    parser.add_argument(
+        "--top",
+        type=integer,
+        default=1,
+        metavar="N",
+        help="how many classes to give per image, the most probable first (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output", default="", metavar="FILE", help="CSV file to write (default: print a table)"
+    )
+    parser.add_argument(
+        "--trial",
+        default=BEST,
+        metavar="best|N",
+        help="which model of a sweep, as for search.export (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--episode",
+        default="",
+        metavar="LABEL",
+        help="which of several draws, data sets or shots, e.g. seed2 (default: the first)",
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="auto, cpu or cuda; auto uses a GPU if there is one (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tracking-uri",
+        default="",
+        metavar="URI",
+        help="MLflow, for a registered model: sqlite:///FILE or http://HOST:PORT (default: "
+        "MLFLOW_TRACKING_URI if set, else a sqlite file in the storage folder)",
+    )
+    parser.add_storage()
+    parser.add_argument(
+        "--data",
+        default=os.environ.get("FEWSHOT_DATA", ""),
+        metavar="FOLDER",
+        help="folder of the field's data sets (default: FEWSHOT_DATA if set, else the sweep's own)",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; return 0 if an image was classified, 2 for a mistake in the request, 1 if no image could
+    be read or the predictions could not be written."""
+    console = open_console()
+    try:
+        options = build_parser().parse_args(arguments)
+        files = _files(options)
+        with console.status("Opening the model"):
+            classifier = open_classifier(
+                options.name,
+                options.storage,
+                options.trial,
+                options.episode,
+                options.data,
+                options.device,
+                options.tracking_uri,
+            )
+        return _predict(classifier, files, options, console)
+    except UsageError as found:
+        print_errors(found.problems)
+        return 2
+    except (StorageError, TrackingError) as found:
+        print_errors([str(found)])
+        return 2
+    except RegistryError as found:
+        print_errors([f"The registered model could not be opened: {found}."])
+        return 2
+    except OSError as found:
+        print_errors([f"The predictions could not be written: {found}."])
+        return 1
+    except KeyboardInterrupt:
+        open_console(stderr=True).print("Interrupted.")
+        return 130
+
+
+def _files(options: argparse.Namespace) -> list[str]:
+    """All image files; raises `UsageError` with every mistake in the request."""
+    problems = []
+    if options.top < 1:
+        problems.append(f"--top must be at least 1, got {options.top}.")
+    if options.output and not Path(options.output).expanduser().absolute().parent.is_dir():
+        problems.append(
+            f"--output must be in a folder that exists, got '{options.output}'. Create the folder."
+        )
+    files: list[str] = []
+    for name in options.images:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            try:
+                found = images_below(path)
+            except DataError as error:
+                problems.append(str(error))
+                continue
+            files += map(str, found)
+            if not found:
+                problems.append(f"A folder must contain images, and '{name}' has none.")
+        elif path.exists():
+            files.append(str(path))
+        else:
+            problems.append(f"An image must exist, and '{name}' does not. Check the path.")
+    if problems:
+        raise UsageError(problems)
+    return files
+
+
+def _predict(
+    classifier: Classifier, files: Sequence[str], options: argparse.Namespace, console: Console
+) -> int:
+    photos, top = Photos(files), min(options.top, len(classifier.classes))
+    to_file = bool(options.output)
+    with (
+        open(options.output, "w", newline="", encoding="utf-8", errors="surrogateescape")
+        if (to_file)
+        else nullcontext() as stream,
+        Bars(console) as bars,
+    ):
+        rows = _rows(classifier, photos, top, bars)
+        if stream is not None:
+            _write(stream, rows, top)
+        else:
+            for file, *pairs in rows:
+                ranked = zip(pairs[::2], pairs[1::2], strict=True)
+                shown = "  ".join(f"{name} {share:.1%}" for name, share in ranked)
+                console.print(f"{printable(file)}  {shown}", highlight=False, soft_wrap=True)
+    failed = photos.unreadable
+    if failed:
+        print_errors(f"'{files[row]}' was skipped: {why}." for row, why in sorted(failed.items()))
+    count = len(files) - len(failed)
+    if to_file:
+        console.print(
+            f"{count} images classified into {len(classifier.classes)} classes: {options.output}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return 0 if count else 1
+
+
+def _rows(
+    classifier: Classifier, photos: Photos, top: int, bars: Bars
+) -> Iterator[tuple[Any, ...]]:
+    """File, and class and probability of the `top` most probable classes, for each image."""
+    start = time.monotonic()
+    for batch in classifier.batches(photos):
+        rate = batch.done / max(time.monotonic() - start, 1e-9)
+        bars.tell("images classified", batch.done, len(photos), f"{rate:.0f} images/s")
+        best = batch.probabilities.topk(top, dim=1)
+        for row, shares, places in zip(batch.rows, *(t.tolist() for t in best), strict=True):
+            names = (classifier.classes[place] for place in places)
+            pairs = (value for pair in zip(names, shares, strict=True) for value in pair)
+            yield photos.name(row), *pairs
+
+
+def _write(stream: IO[str], rows: Iterator[tuple[Any, ...]], top: int) -> None:
+    table = csv.writer(stream)
+    header = (f"{kind}_{n}" for n in range(1, top + 1) for kind in ("class", "probability"))
+    table.writerow(["file", *(header if top > 1 else ("class", "probability"))])
+    for file, *pairs in rows:
+        table.writerow([file, *(f"{v:.6f}" if isinstance(v, float) else v for v in pairs)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
