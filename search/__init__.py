@@ -1,4 +1,5 @@
-"""The commands, and what they do before their imports, which take seconds.
+"""The Python interface (`Sweep`, `FewShotTrainable`) and the commands, and what commands do before
+their imports, which take seconds.
 
 With `python -m search.COMMAND`, Python imports this package first. `--help` is answered from a
 stored text, which `.ci/command_pages.py` writes, and Ctrl-C ends a command that is still loading
@@ -10,8 +11,28 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from search.api import Sweep
+    from trainables.trainable import FewShotTrainable
+
+__all__ = ["HELP", "FewShotTrainable", "Sweep"]
 
 HELP = Path(__file__).parent / "terminal" / "help"
+
+
+def __getattr__(name: str) -> Any:
+    """Import the Python interface when it is used: it takes seconds."""
+    if name == "Sweep":
+        from search.api import Sweep
+
+        return Sweep
+    if name == "FewShotTrainable":
+        from trainables.trainable import FewShotTrainable
+
+        return FewShotTrainable
+    raise AttributeError(f"module 'search' has no attribute '{name}'")
 
 
 def answer_help(command: str) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from search.driver.preflight import Plan
     from search.driver.sweep import Outcome
 
-__all__ = ["build_parser", "configure", "main"]
+__all__ = ["build_parser", "check_request", "configure", "main", "run_plans"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,14 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = open_console()
     try:
         request = read_request(arguments)
-        plans = _check(request)
+        plans = check_request(request)
         if request.dry_run:
             from search.driver.dry_run import dry_run
 
             for plan in plans:
                 dry_run(plan, console)
             return 0
-        outcomes = _run(plans, console, request.retry_failed)
+        outcomes = run_plans(plans, console, request.retry_failed)
     except UsageError as error:
         print_errors(error.problems)
         return 2
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if all(outcome.states["COMPLETE"] for outcome in outcomes) else 1
 
 
-def _check(request: Request) -> list[Plan]:
+def check_request(request: Request) -> list[Plan]:
     """Check the sweep, or with --per-task all of them; raises `UsageError`."""
     from search.driver.preflight import preflight_each
 
@@ -83,8 +83,8 @@ def _check(request: Request) -> list[Plan]:
     )
 
 
-def _run(plans: Sequence[Plan], console: Console, retry_failed: bool) -> list[Outcome]:
-    """Run one sweep after another."""
+def run_plans(plans: Sequence[Plan], console: Console, retry_failed: bool) -> list[Outcome]:
+    """Run one sweep after another, and print how each ended. Raises what `run_sweep` raises."""
     outcomes: list[Outcome] = []
     for plan in plans:
         outcome = _load_the_rest().run_sweep(plan, console, retry_failed)

@@ -251,7 +251,7 @@ HOMES: dict[str, tuple[str, ...]] = {
         *(f"search/exporting/{name}.py" for name in ("check", "formats", "registry")),
         SERVED,
     ),
-    "pandas": ("search/exporting/check.py", "search/exporting/formats.py", SERVED),
+    "pandas": ("search/api.py", "search/exporting/check.py", "search/exporting/formats.py", SERVED),
     "sqlalchemy": ("search/ledger/study_mirror.py", "search/tracking/uri.py"),
     "onnxruntime": ("search/exporting/check.py",),
     "matplotlib": ("search/reporting/",),

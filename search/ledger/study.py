@@ -156,19 +156,7 @@ class SweepStudy:
             self.missing.append(number)
             return
         try:
-            drawn = {n: json_to_distribution(text) for n, text in record.distributions.items()}
-            trial = create_trial(
-                state=TrialState[record.state] if isinstance(record, Result) else _RUNNING,
-                values=study_values(record, self._second) if isinstance(record, Result) else None,
-                params=record.parameters,
-                distributions=drawn,
-                intermediate_values=dict(enumerate(record.values, start=1)),
-                system_attrs=record.system_attrs,
-            )
-            trial.datetime_start = datetime.fromtimestamp(record.begun)
-            if isinstance(record, Result):
-                trial.datetime_complete = datetime.fromtimestamp(record.ended)
-            self._study.add_trial(trial)
+            self._study.add_trial(_frozen(record, self._second))
             for key, value in record.study_attrs.items():
                 self._storage.set_study_system_attr(self._study._study_id, key, value)
         except Exception as error:  # whatever Optuna raises for foreign content
@@ -181,6 +169,31 @@ class SweepStudy:
 
     def _id(self, number: int) -> int:
         return self.frozen(number)._trial_id
+
+
+def finished_study(
+    results: Mapping[int, Result], second_objective: Objective | None
+) -> optuna.Study:
+    """Return the results as a study in memory, which proposes nothing."""
+    study = optuna.create_study(study_name=_NAME, directions=directions(second_objective))
+    study.add_trials([_frozen(result, second_objective) for _, result in sorted(results.items())])
+    return study
+
+
+def _frozen(record: Result | IssuedTrial, second_objective: Objective | None) -> FrozenTrial:
+    """A trial's record as Optuna's; raises whatever Optuna raises for foreign content."""
+    trial = create_trial(
+        state=TrialState[record.state] if isinstance(record, Result) else _RUNNING,
+        values=study_values(record, second_objective) if isinstance(record, Result) else None,
+        params=record.parameters,
+        distributions={n: json_to_distribution(text) for n, text in record.distributions.items()},
+        intermediate_values=dict(enumerate(record.values, start=1)),
+        system_attrs=record.system_attrs,
+    )
+    trial.datetime_start = datetime.fromtimestamp(record.begun)
+    if isinstance(record, Result):
+        trial.datetime_complete = datetime.fromtimestamp(record.ended)
+    return trial
 
 
 @contextmanager

@@ -1,0 +1,196 @@
+"""A sweep from Python, with the options of `search.run` as keyword arguments.
+
+    from search import Sweep
+
+    sweep = Sweep(space="taskres", dataset="digits", shots=4, trials=20)
+    sweep.run()
+    sweep.trials().sort_values("value")
+    labels, probabilities = sweep.load().predict(["photo.jpg"])
+
+Errors are exceptions with the texts of the commands: `UsageError`, which has every problem in
+`problems`, before any work starts; `StoppedError`, `EvaluationError` and `StorageError` for a sweep
+that cannot continue. Everything is stored in the sweep's folder; an object holds only where that
+is.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+from search.core.config import SweepConfig
+from search.core.objectives import best_of, parse_objective
+from search.core.problems import UsageError
+from search.core.results import Result, read_rows
+from search.core.sweep_folder import SweepFolder, find_sweep
+from search.evaluation.record import Evaluation, read_evaluation
+from search.ledger.study import finished_study
+from search.options import build_parser, read_request
+from search.run import check_request, run_plans
+from search.terminal.console import open_console
+from search.terminal.parser import DEFAULT_STORAGE
+
+if TYPE_CHECKING:
+    import optuna
+    import pandas as pd
+
+    from search.driver.sweep import Outcome
+    from search.exporting.classifier import Classifier
+
+
+class Sweep:
+    """A hyper-parameter search over one few-shot task: one that can start, or one on disk."""
+
+    def __init__(self, **options: Any) -> None:
+        """Check the options of `search.run`, with underscores for hyphens.
+
+        A list is a value with commas, `True` an option without a value, and a dict gives the option
+        once per item, as `KEY=VALUE`. Nothing is written or started. Raises `UsageError` with every
+        problem that shows without data and model; `run` reports the others.
+        """
+        self._arguments = command_line(options)
+        request = read_request(self._arguments)
+        problems = [*request.problems, *request.config.problems()]
+        if request.config.per_task:
+            problems.append("per_task makes several sweeps. Make a Sweep for each task instead.")
+        if problems:
+            raise UsageError(list(dict.fromkeys(problems)))
+        self.name = request.config.sweep_name
+        """Name of the sweep."""
+        self.storage = request.config.storage
+        """Where sweeps are stored."""
+
+    @classmethod
+    def open(cls, name: str, storage: str = DEFAULT_STORAGE) -> Self:
+        """Open a sweep that has been started before; raises `UsageError` if there is none."""
+        find_sweep(name, storage)
+        return cls(resume=name, storage=storage)
+
+    def run(self, quiet: bool = False) -> Outcome:
+        """Run the sweep until it has its trials and the winner is evaluated, or resume it.
+
+        Progress is shown as by the command, on a terminal or below a notebook's cell, unless
+        `quiet`. The first Ctrl-C ends it after the current steps, and what is finished is kept. The
+        process must not have connected to a Ray cluster other than `address`; a private Ray is
+        started and ended if it has connected to none.
+        """
+        return self._start(self._arguments, quiet)
+
+    def resume(self, quiet: bool = False, **options: Any) -> Outcome:
+        """Continue the sweep with its stored settings, and with other values of options that may
+        change, e.g. `trials=60`."""
+        stored = {"resume": self.name, "storage": self.storage}
+        return self._start(command_line(stored | options), quiet)
+
+    def _start(self, arguments: list[str], quiet: bool) -> Outcome:
+        console = open_console()
+        console.quiet = quiet
+        request = read_request(arguments)
+        (outcome,) = run_plans(check_request(request), console, request.retry_failed)
+        return outcome
+
+    @property
+    def folder(self) -> SweepFolder:
+        """The sweep's folder; raises `UsageError` if the sweep has not been started."""
+        return find_sweep(self.name, self.storage)
+
+    @property
+    def config(self) -> SweepConfig:
+        """The sweep's stored configuration."""
+        return self.folder.config
+
+    @property
+    def results(self) -> dict[int, Result]:
+        """The result of every trial that has ended, by number."""
+        return self.folder.results()
+
+    @property
+    def best_trial(self) -> Result | None:
+        """The best complete trial; None if there is none."""
+        return best_of(self.results.values())
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """The evaluation on the test split; None before it."""
+        return read_evaluation(self.folder.files)
+
+    @property
+    def study(self) -> optuna.Study:
+        """The finished trials as an Optuna study in memory; the sweep does not follow changes."""
+        second = self.config.second_objective
+        return finished_study(self.results, parse_objective(second) if second else None)
+
+    def trials(self) -> pd.DataFrame:
+        """Return a row per trial that has ended, by number: state, value, `parameters.*`,
+        `metrics.*`, training time in seconds, host, and the reason of a failure."""
+        import pandas as pd
+
+        rows = [
+            {
+                "state": result.state,
+                "value": result.value,
+                **{f"parameters.{name}": value for name, value in result.parameters.items()},
+                **{f"metrics.{name}": value for name, value in result.metrics.items()},
+                "train_seconds": result.train_seconds,
+                "begun": pd.Timestamp(result.begun, unit="s", tz="UTC"),
+                "ended": pd.Timestamp(result.ended, unit="s", tz="UTC"),
+                "host": result.host,
+                "reason": result.reason,
+            }
+            for _, result in sorted(self.results.items())
+        ]
+        return pd.DataFrame(rows, index=pd.Index(sorted(self.results), name="trial"))
+
+    def epochs(self, trial: int) -> pd.DataFrame:
+        """Return a row of metrics per epoch of a trial that has ended."""
+        import pandas as pd
+
+        rows = read_rows(self.folder.files, trial)
+        return pd.DataFrame(rows).set_index("epoch") if rows else pd.DataFrame()
+
+    def load(
+        self, trial: int | None = None, episode: str = "", device: str = "auto", data: str = ""
+    ) -> Classifier:
+        """Open a trained model, to classify images with its `predict`.
+
+        `trial`: a trial as the search trained it (default: the winner, trained on a fresh draw and
+        evaluated). `episode`, `device`, `data`: as for `search.predict`. Raises `UsageError`.
+        """
+        from search.exporting.model import BEST
+        from search.exporting.open_classifier import open_classifier
+
+        chosen = BEST if trial is None else str(trial)
+        return open_classifier(self.name, self.storage, chosen, episode, data, device)
+
+    def __repr__(self) -> str:
+        return f"Sweep(name={self.name!r}, storage={self.storage!r})"
+
+
+def command_line(options: Mapping[str, Any]) -> list[str]:
+    """Return keyword arguments as the arguments of `search.run`."""
+    repeated = {
+        option
+        for action in build_parser()._actions
+        if isinstance(action, argparse._AppendAction)
+        for option in action.option_strings
+    }
+    found = []
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            found += [option] if value else []
+        elif isinstance(value, Mapping):
+            found += [f"{option}={key}={_text(own)}" for key, own in value.items()]
+        elif option in repeated and isinstance(value, list | tuple):
+            found += [f"{option}={_text(own)}" for own in value]
+        elif value is not None:
+            found.append(f"{option}={_text(value)}")
+    return found
+
+
+def _text(value: Any) -> str:
+    """A value as it is typed."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(_text, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
