@@ -11,6 +11,7 @@ import shtab
 
 from search import doctor, export, predict, report, run, spaces, status, sync
 from search import list as listing
+from search.core.config import KEEP
 from search.core.problems import UsageError
 from search.core.pruners import PRUNERS
 from search.core.samplers import SAMPLERS
@@ -45,6 +46,7 @@ _VALUES: Mapping[str, Sequence[str]] = {
     "space": tuple(SPACES),
     "sampler": tuple(SAMPLERS),
     "pruner": tuple(PRUNERS),
+    "keep_artifacts": KEEP,
     "protocol": get_args(Protocol),
     "validation": get_args(Validation),
     "objective": get_args(Objective),

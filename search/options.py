@@ -83,6 +83,7 @@ _GROUPS: Mapping[str, Mapping[str, str]] = {
         "resume": "NAME",
         "storage": "PLACE",
         "study_storage": "URL",
+        "keep_artifacts": "WHOSE",
         "no_report": "",
         "register": "MODEL",
         "tracking_uri": "URI",

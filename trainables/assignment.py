@@ -33,6 +33,9 @@ class Assignment:
     """Whether the task's episodes train one after the other (see `TrialRun`)."""
     checkpoint_seconds: float
     """Least time between two checkpoints, in seconds."""
+    keep_stopped: bool = False
+    """Whether the artifact is written before each report, so that a trial that is stopped there has
+    one."""
     weights: str = ""
     """Location of the shared backbone files, see `shared_weights`; empty if unused."""
     stages: str = ""

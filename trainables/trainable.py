@@ -177,6 +177,8 @@ class FewShotTrainable(tune.Trainable):
             # Report the step in the checkpoint before training the next: the driver may have died
             # before it received it, and may want to stop the trial there.
             has_begun = run.step > 0 and not run.finished
+            if has_begun:
+                self._keep_stopped(run)
             if self._job and (has_begun or forecast or warnings):
                 seconds = time.monotonic() - start
                 return Message(
@@ -193,6 +195,8 @@ class FewShotTrainable(tune.Trainable):
         if report.finished:
             self._check_sweep_folder()
             run.save_artifacts(self._folder)
+        else:
+            self._keep_stopped(run)
         if self._job and time.monotonic() - self._saved >= self._job.checkpoint_seconds:
             self._check_sweep_folder()
             run.save(self._folder)
@@ -208,6 +212,13 @@ class FewShotTrainable(tune.Trainable):
             metrics["epoch"] = message.report.rows[-1]["epoch"]
         swept = {"message": message.encode()} if self._job else {}
         return metrics | swept | {"done": message.outcome != "running"}
+
+    def _keep_stopped(self, run: TrialRun) -> None:
+        """Write what the trial would have learned if the driver stops it after this report, which
+        commits its end at once."""
+        if self._job and self._job.keep_stopped:
+            self._check_sweep_folder()
+            run.save_artifacts(self._folder)
 
     def _check_sweep_folder(self) -> None:
         """Raise `StorageError` if the sweep's folder was moved or deleted: writing would create a

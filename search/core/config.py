@@ -42,6 +42,9 @@ IDENTITY = ("space", "task", "sampler", "pruner", "seed")
 can first turn up among the test images, and the fingerprints of the draws record what was trained
 on."""
 
+KEEP = ("auto", "all", "complete", "best")
+"""Values of `keep_artifacts`."""
+
 MAX_SEED = 2**62
 """Largest seed. Predictions store seeds as 64-bit integers, and fresh seeds follow the largest."""
 
@@ -116,6 +119,10 @@ class SweepConfig:
     as fit)."""
     checkpoint_seconds: float = 5.0
     """Least time between two checkpoints of a trial, in seconds."""
+    keep_artifacts: str = "auto"
+    """Whose learned artifacts are kept and sent to MLflow: all (also of trials stopped early),
+    complete, best (one trial, or the Pareto front), or auto (all, and only complete ones while the
+    disk has less than 5 GB left)."""
     report: bool = True
     """Whether a report is written at the end."""
     register: str | None = None
@@ -206,6 +213,7 @@ class SweepConfig:
         found = [
             did_you_mean(kind, value, known)
             for kind, value, known in (
+                ("choice for --keep-artifacts", self.keep_artifacts, KEEP),
                 ("sampler", self.sampler, (*SAMPLERS, *((GRID,) if self.settings.grid else ()))),
                 ("pruner", self.pruner, PRUNERS),
             )

@@ -186,6 +186,12 @@ def trial_folder(number: int) -> str:
     return f"trials/{number:06d}"
 
 
+def learned_files(folder: Storage) -> list[str]:
+    """Names of the files in a trial's folder that hold what it has learned, one per episode."""
+    names = folder.files()
+    return [name for name in names if name.startswith("artifact") and name.endswith(".safetensors")]
+
+
 def write_issued(sweep: Storage, issued: IssuedTrial) -> None:
     """Create or replace a trial's `issued.json`."""
     sweep.child(trial_folder(issued.number)).write(ISSUED, _json(issued))

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from search.core.config import SweepConfig
 from search.core.lock import SweepLock
-from search.core.objectives import directions, front_of, parse_objective
+from search.core.objectives import Objective, directions, front_of, parse_objective
 from search.core.placement import Placement, place
 from search.core.problems import StoppedError, UsageError
 from search.core.pruners import IN_SEQUENCE
@@ -26,7 +26,8 @@ from search.evaluation.record import Evaluation
 from search.evaluation.run import SweepFacts, evaluate, shared_weights, stored_evaluation
 from search.evaluation.statistics import separation_note
 from search.evaluation.winner import share_start
-from search.execution.listeners import OverheadClock, SweepListeners
+from search.execution.artifacts import BestArtifacts, keeps_stopped
+from search.execution.listeners import OverheadClock, SweepListener, SweepListeners
 from search.execution.ray_session import connected_machine, ray_session
 from search.execution.searcher import Assign
 from search.execution.tune_run import StopSwitch, run_trials
@@ -138,9 +139,12 @@ def _study_mirror(plan: Plan, warn: Callable[[str], None]) -> StudyMirror | None
     config = plan.config
     if not config.study_storage:
         return None
-    second = parse_objective(config.second_objective) if config.second_objective else None
     name = f"{config.name}-{plan.id[:8]}"
-    return StudyMirror(config.study_storage, name, directions(second), warn)
+    return StudyMirror(config.study_storage, name, directions(_second(config)), warn)
+
+
+def _second(config: SweepConfig) -> Objective | None:
+    return parse_objective(config.second_objective) if config.second_objective else None
 
 
 def _run(
@@ -175,7 +179,10 @@ def _run(
                 rounds = len(config.task.episodes) if config.pruner in IN_SEQUENCE else 1
                 try:
                     with Progress(console, ledger, config.trials, rounds) as progress:
-                        listener = SweepListeners([progress, reporter, clock])
+                        listeners: list[SweepListener] = [progress, reporter, clock]
+                        if config.keep_artifacts == "best":
+                            listeners.append(BestArtifacts(ledger.sweep, _second(config)))
+                        listener = SweepListeners(listeners)
                         run_trials(
                             ledger, assign, config.trials, placement, listener, stop, folder, say
                         )
@@ -206,8 +213,7 @@ def _run(
     undelivered = reporter.close(_DELIVERY_SECONDS, _PATIENCE_SECONDS)
     states = [result.state for result in ledger.results.values()]
     front: tuple[int, ...] = ()
-    if config.second_objective:
-        objective = parse_objective(config.second_objective)
+    if objective := _second(config):
         front = tuple(front_of(ledger.results.values(), objective))
     return Outcome(
         config,
@@ -277,6 +283,7 @@ def _assign_by(plan: Plan, placement: Placement, sweep: Storage) -> Assign:
             threads=max(1, math.floor(placement.cpus)),
             in_sequence=config.pruner in IN_SEQUENCE,
             checkpoint_seconds=config.checkpoint_seconds,
+            keep_stopped=keeps_stopped(config, sweep),
         )
 
     return assign

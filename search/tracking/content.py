@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from search.core.config import SweepConfig
-from search.core.results import Result, read_rows, trial_folder
+from search.core.results import Result, learned_files, read_rows, trial_folder
 from search.evaluation.record import EVALUATION
 from trainables.core.storage import Storage
 from trainables.trial import TrialConfig
@@ -122,10 +122,7 @@ def _artifacts(sweep: Storage, result: Result) -> list[str]:
     files = folder.files()
     if _CONFIG not in files:
         folder.write(_CONFIG, (json.dumps(result.config, indent=1) + "\n").encode())
-    learned = [
-        name for name in files if name.startswith("artifact") and name.endswith(".safetensors")
-    ]
-    names = [_CONFIG, *(learned if result.state == "COMPLETE" else [])]
+    names = [_CONFIG, *(learned_files(folder) if result.state != "FAIL" else [])]
     return [f"{trial_folder(result.number)}/{name}" for name in names]
 
 

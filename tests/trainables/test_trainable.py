@@ -19,10 +19,11 @@ from tests.trainables.trials import TASK, TWO_SEEDS, mask_trial, residual_trial,
 from trainables.assignment import Assignment, Message
 from trainables.encoded_task import EncodedTask
 from trainables.methods.taskres import TaskRes
+from trainables.parameters import ParameterError
 from trainables.trainable import FewShotTrainable
 from trainables.trainer import Trainer
 from trainables.trial import TaskSpec, TrialConfig
-from trainables.trial_run import CHECKPOINT, Report, TrialRun
+from trainables.trial_run import CHECKPOINT, CheckpointError, Report, TrialRun
 
 Job = Callable[..., dict[str, Any]]
 
@@ -387,3 +388,87 @@ def test_threads_are_set_as_told(job: Job) -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
+
+
+def test_a_trial_that_may_be_stopped_has_an_artifact_before_each_report(
+    job: Job, tmp_path: Path
+) -> None:
+    path = tmp_path / "000000" / "artifact.safetensors"
+    worker = FewShotTrainable(job(residual_trial(3), keep_stopped=True))
+    seen = []
+    for _ in range(3):
+        worker.train()
+        seen.append(path.read_bytes())
+    assert len(set(seen)) == 3
+    worker.reset_config(job(residual_trial(3), 1))
+    worker.train()
+    worker.train()
+    assert not (tmp_path / "000001" / "artifact.safetensors").exists()
+    in_sequence = job(residual_trial(2), 2, TWO_SEEDS, in_sequence=True, keep_stopped=True)
+    worker.reset_config(in_sequence)
+    worker.train()
+    names = [file.name for file in (tmp_path / "000002").glob("artifact*")]
+    assert names == ["artifact-seed1.safetensors"]  # the other draw has not been trained
+
+
+# --- in a script of one's own --------------------------------------------------------------------
+
+FLAT: dict[str, Any] = {"method": "taskres", "shots": 2, "epochs": 4, "device": "cpu"}
+
+
+def test_flat_parameters_are_trained_like_an_assignment(job: Job) -> None:
+    """Metrics are plain numbers; the forecast comes with the first report."""
+    parameters = {"method": "rmt", "shots": 2, "epochs": 2, "leak": 0.3, "batch_size": 8}
+    own = FewShotTrainable(parameters | {"device": "cpu"})
+    results = [own.train(), own.train()]
+    assert [result["epoch"] for result in results] == [1, 2]
+    assert [result["done"] for result in results] == [False, True]
+    assert "flip/budget" in results[0]
+    assert own._run is not None
+    swept = listen(FewShotTrainable(job(own._run.config)))
+    assert swept[-1].report is not None
+    assert swept[-1].report.metrics == {k: results[1][k] for k in swept[-1].report.metrics}
+    assert "message" not in results[0]
+    assert (Path(own.logdir) / "artifact.safetensors").exists()
+
+
+def test_a_checkpoint_continues_with_other_settings(tmp_path: Path) -> None:
+    first = FewShotTrainable(FLAT | {"lr": 1e-3})
+    first.train()
+    first.save_checkpoint(str(tmp_path))
+    second = FewShotTrainable(FLAT | {"lr": 1e-2, "alpha": 0.9})
+    second.load_checkpoint(str(tmp_path))
+    result = second.train()
+    assert (result["epoch"], result["done"]) == (2, False)
+    rates = [worker.train()["train/lr"] for worker in (first, second)]
+    assert rates[1] > rates[0]
+    for other, words in (
+        ({"epochs": 5}, "epochs and optimisers"),
+        ({"optimiser": "sgd"}, "epochs and optimisers"),
+        ({"shots": 1}, "continues only with the task"),
+        ({"residual": "both"}, "tensors of the same shapes"),
+    ):
+        worker = FewShotTrainable(FLAT | other)
+        with pytest.raises(CheckpointError, match=words):
+            worker.load_checkpoint(str(tmp_path))
+    with pytest.raises(CheckpointError, match="missing or damaged"):
+        FewShotTrainable(FLAT).load_checkpoint(str(tmp_path / "none"))
+
+
+def test_a_stopped_trial_leaves_its_artifact() -> None:
+    worker = FewShotTrainable(FLAT)
+    worker.train()
+    artifact = Path(worker.logdir) / "artifact.safetensors"
+    assert not artifact.exists()
+    worker.reset_config(FLAT | {"lr": 1e-2})
+    assert artifact.exists()
+    artifact.unlink()
+    worker.stop()  # the next trial had not begun
+    assert not artifact.exists()
+
+
+def test_errors_of_flat_parameters_reach_tune() -> None:
+    with pytest.raises(ParameterError, match="There is no parameter 'lrr' of taskres"):
+        FewShotTrainable({"lrr": 0.1}).train()
+    with pytest.raises(ParameterError, match="lr must be positive"):
+        FewShotTrainable(FLAT | {"lr": -1.0}).train()
