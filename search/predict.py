@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -110,7 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.device,
                 options.tracking_uri,
             )
-        return _predict(classifier, files, options, console)
+        count = write_predictions(classifier, files, options.top, options.output, console)
+        return 0 if count else 1
     except UsageError as found:
         print_errors(found.problems)
         return 2
@@ -158,17 +159,13 @@ def _files(options: argparse.Namespace) -> list[str]:
     return files
 
 
-def _predict(
-    classifier: Classifier, files: Sequence[str], options: argparse.Namespace, console: Console
+def write_predictions(
+    classifier: Classifier, files: Sequence[str], top: int, output: str, console: Console
 ) -> int:
-    photos, top = Photos(files), min(options.top, len(classifier.classes))
-    to_file = bool(options.output)
-    with (
-        open(options.output, "w", newline="", encoding="utf-8", errors="surrogateescape")
-        if (to_file)
-        else nullcontext() as stream,
-        Bars(console) as bars,
-    ):
+    """Classify image files, print the predictions or write them to `output`, and report unreadable
+    images; return how many were classified. Raises `OSError`."""
+    photos, top = Photos(files), min(top, len(classifier.classes))
+    with _opened(output) as stream, Bars(console) as bars:
         rows = _rows(classifier, photos, top, bars)
         if stream is not None:
             _write(stream, rows, top)
@@ -178,16 +175,23 @@ def _predict(
                 shown = "  ".join(f"{name} {share:.1%}" for name, share in ranked)
                 console.print(f"{printable(file)}  {shown}", highlight=False, soft_wrap=True)
     failed = photos.unreadable
-    if failed:
-        print_errors(f"'{files[row]}' was skipped: {why}." for row, why in sorted(failed.items()))
+    print_errors(f"'{files[row]}' was skipped: {why}." for row, why in sorted(failed.items()))
     count = len(files) - len(failed)
-    if to_file:
+    if output:
         console.print(
-            f"{count} images classified into {len(classifier.classes)} classes: {options.output}",
+            f"{count} images classified into {len(classifier.classes)} classes: {output}",
             highlight=False,
             soft_wrap=True,
         )
-    return 0 if count else 1
+    return count
+
+
+def _opened(output: str) -> AbstractContextManager[IO[str] | None]:
+    """The file to write, or None if there is none."""
+    if not output:
+        return nullcontext()
+    path = Path(output).expanduser()
+    return open(path, "w", newline="", encoding="utf-8", errors="surrogateescape")
 
 
 def _rows(

@@ -175,7 +175,7 @@ def _run(
             if todo:
                 stop.interrupt_between_steps()
                 console.print(_opening(plan, ledger, placement, todo), highlight=False)
-                assign = _assign_by(plan, placement, ledger.sweep)
+                assign = assign_by(plan, placement, ledger.sweep)
                 rounds = len(config.task.episodes) if config.pruner in IN_SEQUENCE else 1
                 try:
                     with Progress(console, ledger, config.trials, rounds) as progress:
@@ -265,7 +265,8 @@ def _doubt(plan: Plan, ledger: Ledger) -> str | None:
     return separation_note(values, val_images(plan.config.task, plan.source))
 
 
-def _assign_by(plan: Plan, placement: Placement, sweep: Storage) -> Assign:
+def assign_by(plan: Plan, placement: Placement, sweep: Storage) -> Assign:
+    """Return the function that makes a worker's assignment from an issued trial."""
     config = plan.config
     weights = shared_weights(config, sweep)
     stages = share_start(config, plan.source, plan.fingerprints["backbone"], sweep)

@@ -83,6 +83,8 @@ SHORT = {
     "mask_step": ("--batch 4 --repeats 2", "published step"),
     "methods": ("--print", "taskres"),
     "overhead": ("--trials 12", "both sides found the same value in every trial"),
+    "own_script": ("--trials 4 --shots 4 --turns 1", "both trained the same models"),
+    "prediction": ("--images 40 --turns 2", "ratio"),
     "precision": ("--shots 1", "1-shot: "),
     "tracking_outage": ("--trials 5 --idle 1", "MLflow was not imported"),
 }

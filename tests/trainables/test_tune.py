@@ -103,9 +103,6 @@ def test_population_based_training_changes_rate_and_leak_in_mid_training(tmp_pat
     changed = [config for config in configs if config["leak"] != 0.5]
     assert changed
     assert all(config["lr"] in (1e-3, 4e-3) for config in changed)
-    first = grid[0].metrics_dataframe
-    assert first is not None
-    assert sorted(set(first["epoch"])) == [1, 2, 3, 4, 5, 6, 7, 8]
     for result in grid:
         with safe_open(Path(result.path) / "artifact.safetensors", framework="pt") as file:
             assert "format" in file.metadata()
