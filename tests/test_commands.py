@@ -82,6 +82,9 @@ TOUR = {
     "python -m search.export first --register digits-taskres": Short(
         says="Registered as version 1 of digits-taskres"
     ),
+    "python -m search.predict first photos --top 3 --output predictions.csv": Short(
+        says="2 images classified into 10 classes"
+    ),
     f"{RUN} --space rmt --dataset digits-rotated --name turned": Short(FEW, "the winner"),
     "python -m search.report turned --compare first": Short(says=r"Report: .*turned"),
     f"{RUN} --space taskres --init-from turned --name on-masks": Short(
@@ -186,6 +189,8 @@ def home(tmp_path: Path) -> Path:
     for label, bird in enumerate(("blackbird", "jay", "robin", "wren")):
         for number in range(24):
             paint(tmp_path / "birds" / bird / f"{number}.jpg", label, number)
+    for number in range(2):
+        paint(tmp_path / "photos" / f"{number}.jpg", number, number)
     return tmp_path
 
 

@@ -17,7 +17,7 @@ from mlflow.utils.validation import _validate_model_name
 from PIL import Image
 from rich.console import Console
 
-from search import sync
+from search import predict, sync
 from search.core.config import SweepConfig, model_name_problem
 from search.core.sweep_folder import SweepFolder
 from search.evaluation.record import Comparison, Evaluation, Score
@@ -149,6 +149,24 @@ def test_the_champion_reads_images_in_a_fresh_process(world: World, tmp_path: Pa
     names = world.card["classes"]
     expected = [names[row] for row in model.logits[:5].argmax(dim=1).tolist()]
     assert json.loads(done.stdout.splitlines()[-1]) == expected
+
+
+def test_search_predict_classifies_with_the_champion(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = world.model()
+    for row in range(3):
+        pixels = model.val_images.read(row).permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(tmp_path / f"{row}.png")
+    where = ["--tracking-uri", world.server.uri, "--storage", str(world.storage)]
+    for address in (f"models:/{MODEL}@{ALIAS}", f"models:/{MODEL}/1"):
+        assert predict.main([address, str(tmp_path), *where]) == 0
+        found = [line.split("  ")[1].split()[0] for line in capsys.readouterr().out.splitlines()]
+        rows = model.logits[:3].argmax(dim=1).tolist()
+        assert found == [world.card["classes"][row] for row in rows]
+    for address in (f"models:/{MODEL}@none", "models:/nothing/1", f"models:/{MODEL}"):
+        assert predict.main([address, str(tmp_path), *where]) == 2
+        assert "The registered model could not be opened:" in capsys.readouterr().err
 
 
 def test_a_version_says_what_it_is(world: World) -> None:
