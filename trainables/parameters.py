@@ -8,7 +8,6 @@ joined by `+` are stages, whose fields are written as `rmt.leak`.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,12 +16,12 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, get_args
 
-from trainables.core.optim import OptimConfig
 from trainables.core.records import RecordError, from_plain
 from trainables.core.text import did_you_mean, printable
 from trainables.data.base import DataError
 from trainables.data.bundle import PREFIX, open_bundle
 from trainables.data.registry import PREFIXES, DataSource
+from trainables.fields import fields_of, with_values
 from trainables.methods.base import Preset, Tower
 from trainables.methods.registry import METHODS
 from trainables.presets import preset_trial, task_facts
@@ -83,7 +82,7 @@ class Parameters:
         for place, (method, values) in enumerate(zip(self.methods, self.values, strict=True)):
             own = replace(facts, after=self.methods[:place])
             try:
-                stages.append(with_values(preset_trial(method, self.preset, own), values))
+                stages.append(_changed(preset_trial(method, self.preset, own), values))
             except ParameterError as error:
                 problems += error.problems
         if not problems:
@@ -125,53 +124,29 @@ def read_parameters(parameters: Mapping[str, object]) -> Parameters:
     return Parameters(task, methods, own["preset"], own["seed"], data, own["device"], values)
 
 
-def with_values(config: TrialConfig, values: Mapping[str, Any]) -> TrialConfig:
-    """Return one stage's configuration with other values of some fields, also where a preset has
-    settings per data set; raises `ParameterError` for values of the wrong type."""
-    problems = []
+def _changed(config: TrialConfig, values: Mapping[str, Any]) -> TrialConfig:
+    """One stage's configuration with other values of some fields, also where a preset has settings
+    per data set; raises `ParameterError` for values of the wrong type."""
+    known, converted, problems = fields_of(config.method), dict[str, Any](), []
     for name, value in values.items():
-        record = _record_of(config, name)
         try:
-            if record is not None:
-                from_plain(type(record), dataclasses.asdict(record) | {name: value})
-            elif isinstance(value, bool) or not isinstance(value, int | float):
-                raise RecordError(name, f"must be a number, got {value!r}")
-        except RecordError as error:
-            problems.append(f"{config.method}: {error}.")
+            converted[name] = known[name].convert(value)
+        except ValueError as error:
+            problems.append(f"{name} of {config.method} {error}.")
+        except TypeError:
+            problems.append(f"{name} of {config.method} must be a plain value, got {value!r}.")
     if problems:
         raise ParameterError(*problems)
-    if not values:
-        return config
-    own = replace(config, **_replaced(config, values))
-    each = tuple(replace(one, **_replaced(one, values)) for one in config.per_episode)
-    found = replace(own, per_episode=each)
+    each = tuple(with_values(one, converted) for one in config.per_episode)
+    found = replace(with_values(config, converted), per_episode=each)
     return found if found == config else replace(found, preset="search")
-
-
-def _record_of(config: TrialConfig, name: str) -> Any:
-    """The record that has the field; None for a field of `TrialConfig` itself."""
-    for record in (config.method_config, config.optim):
-        if name in vars(record):
-            return record
-    return None
-
-
-def _replaced(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    method, optim = vars(config.method_config), vars(config.optim)
-    found = {
-        "method_config": replace(
-            config.method_config, **{k: v for k, v in values.items() if k in method}
-        ),
-        "optim": replace(config.optim, **{k: v for k, v in values.items() if k in optim}),
-    }
-    return found | {k: v for k, v in values.items() if k not in method | optim}
 
 
 def _by_stage(
     given: Mapping[str, Any], methods: Sequence[str]
 ) -> tuple[tuple[dict[str, Any], ...], list[str]]:
     """The fields of each stage, and a problem for each name that is none's or several's."""
-    names = [_fields_of(method) for method in methods]
+    names = [fields_of(method) for method in methods]
     values: tuple[dict[str, Any], ...] = tuple({} for _ in methods)
     problems = []
     for name, value in given.items():
@@ -189,11 +164,6 @@ def _by_stage(
         else:
             problems.append(_unknown(name, methods, names))
     return values, problems
-
-
-def _fields_of(method: str) -> set[str]:
-    records = METHODS[method].Config, OptimConfig
-    return {"crop_scale", *(field.name for record in records for field in fields(record))}
 
 
 def _unknown(name: str, methods: Sequence[str], names: Sequence[Iterable[str]]) -> str:
