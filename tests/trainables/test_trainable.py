@@ -31,7 +31,7 @@ Job = Callable[..., dict[str, Any]]
 @pytest.fixture(autouse=True)
 def _unsealed_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker seals its process; here that is the process of all other tests."""
-    monkeypatch.setenv("FEWSHOT_TEST_SPLIT_SEALED", "")
+    monkeypatch.setenv("FEWSHOT_PROCESS_ROLE", "")
 
 
 @pytest.fixture
