@@ -14,10 +14,10 @@ from search.driver import backbone_probe
 from search.driver.backbone_probe import BackboneProbe, BackboneProbeProcess
 from search.driver.preflight import preflight
 from search.options import configure
-from spaces.base import TaskFacts
 from spaces.registry import SPACES
 from trainables.backbones.base import BackboneError
 from trainables.backbones.registry import BACKBONES
+from trainables.methods.base import TaskFacts
 
 PAPER = SPACES["taskres"].build(TaskFacts("digits", 4, 40, "vit")).paper
 

@@ -26,10 +26,10 @@ from search.ledger.study_mirror import (
     study_storage_notice,
     study_storage_problems,
 )
-from spaces.base import TaskFacts
 from spaces.registry import SPACES
 from tests.servers import Postgresql, free_port, postgresql_programs
 from trainables.core.storage import LocalStorage
+from trainables.methods.base import TaskFacts
 
 SPACE = SPACES["taskres"].build(TaskFacts("digits", 4, 40, "vit"))
 
