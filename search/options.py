@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from search.core.config import SweepConfig, differences, is_bundle, option
-from search.core.enqueue import read_configurations, scalar
+from search.core.enqueue import read_configurations
 from search.core.problems import UsageError
 from search.core.pruners import PRUNERS
 from search.core.samplers import GRID, SAMPLERS
-from search.terminal import parser as parsing
+from search.core.sweep_file import read_options
+from search.terminal.option_values import PARSERS
 from search.terminal.parser import Parser
 from spaces.registry import SPACES, SpaceError, find_space
 from spaces.settings import Settings, SettingsError
 from trainables.core.protocols import Objective, Validation
 from trainables.core.storage import StorageError
-from trainables.data.registry import BASE_TASKS, DATASETS, PREFIXES
+from trainables.data.registry import DATASETS, PREFIXES
 from trainables.fields import field_docs
 from trainables.methods.base import Preset
 from trainables.trial import TaskSpec
@@ -39,6 +40,7 @@ examples:
   python -m search.run --space rmt --backbone ViT-B-16 --device cuda --gpus-per-trial 0.25
   python -m search.run --space rmt+taskres              masks, then a residual on that backbone
   python -m search.run --space taskres --init-from NAME  a residual on masks
+  python -m search.run sweep.yaml --shots 4             the options of a file, and others
   python -m search.run --resume NAME                    resume an interrupted sweep
   python -m search.run --resume NAME --trials 100       add trials to a finished one"""
 
@@ -159,6 +161,13 @@ def build_parser() -> Parser:
         argument_default=argparse.SUPPRESS,
     )
     records = (SweepConfig, TaskSpec, Settings)
+    parser.add_argument(
+        "file",
+        nargs="?",
+        metavar="FILE.yaml",
+        help="a file with options as keys, such as the sweep.yaml in a sweep's folder; options "
+        "after it replace what it says",
+    )
     docs = {name: doc for record in records for name, doc in field_docs(record).items()}
     docs |= _NOT_FIELDS
     kinds = {f.name: str(f.type) for record in records for f in fields(record)}
@@ -167,7 +176,7 @@ def build_parser() -> Parser:
         for name, metavar in names.items():
             settings: dict[str, Any] = {"dest": name}
             if metavar:
-                settings["type"] = _PARSERS.get(name) or _PARSERS[kinds.get(name, "str")]
+                settings["type"] = PARSERS.get(name) or PARSERS[kinds.get(name, "str")]
             else:
                 settings["action"] = "store_true"
             if name in _REPEATED:
@@ -193,8 +202,7 @@ def configure(arguments: Sequence[str]) -> SweepConfig:
 
 def read_request(arguments: Sequence[str] | None = None) -> Request:
     """Parse a command line and collect all its errors."""
-    options, mistakes = build_parser().parse(arguments)
-    given: dict[str, Any] = vars(options)
+    given, mistakes = _parse(arguments)
     problems = [problem for problem, _ in mistakes]
     unread = {name.removeprefix("--").replace("-", "_") for _, name in mistakes}
     task_is_known = not unread & {"", "dataset", "init_from", "start", "data", "resume", *_TASK}
@@ -203,7 +211,8 @@ def read_request(arguments: Sequence[str] | None = None) -> Request:
     _settle_draws(given, problems)
     if "second_objective" in given:
         given.setdefault("pruner", "none")
-    _settle_settings(given, problems)
+    if "grid" in given:
+        given = {"sampler": GRID, "pruner": "none"} | given
     base, stored = SweepConfig(), None
     resume = given.pop("resume", None)
     if resume is not None:
@@ -246,6 +255,47 @@ def read_request(arguments: Sequence[str] | None = None) -> Request:
     if stored is not None:
         problems += _changes(stored, config)
     return Request(config, tuple(dict.fromkeys(problems)), dry_run, retry_failed, task_is_known)
+
+
+def _parse(arguments: Sequence[str] | None) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """The options given, and every mistake with the option that it is about. Those of the command
+    line replace those of a file; repeated options do so field by field."""
+    parser = build_parser()
+    options, mistakes = parser.parse(arguments)
+    given = vars(options)
+    mistakes += _by_field(given)
+    file = given.pop("file", None)
+    if file is None:
+        return given, mistakes
+    try:
+        there, mistakes_there = parser.parse(read_options(file))
+    except UsageError as error:
+        return given, [*mistakes, *((problem, "") for problem in error.problems)]
+    base = vars(there)
+    mistakes += [*mistakes_there, *_by_field(base)]
+    replaced = {field for name in _REPEATED for field in given.get(name, {})}
+    for name in _REPEATED:
+        kept = {f: value for f, value in base.get(name, {}).items() if f not in replaced}
+        if found := kept | given.get(name, {}):
+            given[name] = found
+        base.pop(name, None)
+    return base | given, mistakes
+
+
+def _by_field(given: dict[str, Any]) -> list[tuple[str, str]]:
+    """Make the uses of repeated options a dictionary by field; return mistakes."""
+    mistakes = []
+    for name in _REPEATED:
+        if name in given:
+            pairs = given[name]
+            given[name] = dict(pairs)
+            seen = [field for field, _ in pairs]
+            mistakes += [
+                (f"{option(name)} must be given once per field, got {field} twice.", option(name))
+                for field in given[name]
+                if seen.count(field) > 1
+            ]
+    return mistakes
 
 
 def _with_defaults(given: dict[str, Any], base: SweepConfig) -> SweepConfig:
@@ -304,21 +354,6 @@ def absolute_dataset(spec: str) -> str:
     return spec
 
 
-def _settle_settings(given: dict[str, Any], problems: list[str]) -> None:
-    """Collect repeated options by field, and choose sampler and pruner for a grid."""
-    for name in _REPEATED:
-        if name not in given:
-            continue
-        pairs = given[name]
-        given[name] = dict(pairs)
-        if len(given[name]) < len(pairs):
-            twice = next(field for n, (field, _) in enumerate(pairs) if field in dict(pairs[:n]))
-            problems.append(f"{option(name)} must be given once per field, got {twice} twice.")
-    if "grid" in given:
-        given.setdefault("sampler", GRID)
-        given.setdefault("pruner", "none")
-
-
 def _settle_draws(given: dict[str, Any], problems: list[str]) -> None:
     """Derive `draws` from --shots-file, and replace its old value `own`."""
     pattern = given.pop("shots_file", None)
@@ -362,76 +397,6 @@ def per_task(config: SweepConfig) -> list[SweepConfig]:
             name = stem if config.name else ""
             found.append(replace(config, task=part, name=name, per_task=False))
     return found
-
-
-def names(value: str) -> list[str]:
-    """Parse names separated by commas; `all11` expands to the eleven benchmarks. Paths of
-    existing files may contain commas."""
-    parts, found = [part for part in value.split(",") if part.strip()], list[str]()
-    while parts:
-        longest = range(len(parts), 1, -1)
-        taken = next((n for n in longest if _is_path(",".join(parts[:n]))), 1)
-        name = ",".join(parts[:taken])
-        found += BASE_TASKS if name == "all11" else (parsing.text(name),)
-        del parts[:taken]
-    return found
-
-
-def _is_path(spec: str) -> bool:
-    """Whether a data set's specification contains an existing path."""
-    path = next((spec.removeprefix(p) for p in PREFIXES if spec.startswith(p)), "")
-    return bool(path) and os.path.exists(os.path.expanduser(path))
-
-
-def setting(value: str) -> tuple[str, Any]:
-    """Parse FIELD=VALUE."""
-    name, text = _field_and_text(value)
-    return name, scalar(text)
-
-
-def interval(value: str) -> tuple[str, str]:
-    """Parse FIELD=LOW:HIGH; the numbers are read when the field is known."""
-    return _field_and_text(value)
-
-
-def several(value: str) -> tuple[str, tuple[Any, ...]]:
-    """Parse FIELD=VALUE,VALUE,... or FIELD=VALUE|VALUE|..."""
-    name, text = _field_and_text(value)
-    separator = "|" if "|" in text else ","
-    return name, tuple(scalar(part.strip()) for part in text.split(separator))
-
-
-def _field_and_text(value: str) -> tuple[str, str]:
-    name, equals, text = value.partition("=")
-    if not (equals and name.strip()):
-        raise argparse.ArgumentTypeError(
-            f"must be FIELD=VALUE, e.g. epochs=20, got {parsing.quoted(value)}"
-        )
-    return name.strip(), text
-
-
-_PARSERS: Mapping[str, Callable[[str], Any]] = {
-    "datasets": names,
-    "set": setting,
-    "range": interval,
-    "choice": several,
-    "grid": several,
-    "enqueue": str,
-    "time_budget": parsing.duration,
-    "storage": parsing.location,
-    "init_from": parsing.location,
-    "str": parsing.text,
-    "Protocol": parsing.text,
-    "Validation": parsing.text,
-    "Objective": parsing.text,
-    "str | None": parsing.text,
-    "int": parsing.integer,
-    "int | None": parsing.integer,
-    "float": parsing.number,
-    "float | None": parsing.number,
-    "tuple[int, ...]": parsing.integers,
-}
-"""Parsers of options, by name or by the type of the field."""
 
 
 def _help(name: str, doc: str) -> str:

@@ -257,6 +257,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "matplotlib": ("search/reporting/",),
     "jinja2": ("search/reporting/page.py",),
     "rich": ("search/",),
+    "yaml": ("search/core/sweep_file.py",),
     "shtab": ("search/completion.py",),
 }
 """Which files may import a dependency."""

@@ -11,6 +11,7 @@ import ast
 import inspect
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -81,6 +82,16 @@ def fields_of(method: str) -> Mapping[str, Field]:
         found |= own
     docs = field_docs(TrialConfig)
     return found | {CROP_SCALE: Field(float, docs[CROP_SCALE])}
+
+
+def read_value(text: str) -> Value:
+    """Parse a number, true, false, or text."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 @cache  # parsing takes milliseconds

@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from search.core.objectives import ranked
 from search.core.problems import UsageError
 from search.core.sweep_folder import find_sweep
 from trainables.core.records import RecordError, parse_json
-from trainables.fields import Value
+from trainables.fields import Value, read_value
 
 BEST = 5
 """Number of trials that are taken from another sweep."""
@@ -38,16 +37,6 @@ def read_configurations(where: str, storage: str) -> tuple[Mapping[str, Value], 
     if not best:
         raise _invalid(where, "has no complete trial")
     return tuple(result.parameters for result in best)
-
-
-def scalar(text: str) -> Value:
-    """A number, true, false, or text."""
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        with suppress(ValueError):
-            return kind(text)
-    return text
 
 
 def _from_json(data: bytes, where: str) -> tuple[Mapping[str, Value], ...]:
@@ -78,7 +67,7 @@ def _from_csv(data: bytes, where: str) -> tuple[Mapping[str, Value], ...]:
     for row in rows:
         if None in row or not all(row):
             raise _invalid(where, f"has a row without a name for every value: {list(row.values())}")
-        found.append({name.strip(): scalar(text.strip()) for name, text in row.items() if text})
+        found.append({name.strip(): read_value(text.strip()) for name, text in row.items() if text})
     if not found or not all(found):
         raise _invalid(where, "has an empty row or no rows")
     return tuple(found)

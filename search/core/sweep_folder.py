@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from search.core import sweep_file
 from search.core.config import SweepConfig
 from search.core.lock import running
 from search.core.problems import UsageError
@@ -154,7 +155,8 @@ class SweepFolder:
         return running(self.files)
 
     def write_record(self, record: SweepRecord) -> None:
-        """Create or replace `sweep.json`; raises `StorageError`."""
+        """Create or replace `sweep.json`, and `sweep.yaml` for people; raises `StorageError`."""
+        self.files.write(sweep_file.NAME, sweep_file.sweep_text(record.config).encode())
         text = json.dumps(record.to_dict(), indent=1, allow_nan=False) + "\n"
         self.files.write(SWEEP_FILE, text.encode())
         self.__dict__["record"] = record

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from search.core.results import counted
 from search.core.samplers import STARTUP_TRIALS
+from search.core.sweep_file import sweep_text
 from search.core.task import described, fresh_draws
 from search.driver.cost_estimate import (
     Cost,
@@ -78,6 +79,7 @@ def dry_run(plan: Plan, console: Console) -> None:
     for notice in plan.notices:
         console.print(notice, style="yellow")
     console.print(_grid("Settings", settings(plan)))
+    console.print(sweep_text(config).rstrip(), soft_wrap=True)
     first = plan.space.first
     values = shown_parameters(first.to_dict(), plan.space.first_parameters)
     table = Table(box=None, pad_edge=False, title="Search space", title_justify="left")

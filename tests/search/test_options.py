@@ -16,7 +16,8 @@ from search.core.problems import UsageError
 from search.driver import preflight as preflight_module
 from search.driver.backbone_probe import BackboneProbe
 from search.driver.preflight import preflight_each
-from search.options import build_parser, configure, names, per_task, read_request
+from search.options import build_parser, configure, per_task, read_request
+from search.terminal.option_values import names
 from search.terminal.parser import Parser
 from trainables.data.registry import BASE_TASKS
 

@@ -1,0 +1,115 @@
+"""A whole sweep as a YAML file: the options of `search.run`, without their dashes.
+
+    space: taskres
+    dataset: [digits, digits-rotated]
+    shots: [1, 4]
+    set: {alpha: 0.7}
+    range: {lr: 1e-3:1e-1:log}
+    grid: {residual: [text, both]}
+
+Every sweep's folder has such a file, `sweep.yaml`, with all its settings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from search.core.config import SweepConfig, option
+from search.core.problems import UsageError
+from trainables.fields import read_value
+
+NAME = "sweep.yaml"
+"""Name of the file in a sweep's folder."""
+_PLACES = (
+    *("storage", "study_storage", "tracking_uri", "experiment", "address", "device"),
+    *("gpus_per_trial", "max_concurrent", "report", "register", "init_from"),
+)
+"""Options that say where a sweep runs and not what it is."""
+_HEADER = """\
+# The sweep's settings. To run it elsewhere: python -m search.run sweep.yaml
+# Options after the file replace what it says.
+"""
+
+
+def read_options(path: str) -> list[str]:
+    """The command line that a file stands for; raises `UsageError`."""
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+        # Every scalar stays text: to YAML, 10:50 is a number in base 60.
+        content = yaml.load(text, Loader=yaml.BaseLoader)
+    except OSError as error:
+        raise _invalid(path, f"cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise _invalid(path, "is no text in UTF-8") from None
+    except yaml.YAMLError as error:
+        raise _invalid(path, " ".join(str(error).split())) from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise _invalid(path, "has no options")
+    words: list[str] = []
+    for key, value in content.items():
+        name = f"--{key.removeprefix('--').replace('_', '-')}"
+        texts = _texts(path, key, value)
+        words += [name if text is None else f"{name}={text}" for text in texts]
+    return words
+
+
+def sweep_text(config: SweepConfig) -> str:
+    """The file of a sweep."""
+    public = config.public()
+    found = _values(public) | _values(public.task) | _values(public.settings)
+    start = {"init_from": public.init_from.location} if public.init_from else {}
+    names = ("space", *_values(public.task), *_values(public.settings), *_values(public))
+    left_out = {"task", "settings", *_PLACES, *(("sampler",) if config.settings.grid else ())}
+    kept = {name: found[name] for name in names if name not in left_out} | start
+    named = {
+        option(name).removeprefix("--"): json.loads(json.dumps(value))
+        for name, value in kept.items()
+        if value or (value == 0 and value is not False)
+    }
+    return _HEADER + yaml.safe_dump(named, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _texts(path: str, key: str, value: Any) -> Iterator[str | None]:
+    """The values of an option's uses; None for an option without a value."""
+    match value:
+        case "" | "null" | "false":
+            return
+        case "true":
+            yield None
+        case {}:
+            for field, inner in value.items():
+                yield f"{field}={_joined(path, key, inner)}"
+        case [{}, *_]:  # configurations
+            rows = [{f: read_value(str(text)) for f, text in row.items()} for row in value]
+            yield json.dumps(rows)
+        case _:
+            yield _joined(path, key, value)
+
+
+def _values(record: Any) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in fields(record)}
+
+
+def _joined(path: str, key: str, value: Any) -> str:
+    """A value as it is typed: parts of a list are separated by commas, or by | if one has some."""
+    if isinstance(value, list):
+        parts = [_joined(path, key, part) for part in value]
+        return ("|" if any("," in part for part in parts) else ",").join(parts)
+    if not isinstance(value, str):
+        raise _invalid(path, f"has no plain value for '{key}'")
+    return value
+
+
+def _invalid(path: str, why: str) -> UsageError:
+    return UsageError(
+        [
+            "A sweep's file must be YAML with the options of search.run as keys, e.g. "
+            f"'space: taskres', and '{path}' {why}."
+        ]
+    )
