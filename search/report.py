@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from search.core.problems import UsageError
+from search.reporting.files import PAGE, report_folder
 from search.reporting.source import comparable, read_source
 from search.terminal.console import open_console, print_errors
 from search.terminal.parser import Parser
@@ -42,8 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         source = read_source(options.name, options.storage)
         others = [read_source(name, options.storage) for name in options.compare]
         comparable(source, others)
-        from search.reporting.page import notices
-        from search.reporting.write import PAGE, report_folder, write_report
+        from search.reporting.page import notices, write_report
 
         write_report(source, others)
     except UsageError as error:
@@ -54,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     for notice in notices((source, *others)):
         console.print(notice, style="yellow")
-    place = join(without_password(source.sweep.location), report_folder(others))
+    place = join(
+        without_password(source.sweep.location), report_folder([other.name for other in others])
+    )
     console.print(f"Report: {join(place, PAGE)}")
     return 0
 

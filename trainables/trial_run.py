@@ -58,6 +58,19 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be continued. The message gives the rule, the value and the fix."""
 
 
+def step_ends(config: TrialConfig) -> list[int]:
+    """Return the last epoch of each report step of a trial whose episodes are trained in parallel,
+    counted over all stages."""
+    trained = [stage.epochs for stage in config.stages if not stage.fixed]
+    trained = [epochs for epochs in trained if epochs]
+    ends: list[int] = []
+    for number, epochs in enumerate(trained):
+        begun = sum(trained[:number])
+        stride = math.ceil(epochs / max(1, REPORTS_PER_TRIAL // len(trained)))
+        ends += [begun + min(end, epochs) for end in range(stride, epochs + stride, stride)]
+    return ends or [0]
+
+
 class TrialRun:
     """The training of all episodes of a trial: its data sets, shots and few-shot draws.
 
@@ -179,15 +192,7 @@ class TrialRun:
 
     @cached_property
     def _ends(self) -> list[int]:
-        """The last epoch of each step, counted over all stages."""
-        trained = [stage.epochs for stage in self.config.stages if not stage.fixed]
-        trained = [epochs for epochs in trained if epochs]
-        ends: list[int] = []
-        for number, epochs in enumerate(trained):
-            begun = sum(trained[:number])
-            stride = math.ceil(epochs / max(1, REPORTS_PER_TRIAL // len(trained)))
-            ends += [begun + min(end, epochs) for end in range(stride, epochs + stride, stride)]
-        return ends or [0]
+        return step_ends(self.config)
 
     def save(self, folder: Storage, name: str = CHECKPOINT) -> None:
         """Write everything that is needed to continue, in one safetensors file.

@@ -318,9 +318,9 @@ def report_at_end(sweep: Storage) -> None:
     """Write the report of a finished sweep. Its results are safe: whatever fails here is a
     warning."""
     try:
-        # Matplotlib and the rest take seconds, which a sweep need not wait for when it starts.
+        # Plotly and the rest take seconds, which a sweep need not wait for when it starts.
+        from search.reporting.page import write_report
         from search.reporting.source import source_of
-        from search.reporting.write import write_report
 
         write_report(source_of(sweep))
     except Exception as error:

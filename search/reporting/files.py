@@ -12,13 +12,30 @@ from trainables.core.storage import Storage
 
 REPORT = "report"
 """Folder of the report in the sweep's folder."""
+PAGE = "report.html"
+"""The page, in the report's folder."""
 INPUTS = "inputs.sha256"
 """File with the digest of the report's inputs, written last."""
+_LONGEST = 80  # characters of a folder name made of the names of compared sweeps
+
+
+def report_folder(others: Sequence[str] = ()) -> str:
+    """Return the report's folder within the sweep's folder; each comparison has a separate one.
+
+    `others` are the names of the compared sweeps. If they are too long together, a hash replaces
+    them.
+    """
+    if not others:
+        return REPORT
+    names = "+".join(others)
+    if len(names) > _LONGEST:
+        names = hashlib.sha256(names.encode()).hexdigest()[:12]
+    return f"{REPORT}/compare-{names}"
 
 
 def has_report(sweep: Storage) -> bool:
     """Whether the page of a report exists; it is written after the tables and figures."""
-    return sweep.exists(f"{REPORT}/report.html")
+    return sweep.exists(f"{REPORT}/{PAGE}")
 
 
 def report_inputs(

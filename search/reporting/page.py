@@ -1,54 +1,165 @@
-"""Renders the report as one self-contained HTML file."""
+"""Writes the report: one self-contained HTML page, tables and figures as files, all trials.
+
+The page makes no network requests: Plotly is part of it, and its policy (CSP) forbids them.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import time
 from collections.abc import Sequence
 from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
 
 from search.core.results import counted
 from search.core.task import described
-from search.reporting.section import Section
+from search.reporting.accuracy import accuracy_section, comparison_section
+from search.reporting.document import Figure, Section
+from search.reporting.files import INPUTS, PAGE, report_folder, report_inputs
+from search.reporting.learned import mask_section, residual_section
+from search.reporting.parameters import parameters_section, tradeoff_section
+from search.reporting.predictions import prediction_sections
+from search.reporting.provenance import provenance_section
 from search.reporting.source import Source
+from search.reporting.trials import (
+    history_figure,
+    search_section,
+    trials_parquet,
+    trials_section,
+)
+from search.reporting.winner import headlines, winner_section
 from trainables.core.text import printable
 
+_OWN = ("tables/", "figures/")  # folders that only the report writes to; users may add others
+_POLICY = (
+    "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {}; "
+    "base-uri 'none'; form-action 'none'"
+)
 
-def render(source: Source, others: Sequence[Source], sections: Sequence[Section]) -> str:
-    """Render the sections as one HTML page, with all text escaped."""
-    template = files("search.reporting").joinpath("page.html.jinja").read_text(encoding="utf-8")
+
+def sections_of(source: Source) -> list[Section]:
+    """Build the sections that apply to this sweep, in page order."""
+    found = [
+        winner_section(source),
+        search_section(source),
+        trials_section(source),
+        parameters_section(source),
+        accuracy_section([source]),
+        *prediction_sections(source),
+        tradeoff_section(source),
+        residual_section([source]),
+        mask_section([source]),
+        provenance_section(source),
+    ]
+    return [section for section in found if section is not None]
+
+
+def comparison_of(sources: Sequence[Source]) -> list[Section]:
+    """Build the sections that compare sweeps, in page order."""
+    found = [
+        comparison_section(sources),
+        accuracy_section(sources),
+        residual_section(sources),
+        mask_section(sources),
+        *(provenance_section(source, several=True) for source in sources),
+    ]
+    return [section for section in found if section is not None]
+
+
+def write_report(source: Source, others: Sequence[Source] = ()) -> list[str]:
+    """Write the report to `report_folder` and return the names of its files.
+
+    The page is written after its tables and figures, so that they are never older than the page.
+    Raises `StorageError`.
+    """
+    names = [other.name for other in others]
+    folder = source.sweep.child(report_folder(names))
+    content = {} if others else {"trials.parquet": trials_parquet(source)}
+    sections = comparison_of((source, *others)) if others else sections_of(source)
+    first = None if others else history_figure(source)
+    for section in sections:
+        for table in (*section.tables, *section.files):
+            content[f"tables/{table.name}.md"] = table.markdown().encode()
+            content[f"tables/{table.name}.tex"] = table.latex().encode()
+            content[f"tables/{table.name}.csv"] = table.csv().encode()
+    for figure in _figures(sections, first):
+        content[f"figures/{figure.name}.json"] = json.dumps(figure.to_dict()).encode()
+    content[PAGE] = render((source, *others), sections, first).encode()
+    earlier = {name for name in folder.files() if name.startswith(_OWN)}
+    for name, data in content.items():
+        folder.write(name, data)
+    for name in earlier - set(content):  # left by an earlier report
+        folder.delete(name)
+    inputs = report_inputs(source.results, source.evaluation, names)
+    folder.write(INPUTS, f"{inputs}\n".encode())  # last: marks the report as complete
+    return [*content, INPUTS]
+
+
+def render(
+    sources: Sequence[Source], sections: Sequence[Section], first: Figure | None = None
+) -> str:
+    """Render the sections as one HTML page, with all text escaped.
+
+    With a first figure, the page begins with it and the headline numbers of the only sweep.
+    """
+    scripts = [get_plotlyjs(), _resource("page.js")]
+    hashes = (base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts)
+    # Plotly compiles the shaders' programs of parallel coordinates.
+    allowed = " ".join(["'unsafe-eval'", *(f"'sha256-{one}'" for one in hashes)])
+    figures = {figure.name: figure.to_dict() for figure in _figures(sections, first)}
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_finalize
     )
-    against = f", compared with {', '.join(o.name for o in others)}" if others else ""
-    made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    return environment.from_string(template).render(
-        title=f"Sweep {source.name}",
-        subtitle=f"{source.config.space} on {described(source.config.task)}{against}. "
-        f"Report written {made}.",
-        notices=notices((source, *others)),
+    source, *others = sources
+    made = f"Report written {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}."
+    about = f"{source.config.space} on {described(source.config.task)}"
+    versus = ", ".join(other.name for other in others)
+    return environment.from_string(_resource("page.html.jinja")).render(
+        title=f"Sweeps {source.name}, {versus}" if others else f"Sweep {source.name}",
+        subtitle=f"A comparison of {len(sources)} sweeps. {made}" if others else f"{about}. {made}",
+        notices=notices(sources),
+        headlines=headlines(source) if first else [],
+        first=first,
         sections=sections,
+        figures=Markup(_embedded(figures)),
+        style=Markup(_resource("page.css")),
+        scripts=[Markup(script) for script in scripts],
+        policy=Markup(_POLICY.format(allowed)),
     )
-
-
-def _finalize(value: object) -> object:
-    return printable(value) if type(value) is str else value  # markup is already escaped
 
 
 def notices(sources: Sequence[Source]) -> list[str]:
     """Return a notice for each unfinished sweep, whose results are provisional."""
     found = []
     for source in sources:
-        ended = counted(source.results.values())
         name = "The sweep" if len(sources) == 1 else f"The sweep '{source.name}'"
+        ended = counted(source.results.values())
+        done = f"{ended} of {source.config.trials} trials have finished."
         if source.running is not None:
-            found.append(
-                f"{name} is still running ({source.running}): {ended} of "
-                f"{source.config.trials} trials have finished."
-            )
+            found.append(f"{name} is still running ({source.running}): {done}")
         elif ended < source.config.trials:
-            found.append(
-                f"{name} is unfinished: {ended} of {source.config.trials} trials have finished."
-            )
+            found.append(f"{name} is unfinished: {done}")
     return found
+
+
+def _figures(sections: Sequence[Section], first: Figure | None) -> list[Figure]:
+    return [*([first] if first else []), *(f for section in sections for f in section.figures)]
+
+
+def _embedded(value: object) -> str:
+    """Encode as JSON that no HTML parser takes for a tag."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _resource(name: str) -> str:
+    return files("search.reporting").joinpath(name).read_text(encoding="utf-8")
+
+
+def _finalize(value: object) -> object:
+    return printable(value) if type(value) is str else value  # markup is already escaped

@@ -8,15 +8,17 @@ import time
 from importlib.metadata import version
 
 from search.core.config import SweepConfig
-from search.reporting.section import Section
+from search.reporting.document import Section, Table
 from search.reporting.source import Source
-from search.reporting.tables import Table
 from trainables.core.credentials import without_password
 from trainables.trial import TaskSpec
 
 
-def provenance_section(source: Source) -> Section:
-    """Build the section: command, versions, fingerprints, seeds and every read of a test split."""
+def provenance_section(source: Source, several: bool = False) -> Section:
+    """Build the section: settings, versions, fingerprints, seeds and every read of a test split.
+
+    With `several`, its title and the names of its tables contain the sweep's name.
+    """
     config, task = source.config, source.config.task
     facts = {
         "sweep": config.name,
@@ -39,13 +41,14 @@ def provenance_section(source: Source) -> Section:
     rows += [(f"{name} (at the start)", text) for name, text in versions.items()]
     rows += [("report made with", here)]
     rows += [(f"fingerprint: {name}", text) for name, text in prints.items()]
-    tables = [Table("provenance", "Settings and versions", ("what", "value"), tuple(rows), "", 2)]
-    notes = [f"The command that reproduces this sweep, from its record: {command(config)}"]
-    if source.reads:
-        tables.append(_reads(source))
-    else:
-        notes.append("No test split has been read.")
-    return Section("provenance", "Provenance", tuple(notes), tuple(tables))
+    suffix, title = (f"-{source.name}", f": {source.name}") if several else ("", "")
+    headings = ("what", "value")
+    settings = Table(
+        f"provenance{suffix}", f"Settings and versions{title}", headings, tuple(rows), "", 2
+    )
+    notes = () if source.reads else ("No test split has been read.",)
+    tables = (settings, *[_reads(source, suffix)] * bool(source.reads))
+    return Section(f"provenance{suffix}", f"Provenance{title}", notes, tables)
 
 
 def command(config: SweepConfig) -> str:
@@ -92,7 +95,7 @@ def _task_words(task: TaskSpec) -> list[str]:
     return words
 
 
-def _reads(source: Source) -> Table:
+def _reads(source: Source, suffix: str) -> Table:
     rows = tuple(
         ("-", "this line of the record cannot be parsed", "-")
         if read is None
@@ -104,7 +107,7 @@ def _reads(source: Source) -> Table:
         for read in source.reads
     )
     headings = ("time (UTC)", "data set", "models judged")
-    return Table("reads", "Every read of a test split", headings, rows, "", 2)
+    return Table(f"reads{suffix}", "Every read of a test split", headings, rows, "", 2)
 
 
 def _version() -> str:

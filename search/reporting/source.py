@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
 from search.core.config import SweepConfig
 from search.core.objectives import best_of
 from search.core.problems import UsageError
-from search.core.results import Result
+from search.core.pruners import IN_SEQUENCE
+from search.core.results import IssuedTrial, Result
 from search.core.sweep_folder import SweepFolder, SweepRecord, find_sweep
 from search.evaluation.examples import Example, read_examples
 from search.evaluation.predictions import (
@@ -26,6 +27,8 @@ from search.evaluation.record import (
     read_evaluation,
 )
 from trainables.core.storage import Storage, StorageError
+from trainables.trial import TrialConfig, shown_parameters
+from trainables.trial_run import step_ends
 
 T = TypeVar("T")
 
@@ -50,6 +53,8 @@ class Source:
     """The driver that runs the sweep, if any."""
     damaged: bool = False
     """Whether an evaluation exists that cannot be read."""
+    issued: Mapping[int, IssuedTrial] = field(default_factory=dict)
+    """Every trial that was issued and has not ended, by number."""
 
     @property
     def name(self) -> str:
@@ -119,9 +124,49 @@ class Source:
         except DamagedFileError as error:
             return [], str(error)
 
-    def of(self, state: str) -> list[Result]:
-        """Return the trials with this final state, ordered by number."""
-        return [r for _, r in sorted(self.results.items()) if r.state == state]
+    def of(self, *states: str) -> list[Result]:
+        """Return the trials with one of these final states, ordered by number."""
+        return [r for _, r in sorted(self.results.items()) if r.state in states]
+
+    @property
+    def trials(self) -> list[Result | IssuedTrial]:
+        """Return all trials, first those that have ended."""
+        return [*self.results.values(), *self.issued.values()]
+
+    @property
+    def valued(self) -> list[Result]:
+        """The completed and the pruned trials that have a value, ordered by number."""
+        return [r for r in self.of("COMPLETE", "PRUNED") if r.value is not None]
+
+    @cached_property
+    def planned(self) -> Mapping[int, tuple[float, ...]]:
+        """For each trial, the share of its training (0 to 1) at the end of each report step."""
+        if self.config.pruner in IN_SEQUENCE:
+            count = len(self.config.task.episodes)
+            every = tuple((k + 1) / count for k in range(count))
+            return dict.fromkeys((trial.number for trial in self.trials), every)
+        return {trial.number: _shares(trial.config) for trial in self.trials}
+
+    def done(self, trial: Result | IssuedTrial) -> tuple[float, ...]:
+        """Return the shares of its training at which a trial has reported."""
+        if isinstance(trial, Result) and trial.state == "COMPLETE":
+            count = len(trial.values)
+            own = self.planned[trial.number]
+            return own if len(own) == count else tuple((k + 1) / count for k in range(count))
+        return self.planned[trial.number][: len(trial.values)]
+
+
+def parameters_of(trial: Result | IssuedTrial) -> dict[str, object]:
+    """Return a trial's parameters for display."""
+    return dict(shown_parameters(trial.config, trial.parameters)) if trial.config else {}
+
+
+def _shares(config: Mapping[str, object]) -> tuple[float, ...]:
+    """Return the share of the training at the end of each step; empty without a configuration."""
+    if not config:
+        return ()
+    ends = step_ends(TrialConfig.from_dict(config))
+    return tuple(end / ends[-1] for end in ends) if ends[-1] else (1.0,)
 
 
 def read_source(name: str, storage: str) -> Source:
@@ -140,7 +185,8 @@ def source_of(sweep: Storage, driver: str | None = None) -> Source:
     and `StorageError`.
     """
     folder = SweepFolder(sweep)
-    record, config, results = folder.record, folder.record.config, folder.results()
+    record, config = folder.record, folder.record.config
+    results, issued = folder.trials()
     if not results:
         raise UsageError(
             [
@@ -150,7 +196,7 @@ def source_of(sweep: Storage, driver: str | None = None) -> Source:
         )
     evaluation, reads = read_evaluation(sweep), list_reads(sweep)
     damaged = evaluation is None and sweep.exists(EVALUATION)
-    return Source(sweep, record, config, results, evaluation, reads, driver, damaged)
+    return Source(sweep, record, config, results, evaluation, reads, driver, damaged, issued)
 
 
 def comparable(source: Source, others: Sequence[Source]) -> None:

@@ -1,12 +1,14 @@
-"""Tables that can be written as HTML, Markdown, LaTeX and CSV."""
+"""Content of a report: sections of text, tables, interactive figures and pictures."""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from trainables.core.text import printable
 
@@ -22,8 +24,6 @@ _LATEX = str.maketrans(
         "−": "$-$",
     }
 )
-
-
 _FORMULA = ("=", "+", "-", "@")
 _NUMBER = re.compile(r"-|[-+]?[\d.,]+(e[-+]?\d+)?( ± [\d.]+)?( \[[-+\d., ]+\])?")
 
@@ -44,6 +44,10 @@ class Table:
     """Note below the table."""
     labels: int = 1
     """Number of label columns."""
+    folded: bool = False
+    """Whether the page shows it only on request."""
+    interactive: bool = False
+    """Whether the page can sort and filter it, in a box that scrolls."""
 
     def __post_init__(self) -> None:
         """Escape control characters, which names of classes and files may contain."""
@@ -74,6 +78,94 @@ class Table:
         lines = (map(_in_csv, line) for line in (self.headings, *self.rows))
         csv.writer(text, lineterminator="\n").writerows(lines)
         return text.getvalue()
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A Plotly figure; text from users must be escaped with `figures.plain`."""
+
+    name: str
+    """Name of its file, without extension."""
+    title: str
+    """Title."""
+    caption: str
+    """Caption: explains terms and omissions."""
+    data: Sequence[Mapping[str, Any]]
+    """Plotly's traces."""
+    layout: Mapping[str, Any] = field(default_factory=dict)
+    """Plotly's layout, without colours of text, axes and background, which the page sets."""
+    wide: bool = False
+    """Whether it takes the full width of the page."""
+
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+        return int(self.layout.get("height", 340))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return Plotly's JSON, which `plotly.io.from_json` reads."""
+        return {"data": list(self.data), "layout": {"height": self.height, **self.layout}}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A small image from the data set."""
+
+    png: bytes
+    """Content of the PNG file."""
+    caption: str
+    """Text below the image."""
+    name: str
+    """Alternative text."""
+
+    @property
+    def base64(self) -> str:
+        """The PNG file in base64, for a data URI."""
+        return b64encode(self.png).decode()
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A group of related pictures."""
+
+    title: str
+    """Title of the group."""
+    pictures: tuple[Picture, ...]
+    """Pictures in display order."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A number at the top of the page."""
+
+    label: str
+    """What it is."""
+    value: str
+    """The number, with its unit."""
+    detail: str = ""
+    """Its interval or context."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """Text, tables and figures under one heading."""
+
+    name: str
+    """Anchor on the page."""
+    title: str
+    """Heading."""
+    notes: tuple[str, ...] = ()
+    """Paragraphs, as plain text."""
+    tables: tuple[Table, ...] = ()
+    """Tables, shown before the figures."""
+    figures: tuple[Figure, ...] = ()
+    """Figures in display order."""
+    galleries: tuple[Gallery, ...] = ()
+    """Galleries, shown after the tables."""
+    files: tuple[Table, ...] = ()
+    """Tables that are too long for the page and are only written as files."""
+    command: str = ""
+    """A shell command that the page offers to copy."""
 
 
 def percent(fraction: float | None, digits: int = 2) -> str:
