@@ -62,7 +62,7 @@ def comparison_section(sources: Sequence[Source]) -> Section:
                 described(source.config.task),
                 f"{len(source.of('COMPLETE'))} / {len(source.results)}",
                 f"{sum(r.train_seconds for r in source.results.values()):.0f}",
-                percent(best.value if best else None),
+                percent(best.accuracy if best else None),
                 *cells,
                 *(gains.get(label, "-") for label in labels if label != "winner"),
             )
@@ -86,7 +86,7 @@ def comparison_section(sources: Sequence[Source]) -> Section:
     table = Table("comparison", "The sweeps", headings, tuple(rows), note, labels=3)
     layout = {
         "xaxis": count_axis("trial (number)", max(max(s.results) for s in sources)),
-        "yaxis": axis("best validation accuracy so far (%)"),
+        "yaxis": axis(" or ".join(dict.fromkeys(s.objective for s in sources))),
     }
     caption = "The best value of the completed trials so far, per sweep."
     history = Figure("comparison", "History of the sweeps", caption, data, layout, wide=True)

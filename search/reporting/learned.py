@@ -374,7 +374,7 @@ def _budget(source: Source) -> list[Figure]:
     if not trials:
         return []
     budgets, bits = ([r.metrics[key] for r in trials] for key in (BUDGET, FLIPPED))
-    values = [100 * (r.value or 0.0) for r in trials]
+    values = [100 * (r.accuracy or 0.0) for r in trials]
     dots = series(
         "trials",
         budgets,

@@ -58,9 +58,9 @@ def parameters_section(source: Source) -> Section | None:
         figures.append(_importance_figure(found, len(trials)))
         leading = [name for name in list(found.values())[-1] if name in names][:2]
         figures += [_ranks(trials, leading)] * (len(leading) == 2)
-    figures += [_slice(name, trials, source.results) for name in names]
+    figures += [_slice(name, trials, source.objective) for name in names]
     if len(names) > 1:
-        figures.append(_parallel(trials, names))
+        figures.append(_parallel(trials, names, source.objective))
     notes = () if found else (f"Importances are not shown: {_why(trials)}.",)
     return Section("parameters", "The parameters", notes, figures=tuple(figures))
 
@@ -192,7 +192,7 @@ def _scale(name: str, trials: Sequence[Result]) -> _Scale:
     return _Scale({n: float(v) for n, v in found.items()}, ticks, [f"{t:g}" for t in ticks], few)
 
 
-def _slice(name: str, trials: Sequence[Result], results: Mapping[int, Result]) -> Figure:
+def _slice(name: str, trials: Sequence[Result], objective: str) -> Figure:
     scale, data = _scale(name, trials), []
     for state in ("PRUNED", "COMPLETE"):
         word, colour, symbol = STATES[state]
@@ -211,7 +211,7 @@ def _slice(name: str, trials: Sequence[Result], results: Mapping[int, Result]) -
             )
     texts = list(map(plain, scale.texts))
     across = axis(name, tickvals=list(scale.ticks), ticktext=texts, zeroline=False)
-    layout = {"height": 270, "xaxis": across, "yaxis": axis(ACCURACY)}
+    layout = {"height": 270, "xaxis": across, "yaxis": axis(objective)}
     spread = " Points are spread sideways." if scale.discrete else ""
     missing = len(trials) - len(scale.places)
     omitted = f" {missing} trials do not have it." if missing else ""
@@ -224,7 +224,7 @@ def _shift(number: int) -> float:
     return 0.4 * ((number * 0.618034) % 1 - 0.5)
 
 
-def _parallel(trials: Sequence[Result], names: Sequence[str]) -> Figure:
+def _parallel(trials: Sequence[Result], names: Sequence[str], objective: str) -> Figure:
     """Draw one line per trial across the state, all parameters that vary, and the value."""
     values = [round(100 * (r.value or 0.0), 4) for r in trials]
     states = [float(r.state == "COMPLETE") for r in trials]
@@ -245,7 +245,7 @@ def _parallel(trials: Sequence[Result], names: Sequence[str]) -> Figure:
         )
     ticks = linear_ticks(min(values), max(values))
     last = {"tickvals": ticks, "ticktext": [f"{t:g}" for t in ticks]}
-    dimensions.append({"label": "validation (%)", "values": values, **last})
+    dimensions.append({"label": objective, "values": values, **last})
     data = [{"type": "parcoords", "dimensions": dimensions, "line": {"color": values, **COLOURED}}]
     caption = (
         f"One line per trial, coloured by its value. {_LAST} Drag along an axis to select a range, "
@@ -270,14 +270,14 @@ def tradeoff_section(source: Source) -> Section | None:
     if source.config.second_objective:
         return _second(parse_objective(source.config.second_objective), complete)
     sparse = {
-        r.number: (100 * r.metrics[SPARSITY], r.value) for r in complete if SPARSITY in r.metrics
+        r.number: (100 * r.metrics[SPARSITY], r.accuracy) for r in complete if SPARSITY in r.metrics
     }
     if len(sparse) > 1:
         note = "The cost is the sparsity: the share of the masked weights that a trial drops."
         return _tradeoff(sparse, "sparsity (% of the masked weights dropped)", "sparsity", note)
-    ranked = sorted(complete, key=lambda r: (-(r.value or 0.0), r.number))[:MOST_ARTIFACTS]
+    ranked = sorted(complete, key=lambda r: (-(r.accuracy or 0.0), r.number))[:MOST_ARTIFACTS]
     sizes = numbers_learned(source, ranked)
-    counted = {r.number: (float(sizes[r.number]), r.value) for r in ranked if r.number in sizes}
+    counted = {r.number: (float(sizes[r.number]), r.accuracy) for r in ranked if r.number in sizes}
     if len(counted) < 2:
         return None
     left_out = (
@@ -296,7 +296,7 @@ def _second(also: Objective, complete: Sequence[Result]) -> Section | None:
     found = {}
     for result in complete:
         if (second := also.value(result.metrics)) is not None:
-            found[result.number] = second, result.value
+            found[result.number] = second, result.accuracy
     if not found:
         return None
     note = (

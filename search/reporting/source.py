@@ -57,6 +57,11 @@ class Source:
     """Every trial that was issued and has not ended, by number."""
 
     @property
+    def objective(self) -> str:
+        """What the sweep maximises, in words with its unit."""
+        return f"validation {self.config.task.objective} (%)"
+
+    @property
     def name(self) -> str:
         """Name of the sweep."""
         return self.config.name

@@ -86,6 +86,7 @@ def trials_table(source: Source) -> Table:
     for trial in sorted(source.trials, key=_rank):
         when = trial.ended if isinstance(trial, Result) else trial.begun
         value = trial.value if isinstance(trial, Result) else (trial.values or (None,))[-1]
+        accuracy = trial.accuracy if isinstance(trial, Result) else None
         done = source.done(trial)
         found = parameters_of(trial)
         rows.append(
@@ -93,6 +94,7 @@ def trials_table(source: Source) -> Table:
                 str(trial.number),
                 STATES[trial.state][0] if isinstance(trial, Result) else "unfinished",
                 percent(value),
+                *[percent(accuracy)] * (source.objective != ACCURACY),
                 f"{100 * done[-1]:.0f}" if done else "0",
                 *(shown_number(found.get(name, "-")) for name in names),
                 f"{trial.train_seconds:.1f}" if isinstance(trial, Result) else "-",
@@ -101,7 +103,8 @@ def trials_table(source: Source) -> Table:
                 trial.reason if isinstance(trial, Result) else "",
             )
         )
-    headings = ("trial", "state", ACCURACY, "trained (%)", *names)
+    judged = dict.fromkeys([source.objective, ACCURACY])
+    headings = ("trial", "state", *judged, "trained (%)", *names)
     note = (
         "Parameters that do not vary are omitted; trials.parquet has every setting. Times are in "
         "UTC: the end of a finished trial, the start of an unfinished one."
@@ -127,10 +130,10 @@ def history_figure(source: Source) -> Figure:
         label = "the paper's setting (trial 0)"
         data.append(series(label, [0, last], level, (GREY, ""), "lines", line=dashed))
     caption = (
-        "A trial's value is its validation accuracy, averaged over data sets, shots and draws; for "
-        "a pruned trial, the last one that it reported."
+        "A trial's value is averaged over data sets, shots and draws; that of a pruned trial is the "
+        "last one that it reported."
     )
-    layout = {"xaxis": count_axis("trial (number)", last), "yaxis": axis(ACCURACY)}
+    layout = {"xaxis": count_axis("trial (number)", last), "yaxis": axis(source.objective)}
     return Figure("history", "Optimisation history", caption, data, layout)
 
 
@@ -252,9 +255,9 @@ def _curves(source: Source) -> Figure:
             data[-1]["marker"]["size"] = 6 if strong else 4
     layout = {
         "xaxis": axis("share of the training (%)", range=[0, 102], dtick=25),
-        "yaxis": axis(ACCURACY),
+        "yaxis": axis(source.objective),
     }
-    caption = "The validation accuracy that each trial reported, with which the pruner decides."
+    caption = "What each trial reported, and the pruner decides with."
     return Figure("curves", "Learning curves", caption, data, layout)
 
 

@@ -36,8 +36,8 @@ def headlines(source: Source) -> list[Headline]:
             base = percent(summary(found.figure(gain.baseline)).mean, 1)
             label = f"over {LABELS[gain.baseline]} ({base} %)"
             numbers.append(Headline(label, f"{100 * gain.mean:+z.1f} points", _interval(gain)))
-    if best is not None and best.value is not None:
-        chosen = f"trial {best.number}, selected by this number"
+    if best is not None and best.accuracy is not None:
+        chosen = f"trial {best.number}, the best of {len(source.of('COMPLETE'))} completed"
         value = f"{percent(best.value, 1)} %"
         numbers.append(Headline("validation accuracy, the winner", value, chosen))
     states = {"completed": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
@@ -53,10 +53,10 @@ def winner_section(source: Source) -> Section:
     if best is None:
         why = "There is no winner: no trial has completed yet."
         return Section("winner", "The winner", (why,), command=copied)
-    assert best.value is not None
+    assert best.accuracy is not None
     notes = [
         f"Trial {best.number} is the winner of {len(source.of('COMPLETE'))} completed trials, with "
-        f"a validation accuracy of {percent(best.value)} %. This number is optimistically biased, "
+        f"a validation accuracy of {percent(best.accuracy)} %. This number is optimistically biased, "
         "because it selected the winner; the test results are not.",
         tie_note(source),
     ]
@@ -112,7 +112,7 @@ def test_table(found: Evaluation) -> Table:
 
 
 def _values(source: Source) -> dict[int, float]:
-    return {r.number: r.value for r in source.of("COMPLETE") if r.value is not None}
+    return {r.number: r.accuracy for r in source.of("COMPLETE") if r.accuracy is not None}
 
 
 def _difference(gain: Gain) -> str:
