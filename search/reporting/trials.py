@@ -130,8 +130,8 @@ def history_figure(source: Source) -> Figure:
         label = "the paper's setting (trial 0)"
         data.append(series(label, [0, last], level, (GREY, ""), "lines", line=dashed))
     caption = (
-        "A trial's value is averaged over data sets, shots and draws; that of a pruned trial is the "
-        "last one that it reported."
+        "A trial's value is averaged over data sets, shots and draws; that of a pruned trial is "
+        "the last one that it reported."
     )
     layout = {"xaxis": count_axis("trial (number)", last), "yaxis": axis(source.objective)}
     return Figure("history", "Optimisation history", caption, data, layout)
@@ -231,6 +231,7 @@ def _curves(source: Source) -> Figure:
     """Plot the objective of every trial over its training; one trace per state, with gaps."""
     data = []
     best = source.best
+    hover = "%{text}<br>%{x:.0f} %: %{y:.2f} %<extra></extra>"
     running = [trial for trial in source.issued.values() if trial.values]
     groups: list[tuple[str, str, list[Any]]] = [
         (word, colour, [r for r in source.of(state) if r is not best])
@@ -247,12 +248,9 @@ def _curves(source: Source) -> Figure:
             text += [f"trial {trial.number}"] * (len(shares) + 1)
         if text:
             strong = word.startswith("trial ")
-            line = {"width": 3 if strong else 1}
-            hover = "%{text}<br>%{x:.0f} %: %{y:.2f} %<extra></extra>"
-            more = {"line": line, "text": text, "hovertemplate": hover}
-            more["opacity"] = 1 if strong else 0.5
-            data.append(series(word, xs, ys, (colour, "circle"), "lines+markers", **more))
-            data[-1]["marker"]["size"] = 6 if strong else 4
+            data.append(series(word, xs, ys, (colour, "circle"), "lines+markers", text=text))
+            data[-1] |= {"hovertemplate": hover, "opacity": 1 if strong else 0.5}
+            data[-1]["line"]["width"], data[-1]["marker"]["size"] = (3, 6) if strong else (1, 4)
     layout = {
         "xaxis": axis("share of the training (%)", range=[0, 102], dtick=25),
         "yaxis": axis(source.objective),

@@ -56,8 +56,8 @@ def winner_section(source: Source) -> Section:
     assert best.accuracy is not None
     notes = [
         f"Trial {best.number} is the winner of {len(source.of('COMPLETE'))} completed trials, with "
-        f"a validation accuracy of {percent(best.accuracy)} %. This number is optimistically biased, "
-        "because it selected the winner; the test results are not.",
+        f"a validation accuracy of {percent(best.accuracy)} %. This number is optimistically "
+        "biased, because it selected the winner; the test results are not.",
         tie_note(source),
     ]
     tables = []
