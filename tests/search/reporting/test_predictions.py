@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from search.core.config import SweepConfig
 from search.core.results import Result
+from search.core.sweep_folder import SweepRecord
 from search.evaluation.examples import EXAMPLES, Example, encode_examples
 from search.evaluation.predictions import (
     PREDICTIONS,
@@ -23,12 +24,16 @@ from search.evaluation.predictions import (
     encode_predictions,
 )
 from search.evaluation.record import Evaluation, Label, Part, Score
-from search.reporting.calibration import BINS, calibration_section, reliability
-from search.reporting.changes import changes_section
-from search.reporting.classes import MOST_CLASSES, classes_section
-from search.reporting.confusion import confusion_section
-from search.reporting.evaluated import places, shown_episode, unseen_section
+from search.reporting.document import Section
 from search.reporting.page import render
+from search.reporting.predictions import (
+    BINS,
+    MOST_CLASSES,
+    episodes_of,
+    prediction_sections,
+    reliability,
+    shown_episode,
+)
 from search.reporting.source import Source
 from trainables.core.storage import LocalStorage
 from trainables.trial import TaskSpec
@@ -73,44 +78,43 @@ def judged(tmp_path: Path, *sheets: PredictionTable, examples: Sequence[Example]
     found = Evaluation(0, 0.5, SEEDS, "few-shot", scores, checksums=checksums)
     trial = Result(0, "COMPLETE", 0.5, (0.5,), {}, {}, {}, {}, {}, 1.0, 0.0, 1.0, "host")
     config = SweepConfig(name="x", task=TaskSpec(("a",), "tiny", (4,), (1,)))
-    return Source(storage, {"fingerprints": {}}, config, {0: trial}, found, (), None)
+    return Source(storage, SweepRecord("id", config, {}), config, {0: trial}, found, (), None)
 
 
-def test_several_places_are_rows_and_one_is_drawn(tmp_path: Path) -> None:
+def sections_of(source: Source) -> dict[str, Section]:
+    return {section.name: section for section in prediction_sections(source)}
+
+
+def test_several_episodes_are_rows_and_one_is_drawn(tmp_path: Path) -> None:
     models = (("folder:/x/a", 1), ("folder:/x/a", 4))
     source = judged(
         tmp_path, sheet("folder:/x/a", "base", 4, models), sheet("folder:/x/a", "new", 3, models)
     )
-    found = places(source.sheets)
+    found = episodes_of(source.sheets)
     names = [f"a, {half} classes, {s}" for half in ("base", "new") for s in ("1 shot", "4 shots")]
-    assert [place.name for place in found] == names
+    assert [episode.name for episode in found] == names
     assert shown_episode(found).name == "a, base classes, 4 shots"
-    changes, calibration = changes_section(source), calibration_section(source)
-    assert changes is not None
-    assert calibration is not None
+    sections = sections_of(source)
+    changes, calibration = sections["changes"], sections["calibration"]
     assert [row[0] for row in changes.tables[0].rows] == [name for name in names for _ in range(2)]
     assert len(calibration.tables[0].rows) == 4 * 3
-    assert any("The figure shows a, base classes, 4 shots" in note for note in calibration.notes)
+    assert any("The figures show a, base classes, 4 shots" in note for note in calibration.notes)
     assert "There are no pictures" in changes.notes[1]
-    classes = classes_section(source)
-    assert classes is not None
-    assert len(classes.files[0].rows) == 2 * 4 + 2 * 3
+    assert len(sections["classes"].files[0].rows) == 2 * 4 + 2 * 3
 
 
 def test_many_classes_show_their_ends_and_have_a_file(tmp_path: Path) -> None:
     source = judged(tmp_path, sheet("a", "test", 100, [("a", 4)]))
-    classes, confusion = classes_section(source), confusion_section(source)
-    assert classes is not None
-    assert confusion is not None
-    (shown,), (whole,) = classes.tables, classes.files
+    classes = sections_of(source)["classes"]
+    (shown, confusion), (whole,) = classes.tables, classes.files
     assert 20 == len(shown.rows) < MOST_CLASSES
     assert len(whole.rows) == 100
     gains = [row[-1] for row in whole.rows]
     assert gains[-1] == "-"  # the class that has no images
     ends = [*whole.rows[:10], *whole.rows[89:99]]
     assert [row[0] for row in shown.rows] == [row[1] for row in ends]
-    assert confusion.figures == ()
-    assert len(confusion.tables[0].rows) == 15
+    assert [figure.name for figure in classes.figures] == ["classes"]
+    assert len(confusion.rows) == 15
     own = source.sheets[0]
     for row in whole.rows[:99]:
         of_class = own.truth == own.classes.index(row[1])
@@ -120,18 +124,21 @@ def test_many_classes_show_their_ends_and_have_a_file(tmp_path: Path) -> None:
             assert row[3 + place] == f"{100 * share:.2f}"
 
 
-def test_few_classes_have_a_matrix(tmp_path: Path) -> None:
-    found = confusion_section(judged(tmp_path, sheet("a", "test", 5, [("a", 4)])))
-    assert found is not None
-    assert [figure.name for figure in found.figures] == ["confusion"]
+def test_few_classes_have_a_matrix_with_whole_names(tmp_path: Path) -> None:
+    source = judged(tmp_path, sheet("a", "test", 5, [("a", 4)]))
+    (_, confusion) = sections_of(source)["classes"].figures
+    assert confusion.name == "confusion"
+    names = confusion.layout["xaxis"]["ticktext"]
+    assert names == [f"&lt;i&gt;{i}&lt;/i&gt;" for i in range(5)]
+    (matrix,) = confusion.data
+    assert [round(sum(v or 0 for v in row)) for row in matrix["z"]] == [100] * 4 + [0]
 
 
 def test_names_are_never_markup(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
     example = Example("a", "test", 4, 2, f'{evil}".jpg', evil, "b", evil, b"png")
     source = judged(tmp_path, sheet("a", "test", 5, [("a", 4)]), examples=[example])
-    sections = [changes_section(source), classes_section(source), confusion_section(source)]
-    text = render(source, (), [section for section in sections if section is not None])
+    text = render([source], prediction_sections(source))
     assert evil not in text
     assert "<i>0</i>" not in text
     assert "&lt;script&gt;" in text
@@ -141,15 +148,12 @@ def test_names_are_never_markup(tmp_path: Path) -> None:
 
 def test_without_predictions_there_is_a_reason(tmp_path: Path) -> None:
     source = judged(tmp_path, sheet("a", "test", 5, [("a", 4)]))
-    assert unseen_section(source) is None
+    assert "images" not in sections_of(source)
     (tmp_path / "predictions.arrow").unlink()
-    old = dataclasses.replace(source)
-    told = unseen_section(old)
-    assert told is not None
-    assert "'predictions.arrow' is missing" in told.notes[0]
-    for make in (changes_section, classes_section, confusion_section, calibration_section):
-        assert make(old) is None
-    assert unseen_section(dataclasses.replace(source, evaluation=None)) is None
+    sections = sections_of(dataclasses.replace(source))
+    assert list(sections) == ["images"]
+    assert "'predictions.arrow' is missing" in sections["images"].notes[0]
+    assert sections_of(dataclasses.replace(source, evaluation=None)) == {}
 
 
 FRACTIONS = st.one_of(st.integers(0, BINS).map(lambda m: m / BINS), st.floats(0, 1, width=32))
