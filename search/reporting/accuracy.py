@@ -89,7 +89,7 @@ def comparison_section(sources: Sequence[Source]) -> Section:
         "yaxis": axis(" or ".join(dict.fromkeys(s.objective for s in sources))),
     }
     caption = "The best value of the completed trials so far, per sweep."
-    history = Figure("comparison", "History of the sweeps", caption, data, layout, wide=True)
+    history = Figure("comparison", "History of the sweeps", caption, data, layout, wide=640)
     figures = (history,) if data else ()
     return Section("comparison", "Comparison", (), (table,), figures)
 

@@ -94,8 +94,8 @@ class Figure:
     """Plotly's traces."""
     layout: Mapping[str, Any] = field(default_factory=dict)
     """Plotly's layout, without colours of text, axes and background, which the page sets."""
-    wide: bool = False
-    """Whether it takes the full width of the page."""
+    wide: int = 0
+    """Least width in pixels of a figure that has a row of its own; 0 for one that shares a row."""
 
     @property
     def height(self) -> int:

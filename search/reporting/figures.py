@@ -12,11 +12,11 @@ from trainables.core.text import printable
 Trace = dict[str, Any]
 Axis = dict[str, Any]
 
-ORANGE, SKY, GREEN, BLUE = "#E69F00", "#56B4E9", "#009E73", "#0072B2"
+ORANGE, SKY, GREEN, BLUE = "#E69F00", "#56B4E9", "#009E73", "#1F8ACF"
 VERMILION, PURPLE, GREY = "#D55E00", "#CC79A7", "#8A8A8A"
 COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY)
 """Okabe and Ito's colour-blind-safe palette (jfly.uni-koeln.de/color), without yellow and black,
-which are invisible on a light or a dark page."""
+which are invisible on a light or a dark page, and with a lighter blue."""
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x")
 """Symbols, so that figures are readable without colours."""
 COLOURED = {"coloraxis": "coloraxis"}

@@ -423,7 +423,7 @@ def _by_tensor(
     across = axis(unit, rangemode="tozero")
     layout = {"height": 150 + 20 * len(names), "xaxis": across, "yaxis": ticks}
     caption = "The winner's masks, with the input side on top. Means over the draws."
-    return Figure(name, title, caption, data, layout)
+    return Figure(name, title, caption, data, layout, wide=560)
 
 
 _Found = Sequence[tuple[Learned, _Masks]]

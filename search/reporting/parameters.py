@@ -3,7 +3,6 @@ trade-off between accuracy and a second metric."""
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,13 +22,13 @@ from search.reporting.figures import (
     GREY,
     ORANGE,
     VERMILION,
+    Axis,
     axis,
     linear_ticks,
     log_axis,
     log_ticks,
     plain,
     series,
-    shown_number,
 )
 from search.reporting.learned import SPARSITY, numbers_learned
 from search.reporting.source import Source
@@ -56,8 +55,9 @@ def parameters_section(source: Source) -> Section | None:
     figures = []
     if found:
         figures.append(_importance_figure(found, len(trials)))
-        leading = [name for name in list(found.values())[-1] if name in names][:2]
-        figures += [_ranks(trials, leading)] * (len(leading) == 2)
+        leading = [n for n in list(found.values())[-1] if not _scale(n, trials).discrete]
+        if len(leading) > 1:
+            figures.append(_pair(leading[0], leading[1], trials, source.objective))
     figures += [_slice(name, trials, source.objective) for name in names]
     if len(names) > 1:
         figures.append(_parallel(trials, names, source.objective))
@@ -134,7 +134,7 @@ def _importance_figure(found: Mapping[str, Mapping[str, float]], trials: int) ->
     ]
     layout = {
         "height": 150 + 34 * len(names),
-        "xaxis": axis("share of the explained variance (fraction)", range=[0, 1]),
+        "xaxis": axis("share of the variance (fraction)", range=[0, 1]),
         "yaxis": {"type": "category", "dtick": 1},
         "barmode": "group",
     }
@@ -143,20 +143,6 @@ def _importance_figure(found: Mapping[str, Mapping[str, float]], trials: int) ->
         f"{_LAST} With few trials this is only a rough estimate."
     )
     return Figure("importances", "Hyper-parameter importances", caption, data, layout)
-
-
-def _ranks(trials: Sequence[Result], names: Sequence[str]) -> Figure:
-    """Plot the two most important parameters against each other, with Optuna's rank plot."""
-    from optuna.visualization import plot_rank
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the plot is experimental
-        found = json.loads(plot_rank(_study(trials), params=list(names)).to_json())
-    layout = {key: value for key, value in found["layout"].items() if key.endswith("axis")}
-    for data in found["data"]:
-        data.get("marker", {}).pop("line", None)
-    caption = f"Each point is a trial, coloured by the rank of its value. {_LAST}"
-    return Figure("ranks", f"{names[0]} and {names[1]}", caption, found["data"], layout)
 
 
 @dataclass(frozen=True)
@@ -169,8 +155,21 @@ class _Scale:
     """Positions of the ticks."""
     texts: Sequence[str]
     """Their labels."""
-    discrete: bool
+    discrete: bool = False
     """Whether points are likely to hide each other."""
+    log: bool = False
+    """Whether positions and ticks are logarithms to base 10."""
+
+    def shown(self, number: int, shift: float = 0.0) -> float:
+        """Return a trial's place on `axis`."""
+        place = self.places[number] + shift
+        return 10**place if self.log else place
+
+    def axis(self, title: str) -> Axis:
+        """Return an axis with these ticks."""
+        ticks = [10**tick for tick in self.ticks] if self.log else list(self.ticks)
+        kind = {"type": "log"} if self.log else {}
+        return axis(title, tickvals=ticks, ticktext=list(map(plain, self.texts)), **kind)
 
 
 def _scale(name: str, trials: Sequence[Result]) -> _Scale:
@@ -178,7 +177,12 @@ def _scale(name: str, trials: Sequence[Result]) -> _Scale:
     first = next(r for r in trials if name in r.parameters)
     kind = json_to_distribution(first.distributions[name])
     if not isinstance(kind, FloatDistribution | IntDistribution):
-        words = sorted({str(v) for v in found.values()}, key=lambda w: (len(w), w))
+        numeric = all(isinstance(v, int | float) for v in found.values())
+        words = (
+            list(map(str, sorted(set(found.values()))))
+            if numeric
+            else sorted({str(v) for v in found.values()})
+        )
         places = {number: float(words.index(str(value))) for number, value in found.items()}
         return _Scale(places, [*map(float, range(len(words)))], words, True)
     low, high = float(min(found.values())), float(max(found.values()))
@@ -186,7 +190,8 @@ def _scale(name: str, trials: Sequence[Result]) -> _Scale:
     if kind.log and low > 0:
         ticks = log_ticks(low, high)
         places = {number: math.log10(value) for number, value in found.items()}
-        return _Scale(places, [math.log10(t) for t in ticks], [f"{t:g}" for t in ticks], False)
+        logarithms = [math.log10(t) for t in ticks]
+        return _Scale(places, logarithms, [f"{t:g}" for t in ticks], log=True)
     ticks = linear_ticks(low, high, whole)
     few = whole and high - low < 12
     return _Scale({n: float(v) for n, v in found.items()}, ticks, [f"{t:g}" for t in ticks], few)
@@ -198,25 +203,37 @@ def _slice(name: str, trials: Sequence[Result], objective: str) -> Figure:
         word, colour, symbol = STATES[state]
         own = [r for r in trials if r.state == state and r.number in scale.places]
         if own:
-            data.append(
-                series(
-                    word,
-                    [scale.places[r.number] + _shift(r.number) * scale.discrete for r in own],
-                    [100 * (r.value or 0.0) for r in own],
-                    (colour, symbol),
-                    text=[f"trial {r.number}: {shown_number(r.parameters[name])}" for r in own],
-                    hovertemplate="%{text}<br>%{y:.2f} %<extra></extra>",
-                    marker={"size": 6, "opacity": 0.65},
-                )
-            )
-    texts = list(map(plain, scale.texts))
-    across = axis(name, tickvals=list(scale.ticks), ticktext=texts, zeroline=False)
-    layout = {"height": 270, "xaxis": across, "yaxis": axis(objective)}
+            xs = [scale.shown(r.number, _shift(r.number) * scale.discrete) for r in own]
+            ys = [100 * (r.value or 0.0) for r in own]
+            data.append(series(word, xs, ys, (colour, symbol), marker={"size": 6, "opacity": 0.65}))
+            data[-1]["customdata"] = [r.number for r in own]
+            shown = "%{x:.4~g}"
+            if scale.discrete:
+                data[-1]["text"], shown = [plain(str(r.parameters[name])) for r in own], "%{text}"
+            hover = "trial %{customdata}<br>" + shown + ": %{y:.2f} %<extra></extra>"
+            data[-1]["hovertemplate"] = hover
+    layout = {"height": 270, "xaxis": scale.axis(name), "yaxis": axis(objective)}
     spread = " Points are spread sideways." if scale.discrete else ""
     missing = len(trials) - len(scale.places)
     omitted = f" {missing} trials do not have it." if missing else ""
     caption = f"One point per trial.{omitted}{spread}"
     return Figure(f"slice-{name}", name, caption, data, layout)
+
+
+def _pair(name: str, other: str, trials: Sequence[Result], objective: str) -> Figure:
+    """Plot two parameters against each other, coloured by the value."""
+    across, up = _scale(name, trials), _scale(other, trials)
+    xs, ys = ([one.shown(r.number) for r in trials] for one in (across, up))
+    values = [round(100 * (r.value or 0.0), 3) for r in trials]
+    data = series("trials", xs, ys, marker={"color": values, "size": 9, **COLOURED})
+    data["customdata"] = [[r.number, value] for r, value in zip(trials, values, strict=True)]
+    data["hovertemplate"] = (
+        "trial %{customdata[0]}<br>%{x:.4~g}, %{y:.4~g}: %{customdata[1]:.2f} %<extra></extra>"
+    )
+    bar = {"title": {"text": objective, "side": "right"}}
+    layout = {"xaxis": across.axis(name), "yaxis": up.axis(other), "coloraxis": {"colorbar": bar}}
+    caption = f"The two most important numbers. One point per trial. {_LAST}"
+    return Figure("pair", f"{name} and {other}", caption, [data], layout)
 
 
 def _shift(number: int) -> float:
@@ -254,7 +271,9 @@ def _parallel(trials: Sequence[Result], names: Sequence[str], objective: str) ->
     )
     layout = {"height": 420, "margin": {"l": 60, "r": 60, "t": 60, "b": 30}}
     layout["coloraxis"] = {"showscale": False}
-    return Figure("parallel", "Parallel coordinates", caption, data, layout, wide=True)
+    return Figure(
+        "parallel", "Parallel coordinates", caption, data, layout, wide=100 * len(dimensions)
+    )
 
 
 # --- accuracy and its cost -----------------------------------------------------------------------

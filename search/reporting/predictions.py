@@ -313,11 +313,11 @@ def _confusion(episode: EvaluatedEpisode) -> Figure:
         for row, total in zip(matrix, totals, strict=True)
     ]
     titles = ("prediction (class)", "truth (class)")
-    data, layout = heatmap(shares, (names, names), titles, 100, "%{z:.0f}")
+    data, layout = heatmap(shares, (names, names), titles, 100, "%{z:.2~g}")
     data["hovertemplate"] = "%{z:.1f} % of this class<extra></extra>"
     layout["coloraxis"]["colorbar"] = {"title": {"text": "% of the class", "side": "right"}}
     caption = f"{episode.name}; all draws together. Each row sums to 100 %; empty cells are 0."
-    return Figure("confusion", "The winner's confusion", caption, [data], layout, wide=True)
+    return Figure("confusion", "The winner's confusion", caption, [data], layout, wide=560)
 
 
 # --- calibration ---------------------------------------------------------------------------------

@@ -231,7 +231,7 @@ def _curves(source: Source) -> Figure:
     """Plot the objective of every trial over its training; one trace per state, with gaps."""
     data = []
     best = source.best
-    hover = "%{text}<br>%{x:.0f} %: %{y:.2f} %<extra></extra>"
+    hover = "trial %{customdata}<br>%{x:.0f} %: %{y:.2f} %<extra></extra>"
     running = [trial for trial in source.issued.values() if trial.values]
     groups: list[tuple[str, str, list[Any]]] = [
         (word, colour, [r for r in source.of(state) if r is not best])
@@ -240,15 +240,17 @@ def _curves(source: Source) -> Figure:
     for word, colour, trials in [*groups, ("unfinished", GREY, running), *_named(source)]:
         xs: list[float | None] = []
         ys: list[float | None] = []
-        text: list[str] = []
+        numbers: list[int] = []
         for trial in trials:
             shares = source.done(trial)
             xs += [*(100 * share for share in shares), None]
             ys += [*(100 * value for value in trial.values[: len(shares)]), None]
-            text += [f"trial {trial.number}"] * (len(shares) + 1)
-        if text:
+            numbers += [trial.number] * (len(shares) + 1)
+        if numbers:
             strong = word.startswith("trial ")
-            data.append(series(word, xs, ys, (colour, "circle"), "lines+markers", text=text))
+            data.append(
+                series(word, xs, ys, (colour, "circle"), "lines+markers", customdata=numbers)
+            )
             data[-1] |= {"hovertemplate": hover, "opacity": 1 if strong else 0.5}
             data[-1]["line"]["width"], data[-1]["marker"]["size"] = (3, 6) if strong else (1, 4)
     layout = {
@@ -332,7 +334,7 @@ def _timeline(source: Source) -> Figure:
         "Each bar is a trial, from its first start to its end, including pauses; a host has as "
         "many lines as it ran trials at once."
     )
-    return Figure("timeline", "Timeline of the workers", caption, data, layout, wide=True)
+    return Figure("timeline", "Timeline of the workers", caption, data, layout, wide=640)
 
 
 def _iso(seconds: float) -> str:

@@ -58,7 +58,7 @@ def test_pruned_trials_are_in_every_figure() -> None:
     assert section is not None
     figures = {figure.name: figure for figure in section.figures}
     slices = [f"slice-{name}" for name in ("lr", "epochs", "mask", "leak")]
-    assert list(figures) == ["importances", "ranks", *slices, "parallel"]
+    assert list(figures) == ["importances", *slices, "parallel"]
     names = [trace["name"] for trace in figures["importances"].data]
     assert names == ["completed trials", "completed and pruned"]
     for name in slices[:3]:
@@ -75,7 +75,7 @@ def test_pruned_trials_are_in_every_figure() -> None:
 def test_ticks_are_round_distinct_and_escaped() -> None:
     section = parameters_section(sweep_of("s", trials=tuple(mixed())))
     assert section is not None
-    axes = {f.name.removeprefix("slice-"): f.layout["xaxis"] for f in section.figures[2:-1]}
+    axes = {f.name.removeprefix("slice-"): f.layout["xaxis"] for f in section.figures[1:-1]}
     assert axes["lr"]["ticktext"] == ["0.0001", "0.001", "0.01"]
     assert axes["epochs"]["ticktext"] == ["1", "2", "3", "4", "5"]
     assert axes["mask"]["ticktext"] == ["&lt;b&gt;", "soft"]
@@ -87,6 +87,16 @@ def test_without_pruned_or_varied_trials_the_section_still_stands() -> None:
     assert section is not None
     assert section.notes == ("Importances are not shown: all trials have the same value.",)
     assert parameters_section(sweep_of("s")) is None
+
+
+def test_the_two_most_important_numbers_are_plotted_against_each_other() -> None:
+    grid = itertools.product(range(5), range(5))
+    trials = [result(i, (0.1 * a + 0.02 * b,), a=a / 5, b=b / 5) for i, (a, b) in enumerate(grid)]
+    section = parameters_section(sweep_of("s", trials=tuple(trials)))
+    assert section is not None
+    (pair,) = (figure for figure in section.figures if figure.name == "pair")
+    assert pair.title == "a and b"
+    assert pair.data[0]["x"] == [trial.parameters["a"] for trial in trials]
 
 
 def points(front: Sequence[tuple[float, float]]) -> list[Result]:
