@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.browser.conftest import MODEL, NAME, Finished, Photograph, Window, open_window
 from tests.search.mlflow_server import runs_of
@@ -190,22 +189,3 @@ def test_it_needs_no_network_and_complains_of_nothing(
     )
     photograph(window.page, "report-search")
     assert (window.outside, window.errors, broken) == ([], [], 0)
-
-
-@pytest.mark.parametrize("width", [400, 320])
-def test_nothing_is_cut_off_on_a_phone(browser: Browser, address: str, width: int) -> None:
-    context = browser.new_context(viewport={"width": width, "height": 800})
-    page = open_window(context, address).page
-    page.goto(address)
-    page.evaluate("() => document.querySelectorAll('details').forEach(d => d.open = true)")
-    assert page.evaluate("() => document.documentElement.scrollWidth") <= width
-    context.close()
-
-
-def test_it_can_be_printed(context: BrowserContext, address: str, tmp_path: Path) -> None:
-    page = open_window(context, address).page
-    page.goto(address)
-    page.pdf(path=tmp_path / "report.pdf", format="A4")
-    content = (tmp_path / "report.pdf").read_bytes()
-    assert content.startswith(b"%PDF")
-    assert content.count(b"/Type /Page\n") + content.count(b"/Type /Page ") >= 1

@@ -1,0 +1,149 @@
+"""The report of 1,000 trials in a real Chromium: figures, table, phone, dark mode, print."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from search.core.config import SweepConfig
+from search.core.results import State, commit
+from search.core.sweep_folder import SweepFolder, SweepRecord
+from search.reporting.page import write_report
+from search.reporting.source import source_of
+from tests.browser.conftest import Photograph, Window, open_window
+from tests.search.reporting.made import result
+from trainables.core.storage import LocalStorage
+
+TRIALS = 1000
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+def write_sweep(files: LocalStorage, trials: int) -> None:
+    """Write the results of many trials without training them."""
+    SweepFolder(files).write_record(SweepRecord("id", SweepConfig("taskres", name="many"), {}))
+    rng = np.random.default_rng(0)
+    for number in range(trials):
+        state: State = ("COMPLETE", "PRUNED", "PRUNED", "COMPLETE", "FAIL")[number % 5]
+        steps = 8 if state == "COMPLETE" else int(rng.integers(1, 8))
+        values = tuple(round(float(v), 3) for v in np.sort(rng.uniform(0.1, 0.9, steps)))
+        names = {name: float(rng.uniform(0, 1)) for name in ("alpha", "lr", "leak")}
+        found = result(number, values, state, **names)
+        begun = 1_700_000_000.0 + 10 * number
+        changed = {"begun": begun, "ended": begun + 9, "reason": EVIL * (state == "FAIL")}
+        rows = [{"epoch": float(e), "train/loss": 2.0 / e} for e in range(1, steps + 1)]
+        commit(files, type(found)(**(vars(found) | changed)), rows)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("many") / "many"
+    write_sweep(LocalStorage(folder), TRIALS)
+    begun = time.process_time()
+    write_report(source_of(LocalStorage(folder)))
+    assert time.process_time() - begun < 15
+    page = folder / "report" / "report.html"
+    assert page.stat().st_size < 6e6
+    return page.as_uri()
+
+
+@pytest.fixture(params=[(1400, "light"), (1400, "dark"), (390, "light"), (390, "dark")])
+def window(
+    request: pytest.FixtureRequest, browser: Browser, address: str
+) -> Iterator[tuple[Window, str]]:
+    width, scheme = request.param
+    context = browser.new_context(
+        viewport={"width": width, "height": 900 if width > 1000 else 800}, color_scheme=scheme
+    )
+    found = open_window(context, address)
+    found.page.goto(address)
+    yield found, f"{width}-{scheme}"
+    context.close()
+
+
+def scroll(page: Page) -> None:
+    """Draw all figures: each is drawn when it comes near the screen."""
+    page.evaluate("document.querySelectorAll('.plot').forEach(p => p.scrollIntoView())")
+    for _ in range(200):
+        if not page.locator(".plot:not(.js-plotly-plot)").count():
+            return
+        page.locator(".plot:not(.js-plotly-plot)").first.scroll_into_view_if_needed()
+        page.wait_for_timeout(50)
+
+
+def test_everything_is_drawn_and_nothing_is_cut_off(
+    window: tuple[Window, str], photograph: Photograph
+) -> None:
+    found, name = window
+    page, width = found.page, int(name.partition("-")[0])
+    expect(page.locator("dl")).to_be_in_viewport()
+    expect(page.locator(".first .js-plotly-plot .main-svg").first).to_be_visible()
+    photograph(page, f"report-{name}")
+    scroll(page)
+    assert page.locator(".plot").count() == page.locator(".js-plotly-plot").count() >= 10
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert (found.outside, found.errors) == ([], [])
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == ("rgb(255, 255, 255)" if name.endswith("light") else "rgb(20, 23, 26)")
+    ink = page.evaluate("getComputedStyle(document.querySelector('.xtick text')).fill")
+    assert ink == ("rgb(26, 26, 26)" if name.endswith("light") else "rgb(230, 230, 230)")
+
+
+def cells(page: Page, column: int) -> list[str]:
+    return page.evaluate(  # type: ignore[no-any-return]
+        """column => [...document.querySelectorAll('#table-trials tbody tr:not([hidden])')]
+            .map(row => row.cells[column].textContent)""",
+        column,
+    )
+
+
+@pytest.mark.parametrize("window", [(1400, "light")], indirect=True)
+def test_the_table_is_sorted_and_filtered(window: tuple[Window, str]) -> None:
+    page = window[0].page
+    assert len(cells(page, 0)) == TRIALS
+    page.get_by_role("button", name="trial", exact=True).click()
+    assert cells(page, 0) == [str(n) for n in range(TRIALS)]
+    page.get_by_role("button", name="trial", exact=True).click()
+    assert cells(page, 0)[0] == str(TRIALS - 1)
+    page.get_by_placeholder("pruned").fill("pruned validation>80")
+    assert set(cells(page, 1)) == {"pruned"}
+    assert all(float(value) > 80 for value in cells(page, 2))
+    expect(page.get_by_text(f"{len(cells(page, 0))} of {TRIALS} rows")).to_be_visible()
+    page.get_by_placeholder("pruned").fill("trial=12")
+    assert cells(page, 0) == ["12"]
+    page.get_by_placeholder("pruned").fill("onerror")
+    assert set(cells(page, 1)) == {"failed"}  # a reason is text, never markup
+    assert page.locator("#table-trials img").count() == 0
+
+
+@pytest.mark.parametrize("window", [(1400, "light")], indirect=True)
+def test_the_command_is_copied(window: tuple[Window, str]) -> None:
+    page = window[0].page
+    page.get_by_role("button", name="Copy").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    page.evaluate("document.body.append(document.createElement('textarea'))")
+    page.locator("textarea").focus()
+    page.keyboard.press("Control+V")
+    assert "python -m search.run --space taskres" in page.locator("textarea").input_value()
+
+
+@pytest.mark.parametrize("window", [(1400, "dark")], indirect=True)
+def test_it_is_printed_on_white_with_every_figure(
+    window: tuple[Window, str], tmp_path: Path
+) -> None:
+    page = window[0].page
+    page.locator(".js-plotly-plot").first.wait_for()
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator(".plot:not(.js-plotly-plot)").count() == 0
+    assert page.evaluate("getComputedStyle(document.querySelector('.xtick text')).fill") == (
+        "rgb(26, 26, 26)"
+    )
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    page.pdf(path=tmp_path / "report.pdf", format="A4")
+    content = (tmp_path / "report.pdf").read_bytes()
+    assert content.startswith(b"%PDF")
+    assert len(content) > 100_000
