@@ -10,6 +10,7 @@ from importlib.metadata import version
 from search.core.config import SweepConfig
 from search.reporting.document import Section, Table
 from search.reporting.source import Source
+from spaces.settings import Settings
 from trainables.core.credentials import without_password
 from trainables.trial import TaskSpec
 
@@ -74,7 +75,20 @@ def command(config: SweepConfig) -> str:
     for option, (value, usual) in plain.items():
         if value != usual:
             words += [option, str(value)]
-    return shlex.join(words)
+    return shlex.join(words + _setting_words(config.settings))
+
+
+def _setting_words(settings: Settings) -> list[str]:
+    """Return the options that change the space; queued trials came from a file and are omitted."""
+    words = ["--preset", settings.preset] if settings.preset != Settings().preset else []
+    for option, single in (("--set", settings.set), ("--range", settings.range)):
+        words += [word for name, value in single.items() for word in (option, f"{name}={value}")]
+    for option, several in (("--choice", settings.choice), ("--grid", settings.grid)):
+        for name, values in several.items():
+            texts = list(map(str, values))
+            between = "|" if any("," in text for text in texts) else ","
+            words += [option, f"{name}={between.join(texts)}"]
+    return words
 
 
 def _task_words(task: TaskSpec) -> list[str]:

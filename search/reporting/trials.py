@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from search.core.results import IssuedTrial, Result, State, read_rows
+from search.core.results import IssuedTrial, Result, State, read_rows, untrained_note
 from search.reporting.document import Figure, Section, Table, percent
 from search.reporting.figures import (
     BLUE,
@@ -61,7 +61,9 @@ def search_section(source: Source) -> Section:
     if max(len(r.values) for r in source.results.values()) > 1:
         figures += [_survival(source), _curves(source)]
     figures += [*_losses(source), _times(source), _timeline(source)]
-    return Section("search", "The search", (_cost(source),), figures=tuple(figures))
+    untrained = untrained_note(source.results.values())
+    notes = (_cost(source), *[untrained] * bool(untrained))
+    return Section("search", "The search", notes, figures=tuple(figures))
 
 
 def trials_section(source: Source) -> Section:
@@ -127,14 +129,23 @@ def history_figure(source: Source) -> Figure:
     if first is not None and first.value is not None:
         level = [100 * first.value] * 2
         dashed = {"dash": "dash", "width": 1.5}
-        label = "the paper's setting (trial 0)"
-        data.append(series(label, [0, last], level, (GREY, ""), "lines", line=dashed))
+        data.append(series(first_name(source), [0, last], level, (GREY, ""), "lines", line=dashed))
     caption = (
         "A trial's value is averaged over data sets, shots and draws; that of a pruned trial is "
         "the last one that it reported."
     )
     layout = {"xaxis": count_axis("trial (number)", last), "yaxis": axis(source.objective)}
     return Figure("history", "Optimisation history", caption, data, layout)
+
+
+def first_name(source: Source) -> str:
+    """Return what trial 0 is: the paper's setting, unless the user has changed it."""
+    first = source.results.get(0)
+    return (
+        "the paper's setting (trial 0)"
+        if first and first.config["preset"] == "paper"
+        else "trial 0"
+    )
 
 
 def best_so_far(source: Source) -> tuple[list[int], list[float]]:

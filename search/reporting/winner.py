@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from search.core.results import counted
 from search.evaluation.record import LABELS, Evaluation, Gain
 from search.evaluation.statistics import indistinguishable, separation_note, summary
 from search.reporting.document import Headline, Section, Table, percent
 from search.reporting.figures import shown_number
 from search.reporting.provenance import command
 from search.reporting.source import Source
+from search.reporting.trials import first_name
 from trainables.core.protocols import Protocol
 from trainables.trial import TrialConfig
 
@@ -43,7 +45,7 @@ def headlines(source: Source) -> list[Headline]:
     states = {"completed": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
     counts = [f"{len(source.of(state))} {word}" for word, state in states.items()]
     counts += [f"{len(source.issued)} unfinished"] * bool(source.issued)
-    done = f"{len(source.results)} of {source.config.trials}"
+    done = f"{counted(source.results.values())} of {source.config.trials}"
     return [*numbers, Headline("trials finished", done, ", ".join(counts))]
 
 
@@ -145,7 +147,7 @@ def _configuration(source: Source) -> list[Table]:
         (n, shown_number(own[n]), shown_number(paper.get(n, "-"))) for n in searched if n in own
     ]
     varied = {name for result in source.results.values() for name in result.parameters}
-    headings = ("setting", "winner", "the paper's (trial 0)")
+    headings = ("setting", "winner", first_name(source))
     one = tuple(row for row in rows if row[0] in varied)
     rest = tuple(row for row in rows if row[0] not in varied)
     title = f"Configuration of trial {source.best.number}: the searched settings"

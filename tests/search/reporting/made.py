@@ -33,7 +33,13 @@ def result(
     value = values[-1] if values and state != "FAIL" else None
     return Result(
         *(number, state, value, values, {}, params, dict.fromkeys(params, share), {}),
-        *(trial_config(epochs), 1.0, 0.0, 1.0, "host"),
+        *(
+            trial_config(epochs) | {"preset": "search" if number else "paper"},
+            1.0,
+            0.0,
+            1.0,
+            "host",
+        ),
     )
 
 

@@ -27,6 +27,9 @@ from search.reporting.provenance import command
         ["--shots-file", "/the lists/shot_{shots}-seed_{seed}.json"],
         ["--second-objective", "mask/sparsity:max"],
         ["--sampler", "random", "--pruner", "none", "--seed", "3", "--eval-seeds", "2"],
+        ["--preset", "clean", "--set", "crop_scale=0.5", "--range", "lr=1e-5:1e-2:log"],
+        ["--space", "taskres", "--grid", "alpha=0.1,0.5", "--grid", "residual=text,image"],
+        ["--choice", "batch_size=8,16"],
         ["--storage", "/some where", "--trials", "5", "--skip-unreadable"],
     ],
 )
