@@ -9,7 +9,7 @@ from typing import get_args
 
 import shtab
 
-from search import doctor, export, predict, report, run, spaces, status, sync
+from search import dashboard, doctor, export, predict, report, run, spaces, status, sync
 from search import list as listing
 from search.core.config import KEEP
 from search.core.problems import UsageError
@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, Callable[[], argparse.ArgumentParser]] = {
     "search.list": listing.build_parser,
     "search.status": status.build_parser,
     "search.report": report.build_parser,
+    "search.dashboard": dashboard.build_parser,
     "search.export": export.build_parser,
     "search.predict": predict.build_parser,
     "search.sync": sync.build_parser,

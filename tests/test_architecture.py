@@ -254,7 +254,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "pandas": ("search/api.py", "search/exporting/check.py", "search/exporting/formats.py", SERVED),
     "sqlalchemy": ("search/ledger/study_mirror.py", "search/tracking/uri.py"),
     "onnxruntime": ("search/exporting/check.py",),
-    "plotly": ("search/reporting/page.py",),
+    "plotly": ("search/reporting/page.py", "search/reporting/live.py"),
     "jinja2": ("search/reporting/page.py",),
     "markupsafe": ("search/reporting/page.py",),
     "rich": ("search/",),

@@ -1,11 +1,13 @@
 "use strict";
 // Draws the figures in the page's colours when they come near the screen, makes tables sortable and
-// filterable, and commands copyable.
+// filterable, and commands copyable. The live page asks for its content again and again.
 (() => {
   const root = document.documentElement;
   const config = { responsive: true, displaylogo: false, toImageButtonOptions: { format: "svg" } };
   const kept = {}; // what the reader has chosen, kept over a refresh
-  let figures = JSON.parse(document.getElementById("figures").textContent);
+  const frozen = document.getElementById("figures");
+  const main = document.querySelector("main");
+  let figures = frozen ? JSON.parse(frozen.textContent) : {};
 
   function template() {
     const style = getComputedStyle(root);
@@ -137,5 +139,49 @@
   addEventListener("beforeprint", () => { root.classList.add("light"); redraw(true, 660); });
   addEventListener("afterprint", reset);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw(false));
-  arrange();
+
+  // Replaces the content, and keeps drawn figures, open details, scroll positions and the filter.
+  function show(content) {
+    const every = selector => [...document.querySelectorAll(selector)];
+    const earlier = new Map(every(".plot").filter(drawn).map(plot => [plot.dataset.figure, plot]));
+    const open = every("details[open]").map(details => details.id);
+    const boxes = every(".scroll.all").map(box => [box.scrollLeft, box.scrollTop]);
+    const typing = document.activeElement?.closest(".filter") !== null && document.activeElement.value;
+    const place = scrollY;
+    figures = content.figures;
+    main.innerHTML = content.html;
+    plots().forEach(plot => {
+      const before = earlier.get(plot.dataset.figure);
+      if (!before) return;
+      before.style.cssText = plot.style.cssText;
+      plot.replaceWith(before);
+      draw(before);
+    });
+    open.forEach(id => document.getElementById(id)?.setAttribute("open", ""));
+    arrange();
+    every(".scroll.all").forEach((box, at) => box.scrollTo(...(boxes[at] ?? [0, 0])));
+    if (typing !== false) document.querySelector(".filter input")?.focus();
+    scrollTo(0, place);
+  }
+
+  let latest = "";
+  async function refresh() {
+    const address = `${location.pathname.replace(/\/$/, "")}/content`;
+    document.getElementById("lost")?.remove();
+    try {
+      const answer = await fetch(address);
+      if (!answer.ok) throw new Error(answer.statusText);
+      const text = await answer.text();
+      if (text !== latest) show(JSON.parse(latest = text));
+    } catch {
+      const lost = document.createElement("p");
+      Object.assign(lost, { id: "lost", className: "running",
+        textContent: "The dashboard does not answer. What follows may be old." });
+      main.prepend(lost);
+    }
+    setTimeout(refresh, document.hidden ? 30000 : 3000);
+  }
+
+  if (frozen) arrange();
+  else refresh();
 })();

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Sequence
 from importlib.resources import files
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -37,18 +38,20 @@ from trainables.core.text import printable
 
 _OWN = ("tables/", "figures/")  # folders that only the report writes to; users may add others
 _POLICY = (
-    "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {}; "
+    "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-eval' {}; "  # Plotly compiles programs for parallel coordinates
     "base-uri 'none'; form-action 'none'"
 )
 
 
-def sections_of(source: Source) -> list[Section]:
-    """Build the sections that apply to this sweep, in page order."""
+def sections_of(source: Source, quick: bool = False) -> list[Section]:
+    """Build the sections that apply to this sweep, in page order; `quick` omits what takes
+    seconds."""
     found = [
         winner_section(source),
         search_section(source),
         trials_section(source),
-        parameters_section(source),
+        parameters_section(source, quick),
         accuracy_section([source]),
         *prediction_sections(source),
         tradeoff_section(source),
@@ -107,30 +110,66 @@ def render(
 
     With a first figure, the page begins with it and the headline numbers of the only sweep.
     """
-    scripts = [get_plotlyjs(), _resource("page.js")]
+    scripts = [get_plotlyjs(), resource("page.js")]
     hashes = (base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts)
-    # Plotly compiles the shaders' programs of parallel coordinates.
-    allowed = " ".join(["'unsafe-eval'", *(f"'sha256-{one}'" for one in hashes)])
-    figures = {figure.name: figure.to_dict() for figure in _figures(sections, first)}
+    written = f"Report written {_now()}."
+    return _fill(
+        **_content(sources, sections, first, written),
+        figures=Markup(_embedded(_plots(sections, first))),
+        style=Markup(resource("page.css")),
+        scripts=[Markup(script) for script in scripts],
+        policy=Markup(_POLICY.format(" ".join(f"'sha256-{one}'" for one in hashes))),
+    )
+
+
+def live_page(title: str) -> str:
+    """Render the page that shows what `live_content` returns, and asks for it again and again."""
+    policy = _POLICY.format("'self'") + "; connect-src 'self'"
+    style = Markup(resource("page.css"))
+    return _fill(live=True, title=title, style=style, policy=Markup(policy))
+
+
+def live_content(sources: Sequence[Source], links: Sequence[tuple[str, str]]) -> bytes:
+    """Return the content of the live page of one sweep, or of several, as JSON: `html`, `figures`.
+
+    `links` are names and addresses of other pages.
+    """
+    one = len(sources) == 1
+    quick = sources[0].running is not None
+    sections = sections_of(sources[0], quick) if one else comparison_of(sources)
+    first = history_figure(sources[0]) if one else None
+    content = _content(sources, sections, first, f"As of {_now()}.")
+    html = _fill(fragment=True, **content | {"links": links})
+    return _embedded({"html": html, "figures": _plots(sections, first)}).encode()
+
+
+def _content(
+    sources: Sequence[Source], sections: Sequence[Section], first: Figure | None, written: str
+) -> dict[str, Any]:
+    source, *others = sources
+    about = f"{source.config.space} on {described(source.config.task)}."
+    versus = ", ".join(other.name for other in others)
+    return {
+        "links": (),
+        "title": f"Sweeps {source.name}, {versus}" if others else f"Sweep {source.name}",
+        "subtitle": f"{f'A comparison of {len(sources)} sweeps.' if others else about} {written}",
+        "notices": notices(sources),
+        "headlines": headlines(source) if first else [],
+        "first": first,
+        "sections": sections,
+    }
+
+
+def _fill(live: bool = False, fragment: bool = False, **values: Any) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_finalize
     )
-    source, *others = sources
-    made = f"Report written {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}."
-    about = f"{source.config.space} on {described(source.config.task)}"
-    versus = ", ".join(other.name for other in others)
-    return environment.from_string(_resource("page.html.jinja")).render(
-        title=f"Sweeps {source.name}, {versus}" if others else f"Sweep {source.name}",
-        subtitle=f"A comparison of {len(sources)} sweeps. {made}" if others else f"{about}. {made}",
-        notices=notices(sources),
-        headlines=headlines(source) if first else [],
-        first=first,
-        sections=sections,
-        figures=Markup(_embedded(figures)),
-        style=Markup(_resource("page.css")),
-        scripts=[Markup(script) for script in scripts],
-        policy=Markup(_POLICY.format(allowed)),
-    )
+    template = environment.from_string(resource("page.html.jinja"))
+    return template.render(live=live, fragment=fragment, **values)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
 
 
 def notices(sources: Sequence[Source]) -> list[str]:
@@ -151,13 +190,18 @@ def _figures(sections: Sequence[Section], first: Figure | None) -> list[Figure]:
     return [*([first] if first else []), *(f for section in sections for f in section.figures)]
 
 
+def _plots(sections: Sequence[Section], first: Figure | None) -> dict[str, Any]:
+    return {figure.name: figure.to_dict() for figure in _figures(sections, first)}
+
+
 def _embedded(value: object) -> str:
     """Encode as JSON that no HTML parser takes for a tag."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """Return a file of this folder."""
     return files("search.reporting").joinpath(name).read_text(encoding="utf-8")
 
 

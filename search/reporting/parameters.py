@@ -38,11 +38,15 @@ MOST_ARTIFACTS = 200
 """Number of (best) trials whose artifacts are read for the trade-off."""
 _LEAST = 4  # trials; with fewer, importances are meaningless
 _MOST_TREES, _TREE_TRIALS, _SEED = 32, 8_000, 0  # fewer trees for many trials, to bound the time
+_QUICK = 200  # trials; the importances of more take more than a second
 _LAST = "Pruned trials are included with the last value that they reported."
 
 
-def parameters_section(source: Source) -> Section | None:
-    """Build importances, slices, parallel coordinates and ranks; None without valued trials."""
+def parameters_section(source: Source, quick: bool = False) -> Section | None:
+    """Build importances, slices and parallel coordinates; None without valued trials.
+
+    `quick` omits the importances of many trials, which take seconds.
+    """
     trials = source.valued
     names = varied(trials)
     if not trials or not names:
@@ -50,7 +54,7 @@ def parameters_section(source: Source) -> Section | None:
     found = {
         word: own
         for word, group in (("completed", source.of("COMPLETE")), ("all", trials))
-        if (own := importances(group))
+        if not (quick and len(trials) > _QUICK) and (own := importances(group))
     }
     figures = []
     if found:
@@ -61,7 +65,8 @@ def parameters_section(source: Source) -> Section | None:
     figures += [_slice(name, trials, source.objective) for name in names]
     if len(names) > 1:
         figures.append(_parallel(trials, names, source.objective))
-    notes = () if found else (f"Importances are not shown: {_why(trials)}.",)
+    why = _why(trials) or "they are computed when the sweep has ended"
+    notes = () if found else (f"Importances are not shown: {why}.",)
     return Section("parameters", "The parameters", notes, figures=tuple(figures))
 
 
