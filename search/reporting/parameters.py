@@ -15,6 +15,7 @@ from optuna.trial import TrialState, create_trial
 
 from search.core.objectives import Objective, front_of, pareto_front, parse_objective
 from search.core.results import Result
+from search.reporting.artifacts import numbers_learned
 from search.reporting.document import Figure, Section, Table, percent
 from search.reporting.figures import (
     BLUE,
@@ -30,7 +31,7 @@ from search.reporting.figures import (
     plain,
     series,
 )
-from search.reporting.learned import SPARSITY, numbers_learned
+from search.reporting.learned import SPARSITY
 from search.reporting.source import Source
 from search.reporting.trials import ACCURACY, STATES, varied
 

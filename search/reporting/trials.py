@@ -7,7 +7,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +21,6 @@ from search.reporting.figures import (
     GREY,
     ORANGE,
     VERMILION,
-    Trace,
     axis,
     count_axis,
     log_axis,
@@ -60,7 +59,7 @@ def search_section(source: Source) -> Section:
     figures = []
     if max(len(r.values) for r in source.results.values()) > 1:
         figures += [_survival(source), _curves(source)]
-    figures += [*_losses(source), _times(source), _timeline(source)]
+    figures += [*_losses(source), _timeline(source)]
     untrained = untrained_note(source.results.values())
     notes = (_cost(source), *[untrained] * bool(untrained))
     return Section("search", "The search", notes, figures=tuple(figures))
@@ -118,7 +117,13 @@ def trials_table(source: Source) -> Table:
 
 def history_figure(source: Source) -> Figure:
     """Plot every trial's value, with the best so far and the paper's setting."""
-    data = _dots(source, lambda r: None if r.value is None else 100 * r.value)
+    data = []
+    for state, (word, colour, symbol) in STATES.items():
+        own = [r for r in source.of(state) if r.value is not None]
+        if own:
+            xs, ys = [r.number for r in own], [100 * (r.value or 0.0) for r in own]
+            data.append(series(word, xs, ys, (colour, symbol)))
+            data[-1]["hovertemplate"] = "trial %{x}: %{y:.2f} %<extra></extra>"
     numbers, values = best_so_far(source)
     last = max(source.results)
     if numbers:
@@ -196,24 +201,6 @@ def _rank(trial: Result | IssuedTrial) -> tuple[int, float, int]:
     if not isinstance(trial, Result):
         return 2, 0.0, trial.number
     return ("COMPLETE", "PRUNED", "", "FAIL").index(trial.state), -(trial.value or 0), trial.number
-
-
-def _dots(source: Source, height: Callable[[Result], float | None]) -> list[Trace]:
-    """Plot one mark per trial, styled by its state, against the trial number."""
-    data = []
-    for state, (word, colour, symbol) in STATES.items():
-        found = {r.number: y for r in source.of(state) if (y := height(r)) is not None}
-        if found:
-            text = [f"trial {number}, {word}" for number in found]
-            data.append(_marks(word, found, (colour, symbol), text))
-    return data
-
-
-def _marks(
-    name: str, points: dict[int, float], style: tuple[str, str], text: Sequence[str]
-) -> Trace:
-    shown = "%{text}<br>%{y:.4~g}<extra></extra>"
-    return series(name, points, points.values(), style, text=text, hovertemplate=shown)
 
 
 def _survival(source: Source) -> Figure:
@@ -296,16 +283,6 @@ def _losses(source: Source) -> list[Figure]:
     }
     caption = f"The {len(data)} best trials: means over data sets, shots and draws."
     return [Figure("losses", "Training loss", caption, data, layout)]
-
-
-def _times(source: Source) -> Figure:
-    caption = "Time in training and validation, summed over all draws, without waiting time."
-    layout = {
-        "xaxis": count_axis("trial (number)", max(source.results)),
-        "yaxis": axis("training and validation (s)", rangemode="tozero"),
-    }
-    data = _dots(source, lambda r: r.train_seconds)
-    return Figure("times", "Time per trial", caption, data, layout)
 
 
 def _timeline(source: Source) -> Figure:

@@ -123,7 +123,7 @@ def test_a_sweep_ends_with_its_report(finished: Sweep) -> None:
     names = {str(file) for file in files}
     assert {"report.html", "trials.parquet"} <= names
     assert {"figures/reliability.json", "figures/confusion.json", "tables/classes-all.csv"} <= names
-    for figure in ("history", "times", "curves", "shots-test-0", "slice-lr", "classes"):
+    for figure in ("history", "losses", "curves", "shots-test-0", "slice-lr", "classes"):
         assert f"figures/{figure}.json" in names
     for ending in ("md", "tex", "csv"):
         assert f"tables/accuracy-test.{ending}" in names

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search.reporting import learned
-from search.reporting.learned import MAGNITUDES, Learned, Measured, dropped_iou, layer_sparsity
+from search.reporting.artifacts import Learned
+from search.reporting.learned import MAGNITUDES, Measured, dropped_iou, layer_sparsity
 from tests.search.reporting.made import sweep_of
 from trainables.trial import Episode
 

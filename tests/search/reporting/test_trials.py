@@ -57,7 +57,7 @@ def test_the_history_shows_pruned_trials_and_whole_numbers(source: Source) -> No
 
 def test_curves_show_every_trial_that_has_reported(source: Source) -> None:
     section = search_section(source)
-    assert [f.name for f in section.figures] == ["survival", "curves", "times", "timeline"]
+    assert [f.name for f in section.figures] == ["survival", "curves", "timeline"]
     curves = section.figures[1]
     shown = {number for trace in curves.data for number in trace["customdata"]}
     assert {0, 1, 2, 4} <= shown
