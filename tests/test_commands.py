@@ -123,6 +123,7 @@ NOT_RUN = {
     "python -m pytest tests/conformance tests/spaces -k logit-bias": "see tests/test_contributing",
     f"{RUN} --space logit-bias": "see tests/test_contributing",
     "bash .ci/run": _TESTS,
+    "python -m search.dashboard first": "it serves until Ctrl-C; tests/search/reporting/test_live",
     "ruff check .": "CI runs it",
     "ruff format .": "CI runs it with --check",
     "mypy": "CI runs it",
