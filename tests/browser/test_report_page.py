@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 from search.core.config import SweepConfig
 from search.core.results import State, commit
 from search.core.sweep_folder import SweepFolder, SweepRecord
+from search.reporting.live import LivePages, LiveServer
 from search.reporting.page import write_report
 from search.reporting.source import source_of
 from tests.browser.conftest import Photograph, Window, open_window
@@ -147,3 +149,29 @@ def test_it_is_printed_on_white_with_every_figure(
     content = (tmp_path / "report.pdf").read_bytes()
     assert content.startswith(b"%PDF")
     assert len(content) > 100_000
+
+
+def test_the_live_page_follows_the_sweep(browser: Browser, tmp_path: Path) -> None:
+    files = LocalStorage(tmp_path / "many")
+    write_sweep(files, 20)
+    with LiveServer(LivePages(str(tmp_path)), "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        context = browser.new_context(viewport={"width": 1400, "height": 900})
+        address = f"http://127.0.0.1:{server.server_port}"
+        window = open_window(context, address)
+        page = window.page
+        page.goto(f"{address}/many")
+        expect(page.get_by_text("20 finished trials")).to_be_visible()
+        page.get_by_placeholder("pruned").fill("completed")
+        page.locator("summary").first.click()
+        page.locator(".first .js-plotly-plot").wait_for()
+        page.evaluate("document.querySelector('.first .plot').marked = true")
+        write_sweep(files, 30)
+        expect(page.get_by_text("30 finished trials")).to_be_visible()
+        assert set(cells(page, 1)) == {"completed"}  # the filter holds
+        assert page.locator("details[open]").count() == 1
+        assert page.evaluate("document.querySelector('.first .plot').marked")  # zoom holds, too
+        assert (window.outside, window.errors) == ([], [])
+        server.shutdown()
+        expect(page.get_by_text("The dashboard does not answer")).to_be_visible()
+        context.close()

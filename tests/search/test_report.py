@@ -24,17 +24,17 @@ import pytest
 from mlflow import MlflowClient
 from pyarrow import parquet
 from safetensors import safe_open
-from search.reporting.winner_section import test_table as table_of_test
-from search.reporting.winner_section import tie_note, tied, winner_section
-from search.reporting.write import sections_of, write_report
 
 from search.core.lock import SweepLock
 from search.core.problems import UsageError
 from search.driver.sweep import report_at_end
 from search.evaluation.predictions import encode_predictions
 from search.report import main
+from search.reporting.page import sections_of, write_report
 from search.reporting.provenance import provenance_section
 from search.reporting.source import Source, comparable, read_source, source_of
+from search.reporting.winner import test_table as table_of_test
+from search.reporting.winner import tie_note, tied, winner_section
 from tests.search.conftest import Sweep, environment
 from trainables.core.storage import LocalStorage, open_storage
 
