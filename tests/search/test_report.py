@@ -450,12 +450,14 @@ def test_the_page_begins_with_the_numbers_of_the_raw_results(finished: Sweep) ->
 
 def test_every_trial_is_in_the_page_s_table(finished: Sweep) -> None:
     table = page(finished).tables["5 finished trials, 0 unfinished"]
-    assert table[0][:4] == ["trial", "state", "validation accuracy (%)", "trained (%)"]
+    objective, accuracy = "validation likelihood (%)", "validation accuracy (%)"
+    assert table[0][:5] == ["trial", "state", objective, accuracy, "trained (%)"]
     results = finished.results()
     assert sorted(int(row[0]) for row in table[1:]) == sorted(results)
     for row in table[1:]:
         result = results[int(row[0])]
         assert row[2] == f"{100 * result['value']:.2f}"
+        assert row[3] == f"{100 * result['metrics']['val/accuracy']:.2f}"
         if "lr" in table[0]:
             assert row[table[0].index("lr")] == f"{result['parameters']['lr']:.6g}"
 
@@ -619,7 +621,7 @@ def test_trials_of_which_none_is_complete(copy: Sweep) -> None:
         path.write_text(json.dumps(plain | failed))
     sections = {section.name: section for section in sections_of(source(copy))}
     assert "no trial has completed yet" in sections["winner"].notes[0]
-    assert set(sections) == {"winner", "search", "provenance"}
+    assert set(sections) == {"winner", "search", "trials", "provenance"}
 
 
 def test_a_report_that_fails_is_no_end_of_a_sweep(
