@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from plotly.offline import get_plotlyjs
 
@@ -115,7 +115,7 @@ class LivePages:
         sources = self._sources()
         if not sources:
             raise UsageError([f"No sweep in '{shown(self.storage)}' has a finished trial yet."])
-        return live_content(sources, [(s.name, f"/{s.name}") for s in sources])
+        return live_content(sources, [(s.name, f"/{quote(s.name)}") for s in sources])
 
     def _sources(self) -> list[Source]:
         found = []
@@ -163,11 +163,12 @@ class _Handler(BaseHTTPRequestHandler):
         if parts.path in self.server.files:
             return self._send(200, *self.server.files[parts.path])
         name, _, rest = parts.path.strip("/").partition("/")
+        name = unquote(name)
         if name == "content":
             name, rest = ALL, name
         pages = self.server.pages
         if pages.only and name == ALL and not rest:
-            return self._send(303, "text/plain", b"", {"Location": f"/{pages.only}"})
+            return self._send(303, "text/plain", b"", {"Location": f"/{quote(pages.only)}"})
         try:
             known = rest in ("", "content") and pages.knows(name)
         except StorageError as error:

@@ -227,29 +227,27 @@ def _survival(source: Source) -> Figure:
 
 def _curves(source: Source) -> Figure:
     """Plot the objective of every trial over its training; one trace per state, with gaps."""
+    groups: dict[str, tuple[str, Sequence[Result | IssuedTrial]]] = {
+        word: (colour, source.of(state)) for state, (word, colour, _) in STATES.items()
+    }
+    groups["unfinished"] = GREY, [t for _, t in sorted(source.issued.items()) if t.values]
+    if source.best:
+        groups[f"trial {source.best.number}, the winner"] = GREEN, [source.best]
     data = []
-    best = source.best
-    hover = "trial %{customdata}<br>%{x:.0f} %: %{y:.2f} %<extra></extra>"
-    running = [trial for trial in source.issued.values() if trial.values]
-    groups: list[tuple[str, str, list[Any]]] = [
-        (word, colour, [r for r in source.of(state) if r is not best])
-        for state, (word, colour, _) in STATES.items()
-    ]
-    for word, colour, trials in [*groups, ("unfinished", GREY, running), *_named(source)]:
-        xs: list[float | None] = []
-        ys: list[float | None] = []
-        numbers: list[int] = []
+    for name, (colour, trials) in groups.items():
+        points: list[tuple[float | None, float | None, int]] = []
         for trial in trials:
-            shares = source.done(trial)
-            xs += [*(100 * share for share in shares), None]
-            ys += [*(100 * value for value in trial.values[: len(shares)]), None]
-            numbers += [trial.number] * (len(shares) + 1)
-        if numbers:
-            strong = word.startswith("trial ")
-            data.append(
-                series(word, xs, ys, (colour, "circle"), "lines+markers", customdata=numbers)
+            pairs = zip(source.done(trial), trial.values, strict=False)
+            points += [(100 * share, 100 * value, trial.number) for share, value in pairs]
+            points.append((None, None, trial.number))
+        if points:
+            xs, ys, numbers = zip(*points, strict=True)
+            data.append(series(name, xs, ys, (colour, "circle"), "lines+markers"))
+            strong = trials == [source.best]
+            data[-1] |= {"customdata": numbers, "opacity": 1 if strong else 0.5}
+            data[-1]["hovertemplate"] = (
+                "trial %{customdata}<br>%{x:.0f} %: %{y:.2f} %<extra></extra>"
             )
-            data[-1] |= {"hovertemplate": hover, "opacity": 1 if strong else 0.5}
             data[-1]["line"]["width"], data[-1]["marker"]["size"] = (3, 6) if strong else (1, 4)
     layout = {
         "xaxis": axis("share of the training (%)", range=[0, 102], dtick=25),
@@ -257,11 +255,6 @@ def _curves(source: Source) -> Figure:
     }
     caption = "What each trial reported, and the pruner decides with."
     return Figure("curves", "Learning curves", caption, data, layout)
-
-
-def _named(source: Source) -> list[tuple[str, str, list[Any]]]:
-    best = source.best
-    return [(f"trial {best.number}, the winner", GREEN, [best])] if best else []
 
 
 def _losses(source: Source) -> list[Figure]:
@@ -300,7 +293,7 @@ def _timeline(source: Source) -> Figure:
             "type": "bar",
             "orientation": "h",
             "name": word,
-            "base": [_iso(trial.begun) for trial, _ in bars[state]],
+            "base": [round(1000 * trial.begun) for trial, _ in bars[state]],
             "x": [max(1, round(1000 * (trial.ended - trial.begun))) for trial, _ in bars[state]],
             "y": [line for _, line in bars[state]],
             "text": [f"trial {trial.number}" for trial, _ in bars[state]],
@@ -323,11 +316,6 @@ def _timeline(source: Source) -> Figure:
         "many lines as it ran trials at once."
     )
     return Figure("timeline", "Timeline of the workers", caption, data, layout, wide=640)
-
-
-def _iso(seconds: float) -> str:
-    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-    return f"{whole}.{int(seconds % 1 * 1000):03d}"
 
 
 def _cost(source: Source) -> str:
