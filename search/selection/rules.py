@@ -45,10 +45,15 @@ class Evidence:
         return temperatures(self.log_probs, self.labels)
 
     @cached_property
-    def scores(self) -> Tensor:
-        """Log-probabilities of the true classes at these temperatures, float64 [m, n]."""
+    def scaled(self) -> Tensor:
+        """Log-probabilities at these temperatures, [m, n, c]."""
         t = self.temperatures.to(self.log_probs.dtype)
-        return _scores(self.log_probs * t[:, None, None], self.labels)
+        return (self.log_probs * t[:, None, None]).log_softmax(dim=-1)
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """Those of the true classes, float64 [m, n]."""
+        return _true(self.scaled, self.labels).double()
 
     @property
     def ranked(self) -> list[int]:
@@ -59,7 +64,7 @@ class Evidence:
     def likelihoods(self) -> Tensor:
         """The geometric mean probability of the true class at each member's best temperature,
         float64 [m], in (0, 1]."""
-        return (self.scores @ _row_weights(self.groups)).exp()
+        return (self.scores @ row_weights(self.groups)).exp()
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ def temperatures(log_probs: Tensor, labels: Tensor) -> Tensor:
 def greedy(evidence: Evidence, start: int, steps: int) -> Tensor:
     """Shares [m] of a pool of members at their best temperatures: the `start` best ones, then step
     by step, with replacement, the one that raises the likelihood most; the best of these pools."""
-    scaled, rows = _scaled(evidence), _row_weights(evidence.groups)
+    scaled, rows = evidence.scaled, row_weights(evidence.groups)
     counts = torch.zeros(len(scaled), dtype=torch.float64)
     counts[evidence.ranked[:start]] = 1  # fewer if there are not so many
     total = torch.einsum("m,mnc->nc", counts.to(scaled.dtype), scaled)
@@ -165,13 +170,18 @@ def guarded(evidence: Evidence, shares: Tensor, errors: float) -> Mixture:
     """The pool with these shares [m] of members at their best temperatures, unless its mean
     log-likelihood exceeds the zero-shot model's by no more than `errors` standard errors: then the
     zero-shot model."""
-    pool = _pool(_scaled(evidence), shares)
+    pool, mean, error = over_zero_shot(evidence, shares)
+    return pool if mean > errors * error else _one(evidence, evidence.zero_shot)
+
+
+def over_zero_shot(evidence: Evidence, shares: Tensor) -> tuple[Mixture, float, float]:
+    """The pool with these shares [m] at its best temperature, and by how much its log-likelihood
+    exceeds the zero-shot model's: mean and standard error over distinct images."""
+    pool = _pool(evidence.scaled, shares)
     t = temperatures(pool[None], evidence.labels)
     difference = _scores(pool * float(t), evidence.labels) - evidence.scores[evidence.zero_shot]
-    mean, error = gain(difference, evidence.groups)
-    if mean <= errors * error:
-        return _one(evidence, evidence.zero_shot)
-    return Mixture(tuple((shares * evidence.temperatures * t).tolist()))
+    weights = shares * evidence.temperatures * t
+    return Mixture(tuple(weights.tolist())), *gain(difference, evidence.groups)
 
 
 def gain(differences: Tensor, groups: Tensor) -> tuple[float, float]:
@@ -194,13 +204,7 @@ def _true(values: Tensor, labels: Tensor) -> Tensor:
     return values.gather(-1, labels.expand(values.shape[:-1])[..., None])[..., 0]
 
 
-def _scaled(evidence: Evidence) -> Tensor:
-    """Log-probabilities at the members' best temperatures, [m, n, c]."""
-    t = evidence.temperatures.to(evidence.log_probs.dtype)
-    return (evidence.log_probs * t[:, None, None]).log_softmax(dim=-1)
-
-
-def _row_weights(groups: Tensor) -> Tensor:
+def row_weights(groups: Tensor) -> Tensor:
     """Weights of rows such that every distinct image has the same, float64 [n] with sum 1."""
     _, place, counts = groups.unique(return_inverse=True, return_counts=True)
     weights: Tensor = 1 / (counts[place] * len(counts)).double()

@@ -1,0 +1,1 @@
+"""Which trial, or which ensemble of trials, should be the result of a sweep?"""
