@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import get_args
 
 import shtab
@@ -43,8 +43,8 @@ spaces, samplers and data sets, sweeps in the storage folder. For this shell, or
   eval "$(python -m search.completion bash)\""""
 
 # Values that an option takes, but not alone: rmt+taskres is a space, too.
-_VALUES: Mapping[str, Sequence[str]] = {
-    "space": tuple(SPACES),
+_VALUES: Mapping[str, Iterable[str]] = {
+    "space": SPACES,
     "sampler": tuple(SAMPLERS),
     "pruner": tuple(PRUNERS),
     "keep_artifacts": KEEP,
@@ -99,7 +99,7 @@ def bash_script() -> str:
         parser = build()
         for action in parser._actions:
             if action.dest in _VALUES:
-                action.choices = _VALUES[action.dest]
+                action.choices = tuple(_VALUES[action.dest])
             elif action.dest in _SWEEPS and not (name == "search.run" and action.dest == "name"):
                 action.complete = {"bash": "_search_sweeps"}  # type: ignore[attr-defined]
             elif action.dest in _FOLDERS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from search.terminal.option_values import PARSERS
 from search.terminal.parser import Parser
 from spaces.registry import SPACES, SpaceError, find_space
 from spaces.settings import Settings, SettingsError
+from trainables.core.plugins import PluginError, plugin_sources, use_plugins
 from trainables.core.protocols import Objective, Validation
 from trainables.core.storage import StorageError
 from trainables.data.registry import DATASETS, PREFIXES
@@ -47,6 +48,7 @@ examples:
 _GROUPS: Mapping[str, Mapping[str, str]] = {
     "task": {
         "space": "NAME",
+        "plugin": "FILE.py",
         "init_from": "SWEEP",
         "datasets": "NAME,...",
         "data": "FOLDER",
@@ -112,9 +114,9 @@ _NOT_FIELDS = {
     "dry_run": "Print the settings, the first trials, and an estimate of time and memory, without "
     "running or writing anything.",
 }
-_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "space": tuple(SPACES),
-    "datasets": tuple(DATASETS),
+_CHOICES: Mapping[str, Iterable[str]] = {
+    "space": SPACES,
+    "datasets": DATASETS,
     "sampler": tuple(SAMPLERS),
     "pruner": tuple(PRUNERS),
     "validation": get_args(Validation),
@@ -132,8 +134,9 @@ _BY_SPACE = ("trials", "seeds", "validation", "objective", "pruner")
 """Options whose defaults depend on the space."""
 _TASK = tuple(f.name for f in fields(TaskSpec))
 _SETTINGS = tuple(f.name for f in fields(Settings))
-_REPEATED = ("set", "range", "choice", "grid")
+_BY_FIELD = ("set", "range", "choice", "grid")
 """Options that may be given several times, once per field."""
+_REPEATED = (*_BY_FIELD, "plugin")
 
 
 @dataclass(frozen=True)
@@ -202,8 +205,12 @@ def configure(arguments: Sequence[str]) -> SweepConfig:
 
 def read_request(arguments: Sequence[str] | None = None) -> Request:
     """Parse a command line and collect all its errors."""
+    _load_plugins(())  # of the environment: the help texts have their names
     given, mistakes = _parse(arguments)
     problems = [problem for problem, _ in mistakes]
+    if "plugin" in given:
+        given["plugin"] = tuple(os.path.realpath(os.path.expanduser(p)) for p in given["plugin"])
+        _load_plugins(given["plugin"])
     unread = {name.removeprefix("--").replace("-", "_") for _, name in mistakes}
     task_is_known = not unread & {"", "dataset", "init_from", "start", "data", "resume", *_TASK}
     dry_run, retry_failed = given.pop("dry_run", False), given.pop("retry_failed", False)
@@ -223,6 +230,7 @@ def read_request(arguments: Sequence[str] | None = None) -> Request:
         try:
             stored = _stored(given.get("storage", base.storage), resume)
             base = stored
+            problems += _missing_plugins(stored, given)
         except (UsageError, StorageError) as error:
             problems += error.problems if isinstance(error, UsageError) else [str(error)]
             task_is_known = False
@@ -257,6 +265,24 @@ def read_request(arguments: Sequence[str] | None = None) -> Request:
     return Request(config, tuple(dict.fromkeys(problems)), dry_run, retry_failed, task_is_known)
 
 
+def _load_plugins(files: tuple[str, ...]) -> None:
+    """Load plugin files, and those of the environment; raises `UsageError`."""
+    try:
+        use_plugins(files)
+    except PluginError as error:
+        raise UsageError([str(error)]) from error
+
+
+def _missing_plugins(stored: SweepConfig, given: Mapping[str, Any]) -> list[str]:
+    """A record makes no code run: the user names it again."""
+    known = plugin_sources()
+    return [
+        f"A sweep with a plugin is resumed with it. Add --plugin {path}."
+        for path in stored.plugin
+        if "plugin" not in given and os.path.basename(path) not in known
+    ]
+
+
 def _parse(arguments: Sequence[str] | None) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """The options given, and every mistake with the option that it is about. Those of the command
     line replace those of a file; repeated options do so field by field."""
@@ -273,8 +299,8 @@ def _parse(arguments: Sequence[str] | None) -> tuple[dict[str, Any], list[tuple[
         return given, [*mistakes, *((problem, "") for problem in error.problems)]
     base = vars(there)
     mistakes += [*mistakes_there, *_by_field(base)]
-    replaced = {field for name in _REPEATED for field in given.get(name, {})}
-    for name in _REPEATED:
+    replaced = {field for name in _BY_FIELD for field in given.get(name, {})}
+    for name in _BY_FIELD:
         kept = {f: value for f, value in base.get(name, {}).items() if f not in replaced}
         if found := kept | given.get(name, {}):
             given[name] = found
@@ -285,7 +311,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[dict[str, Any], list[tuple[
 def _by_field(given: dict[str, Any]) -> list[tuple[str, str]]:
     """Make the uses of repeated options a dictionary by field; return mistakes."""
     mistakes = []
-    for name in _REPEATED:
+    for name in _BY_FIELD:
         if name in given:
             pairs = given[name]
             given[name] = dict(pairs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -12,9 +12,10 @@ from spaces.declared import DeclaredSpace, Ranges
 from spaces.masks import rmt_budget_space, rmt_space, variants_space
 from spaces.pipeline import PipelineSpace
 from spaces.text_classifiers import ENHANCED_BASE, TASKRES, TEXT_ADAPTER
+from trainables.core.plugins import Registry
 from trainables.core.protocols import Objective, Validation
 from trainables.core.text import did_you_mean
-from trainables.methods.base import TaskFacts
+from trainables.methods.base import Method, TaskFacts
 from trainables.methods.registry import METHODS
 
 
@@ -40,14 +41,14 @@ class SpaceError(ValueError):
     """No such space; the message suggests one."""
 
 
-def _declared(
-    method: str, ranges: Ranges, trials: int = 40, seeds: tuple[int, ...] = (1, 2, 3)
+def declared(
+    method: type[Method], ranges: Ranges, trials: int = 40, seeds: tuple[int, ...] = (1, 2, 3)
 ) -> SpaceEntry:
     """A table of one method. Trials on frozen features last seconds and validating them on all
     labelled images costs little, so by default there are three draws, each validated on the images
     of the others, and no trial is stopped early."""
-    build = partial(DeclaredSpace, name=method, method=method, ranges=ranges)
-    if METHODS[method].input_kind == "images":
+    build = partial(DeclaredSpace, name=method.name, method=method.name, ranges=ranges)
+    if method.input_kind == "images":
         return SpaceEntry(build, trials, seeds)
     pruner = "none" if len(seeds) > 1 else "asha"
     return SpaceEntry(build, trials, seeds, "pooled", "likelihood", pruner)
@@ -67,7 +68,7 @@ def _pipeline(names: tuple[str, ...], trials: int, seeds: tuple[int, ...]) -> Sp
     return SpaceEntry(build, trials, seeds)
 
 
-SPACES: dict[str, SpaceEntry] = {
+_OWN: dict[str, SpaceEntry] = {
     # Trained on images: seconds to hours per trial.
     "rmt": SpaceEntry(rmt_space, trials=16, seeds=(1,)),
     "rmt-budget": SpaceEntry(rmt_budget_space, trials=16, seeds=(1,)),
@@ -75,14 +76,14 @@ SPACES: dict[str, SpaceEntry] = {
     "rmt-text": SpaceEntry(partial(variants_space, method="rmt-text"), trials=24, seeds=(1,)),
     "rmt-both": SpaceEntry(partial(variants_space, method="rmt-both"), trials=24, seeds=(1,)),
     "clip-lora": SpaceEntry(clip_lora_space, trials=16, seeds=(1,)),
-    "vpt": _declared("vpt", VPT, trials=16, seeds=(1,)),
-    "taskres": _declared("taskres", TASKRES),
-    "text-adapter": _declared("text-adapter", TEXT_ADAPTER),
-    "enhanced-base": _declared("enhanced-base", ENHANCED_BASE),
-    **{name: _declared(name, ranges) for name, ranges in ON_FEATURES.items()},
+    "vpt": declared(METHODS["vpt"], VPT, trials=16, seeds=(1,)),
+    "taskres": declared(METHODS["taskres"], TASKRES),
+    "text-adapter": declared(METHODS["text-adapter"], TEXT_ADAPTER),
+    "enhanced-base": declared(METHODS["enhanced-base"], ENHANCED_BASE),
+    **{name: declared(METHODS[name], ranges) for name, ranges in ON_FEATURES.items()},
     # Each step encodes the prompts of all classes; CoCoOp's once per image.
     **{
-        name: _declared(name, ranges, trials=12 if name == "cocoop" else 24, seeds=(1,))
+        name: declared(METHODS[name], ranges, trials=12 if name == "cocoop" else 24, seeds=(1,))
         for name, ranges in LEARNED_PROMPTS.items()
     },
     # As many trials as the largest stage asks for, and the draws of the most expensive one.
@@ -91,6 +92,9 @@ SPACES: dict[str, SpaceEntry] = {
     "rmt+coop": _pipeline(("rmt", "coop"), trials=24, seeds=(1,)),
     "enhanced-base+taskres": _pipeline(("enhanced-base", "taskres"), trials=40, seeds=(1, 2, 3)),
 }
+
+SPACES: Mapping[str, SpaceEntry] = Registry("SPACES", _OWN)
+"""Registry name -> space, including those of plugins."""
 
 
 def find_space(name: str) -> SpaceEntry:

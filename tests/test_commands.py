@@ -122,6 +122,11 @@ NOT_RUN = {
     "python -m pytest tests/conformance -k taskres": _TESTS,
     "python -m pytest tests/conformance tests/spaces -k logit-bias": "see tests/test_contributing",
     f"{RUN} --space logit-bias": "see tests/test_contributing",
+    f"{RUN} --plugin my_methods.py --space logit-bias --dataset my-digits --name mine": "see "
+    "tests/test_plugins",
+    "FEWSHOT_PLUGINS=my_methods.py python -m pytest tests/conformance tests/spaces -k logit-bias": (
+        "see tests/test_plugins"
+    ),
     "bash .ci/run": _TESTS,
     "python -m search.dashboard first": "it serves until Ctrl-C; tests/search/reporting/test_live",
     "ruff check .": "CI runs it",

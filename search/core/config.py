@@ -90,6 +90,9 @@ class SweepConfig:
     """Fresh few-shot draws on which the winner is trained again before the test split is read."""
     per_task: bool = False
     """Run a separate search for every data set and number of shots, instead of one for all."""
+    plugin: tuple[str, ...] = ()
+    """A Python file with methods, spaces or data sets of your own, in tables METHODS, SPACES and
+    DATASETS; FEWSHOT_PLUGINS=FILE does the same for every command. Repeatable."""
     name: str = ""
     """Name of the sweep (default: derived from its settings)."""
     storage: str = "sweeps"

@@ -31,6 +31,7 @@ _PLACES = (
     *("gpus_per_trial", "max_concurrent", "report", "register", "init_from"),
 )
 """Options that say where a sweep runs and not what it is."""
+_REPEATED = ("plugin",)
 _HEADER = """\
 # The sweep's settings. To run it elsewhere: python -m search.run sweep.yaml
 # Options after the file replace what it says.
@@ -85,6 +86,8 @@ def _texts(path: str, key: str, value: Any) -> Iterator[str | None]:
         case {}:
             for field, inner in value.items():
                 yield f"{field}={_joined(path, key, inner)}"
+        case [*parts] if key in _REPEATED:
+            yield from (_joined(path, key, part) for part in parts)
         case [{}, *_]:  # configurations
             rows = [{f: read_value(str(text)) for f, text in row.items()} for row in value]
             yield json.dumps(rows)

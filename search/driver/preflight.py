@@ -34,6 +34,7 @@ from spaces.settings import SettingsError
 from trainables.backbones.base import BackboneError
 from trainables.backbones.registry import BACKBONES
 from trainables.core.credentials import without_password
+from trainables.core.plugins import plugin_fingerprints
 from trainables.core.storage import (
     StorageError,
     local_folder,
@@ -283,6 +284,8 @@ def _plan(
     facts_of_task = task_facts(config.task, source, facts.tower)
     space = config.open_space(facts_of_task)
     fingerprints = {"backbone": facts.fingerprint} | task_fingerprints(config.task, source)
+    methods = {stage.method for stage in space.first.stages}
+    fingerprints |= plugin_fingerprints({*config.space.split("+"), *config.task.datasets, *methods})
     named = replace(config, name=config.sweep_name)
     return Plan(named, facts_of_task, source, space, placement, fingerprints, uri, uuid.uuid4().hex)
 

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from rich.console import Console
 
 from search.core.placement import Machine
 from search.core.problems import StoppedError, UsageError
+from trainables.core.plugins import plugin_sources, receive_plugins
 
 _OBJECT_STORE = 256 * 2**20  # bytes: artifacts pass through it, images do not
 _FOLDER, _LOCK = "few-shot-", "few-shot-search.lock"
@@ -93,8 +95,16 @@ def _check_connected_to(address: str) -> None:
 
 def _connect(address: str) -> None:
     _protect_token()
+    sources = plugin_sources()
+    hook = partial(receive_plugins, sources)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            # Other machines do not have the files.
+            runtime_env={"worker_process_setup_hook": hook} if sources else None,
+        )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UsageError(
             [

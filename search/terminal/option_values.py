@@ -65,6 +65,7 @@ PARSERS: Mapping[str, Callable[[str], Any]] = {
     "choice": several,
     "grid": several,
     "enqueue": str,
+    "plugin": parsing.text,
     "time_budget": parsing.duration,
     "storage": parsing.location,
     "init_from": parsing.location,

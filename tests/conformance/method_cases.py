@@ -1,7 +1,11 @@
 """Cases of the conformance suite for every method; a method without an entry fails."""
 
+from dataclasses import replace
+
 from trainables.core.optim import OptimConfig
-from trainables.methods.base import MethodConfig
+from trainables.core.plugins import plugins
+from trainables.fields import Field, Value, fields_of
+from trainables.methods.base import MethodConfig, TaskFacts
 from trainables.methods.clap import ClapConfig
 from trainables.methods.clip_adapter import ClipAdapterConfig
 from trainables.methods.clip_lora import ClipLoraConfig
@@ -206,3 +210,24 @@ WITH: dict[tuple[str, str], dict[str, object]] = {
     (name, "leak_kl"): {"rule": "sign"} for name in ("rmt", "rmt-text", "rmt-both")
 }
 """Method and field -> other fields that must be set for the field to have an effect."""
+
+
+def another(field: Field, value: Value) -> Value:
+    """A value of a field that should make a difference."""
+    if field.choices:
+        return next(choice for choice in field.choices if choice != value)
+    if isinstance(value, str):
+        return f"{value} other"
+    return field.convert(value * 10 or 1)
+
+
+for plugin in plugins():
+    for name, method in getattr(plugin, "METHODS", {}).items():
+        config = method.Config()
+        known = fields_of(name)
+        values = {key: another(known[key], value) for key, value in vars(config).items()}
+        CASES[name] = getattr(plugin, "CASES", {}).get(name, [config])
+        OTHER[name] = values | getattr(plugin, "OTHER", {}).get(name, {})
+        recipe = method.preset("paper", TaskFacts("digits", 4, 16))
+        OPTIM[name] = replace(recipe.optim, epochs=4, batch_size=8, warmup_epochs=0)
+    OPTIM |= getattr(plugin, "OPTIM", {})

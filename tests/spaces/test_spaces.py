@@ -61,7 +61,7 @@ def bench() -> EncodedTask:
 
 def parameters(name: str) -> dict[str, Any]:
     space = SPACES[name].build(FACTS)
-    return dict(space.first_parameters) | EXTRA | ACTIVE[name]
+    return dict(space.first_parameters) | EXTRA | ACTIVE.get(name, {})
 
 
 def distributions(name: str) -> dict[str, Any]:

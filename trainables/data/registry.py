@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from trainables.core.plugins import Registry
 from trainables.core.text import did_you_mean, unprintable
 from trainables.data.base import DataError, Dataset, Shift, Split
 from trainables.data.benchmarks.coop import open_coop
@@ -22,13 +23,16 @@ from trainables.data.folder import open_folder
 Builder = Callable[[str, Path, bool], Dataset]
 """Name, root of the data sets, whether a missing split is generated -> the data set."""
 
-DATASETS: dict[str, Builder] = {
+_OWN: dict[str, Builder] = {
     "digits": lambda name, root, generate_split: Digits(name),
     "digits-rotated": lambda name, root, generate_split: Digits(name, half_turns=1),
     "imagenet": open_imagenet,
     **dict.fromkeys(ALL11[1:], open_coop),
     **dict.fromkeys(IMAGENET_SHIFTS, open_imagenet_shift),
 }
+
+DATASETS: Mapping[str, Builder] = Registry("DATASETS", _OWN)
+"""Registry name -> how the data set is opened, including those of plugins."""
 
 PREFIXES: dict[str, Callable[[Path], Dataset]] = {"folder:": open_folder, "bundle:": open_bundle}
 """Prefix of a path -> the function that opens it."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from trainables.core.plugins import Registry
 from trainables.methods.base import Method
 from trainables.methods.clap import Clap
 from trainables.methods.clip_adapter import ClipAdapter
@@ -21,7 +24,7 @@ from trainables.methods.tip_adapter import TipAdapter, TipAdapterF
 from trainables.methods.vpt import Vpt
 from trainables.methods.zero_shot import ZeroShot
 
-METHODS: dict[str, type[Method]] = {
+_OWN: dict[str, type[Method]] = {
     ZeroShot.name: ZeroShot,
     LinearProbe.name: LinearProbe,
     ClipAdapter.name: ClipAdapter,
@@ -43,4 +46,6 @@ METHODS: dict[str, type[Method]] = {
     ClipLora.name: ClipLora,
     Vpt.name: Vpt,
 }
-"""Registry name -> method."""
+
+METHODS: Mapping[str, type[Method]] = Registry("METHODS", _OWN)
+"""Registry name -> method, including those of plugins."""

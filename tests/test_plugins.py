@@ -1,0 +1,183 @@
+"""The plugin in docs/plugins.md is complete: the project works with it, in every process."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from search.core.config import SweepConfig
+from search.core.problems import UsageError
+from search.core.sweep_folder import SweepFolder, SweepRecord
+from search.driver import preflight as preflight_module
+from search.driver.backbone_probe import BackboneProbe
+from search.driver.preflight import preflight
+from search.options import configure
+from spaces.registry import SPACES
+from tests.test_contributing import shown
+from trainables.core.plugins import ENVIRONMENT, PluginError, plugin_sources, use_plugins
+from trainables.core.storage import LocalStorage
+from trainables.data.registry import DATASETS, DataSource
+from trainables.encoded_task import EncodedTask
+from trainables.methods.registry import METHODS
+from trainables.trial import TaskSpec
+from trainables.trial_run import TrialRun
+
+ROOT = Path(__file__).parent.parent
+
+
+def source() -> str:
+    """The plugin: the method of CONTRIBUTING.md with the tables of docs/plugins.md."""
+    text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    (tables,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return f"{shown()}\n{tables}"
+
+
+@pytest.fixture(autouse=True)
+def no_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment is restored after each test."""
+    monkeypatch.setenv(ENVIRONMENT, "")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "my_methods.py"
+    path.write_text(source(), encoding="utf-8")
+    return path
+
+
+def test_a_plugins_entries_are_like_all_others(file: Path, tmp_path: Path) -> None:
+    assert "logit-bias" not in METHODS
+    options = ["--plugin", str(file), "--space", "logit-bias", "--dataset", "my-digits"]
+    config = configure([*options, "--set", "penalty=0.1", "--shots", "1"])
+    assert config.problems() == []
+    assert {"logit-bias"} <= {*METHODS} & {*SPACES}
+    assert "my-digits" in DATASETS
+    space = config.general_space
+    assert space.first_parameters.keys() == {"lr", "epochs"}
+    task = TaskSpec(("my-digits",), "tiny", (1,), (1,))
+    run = TrialRun(space.first, task, EncodedTask("tiny", "cpu", DataSource()))
+    assert run.advance().values[0] >= 0
+    with pytest.raises(UsageError, match=r"leak.*Known: .*penalty"):
+        raise UsageError(configure([*options, "--set", "leak=1"]).problems())
+
+
+def test_its_code_is_part_of_the_sweep(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Probe(BackboneProbe):
+        def __enter__(self) -> Probe:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+    monkeypatch.setattr(preflight_module, "BackboneProbeProcess", Probe)
+    options = ["--plugin", str(file), "--shots", "1", "--storage", str(tmp_path)]
+    plan = preflight(configure([*options, "--space", "logit-bias"]), trial_write=False)
+    assert len(plan.fingerprints["plugin.my_methods"]) == 64
+    assert plan.config.plugin == (str(file),)
+    other = preflight(configure([*options, "--space", "taskres"]), trial_write=False)
+    assert not any(name.startswith("plugin") for name in other.fingerprints)
+    assert SweepConfig.from_dict(plan.config.to_dict()) == plan.config
+
+
+def test_other_machines_receive_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker without the file, here a process with another environment."""
+    use_plugins((str(file),))
+    program = (
+        "import json, sys\n"
+        "from trainables.core.plugins import receive_plugins\n"
+        "from trainables.methods.registry import METHODS\n"
+        "receive_plugins(json.load(sys.stdin))\n"
+        "print(METHODS['logit-bias'].Config())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=json.dumps(plugin_sources()),
+        env=os.environ | {ENVIRONMENT: ""},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert done.stdout == "LogitBiasConfig(prompts='paper', penalty=0.001)\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("1 / 0", "failed (ZeroDivisionError: division by zero). Correct its code."),
+        ("import nowhere", "failed (ModuleNotFoundError: No module named 'nowhere')"),
+        ("def f(:", "failed (SyntaxError"),
+        ("x = 1", "must have one of the tables METHODS, SPACES, DATASETS"),
+        (None, "must be a Python file that can be read"),
+    ],
+)
+def test_mistakes(text: str | None, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        configure(["--plugin", str(path)])
+    assert told in caught.value.problems[0]
+
+
+def test_names_must_be_new(tmp_path: Path) -> None:
+    path = tmp_path / "twice.py"
+    path.write_text("METHODS = {'taskres': None}")
+    use_plugins((str(path),))
+    with pytest.raises(PluginError, match=r"'taskres' in METHODS of '\w+twice' is taken"):
+        list(METHODS)
+
+
+def test_an_installed_package(tmp_path: Path, file: Path) -> None:
+    """Its entry point is enough."""
+    info = tmp_path / "mine-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[fewshot_clip_search]\nmine = my_methods\n")
+    program = "from spaces.registry import SPACES\nprint('logit-bias' in SPACES)"
+    path = os.pathsep.join((str(tmp_path), str(ROOT)))
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "True\n"
+
+
+def test_it_passes_the_conformance_suite(file: Path) -> None:
+    suite = ("tests/conformance", "tests/spaces/test_spaces.py", "-k", "logit-bias")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *suite],
+        cwd=ROOT,
+        env=os.environ | {ENVIRONMENT: str(file)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 20
+
+
+def test_a_record_makes_no_code_run(file: Path, tmp_path: Path) -> None:
+    """A sweep with a plugin is resumed by naming it again."""
+    ran = tmp_path / "ran"
+    file.write_text(f"{source()}\nopen({str(ran)!r}, 'w')")
+    storage = ["--storage", str(tmp_path)]
+    config = replace(configure(["--space", "taskres", *storage]), name="mine", plugin=(str(file),))
+    SweepFolder(LocalStorage(tmp_path / "mine")).write_record(SweepRecord("id", config, {}))
+    with pytest.raises(UsageError, match=re.escape(f"Add --plugin {file}.")):
+        configure(["--resume", "mine", *storage])
+    assert not ran.exists()
+    assert configure(["--resume", "mine", "--plugin", str(file), *storage]) == config
+    assert ran.exists()
