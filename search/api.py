@@ -46,8 +46,9 @@ class Sweep:
         """Check the options of `search.run`, with underscores for hyphens.
 
         A list is a value with commas, `True` an option without a value, and a dict gives the option
-        once per item, as `KEY=VALUE`. Nothing is written or started. Raises `UsageError` with every
-        problem that shows without data and model; `run` reports the others.
+        once per item: `set={"leak": 0.3}`, `range={"lr": (1e-4, 1e-2, "log")}`. Nothing is written
+        or started. Raises `UsageError` with every problem that shows without data and model; `run`
+        reports the others.
         """
         self._arguments = command_line(options)
         request = read_request(self._arguments)
@@ -181,7 +182,8 @@ def command_line(options: Mapping[str, Any]) -> list[str]:
         if isinstance(value, bool):
             found += [option] if value else []
         elif isinstance(value, Mapping):
-            found += [f"{option}={key}={_text(own)}" for key, own in value.items()]
+            separator = ":" if name == "range" else ""
+            found += [f"{option}={key}={_text(own, separator)}" for key, own in value.items()]
         elif option in repeated and isinstance(value, list | tuple):
             found += [f"{option}={_text(own)}" for own in value]
         elif value is not None:
@@ -189,8 +191,9 @@ def command_line(options: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _text(value: Any) -> str:
-    """A value as it is typed."""
+def _text(value: Any, separator: str = "") -> str:
+    """A value as it is typed; a list's values are separated by commas, or by | if one has some."""
     if isinstance(value, list | tuple):
-        return ",".join(map(_text, value))
+        parts = [_text(part) for part in value]
+        return (separator or ("|" if any("," in part for part in parts) else ",")).join(parts)
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -118,6 +118,8 @@ def test_errors_have_the_commands_texts_and_come_at_once(tmp_path: Path) -> None
         ({"time_budget": 90.0, "shots": [1, 4]}, ["--time-budget=90.0", "--shots=1,4"]),
         ({"no_report": True, "per_task": False, "name": None}, ["--no-report"]),
         ({"set": {"leak": 0.3, "deep": True}}, ["--set=leak=0.3", "--set=deep=true"]),
+        ({"range": {"lr": (1e-4, 0.1, "log")}}, ["--range=lr=0.0001:0.1:log"]),
+        ({"grid": {"matrices": ["q,v", "q"]}}, ["--grid=matrices=q,v|q"]),
         ({"storage": Path("/a b")}, ["--storage=/a b"]),
     ],
 )
