@@ -19,6 +19,8 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
+from rich.console import Console
+
 from search.core.config import SweepConfig
 from search.core.objectives import best_of, parse_objective
 from search.core.problems import UsageError
@@ -85,8 +87,8 @@ class Sweep:
         return self._start(command_line(stored | options), quiet)
 
     def _start(self, arguments: list[str], quiet: bool) -> Outcome:
-        console = open_console()
-        console.quiet = quiet
+        # In a notebook even a quiet console leaves an empty output.
+        console = Console(quiet=True, force_jupyter=False) if quiet else open_console()
         request = read_request(arguments)
         (outcome,) = run_plans(check_request(request), console, request.retry_failed)
         return outcome

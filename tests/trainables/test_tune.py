@@ -87,6 +87,7 @@ def test_population_based_training_changes_rate_and_leak_in_mid_training(tmp_pat
     scheduler = PopulationBasedTraining(
         time_attr="training_iteration",
         perturbation_interval=2,
+        synch=True,  # else a trial may finish before the other one has begun
         hyperparam_mutations={"lr": tune.choice([1e-3, 4e-3]), "leak": tune.uniform(0, 1)},
         quantile_fraction=0.5,
         resample_probability=1.0,
