@@ -18,7 +18,7 @@ from search.core.samplers import GRID, SAMPLERS
 from search.core.sweep_file import read_options
 from search.terminal.option_values import PARSERS
 from search.terminal.parser import Parser
-from spaces.registry import SPACES, SpaceError, find_space
+from spaces.registry import SPACES, SpaceEntry, SpaceError, find_space
 from spaces.settings import Settings, SettingsError
 from trainables.core.plugins import PluginError, plugin_sources, use_plugins
 from trainables.core.protocols import Objective, Validation
@@ -77,6 +77,7 @@ _GROUPS: Mapping[str, Mapping[str, str]] = {
         "objective": "NAME",
         "pruner": "NAME",
         "second_objective": "METRIC:DIRECTION",
+        "select": "ensemble|best|N",
         "time_budget": "TIME",
         "retry_failed": "",
         "seed": "N",
@@ -130,7 +131,7 @@ _OLD_SPELLINGS = {
     "study_storage": "--ledger",
 }
 """Hidden aliases of renamed options, for one release."""
-_BY_SPACE = ("trials", "seeds", "validation", "objective", "pruner")
+_BY_SPACE = ("trials", "seeds", "validation", "objective", "pruner", "select")
 """Options whose defaults depend on the space."""
 _TASK = tuple(f.name for f in fields(TaskSpec))
 _SETTINGS = tuple(f.name for f in fields(Settings))
@@ -220,6 +221,8 @@ def read_request(arguments: Sequence[str] | None = None) -> Request:
         given.setdefault("pruner", "none")
     if "grid" in given:
         given = {"sampler": GRID, "pruner": "none"} | given
+    if {"init_from", "second_objective"} & given.keys():
+        given.setdefault("select", "best")
     base, stored = SweepConfig(), None
     resume = given.pop("resume", None)
     if resume is not None:
@@ -237,6 +240,7 @@ def read_request(arguments: Sequence[str] | None = None) -> Request:
     else:
         with suppress(SpaceError):  # `SweepConfig.problems` reports it
             effort = find_space(given.get("space", base.space))
+            _settle_folds(given, effort)
             defaults = {name: getattr(effort, name) for name in _BY_SPACE if name != "trials"}
             given = defaults | given
         if experiment := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
@@ -393,6 +397,18 @@ def _settle_draws(given: dict[str, Any], problems: list[str]) -> None:
             "one of them."
         )
     given["draws"] = f"file:{os.path.abspath(os.path.expanduser(pattern))}"
+
+
+def _settle_folds(given: dict[str, Any], effort: SpaceEntry) -> None:
+    """Validate inside the shots of one draw by default if the images are the user's own, where
+    every labelled one counts."""
+    own = all(spec.startswith("folder:") for spec in given.get("datasets", ("digits",)))
+    one_stage = effort.validation == "pooled" and "init_from" not in given
+    shots = given.get("shots", SweepConfig().task.shots)
+    if own and one_stage and min(shots, default=0) > 1 and "seeds" not in given:
+        given.setdefault("validation", "folds")
+    if given.get("validation") == "folds":
+        given.setdefault("seeds", (1,))
 
 
 def _settle_bundle(given: dict[str, Any]) -> None:

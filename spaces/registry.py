@@ -35,6 +35,8 @@ class SpaceEntry:
     """Default of what trials are ranked by."""
     pruner: str = "asha"
     """Default pruner; none if a trial costs less than its validation is worth."""
+    select: str = "best"
+    """Default result: the best trial, or an ensemble if training several models costs little."""
 
 
 class SpaceError(ValueError):
@@ -50,8 +52,10 @@ def declared(
     build = partial(DeclaredSpace, name=method.name, method=method.name, ranges=ranges)
     if method.input_kind == "images":
         return SpaceEntry(build, trials, seeds)
-    pruner = "none" if len(seeds) > 1 else "asha"
-    return SpaceEntry(build, trials, seeds, "pooled", "likelihood", pruner)
+    entry = SpaceEntry(build, trials, seeds, "pooled", "likelihood")
+    if METHODS[method].changes_backbone or len(seeds) == 1:
+        return entry if len(seeds) == 1 else replace(entry, pruner="none")
+    return replace(entry, pruner="none", select="ensemble")
 
 
 def _pipeline(names: tuple[str, ...], trials: int, seeds: tuple[int, ...]) -> SpaceEntry:

@@ -241,7 +241,10 @@ HOMES: dict[str, tuple[str, ...]] = {
     "huggingface_hub": ("trainables/backbones/open_clip.py",),
     "pydantic": ("search/core/config.py", "trainables/core/records.py", "trainables/trial.py"),
     "pydantic_core": ("search/core/config.py", "trainables/core/records.py", "trainables/trial.py"),
-    "annotated_types": ("search/evaluation/record.py", "trainables/core/records.py"),
+    "annotated_types": (
+        *("search/evaluation/record.py", "search/selection/selection.py"),
+        "trainables/core/records.py",
+    ),
     "filelock": ("search/execution/ray_session.py", "trainables/core/store.py"),
     "ray": ("search/", "trainables/trainable.py"),
     "optuna": ("search/",),

@@ -100,6 +100,9 @@ class RepeatedTraining(Training):
     def is_idle(self) -> bool:
         return self._own.is_idle
 
+    def validation_logits(self) -> Tensor:
+        return self.logits(self.val)
+
     def forecast(self) -> dict[str, float]:
         return self._own.forecast()
 

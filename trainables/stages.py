@@ -14,6 +14,7 @@ from torch import Tensor
 from trainables.backbones.base import Backbone
 from trainables.data.class_subsets import Half
 from trainables.encoded_task import EncodedTask, Learned
+from trainables.ensemble import Ensemble
 from trainables.fixed import learned
 from trainables.methods.base import Method, MethodError
 from trainables.trainer import Trainer
@@ -60,6 +61,9 @@ class Training(Protocol):
     def is_idle(self) -> bool:
         """Whether training provably leaves the model as it is, so that epochs only count."""
 
+    def validation_logits(self) -> Tensor:
+        """Return logits [n, c] for the validation images."""
+
     def forecast(self) -> dict[str, float]:
         """Return what is known before training, by name."""
 
@@ -91,6 +95,8 @@ def open_training(
     Raises `MethodError`, `DataError`, `BackboneError`.
     """
     config = config.for_episode(episode)
+    if config.members:
+        return Ensemble(config, encoded_task, episode, pool)
     kind = Pipeline if config.before else Trainer
     return kind(config, encoded_task, episode, pool)
 
@@ -164,6 +170,10 @@ class Pipeline(Training):
     def is_idle(self) -> bool:
         """Return False: a stage that changes nothing leaves the others to be trained."""
         return False
+
+    def validation_logits(self) -> Tensor:
+        """Return logits [n, c] of the current stage."""
+        return self._present().validation_logits()
 
     def forecast(self) -> dict[str, float]:
         """Return the forecast of the first stage that is trained."""

@@ -195,6 +195,8 @@ class FewShotTrainable(tune.Trainable):
         if report.finished:
             self._check_sweep_folder()
             run.save_artifacts(self._folder)
+            if self._job:  # only a sweep chooses from them
+                run.save_predictions(self._folder)
         else:
             self._keep_stopped(run)
         if self._job and time.monotonic() - self._saved >= self._job.checkpoint_seconds:

@@ -24,6 +24,7 @@ from trainables.methods.registry import METHODS
 from trainables.trial import Episode, TrialConfig
 from trainables.validation import pool_of, validation_metrics
 from trainables.view import AUGMENTED_VIEWS, View
+from trainables.view_rows import ViewRows
 
 _IMAGES = 128  # per forward pass in validation
 _FEATURES = 8192
@@ -42,13 +43,20 @@ class Trainer:
         task: EncodedTask,
         episode: Episode,
         pool: Sequence[Episode] = (),
+        left_out: Tensor | None = None,
     ) -> None:
         """`pool`: episodes whose labelled images are validated on, see `pool_of`; by default the
-        episode's own validation images. Raises `MethodError`, `DataError`, `BackboneError`."""
+        episode's own validation images. `left_out`: rows of the training images that are validated
+        on instead, and not trained on. Raises `MethodError`, `DataError`, `BackboneError`."""
         self.config, self.encoded_task, self.episode = config, task, episode
         self.train, self.val = task.views(episode)
         if pool:
             self.val = pool_of(task, episode, pool).view
+        if left_out is not None:
+            kept = torch.ones(len(self.train), dtype=torch.bool)
+            kept[left_out] = False
+            self.val = ViewRows([self.train], left_out)
+            self.train = ViewRows([self.train], kept.nonzero().flatten())
         where = episode.dataset, episode.half, config.method_config.prompts
         classes = task.classes(*where)
         self._classes = classes.features
@@ -97,7 +105,7 @@ class Trainer:
     def run_epoch(self, validate: bool = True) -> dict[str, float]:
         """Train on all images once; return `train/*`, the method's own scalars and, with
         `validate`, `val/*`; no `train/*` if the training is idle. Raises `NonFiniteError`."""
-        self._prepare()
+        self.prepare()
         if self.is_idle:
             self.epoch += 1
             if validate and not self.latest:
@@ -148,11 +156,15 @@ class Trainer:
     @torch.no_grad()
     def logits(self, view: View) -> Tensor:
         """Return the logits [n, c] of the tuned model on `view`."""
-        self._prepare()
+        self.prepare()
         if self.method.input_kind == "features":
             return torch.cat([self.method(part) for part in view.features().split(_FEATURES)])
         normalise = self.encoded_task.backbone.preprocess.normalise
         return torch.cat([self.method(normalise(batch)) for batch in view.batches(_IMAGES)])
+
+    def validation_logits(self) -> Tensor:
+        """Return the logits [n, c] of the validation images."""
+        return self.logits(self.val)
 
     def forecast(self) -> dict[str, float]:
         """Return what is known before training, see `Method.forecast`."""
@@ -164,7 +176,7 @@ class Trainer:
 
     def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Return what was learned, see `Method.artifact`."""
-        self._prepare()
+        self.prepare()
         return self.method.artifact()
 
     def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -181,12 +193,12 @@ class Trainer:
     def merged_backbone(self) -> EncodedTask:
         """Return the task encoded by the backbone that the method has changed; its features are
         cached if the stage is fixed, because every trial uses them."""
-        self._prepare()
+        self.prepare()
         return self.encoded_task.with_backbone(
             self.method.merged_backbone(), cache=self.config.fixed
         )
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         """Prepare the method before its first step, once, unless its artifact was loaded."""
         if self._prepared:
             return

@@ -70,7 +70,8 @@ class TaskSpec:
     """Leave out unreadable images."""
     validation: Validation = "held-out"
     """Images that trials are compared on. held-out: the validation images of their own draws;
-    pooled: all labelled images of all draws, except those that a model was trained on."""
+    pooled: all labelled images of all draws, except those that a model was trained on; folds: the
+    training images themselves, each by a model that was trained without it."""
     objective: Objective = "accuracy"
     """What trials are ranked by: accuracy on their validation images, or likelihood, the geometric
     mean of the probability of the true class at the best temperature, which is less noisy."""
@@ -204,6 +205,16 @@ class _OwnEpisodeFields:
 
 
 @dataclass(frozen=True)
+class Member:
+    """One of several models whose weighted log-probabilities are added."""
+
+    weight: float
+    """The coefficient of its log-probabilities, above 0."""
+    config: TrialConfig
+    """How it is trained."""
+
+
+@dataclass(frozen=True)
 class TrialConfig:
     """One point of a space: everything that training depends on except the task."""
 
@@ -227,13 +238,20 @@ class TrialConfig:
     per_episode: tuple[EpisodeSettings, ...] = ()
     """For a preset whose settings differ between the data sets or numbers of shots of a task: the
     settings of each. The fields above then hold the general setting. See `for_episode`."""
+    members: tuple[Member, ...] = ()
+    """The members of an ensemble, each a single stage; the fields above are then those of the
+    first. Empty for a single model."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; without the field `per_episode` if it is empty."""
-        plain = dataclasses.asdict(self)
+        """Plain JSON types; without the fields `per_episode` and `members` if they are empty."""
+        plain = dataclasses.asdict(dataclasses.replace(self, members=()))
         plain["before"] = self.before.to_dict() if self.before else None
-        if not self.per_episode:
-            del plain["per_episode"]
+        plain["members"] = [
+            {"weight": m.weight, "config": m.config.to_dict()} for m in self.members
+        ]
+        for name in ("per_episode", "members"):
+            if not plain[name]:
+                del plain[name]
         return plain
 
     @classmethod
@@ -252,7 +270,7 @@ class TrialConfig:
 
         if not isinstance(plain, Mapping):
             raise RecordError("", f"must be an object, got {json.dumps(plain)[:60]}")
-        nested = ("method_config", "optim", "before", "per_episode")
+        nested = ("method_config", "optim", "before", "per_episode", "members")
         own = from_plain(_OwnFields, {k: v for k, v in plain.items() if k not in nested})
         try:
             config = _method(own.method).Config
@@ -261,6 +279,9 @@ class TrialConfig:
         before, per_episode = plain.get("before"), plain.get("per_episode", ())
         if not isinstance(per_episode, list | tuple):
             raise RecordError("per_episode", f"must be a list, got {json.dumps(per_episode)[:60]}")
+        members = plain.get("members", ())
+        if not isinstance(members, list | tuple):
+            raise RecordError("members", f"must be a list, got {json.dumps(members)[:60]}")
         return cls(
             own.method,
             own.preset,
@@ -271,13 +292,27 @@ class TrialConfig:
             None if before is None else from_field(cls, plain, "before"),
             own.fixed,
             tuple(_episode_settings(config, number, s) for number, s in enumerate(per_episode)),
+            tuple(
+                from_field(Member, {f"members.{n}": m}, f"members.{n}")
+                for n, m in enumerate(members)
+            ),
         )
+
+    @classmethod
+    def ensemble(cls, members: tuple[Member, ...]) -> TrialConfig:
+        """The ensemble of these members."""
+        first = members[0].config
+        return dataclasses.replace(first, preset="search", per_episode=(), members=members)
 
     def for_episode(self, episode: Episode) -> TrialConfig:
         """The configuration that is trained on `episode`: this one, with the settings for its data
         set and number of shots in every stage that has such settings."""
         before = self.before.for_episode(episode) if self.before else None
-        found = dataclasses.replace(self, before=before, per_episode=())
+        members = tuple(
+            dataclasses.replace(member, config=member.config.for_episode(episode))
+            for member in self.members
+        )
+        found = dataclasses.replace(self, before=before, per_episode=(), members=members)
         for own in self.per_episode:
             if (own.dataset, own.shots) == (episode.dataset, episode.shots):
                 return dataclasses.replace(
@@ -321,7 +356,7 @@ class TrialConfig:
         """Field -> value without nesting, as a person reads it in a table of parameters;
         `PER_EPISODE` for a value that differs between episodes."""
         found = dict(vars(self))
-        for name in ("method_config", "optim", "before", "per_episode"):
+        for name in ("method_config", "optim", "before", "per_episode", "members"):
             del found[name]
         found = vars(self.method_config) | vars(self.optim) | found
         for own in self.per_episode:
@@ -342,6 +377,8 @@ class TrialConfig:
         found += [*self.method_config.problems(), *self.optim.problems()]
         for own in self.per_episode:
             found += [*own.method_config.problems(), *own.optim.problems()]
+        for member in self.members:
+            found += member.config.problems()
         found = list(dict.fromkeys(found))
         if self.before and not _method(self.before.method).changes_backbone:
             from trainables.methods.registry import METHODS

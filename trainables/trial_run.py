@@ -23,6 +23,8 @@ from trainables.core.protocols import Objective
 from trainables.core.storage import Storage
 from trainables.core.tensor_file import read_checked, write_checked, write_tensors
 from trainables.encoded_task import EncodedTask
+from trainables.folds import FoldedTraining
+from trainables.predictions import write_predictions
 from trainables.repeated_training import share_repeated
 from trainables.stages import Training, open_training
 from trainables.trial import TaskSpec, TrialConfig
@@ -87,8 +89,14 @@ class TrialRun:
         in_sequence: bool = False,
     ) -> None:
         self.config, self.task, self.in_sequence = config, task, in_sequence
+        self._encoded = encoded_task
         pool = task.episodes if task.validation == "pooled" else ()
-        episodes = [open_training(config, encoded_task, e, pool) for e in task.episodes]
+        episodes: list[Training] = [
+            FoldedTraining(config.for_episode(episode), encoded_task, episode)
+            if task.validation == "folds"
+            else open_training(config, encoded_task, episode, pool)
+            for episode in task.episodes
+        ]
         self.episodes = episodes if in_sequence else share_repeated(episodes)
         self.step = 0
         self._judged: list[dict[str, float]] = []
@@ -267,6 +275,10 @@ class TrialRun:
             names.append(f"artifact{suffix}.safetensors")
             write_tensors(folder, names[-1], tensors, metadata)
         return names
+
+    def save_predictions(self, folder: Storage) -> None:
+        """Write the validation predictions of the finished trial, see `predictions.py`."""
+        write_predictions(folder, self.episodes, self.task, self._encoded)
 
     def _identity(self) -> str:
         return f"{self.config.fingerprint()}/{self.task}/{self._mode}"

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trainables.core.protocols import Validation
 from trainables.data.base import image_keys
+from trainables.data.few_shot import FewShot
 from trainables.encoded_task import EncodedTask
 from trainables.trial import Episode
 from trainables.view import View
@@ -57,22 +59,35 @@ def fit_sharpness(logits: Tensor, labels: Tensor) -> float:
     return float(2 ** ((low + high) / 2))
 
 
+_MOST_FOLDS = 4
+
+
+def fold_rows(labels: Tensor, shots: int) -> list[Tensor]:
+    """Return the rows of each of min(shots, 4) folds of a draw, stratified over the labels [n]:
+    the images of each class go to the folds in turns, in their order."""
+    places = torch.empty_like(labels)
+    for label in labels.unique():
+        members = (labels == label).nonzero().flatten()
+        places[members] = torch.arange(len(members), device=labels.device)
+    count = min(shots, _MOST_FOLDS)
+    return [(places % count == fold).nonzero().flatten().cpu() for fold in range(count)]
+
+
 @dataclass(frozen=True)
 class Pool:
     """The images that the models of one episode are validated on, with `pooled` validation."""
 
     view: View
     """The images."""
-    images: Tensor
-    """int64 [n]: a number per distinct image of the task, equal for equal images."""
+    keys: tuple[str, ...]
+    """Their keys, see `image_keys`."""
 
 
 def pool_of(encoded: EncodedTask, episode: Episode, episodes: Sequence[Episode]) -> Pool:
     """All labelled images of `episodes` with the data set and shots of `episode`, each once and
     without its own training images. Raises `DataError`.
 
-    With one draw, these are its validation images. Equal images are known by name or content, see
-    `image_keys`.
+    With one draw, these are its validation images. Equal images are known by name or content.
     """
     key = (episode, *episodes)
     if key not in encoded.pools:
@@ -82,22 +97,42 @@ def pool_of(encoded: EncodedTask, episode: Episode, episodes: Sequence[Episode])
 
 
 def _pool_of(encoded: EncodedTask, episode: Episode, episodes: Sequence[Episode]) -> Pool:
-    numbers: dict[tuple[str, str], int] = {}
     views: list[View] = []
-    rows: dict[str, tuple[int, int]] = {}
-    start, own = 0, set[str]()
+    rows: dict[str, int] = {}
     for other in episodes:
-        drawn = encoded.source.draw(other.dataset, other.shots, other.seed, other.half)
+        if (other.dataset, other.shots) != (episode.dataset, episode.shots):
+            continue
+        drawn = _draw(encoded, other)
         for split, view in zip((drawn.train, drawn.val), encoded.views(other), strict=True):
-            keys = image_keys(split)
-            for key in keys:
-                numbers.setdefault((other.dataset, key), len(numbers))
-            if (other.dataset, other.shots) == (episode.dataset, episode.shots):
-                views.append(view)
-                for row, key in enumerate(keys, start=start):
-                    rows.setdefault(key, (row, numbers[other.dataset, key]))
-                start += len(keys)
-            if other == episode and split is drawn.train:
-                own = set(keys)
-    kept = torch.tensor([place for key, place in rows.items() if key not in own])
-    return Pool(ViewRows(views, kept[:, 0]), kept[:, 1])
+            for row, key in enumerate(image_keys(split), start=sum(map(len, views))):
+                rows.setdefault(key, row)
+            views.append(view)
+    own = set(image_keys(_draw(encoded, episode).train))
+    kept = {key: row for key, row in rows.items() if key not in own}
+    return Pool(ViewRows(views, torch.tensor(list(kept.values()))), tuple(kept))
+
+
+def image_numbers(
+    encoded: EncodedTask, episodes: Sequence[Episode], validation: Validation
+) -> list[Tensor]:
+    """For each episode, a number per image that its models are validated on, int64 [n]; equal for
+    equal images of a data set."""
+    numbers: dict[tuple[str, str], int] = {}
+    found = []
+    for episode in episodes:
+        drawn = _draw(encoded, episode)
+        match validation:
+            case "pooled":
+                keys: Sequence[str] = pool_of(encoded, episode, episodes).keys
+            case "folds":
+                own = image_keys(drawn.train)
+                keys = [own[row] for row in torch.cat(fold_rows(drawn.train.labels, episode.shots))]
+            case "held-out":
+                keys = image_keys(drawn.val)
+        named = [(episode.dataset, key) for key in keys]
+        found.append(torch.tensor([numbers.setdefault(key, len(numbers)) for key in named]))
+    return found
+
+
+def _draw(encoded: EncodedTask, episode: Episode) -> FewShot:
+    return encoded.source.draw(episode.dataset, episode.shots, episode.seed, episode.half)

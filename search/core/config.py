@@ -84,6 +84,9 @@ class SweepConfig:
     seed: int = 0
     """Seed of the sampler and of the training. The same seed gives the same trials if they run one
     at a time."""
+    select: str = "best"
+    """What the result is: ensemble, the best trials with weighted votes; best, the best trial; or
+    the number of a trial, also of a finished sweep (with --resume)."""
     time_budget: float | None = None
     """Search for at most this long: 90, 10m, 1.5h. Unfinished trials are kept."""
     eval_seeds: int = 3
@@ -230,6 +233,20 @@ class SweepConfig:
         found += self._time_problems() + self.task_problems() + self._objective_problems()
         if self.init_from:
             found += self.init_from.problems(self.task)
+        if not (self.select in _SELECT or self.select.isdecimal()):
+            found.append(
+                f"--select must be {', '.join(_SELECT)} or the number of a trial, got "
+                f"'{self.select}'. Use e.g. --select best."
+            )
+        if self.select == "ensemble" and (self.init_from or "+" in self.space):
+            found.append(
+                "--select ensemble needs trials on one frozen image encoder, and those of several "
+                "stages change it. Use --select best."
+            )
+        if self.task.validation == "folds" and (self.init_from or "+" in self.space):
+            found.append(
+                "--validation folds needs trials of one stage. Use --validation pooled or held-out."
+            )
         if self.init_from and self.per_task:
             found.append(
                 "--per-task cannot be used with --init-from, whose sweep solved the task as a "
@@ -322,6 +339,13 @@ class SweepConfig:
             found.append(did_you_mean("protocol", task.protocol, get_args(Protocol)))
         if task.validation not in get_args(Validation):
             found.append(did_you_mean("validation", task.validation, get_args(Validation)))
+        if task.validation == "folds" and min(task.shots, default=2) < 2:
+            found.append(
+                "--validation folds needs at least 2 images per class, got --shots "
+                f"{min(task.shots)}: with one, nothing can be left out. Use --validation pooled, "
+                "which validates on the images of other draws, or --trials 1 for the paper's "
+                "setting."
+            )
         if task.objective not in get_args(Objective):
             found.append(did_you_mean("objective", task.objective, get_args(Objective)))
         for name, example in _EXAMPLES.items():
@@ -432,6 +456,7 @@ def _between(least: int, most: int, value: int) -> str:
 
 
 _EXAMPLES = {"datasets": "--dataset digits", "shots": "--shots 16", "seeds": "--seeds 1,2,3"}
+_SELECT = ("ensemble", "best")
 _MAX_EPISODES = 10_000
 _MAX_EVAL_SEEDS = 1000
 _MODEL_NAME = 256  # characters that the registry's tables keep

@@ -92,6 +92,15 @@ def ranked(results: Iterable[Result]) -> list[Result]:
     return sorted((result for result in results if result.state == "COMPLETE"), key=_rank)
 
 
+def winner_of(results: Mapping[int, Result], choice: str) -> Result | None:
+    """The trial that `--select CHOICE` puts first: the one with this number if it is complete, else
+    the best one."""
+    if not choice.isdecimal():
+        return best_of(results.values())
+    chosen = results.get(int(choice))
+    return chosen if chosen is not None and chosen.state == "COMPLETE" else None
+
+
 def _rank(result: Result) -> tuple[float, float, int]:
     value = exact(cast(float, result.value))
     return (-value, result.metrics.get("val/loss", math.inf), result.number)

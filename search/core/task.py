@@ -256,6 +256,8 @@ def val_images(task: TaskSpec, source: DataSource) -> int:
             case "pooled":
                 trained = set(image_keys(drawn.train))
                 found = labelled[episode.dataset, episode.shots] - trained
+            case "folds":
+                found = set(image_keys(drawn.train))
             case _:
                 found = set(image_keys(drawn.val))
         distinct.setdefault(episode.dataset, set()).update(found)

@@ -28,6 +28,7 @@ from search.core.task import (
 )
 from search.driver.backbone_probe import BackboneProbeProcess, Examiner, Facts
 from search.ledger.study_mirror import study_storage_notice, study_storage_problems
+from search.selection.selection import ENSEMBLE, ensemble_problem
 from search.tracking.uri import TrackingError, check_tracking_uri, tracking_uri
 from spaces.base import Space
 from spaces.settings import SettingsError
@@ -173,6 +174,8 @@ def _check(config: SweepConfig, local: _Local, examiner: Examiner, trial_write: 
     except SettingsError as error:  # what depends on the tower or the data
         raise UsageError(error.problems) from error
     problems = [f"--space {config.space}: {problem}." for problem in plan.space.first.problems()]
+    if config.select == ENSEMBLE and (why := ensemble_problem(plan.space.first)):
+        problems.append(f"--select {ENSEMBLE} is not possible. {why}. Use --select best.")
     if config.init_from:
         problems += config.init_from.differences(plan.fingerprints)
     if problems:

@@ -107,8 +107,17 @@ def _print_evaluation(outcome: Outcome, console: Console) -> None:
     if len(found.of("winner")) > 1:
         _print_parts(found, console)
     assert outcome.best is not None
+    chosen = found.selection
+    if chosen is not None and chosen.sentence:
+        console.print(chosen.sentence, highlight=False)
+    what = "The winner" if chosen is None or chosen.is_single else "The best single trial"
+    how = (
+        "named by --select, validation"
+        if chosen and chosen.rule == "chosen"
+        else "chosen on validation data"
+    )
     console.print(
-        f"The winner is trial {found.winner}, chosen on validation data "
+        f"{what} is trial {found.winner}, {how} "
         f"({100 * found.validation:.1f} %): {short(outcome.best.parameters, outcome.best.config)}",
         highlight=False,
     )

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from search.core.config import SweepConfig
 from search.core.lock import SweepLock
-from search.core.objectives import Objective, directions, front_of, parse_objective
+from search.core.objectives import Objective, directions, front_of, parse_objective, winner_of
 from search.core.placement import Placement, place
 from search.core.problems import StoppedError, UsageError
 from search.core.pruners import IN_SEQUENCE
@@ -22,8 +22,9 @@ from search.core.sweep_folder import SWEEP_FILE, SweepFolder
 from search.core.task import described, val_images
 from search.driver.preflight import Plan, adopt
 from search.driver.prepare import prepare
+from search.evaluation.plan import SweepFacts
 from search.evaluation.record import Evaluation
-from search.evaluation.run import SweepFacts, evaluate, shared_weights, stored_evaluation
+from search.evaluation.run import evaluate, shared_weights, stored_evaluation
 from search.evaluation.statistics import separation_note
 from search.evaluation.winner import share_start
 from search.execution.artifacts import BestArtifacts, keeps_stopped
@@ -198,7 +199,7 @@ def _run(
                 with Bars(console) as bars:
                     evaluation = evaluate(ledger, facts, placement, bars.tell)
     _check_folder(ledger.sweep)
-    best = ledger.best()
+    best = winner_of(ledger.results, config.select)
     # Also if a driver was killed before it had written one.
     current = report_is_current(ledger.sweep, ledger.results, evaluation)
     if config.report and evaluation is not None and not current:
@@ -226,7 +227,7 @@ def _run(
         plan.tracking_uri,
         undelivered,
         clock.overhead(),
-        _doubt(plan, ledger),
+        _doubt(plan, ledger, evaluation),
         front,
         reporter.page(),
         untrained_note(ledger.results.values()),
@@ -257,7 +258,10 @@ def _workers_upload(config: SweepConfig, reporter: MlflowReporter) -> Iterator[N
         uploader.close()
 
 
-def _doubt(plan: Plan, ledger: Ledger) -> str | None:
+def _doubt(plan: Plan, ledger: Ledger, evaluation: Evaluation | None) -> str | None:
+    """The notice about a single winner; an ensemble is the answer to it."""
+    if evaluation and evaluation.selection and not evaluation.selection.is_single:
+        return None
     results = ledger.results.values()
     values = {
         r.number: r.accuracy for r in results if r.state == "COMPLETE" and r.accuracy is not None

@@ -19,6 +19,7 @@ from search.evaluation.statistics import (
     mean_of_harmonics,
     paired,
 )
+from search.selection.selection import Selection
 from trainables.core.protocols import Protocol
 from trainables.core.records import Count, Fraction01, Positive, RecordError, from_plain, parse_json
 from trainables.core.storage import Storage
@@ -174,6 +175,9 @@ class Evaluation:
     """How many of the draws have the training images of one of the search's draws."""
     inputs: str = ""
     """Digest of everything that the evaluation was made from."""
+    selection: Selection | None = None
+    """What the evaluated result consists of; None for the winning trial alone in an evaluation of
+    an earlier version."""
     checksums: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the files that belong to it, by name."""
     format: Literal[2] = 2

@@ -8,11 +8,10 @@ recorded before it happens.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,12 +21,16 @@ from search.core.config import SweepConfig
 from search.core.placement import Placement
 from search.core.problems import EvaluationError
 from search.core.task import (
-    FreshDraws,
     evaluation_sets,
-    fresh_draws,
-    same_training_sets,
 )
-from search.evaluation.examples import EXAMPLES, MOST, Example, encode_examples
+from search.evaluation.examples import EXAMPLES, Example, encode_examples
+from search.evaluation.plan import (
+    EvaluationPlan,
+    SweepFacts,
+    general_zero_shot,
+    plan_evaluation,
+    split_jobs,
+)
 from search.evaluation.predictions import (
     PREDICTIONS,
     PredictionTable,
@@ -37,7 +40,6 @@ from search.evaluation.predictions import (
 from search.evaluation.record import (
     EVALUATION,
     Evaluation,
-    Label,
     read_evaluation,
     record_read,
 )
@@ -45,87 +47,39 @@ from search.evaluation.scores import comparisons_of, scores_of
 from search.evaluation.winner import share_start
 from search.evaluation.workers import (
     FOLDER,
-    Candidate,
     EncodedTaskSpec,
     SplitJob,
     classify,
     load_result,
+    predict_validation,
     train,
     training_file,
 )
 from search.ledger.ledger import Ledger
+from search.selection.selection import ZERO_SHOT, Selection, select
 from trainables.backbones.shared_weights import share_weights
 from trainables.core.storage import LocalStorage, Storage
 from trainables.core.tensor_file import read_checked, write_tensors
-from trainables.data.registry import DataSource
 from trainables.data.sealed import EVALUATION_PROCESS, TRAINING_PROCESS
-from trainables.fixed import training_key
-from trainables.methods.base import Tower
-from trainables.presets import preset_trial, task_facts
-from trainables.trial import Episode, TaskSpec, TrialConfig
+from trainables.trial import Episode
 
-_VERSION = 2  # of what an evaluation is: another number, and all are made again
 _ATTEMPTS = 4  # per task, if its worker dies
 
 Progress = Callable[[str, int, int], None]
 """Progress callback: label, done, total."""
 
 
-@dataclass(frozen=True)
-class SweepFacts:
-    """What the evaluation needs to know of a sweep that can start."""
-
-    config: SweepConfig
-    """Its configuration."""
-    source: DataSource
-    """The task's data, opened."""
-    tower: Tower
-    """Family of the image tower."""
-    fingerprints: dict[str, str]
-    """Fingerprints of the backbone and of the few-shot pools."""
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is evaluated."""
-
-    winner: int
-    """Number of the winning trial."""
-    draws: FreshDraws
-    """The draws."""
-    task: TaskSpec
-    """The sweep's task, on these draws."""
-    first: dict[Episode, Episode]
-    """The first episode with the same training images, for each; see `same_training_sets`."""
-    candidates: tuple[Candidate, ...]
-    """Every model of every episode."""
-
-    def trained(self, candidate: Candidate) -> Candidate:
-        """The same model, with the episode that it is really trained on: the first with the same
-        training images. The zero-shot model is the same on every draw."""
-        if candidate.label == "zero-shot":
-            return replace(candidate, episode=_zero_shot_episode(self.task, candidate.episode))
-        return replace(candidate, episode=self.first[candidate.episode])
-
-    @property
-    def inputs(self) -> str:
-        """Digest of everything that the evaluation is made from, as far as it can be known without
-        reading test data."""
-        facts = {
-            "version": _VERSION,
-            "winner": self.winner,
-            "draws": [self.draws.seeds, self.draws.requested],
-            "task": self.task.to_dict() | {"skip_unreadable": None},
-            "models": [(c.label, repr(c.episode), c.key) for c in self.candidates],
-        }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
 def stored_evaluation(ledger: Ledger, facts: SweepFacts) -> Evaluation | None:
     """The evaluation in the sweep's folder, unless it is of another winner, other draws, settings,
     data or another backbone."""
     found = read_evaluation(ledger.sweep)
-    if found is None or ledger.best() is None or found.inputs != _plan(ledger, facts).inputs:
+    if found is None:
+        return None
+    selection = select(ledger.sweep, ledger.results, facts.config.select)
+    if (
+        selection is None
+        or found.inputs != plan_evaluation(ledger.results, facts, selection).inputs
+    ):
         return None
     return found
 
@@ -144,12 +98,9 @@ def evaluate(
     Writes the winner's artifacts, all predictions, and `evaluation.json` last. Raises
     `EvaluationError` and `StorageError`; what was finished by then is kept for the next call.
     """
-    plan, sweep, config = _plan(ledger, facts), ledger.sweep, facts.config
-    best = ledger.best()
-    assert best is not None
-    assert best.accuracy is not None
+    sweep, config = ledger.sweep, facts.config
     spec = EncodedTaskSpec(
-        plan.task,
+        config.task,
         config.data,
         placement.device,
         max(1, int(placement.cpus)),
@@ -158,20 +109,23 @@ def evaluate(
     )
     folder = sweep.child(FOLDER)
     try:
+        selection = _select(ledger, facts, spec, placement, tell)
+        plan = plan_evaluation(ledger.results, facts, selection)
         _train_missing(plan, folder, sweep, spec, placement, tell)
         results = _classify_missing(plan, folder, sweep, spec, placement, tell)
     except ray.exceptions.RayError as error:
         raise EvaluationError(str(error).strip().splitlines()[-1]) from error
     tables = _whole_tables(plan, results)
     found = Evaluation(
-        plan.winner,
-        best.accuracy,
+        selection.trial,
+        ledger.results[selection.trial].accuracy or 0.0,
         plan.draws.seeds,
         plan.task.protocol,
         scores_of(tables, plan.draws.seeds, plan.first),
         requested=plan.draws.requested,
         seen=plan.draws.seen,
         inputs=plan.inputs,
+        selection=selection,
     )
     examples = [example for _, _, taken in results for example in taken]
     files = {PREDICTIONS: encode_predictions(tables), EXAMPLES: encode_examples(examples)}
@@ -180,7 +134,7 @@ def evaluate(
         comparisons=comparisons_of(found, tables),
         checksums={name: checksum(data) for name, data in files.items()},
     )
-    _write_winner(plan, sweep, best.config)
+    _write_winner(plan, sweep)
     for name, data in files.items():
         sweep.write(name, data)
     sweep.write(EVALUATION, found.to_json())  # last: it makes the other files valid
@@ -198,92 +152,41 @@ def clean_up(sweep: Storage) -> None:
             folder.root.rmdir()
 
 
-# --- what is evaluated ---------------------------------------------------------------------------
-
-
-def _plan(ledger: Ledger, facts: SweepFacts) -> _Plan:
-    best, config = ledger.best(), facts.config
-    if best is None:
-        raise ValueError("there is no complete trial to evaluate")
-    winner = ledger.config_of(best)
-    draws = fresh_draws(config.task, facts.source, config.eval_seeds)
-    task = replace(config.task, seeds=draws.seeds)
-    first = same_training_sets(task, facts.source)
-    backbone = facts.fingerprints["backbone"]
-    candidates = []
-    for episode in task.episodes:
-        configs = _configs(facts, episode, winner)
-        for label, trial in configs.items():
-            trained = _zero_shot_episode(task, episode) if label == "zero-shot" else first[episode]
-            stages = len(trial.stages) if label == "start" else 0
-            whole = configs["winner"] if label == "start" else trial
-            key = training_key(whole, trained, facts.source, backbone)
-            candidates.append(Candidate(label, episode, trial.to_dict(), key, stages))
-    return _Plan(best.number, draws, task, first, tuple(candidates))
-
-
-def _configs(facts: SweepFacts, episode: Episode, winner: TrialConfig) -> dict[Label, TrialConfig]:
-    """The models of an episode. The papers set some things per data set and number of shots, and so
-    does the paper's setting."""
-    config = facts.config
-    about = task_facts(config.task, facts.source, facts.tower, episode)
-    paper = config.paper(about)
-    start = config.init_from.stage if config.init_from else winner.before
-    return {
-        "zero-shot": _zero_shot(preset_trial("zero-shot", "paper", about), paper),
-        **({"start": _unfixed(start)} if start else {}),
-        "paper": paper.seeded(config.seed),
-        "winner": winner,
-    }
-
-
-def _zero_shot(single: TrialConfig, paper: TrialConfig) -> TrialConfig:
-    """Zero-shot CLIP with the prompts that the method's paper compares itself with: a template
-    ensemble if the method starts from one, else a single prompt per data set."""
-    prompts = paper.method_config.prompts
-    if prompts == "photo":  # start of learned prompts; papers compare with the data set's prompt
-        return single
-    return replace(single, method_config=replace(single.method_config, prompts=prompts))
-
-
-def _unfixed(stage: TrialConfig) -> TrialConfig:
-    before = _unfixed(stage.before) if stage.before else None
-    return replace(stage, before=before, fixed=False)
-
-
-def _zero_shot_episode(task: TaskSpec, episode: Episode) -> Episode:
-    """The episode that represents a data set: that of the most shots and the first draw, of
-    which examples are taken."""
-    return replace(episode, shots=max(task.shots), seed=task.seeds[0])
-
-
-def _jobs(plan: _Plan) -> list[SplitJob]:
-    """One read per test split and episode, with the models that are trained on the episode."""
-    sets = evaluation_sets(plan.task)
-    most = max(1, MOST // sum(len(split.halves) for split in sets))
-    jobs = []
-    for split in sets:
-        models = [c for c in plan.candidates if c.episode.dataset in split.sources]
-        shown = _zero_shot_episode(plan.task, models[0].episode)  # examples are taken of its models
-        pair = {c.label: c.key for c in models if c.episode == shown}
-        by_episode: dict[Episode, dict[tuple[str, int], Candidate]] = {}
-        for model in (plan.trained(c) for c in models):
-            by_episode.setdefault(model.episode, {}).setdefault(model.key, model)
-        for episode, distinct in by_episode.items():
-            keys, places = list(distinct), None
-            if episode == shown:
-                places = keys.index(pair["zero-shot"]), keys.index(pair["winner"])
-            jobs.append(SplitJob(split, tuple(distinct.values()), most, places))
-    return jobs
-
-
 # --- running it ----------------------------------------------------------------------------------
 
 _Result = tuple[SplitJob, list[PredictionTable], list[Example]]
 
 
+def _select(
+    ledger: Ledger,
+    facts: SweepFacts,
+    spec: EncodedTaskSpec,
+    placement: Placement,
+    tell: Progress,
+) -> Selection:
+    """The result of the sweep, for which the zero-shot model is validated if that is missing."""
+    sweep, config = ledger.sweep, facts.config
+    if found := select(sweep, ledger.results, config.select):
+        return found
+    if config.select.isdecimal():
+        complete = [n for n, r in sorted(ledger.results.items()) if r.state == "COMPLETE"]
+        raise EvaluationError(
+            f"--select must be ensemble, best or a complete trial, got {config.select}; complete "
+            f"are {', '.join(map(str, complete)) or 'none'}"
+        )
+    zero_shot = general_zero_shot(facts).to_dict()
+    remote = ray.remote(**_options(placement, TRAINING_PROCESS))(predict_validation)
+    where = sweep.child(ZERO_SHOT).location
+    call = partial(remote.remote, zero_shot, config.task.to_dict(), spec, where)
+    _run("validating the zero-shot model", [call], 1, 0, tell)
+    found = select(sweep, ledger.results, config.select)
+    if found is None:
+        raise EvaluationError("the zero-shot model's validation predictions are missing")
+    return found
+
+
 def _train_missing(
-    plan: _Plan,
+    plan: EvaluationPlan,
     folder: Storage,
     sweep: Storage,
     spec: EncodedTaskSpec,
@@ -305,7 +208,7 @@ def _train_missing(
 
 
 def _classify_missing(
-    plan: _Plan,
+    plan: EvaluationPlan,
     folder: Storage,
     sweep: Storage,
     spec: EncodedTaskSpec,
@@ -313,7 +216,7 @@ def _classify_missing(
     tell: Progress,
 ) -> list[_Result]:
     """Read every test split whose result is not stored yet."""
-    jobs = _jobs(plan)
+    jobs = split_jobs(plan)
     missing = [job for job in jobs if load_result(folder, job) is None]
     remote = ray.remote(**_options(placement, EVALUATION_PROCESS))(classify)
 
@@ -380,7 +283,7 @@ def _run(
 # --- results -------------------------------------------------------------------------------------
 
 
-def _whole_tables(plan: _Plan, results: Sequence[_Result]) -> list[PredictionTable]:
+def _whole_tables(plan: EvaluationPlan, results: Sequence[_Result]) -> list[PredictionTable]:
     """One table per part of a test split, with the predictions of every candidate."""
     tables: dict[tuple[str, str], PredictionTable] = {}
     found: dict[tuple[str, str], dict[tuple[str, int], Any]] = {}
@@ -415,7 +318,7 @@ def _whole_tables(plan: _Plan, results: Sequence[_Result]) -> list[PredictionTab
     ]
 
 
-def _write_winner(plan: _Plan, sweep: Storage, config: dict[str, Any]) -> None:
+def _write_winner(plan: EvaluationPlan, sweep: Storage) -> None:
     """The winner's artifacts, one per draw, and its configuration."""
     folder = sweep.child(FOLDER)
     for candidate in plan.candidates:
@@ -424,5 +327,5 @@ def _write_winner(plan: _Plan, sweep: Storage, config: dict[str, Any]) -> None:
             assert artifact is not None, "it was read a moment ago"
             label = plan.task.label(candidate.episode)
             write_tensors(sweep, f"winner/artifact-{label}.safetensors", *artifact)
-    text = json.dumps(config, indent=1, allow_nan=False) + "\n"
+    text = json.dumps(plan.winner.to_dict(), indent=1, allow_nan=False) + "\n"
     sweep.write("winner/config.json", text.encode())

@@ -7,7 +7,7 @@ import json
 
 from search.core.config import SweepConfig
 from search.core.init_from import Start
-from search.core.objectives import best_of
+from search.core.objectives import winner_of
 from search.core.problems import UsageError
 from search.core.results import trial_folder
 from search.core.sweep_folder import SweepFolder
@@ -29,7 +29,8 @@ def read_start(where: str, storage: str) -> Start:
         sweep = open_storage(location)
         folder = SweepFolder(sweep)
         record = folder.record
-        best, judged = best_of(folder.results().values()), read_evaluation(sweep)
+        best = winner_of(folder.results(), record.config.select)
+        judged = read_evaluation(sweep)
     except StorageError as error:
         raise UsageError([f"--init-from must name a sweep that can be read: {error}."]) from error
     config = record.config

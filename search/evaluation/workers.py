@@ -35,6 +35,7 @@ from trainables.data.sealed import read_test_split, seal_process
 from trainables.encoded_task import EncodedTask, Progress, View
 from trainables.stages import first_stages, open_training
 from trainables.trial import Episode, TaskSpec, TrialConfig
+from trainables.trial_run import TrialRun
 
 FOLDER = "evaluation"
 """Folder of unfinished evaluations in a sweep's folder; removed when one is finished."""
@@ -127,9 +128,20 @@ def train(candidate: Candidate, spec: EncodedTaskSpec, sweep: str) -> None:
     config = TrialConfig.from_dict(candidate.config)
     trainer = open_training(config, _warm(spec), candidate.episode)
     for _ in range(trainer.epochs):
-        trainer.run_epoch()
+        trainer.run_epoch(validate=False)
     folder = open_storage(sweep).child(FOLDER)
     write_checked(folder, training_file(candidate.training), *trainer.artifact())
+
+
+def predict_validation(
+    config: dict[str, Any], task: dict[str, Any], spec: EncodedTaskSpec, folder: str
+) -> None:
+    """Store the validation predictions of a configuration with nothing to train, on the episodes
+    of `task`, the search's. Runs in a training process."""
+    seal_process()
+    run = TrialRun(TrialConfig.from_dict(config), TaskSpec.from_dict(task), _warm(spec))
+    run.advance()
+    run.save_predictions(open_storage(folder))
 
 
 def classify(job: SplitJob, spec: EncodedTaskSpec, sweep: str, moment: float) -> None:

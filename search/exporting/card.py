@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import PurePath
 from typing import Any
 
-from search.exporting.model import Model
+from search.exporting.model import Artifact, Model
 from search.tracking.mlflow_page import plain, table
 from trainables.backbones.base import Backbone
 from trainables.data.base import distinct
@@ -33,6 +33,7 @@ def card(model: Model, kind: str) -> dict[str, Any]:
         "sweep": {"name": artifact.config.name, "id": artifact.record.id, "file": artifact.name},
         "trial": artifact.result.number,
         "method": config.methods,
+        "members": _members(artifact),
         "configuration": config.to_dict(),
         "backbone": _backbone(artifact.task.backbone, model.task.backbone),
         "dataset": episode.dataset,
@@ -86,6 +87,14 @@ def short_name(spec: str) -> str:
     """Name of a data set or backbone without the folders above it."""
     kind, colon, path = spec.partition(":")
     return PurePath(path).name if colon and "/" in path else PurePath(kind).name + colon + path
+
+
+def _members(artifact: Artifact) -> list[dict[str, Any]]:
+    """The trials of an ensemble and their weights; a trial of null is the zero-shot model."""
+    selection = artifact.evaluation.selection if artifact.evaluation else None
+    if selection is None or selection.is_single:
+        return []
+    return [asdict(member) for member in selection.members]
 
 
 def _percent(fraction: float) -> str:

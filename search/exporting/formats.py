@@ -52,7 +52,16 @@ def unfit(model: Model, kind: str) -> str:
     if not why:
         return ""
     fit = [name for name, other in FORMATS.items() if not other.refusal(model)]
-    return f"--format {kind} does not fit this trial: {why}. Formats that do: {', '.join(fit)}."
+    single = ""
+    if model.artifact.trial.members:
+        single = (
+            " Or make the best single trial the result: python -m search.run --resume "
+            f"{model.artifact.config.name} --select best."
+        )
+    return (
+        f"--format {kind} does not fit this trial: {why}. Formats that do: {', '.join(fit)}."
+        f"{single}"
+    )
 
 
 def _fits(model: Model) -> str:

@@ -20,6 +20,7 @@ from search.core.sweep_folder import SweepFolder, SweepRecord
 from search.core.task import task_fingerprints
 from search.evaluation.record import Evaluation, read_evaluation
 from search.exporting.network import merged, program
+from search.selection.selection import Selection
 from trainables.backbones.base import Backbone, BackboneError
 from trainables.core.storage import Storage
 from trainables.core.tensor_file import Content, read_tensors
@@ -46,7 +47,9 @@ class Artifact:
     config: SweepConfig
     """The sweep's configuration."""
     result: Result
-    """The trial's result."""
+    """The trial's result; of an ensemble, the best trial's."""
+    trial: TrialConfig
+    """The configuration that it was trained with."""
     task: TaskSpec
     """The sweep's task, with the seeds of this artifact and its siblings."""
     episode: Episode
@@ -57,14 +60,10 @@ class Artifact:
     """The evaluation of this artifact; None for one that the search trained."""
 
     @property
-    def trial(self) -> TrialConfig:
-        """The configuration that it was trained with."""
-        return TrialConfig.from_dict(self.result.config)
-
-    @property
     def recorded_accuracy(self) -> float | None:
         """Validation accuracy of this one training, if the sweep has recorded it."""
-        return None if self.evaluation or len(self.task.episodes) > 1 else self.result.accuracy
+        others = self.task.validation == "folds" or len(self.task.episodes) > 1
+        return None if self.evaluation or others else self.result.accuracy
 
 
 def find_artifact(sweep: SweepFolder, trial: str, episode: str) -> Artifact:
@@ -84,7 +83,10 @@ def find_artifact(sweep: SweepFolder, trial: str, episode: str) -> Artifact:
     chosen = _episode(task, episode)
     suffix = f"-{task.label(chosen)}" if len(task.episodes) > 1 else ""
     name = f"{trial_folder(result.number)}/artifact{suffix}.safetensors"
-    return Artifact(sweep.files, sweep.record, sweep.config, result, task, chosen, name, None)
+    config = TrialConfig.from_dict(result.config)
+    return Artifact(
+        *(sweep.files, sweep.record, sweep.config, result, config, task, chosen, name, None)
+    )
 
 
 def _winner(sweep: SweepFolder, results: Mapping[int, Result], episode: str, best: int) -> Artifact:
@@ -97,12 +99,12 @@ def _winner(sweep: SweepFolder, results: Mapping[int, Result], episode: str, bes
                 f"best trial so far: --trial {best}."
             ]
         )
-    result = results.get(evaluation.winner)
+    result, selection = results.get(evaluation.winner), evaluation.selection
     try:
-        written = json.loads(sweep.files.read("winner/config.json"))
+        written = TrialConfig.from_dict(json.loads(sweep.files.read("winner/config.json")))
     except (FileNotFoundError, ValueError):
         written = None
-    if result is None or written != result.config:
+    if result is None or written is None or not _is_of(written, result, selection, results):
         raise UsageError(
             [
                 f"The folder 'winner' must hold trial {evaluation.winner}, which was evaluated, "
@@ -113,7 +115,26 @@ def _winner(sweep: SweepFolder, results: Mapping[int, Result], episode: str, bes
     task = replace(sweep.config.task, seeds=evaluation.seeds)
     chosen = _episode(task, episode)
     name = f"winner/artifact-{task.label(chosen)}.safetensors"
-    return Artifact(sweep.files, sweep.record, sweep.config, result, task, chosen, name, evaluation)
+    return Artifact(
+        *(sweep.files, sweep.record, sweep.config, result, written, task, chosen, name, evaluation)
+    )
+
+
+def _is_of(
+    written: TrialConfig,
+    result: Result,
+    selection: Selection | None,
+    results: Mapping[int, Result],
+) -> bool:
+    """Whether a configuration is that of the evaluated result."""
+    if selection is None or selection.is_single:
+        return written.to_dict() == result.config
+    members = [member.config for member in written.members] or [written]
+    numbers = [share.trial for share in selection.members]
+    return len(members) == len(numbers) and all(
+        number is None or member.to_dict() == results[number].config
+        for number, member in zip(numbers, members, strict=True)
+    )
 
 
 def _complete(results: Mapping[int, Result], trial: str, name: str) -> Result:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from search.core.config import SweepConfig
-from search.core.objectives import best_of
+from search.core.objectives import winner_of
 from search.core.problems import UsageError
 from search.core.pruners import IN_SEQUENCE
 from search.core.results import IssuedTrial, Result
@@ -68,8 +68,8 @@ class Source:
 
     @cached_property
     def best(self) -> Result | None:
-        """The winner, as defined by `search.core.objectives.best_of`."""
-        return best_of(self.results.values())
+        """The winner, as defined by `search.core.objectives.winner_of`."""
+        return winner_of(self.results, self.config.select)
 
     @property
     def judged(self) -> Evaluation | None:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from search.core.config import SweepConfig
-from search.core.objectives import best_of
+from search.core.objectives import winner_of
 from search.core.problems import UsageError
 from search.core.results import Result, counted
 from search.core.sweep_folder import SweepFolder, find_sweep, sweep_folders
@@ -81,8 +81,9 @@ class SweepStatus:
 
     @cached_property
     def best(self) -> Result | None:
-        """The winner, as defined by `search.core.objectives.best_of`."""
-        return best_of((self.results or {}).values())
+        """The winner, as defined by `search.core.objectives.winner_of`."""
+        choice = self.config.select if self.config else "best"
+        return winner_of(self.results or {}, choice)
 
     @property
     def judged(self) -> Evaluation | None:

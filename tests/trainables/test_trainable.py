@@ -20,6 +20,7 @@ from trainables.assignment import Assignment, Message
 from trainables.encoded_task import EncodedTask
 from trainables.methods.taskres import TaskRes
 from trainables.parameters import ParameterError
+from trainables.predictions import VALIDATION
 from trainables.trainable import FewShotTrainable
 from trainables.trainer import Trainer
 from trainables.trial import TaskSpec, TrialConfig
@@ -146,7 +147,8 @@ def test_what_is_reported_is_the_run(job: Job, encoded_task: EncodedTask, tmp_pa
             assert message.report.values == report.values
             assert message.report.metrics == report.metrics
         names = sorted(path.name for path in (tmp_path / f"{number:06}").iterdir())
-        assert names == ["artifact-seed1.safetensors", "artifact-seed4.safetensors", CHECKPOINT]
+        learned = ["artifact-seed1.safetensors", "artifact-seed4.safetensors"]
+        assert names == [*learned, CHECKPOINT, VALIDATION]
 
 
 def test_a_warm_worker_gives_what_a_cold_one_gives(job: Job) -> None:

@@ -12,7 +12,7 @@ from tests.trainables.trials import TASK, TWO_SEEDS, residual_trial
 from trainables.data.base import image_keys
 from trainables.encoded_task import EncodedTask
 from trainables.trial_run import TrialRun
-from trainables.validation import fit_sharpness, pool_of, validation_metrics
+from trainables.validation import fit_sharpness, image_numbers, pool_of, validation_metrics
 
 POOLED = replace(TWO_SEEDS, validation="pooled", objective="likelihood")
 
@@ -43,13 +43,12 @@ def test_a_pool_has_every_labelled_image_once_and_none_that_was_trained_on(
 ) -> None:
     draws = [encoded_task.source.draw(e.dataset, e.shots, e.seed) for e in POOLED.episodes]
     labelled = {key for d in draws for part in (d.train, d.val) for key in image_keys(part)}
-    numbers = set[int]()
-    for episode, drawn in zip(POOLED.episodes, draws, strict=True):
+    numbers = image_numbers(encoded_task, POOLED.episodes, "pooled")
+    for episode, drawn, own in zip(POOLED.episodes, draws, numbers, strict=True):
         pool = pool_of(encoded_task, episode, POOLED.episodes)
-        assert len(pool.view) == len(labelled - set(image_keys(drawn.train))) == len(pool.images)
-        assert len(set(pool.images.tolist())) == len(pool.images)
-        numbers |= set(pool.images.tolist())
-    assert len(numbers) <= len(labelled)
+        assert set(pool.keys) == labelled - set(image_keys(drawn.train))
+        assert len(pool.view) == len(pool.keys) == len(set(own.tolist()))
+    assert len(set(torch.cat(numbers).tolist())) <= len(labelled)
 
 
 def test_with_one_draw_the_pool_is_its_validation_images(encoded_task: EncodedTask) -> None:

@@ -13,11 +13,12 @@ set, then its shifts, on which nothing is trained. `cross-dataset`: the first da
 others.
 """
 
-Validation = Literal["held-out", "pooled"]
+Validation = Literal["held-out", "pooled", "folds"]
 """On which labelled images a trial's models are validated.
 
 `held-out`: the validation images of their own draw. `pooled`: all labelled images of all draws of
-the search, except those that the model was trained on.
+the search, except those that the model was trained on. `folds`: the training images of the draw,
+each by a model that was trained without it.
 """
 
 Objective = Literal["accuracy", "likelihood"]

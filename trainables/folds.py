@@ -1,0 +1,119 @@
+"""Validation inside the few shots: each labelled image by a model that was trained without it.
+
+Notation: n training images of a draw, k folds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainables.data.class_subsets import Half
+from trainables.encoded_task import EncodedTask
+from trainables.trainer import Trainer
+from trainables.trial import Episode, TrialConfig
+from trainables.validation import fold_rows, validation_metrics
+from trainables.view import View
+from trainables.view_rows import ViewRows
+
+
+class FoldedTraining:
+    """One training per fold, which leaves out the fold's images, and one on all images, whose model
+    is kept; see `stages.Training`. All advance together."""
+
+    def __init__(self, config: TrialConfig, encoded_task: EncodedTask, episode: Episode) -> None:
+        """Raises `MethodError`, `DataError`, `BackboneError`."""
+        self.config, self.episode = config, episode
+        train = encoded_task.views(episode)[0]
+        folds = fold_rows(train.labels, episode.shots)
+        self.val: View = ViewRows([train], torch.cat(folds))
+        self._folds = [Trainer(config, encoded_task, episode, left_out=rows) for rows in folds]
+        self._whole = Trainer(config, encoded_task, episode)
+
+    @property
+    def method(self) -> Any:
+        """The method that is trained on all images."""
+        return self._whole.method
+
+    @property
+    def backbone(self) -> Any:
+        """The backbone that it is trained on."""
+        return self._whole.backbone
+
+    @property
+    def epoch(self) -> int:
+        """Epochs trained so far."""
+        return self._whole.epoch
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs."""
+        return self._whole.epochs
+
+    def run_epoch(self, validate: bool = True) -> dict[str, float]:
+        """Train every model for an epoch; `train/*` is of the one on all images."""
+        for fold in self._folds:
+            fold.run_epoch(validate=False)
+        metrics = self._whole.run_epoch(validate=False)
+        return metrics | (self.validate() if validate else {})
+
+    def validate(self) -> dict[str, float]:
+        """Return `val/*` over all images, each classified by the model of its fold."""
+        return validation_metrics(self.validation_logits(), self.val.labels)
+
+    def validation_logits(self) -> Tensor:
+        """Return logits [n, c], fold by fold."""
+        return torch.cat([fold.validation_logits() for fold in self._folds])
+
+    def logits(self, view: View) -> Tensor:
+        """Return logits of the model that is trained on all images."""
+        return self._whole.logits(view)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether training leaves the model as it is."""
+        return self._whole.is_idle
+
+    def forecast(self) -> dict[str, float]:
+        """Return the forecast for the training on all images."""
+        return self._whole.forecast()
+
+    def warnings(self) -> list[str]:
+        """Return its warnings."""
+        return self._whole.warnings()
+
+    def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Return its result."""
+        return self._whole.artifact()
+
+    def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """Not possible: raises `NotImplementedError`."""
+        raise NotImplementedError("A trial's episodes are trained, not loaded.")
+
+    def set_classes(self, dataset: str, half: Half) -> None:
+        """Not possible: raises `NotImplementedError`."""
+        raise NotImplementedError("A trial's episodes keep their classes.")
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the states of all trainings."""
+        tensors: dict[str, Tensor] = {}
+        records = []
+        for number, part in enumerate(self._parts):
+            own, plain = part.state()
+            tensors |= {f"{number}/{name}": tensor for name, tensor in own.items()}
+            records.append(plain)
+        return tensors, {"parts": records}
+
+    def load_state(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+        """Continue from `state`, bit for bit."""
+        for number, (part, record) in enumerate(zip(self._parts, plain["parts"], strict=True)):
+            prefix = f"{number}/"
+            own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+            part.load_state(own, record)
+
+    @property
+    def _parts(self) -> Sequence[Trainer]:
+        return [*self._folds, self._whole]
