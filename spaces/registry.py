@@ -53,9 +53,9 @@ def declared(
     if method.input_kind == "images":
         return SpaceEntry(build, trials, seeds)
     entry = SpaceEntry(build, trials, seeds, "pooled", "likelihood")
-    if METHODS[method].changes_backbone or len(seeds) == 1:
-        return entry if len(seeds) == 1 else replace(entry, pruner="none")
-    return replace(entry, pruner="none", select="ensemble")
+    if len(seeds) == 1:  # trials that are not that cheap
+        return entry
+    return replace(entry, pruner="none", select="best" if method.changes_backbone else "ensemble")
 
 
 def _pipeline(names: tuple[str, ...], trials: int, seeds: tuple[int, ...]) -> SpaceEntry:

@@ -65,6 +65,8 @@ def winner_section(source: Source) -> Section:
     tables = []
     if source.judged is not None:
         tables.append(test_table(source.judged))
+        chosen = source.judged.selection
+        notes += [chosen.sentence] if chosen is not None and chosen.sentence else []
         notes += [gain.sentence() for gain in source.judged.gains]
         notes += [source.judged.draws_note] * bool(source.judged.draws_note)
     else:
