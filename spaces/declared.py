@@ -33,13 +33,20 @@ class Float:
     """Distance of the values; None for any."""
     exact: bool = False
     """Whether the interval stays as it is, and trial 0 takes its nearest value."""
+    apart: bool = False
+    """Whether the interval stays as it is, and trial 0 may lie outside, see `DeclaredSpace`."""
 
     def nearest(self, value: Any) -> Any:
         """The value of trial 0, given that of the preset."""
         return _nearest(self, value) if self.exact else value
 
+    def inside(self, value: Any) -> Any:
+        """The value of trial 0, or the nearest one if it lies apart."""
+        return _nearest(self, value) if self.apart else value
+
     def suggest(self, trial: BaseTrial, name: str, first: Any) -> Any:
         """A value; `first` is that of trial 0."""
+        first = self.inside(first)
         unit = first if self.relative else 1
         low, high = min(unit * self.low, first), max(unit * self.high, first)
         return trial.suggest_float(name, low, high, log=self.log, step=self.step)
@@ -59,13 +66,20 @@ class Int:
     """Distance of the values; None for 1."""
     exact: bool = False
     """Whether the interval stays as it is, and trial 0 takes its nearest value."""
+    apart: bool = False
+    """Whether the interval stays as it is, and trial 0 may lie outside, see `DeclaredSpace`."""
 
     def nearest(self, value: Any) -> Any:
         """The value of trial 0, given that of the preset."""
         return _nearest(self, value) if self.exact else value
 
+    def inside(self, value: Any) -> Any:
+        """The value of trial 0, or the nearest one if it lies apart."""
+        return _nearest(self, value) if self.apart else value
+
     def suggest(self, trial: BaseTrial, name: str, first: Any) -> Any:
         """A value; `first` is that of trial 0."""
+        first = self.inside(first)
         low, high = min(self.low, first), max(self.high, first)
         return trial.suggest_int(name, low, high, log=self.log, step=self.step or 1)
 
@@ -78,13 +92,20 @@ class Categorical:
     """In any order."""
     exact: bool = False
     """Whether no value is added, and trial 0 takes the first one if the preset's is missing."""
+    apart: bool = False
+    """Whether no value is added, and trial 0 may lie outside, see `DeclaredSpace`."""
 
     def nearest(self, value: Any) -> Any:
         """The value of trial 0, given that of the preset."""
         return self.values[0] if self.exact and value not in self.values else value
 
+    def inside(self, value: Any) -> Any:
+        """The value of trial 0, or the first one if it lies apart."""
+        return self.values[0] if self.apart and value not in self.values else value
+
     def suggest(self, trial: BaseTrial, name: str, first: Any) -> Any:
         """A value; `first` is that of trial 0."""
+        first = self.inside(first)
         return trial.suggest_categorical(name, list(dict.fromkeys((*self.values, first))))
 
 
@@ -101,7 +122,8 @@ class DeclaredSpace:
     """A method whose fields `ranges` are searched; all others are as in a preset, or fixed.
 
     A row is a field of the method's `Config`, of `OptimConfig`, or `crop_scale`, which is left out
-    for data sets that hold features only.
+    for data sets that hold features only. Rows that lie apart from trial 0 are suggested as soon
+    as another parameter differs from it.
     """
 
     facts: TaskFacts
@@ -144,7 +166,7 @@ class DeclaredSpace:
         """The value of every row in trial 0, also of those that are not suggested in it: the
         general setting for several data sets or numbers of shots."""
         values = self.values(self.first)
-        return {name: values[name] for name, _ in self._rows}
+        return {name: row.inside(values[name]) for name, row in self._rows}
 
     @property
     def first_parameters(self) -> dict[str, Value]:
@@ -174,8 +196,15 @@ class DeclaredSpace:
 
     def condition(self, name: str) -> Condition:
         """When a row is suggested."""
-        found = self.conditions.get(name, always)
-        return found if self.fields.keys() >= {*found.names} else always
+        row = self.ranges.get(name)
+        if row is None or not row.apart:
+            found = self.conditions.get(name, always)
+            return found if self.fields.keys() >= {*found.names} else always
+        first = self.values(self.first)
+        names = tuple(other for other, its in self.ranges.items() if not its.apart)
+        return Condition(
+            "except in trial 0", names, lambda chosen: any(chosen[n] != first[n] for n in names)
+        )
 
     def values(self, settings: Any) -> dict[str, Any]:
         """Field -> value of a configuration's general setting."""

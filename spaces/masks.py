@@ -1,9 +1,16 @@
 """Mask tuning (R-AMT, arXiv:2307.15049): the method itself and the variants of its ablations.
 
 Whether a mask bit can flip depends on the flip budget: the sum of all learning rates over the
-distance between initial score and threshold. The space `rmt` searches the learning rate;
-`rmt-budget` searches the budget and derives the learning rate from it, which keeps trials with
-different epochs, batch sizes and thresholds comparable.
+distance between initial score and threshold. With a budget of 1 the first bits flip, those whose
+gradients always have the same sign. The spaces search the budget and derive the learning rate from
+it, which keeps trials with different epochs, batch sizes and thresholds comparable.
+
+All scores start at the same value, and Adam moves them at the same speed. What ranks the weights is
+the noise of their gradients: it delays the scores whose gradients change sign. A schedule of few
+steps, with the whole training set as one batch, has no noise: about half of all bits flip in the
+same step, and the model collapses. Trials therefore have batches of a twentieth of the training
+set and at least 100 steps, so that a step moves a score by no more than a tenth of the distance,
+10 steps being what Adam's first moment averages over.
 """
 
 from __future__ import annotations
@@ -13,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from spaces.conditions import Condition
 from spaces.declared import Categorical, DeclaredSpace, Float, Int, Range, Ranges
 from trainables.core.optim import OptimConfig
 from trainables.fields import Field, Settings
@@ -21,9 +29,11 @@ from trainables.methods.gradient_rules import GRADIENT_RULES
 from trainables.methods.masking.rmt import MaskedTextLayers
 from trainables.methods.masking.scores import Granularity
 
-# Upwards from the published rate, which flips few bits: 8e-5 to 2e-3, ImageNet 3e-5 to 7.5e-4.
-_RATE = Float(1, 25, log=True, relative=True)
-_EPOCHS = Int(10, 30)
+_STEPS_PER_EPOCH = 20
+_STEPS = 100
+"""Fewest steps of a trial."""
+_BUDGET = 0.1 * _STEPS
+"""Largest flip budget."""
 _CROPS = Categorical((0.5, 0.8, 1.0))
 
 
@@ -43,36 +53,50 @@ def _ranges(facts: TaskFacts) -> dict[str, Range]:
         "threshold": Float(1e-3, 9e-3),
         "init": Float(1e-2, 2e-2),
         "leak": Float(0.0, 1.0),
-        "batch_size": Categorical((8, 16, 32, 64)),
-        "epochs": _EPOCHS,
         "crop_scale": _CROPS,
         "norm_weight": Categorical((0.0, 1e-5, 1e-4, 1e-3, 1e-2)),
+        **_schedule(facts.images),
     }
 
 
-def rmt_space(facts: TaskFacts) -> DeclaredSpace:
-    """Masked layers, threshold, initial score, leak, norm loss, step size, batch and epochs."""
-    return DeclaredSpace(facts, "rmt", "rmt", {**_ranges(facts), "lr": _RATE})
+def _schedule(images: int) -> Ranges:
+    """Batches, epochs and budgets with which bits flip one after the other."""
+    large = [size for size in (8, 16, 32, 64) if images // size >= _STEPS_PER_EPOCH]
+    small = [size for size in (4, 2) if images // size >= _STEPS_PER_EPOCH]
+    sizes = large or small[:1] or [1]
+    epochs = max(5, math.ceil(_STEPS / max(1, images // max(sizes))))
+    return {
+        "batch_size": Categorical(tuple(sizes), apart=True),
+        "epochs": Int(epochs, 3 * epochs, apart=True),
+        "flip_budget": Float(1.0, _BUDGET, apart=True),
+    }
 
 
-def rmt_budget_space(facts: TaskFacts) -> FlipBudgetSpace:
-    """As `rmt_space`, with the flip budget in place of the learning rate."""
-    budget: Ranges = {"flip_budget": Float(0.1, 64.0, log=True)}
-    return FlipBudgetSpace(facts, "rmt-budget", "rmt", {**_ranges(facts), **budget})
+def rmt_space(facts: TaskFacts, name: str = "rmt") -> MaskSpace:
+    """Masked layers, threshold, initial score, leak, norm loss, batch, epochs and flip budget."""
+    return MaskSpace(facts, name, "rmt", _ranges(facts))
 
 
 @dataclass(frozen=True)
-class FlipBudgetSpace(DeclaredSpace):
-    """A space whose learning rate follows from the parameter `flip_budget`."""
+class MaskSpace(DeclaredSpace):
+    """A space whose learning rate follows from the parameter `flip_budget`, unless the user fixes
+    or searches the learning rate itself.
+
+    Trial 0, which may be unable to flip a bit, lies outside the ranges of the schedule: these are
+    suggested as soon as another parameter differs from it.
+    """
 
     @property
     def fields(self) -> Mapping[str, Field]:
-        """Those of mask tuning, with the flip budget in place of the learning rate."""
-        return {name: field for name, field in super().fields.items() if name != "lr"} | {
-            "flip_budget": Field(
-                float, "Sum of all learning rates over the distance of initial score and threshold."
-            )
-        }
+        """Those of mask tuning, and the flip budget."""
+        doc = "Sum of all learning rates over the distance of initial score and threshold."
+        return {**super().fields, "flip_budget": Field(float, doc)}
+
+    def condition(self, name: str) -> Condition:
+        """When a row is suggested."""
+        if name == "flip_budget" and "lr" in {*self.fixed, *self.ranges}:
+            return Condition("unless lr is fixed or searched", (), lambda chosen: False)
+        return super().condition(name)
 
     def values(self, settings: Any) -> dict[str, Any]:
         """Field -> value, with the budget of the schedule."""
@@ -102,12 +126,12 @@ def _rate(total: float, optim: OptimConfig, images: int) -> float:
 
 def variants_space(
     facts: TaskFacts, method: Literal["rmt", "rmt-text", "rmt-both"] = "rmt"
-) -> DeclaredSpace:
-    """Masked layers of either tower, gradient rule, leaks, granularity, temperature, teacher, step
-    size, epochs and crops."""
+) -> MaskSpace:
+    """Masked layers of either tower, gradient rule, leaks, granularity, temperature, teacher,
+    crops, batch, epochs and flip budget."""
     image: Ranges = _PATCH if method != "rmt-text" else {}
     text: Ranges = {"masked_text": Categorical(get_args(MaskedTextLayers))}
-    return DeclaredSpace(
+    return MaskSpace(
         facts,
         "rmt-variants" if method == "rmt" else method,
         method,
@@ -121,8 +145,7 @@ def variants_space(
             "granularity": Categorical(get_args(Granularity)),
             "temperature": Float(0.5, 8.0, log=True),
             "teacher_share": Float(0.3, 1.0),
-            "lr": _RATE,
-            "epochs": _EPOCHS,
             "crop_scale": _CROPS,
+            **_schedule(facts.images),
         },
     )

@@ -9,7 +9,7 @@ from functools import partial
 from spaces.base import Space
 from spaces.baselines import LEARNED_PROMPTS, ON_FEATURES, VPT, clip_lora_space
 from spaces.declared import DeclaredSpace, Ranges
-from spaces.masks import rmt_budget_space, rmt_space, variants_space
+from spaces.masks import rmt_space, variants_space
 from spaces.pipeline import PipelineSpace
 from spaces.text_classifiers import ENHANCED_BASE, TASKRES, TEXT_ADAPTER
 from trainables.core.plugins import Registry
@@ -58,6 +58,12 @@ def declared(
     return replace(entry, pruner="none", select="best" if method.changes_backbone else "ensemble")
 
 
+def _masks(build: Callable[[TaskFacts], Space], trials: int) -> SpaceEntry:
+    """Masks: bits flip late in training, so that early values do not show which trial ends best,
+    and no trial is stopped early."""
+    return SpaceEntry(build, trials, (1,), objective="likelihood", pruner="none")
+
+
 def _pipeline(names: tuple[str, ...], trials: int, seeds: tuple[int, ...]) -> SpaceEntry:
     def build(facts: TaskFacts) -> PipelineSpace:
         stages: list[DeclaredSpace] = []
@@ -74,11 +80,11 @@ def _pipeline(names: tuple[str, ...], trials: int, seeds: tuple[int, ...]) -> Sp
 
 _OWN: dict[str, SpaceEntry] = {
     # Trained on images: seconds to hours per trial.
-    "rmt": SpaceEntry(rmt_space, trials=16, seeds=(1,)),
-    "rmt-budget": SpaceEntry(rmt_budget_space, trials=16, seeds=(1,)),
-    "rmt-variants": SpaceEntry(variants_space, trials=24, seeds=(1,)),
-    "rmt-text": SpaceEntry(partial(variants_space, method="rmt-text"), trials=24, seeds=(1,)),
-    "rmt-both": SpaceEntry(partial(variants_space, method="rmt-both"), trials=24, seeds=(1,)),
+    "rmt": _masks(rmt_space, 16),
+    "rmt-budget": _masks(partial(rmt_space, name="rmt-budget"), 16),
+    "rmt-variants": _masks(variants_space, 24),
+    "rmt-text": _masks(partial(variants_space, method="rmt-text"), 24),
+    "rmt-both": _masks(partial(variants_space, method="rmt-both"), 24),
     "clip-lora": SpaceEntry(clip_lora_space, trials=16, seeds=(1,)),
     "vpt": declared(METHODS["vpt"], VPT, trials=16, seeds=(1,)),
     "taskres": declared(METHODS["taskres"], TASKRES),

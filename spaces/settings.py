@@ -371,9 +371,9 @@ def _is_void(space: DeclaredSpace, name: str) -> bool:
 def _holds(row: Range, value: Any, first: Any) -> bool:
     """Whether a range, widened to the value of trial 0, has a value."""
     if isinstance(row, Categorical):
-        return value in (*row.values, first)
-    if row.exact:
-        return bool(row.nearest(value) == value)
+        return value in (*row.values, row.inside(first))
+    if row.exact or row.apart:
+        return bool(row.nearest(value) == row.inside(value) == value)
     unit = first if isinstance(row, Float) and row.relative else 1
     return bool(min(row.low * unit, first) <= value <= max(row.high * unit, first))
 

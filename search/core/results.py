@@ -158,14 +158,11 @@ class Result:
         return self.notes
 
 
-FREE = 32
-"""Most untrained trials that do not count, so that a sweep ends if its space has no others."""
-
-
-def counted(results: Iterable[Result]) -> int:
-    """Number of ended trials that count against `--trials`: untrained ones do not, up to `FREE`."""
+def counted(results: Iterable[Result], trials: int) -> int:
+    """Number of ended trials that count against `--trials`: untrained ones do not, but fewer than
+    `trials` of them, so that a sweep ends if its space has no others, and `--trials 1` is one."""
     trained = [result.trained for result in results]
-    return len(trained) - min(trained.count(False), FREE)
+    return len(trained) - min(trained.count(False), max(0, trials - 1))
 
 
 def untrained_note(results: Iterable[Result]) -> str:

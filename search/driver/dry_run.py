@@ -60,8 +60,8 @@ def first_trials(plan: Plan) -> tuple[list[RunningTrial], int]:
         config.seed,
         also=config.second_objective,
     )
-    ended = counted(ledger.results.values())
-    left = ledger.waiting + max(0, config.trials - ledger.issued)
+    ended = counted(ledger.results.values(), config.trials)
+    left = ledger.waiting + max(0, config.trials - ledger.issued(config.trials))
     known = len(plan.space.queue) if not plan.space.grid else config.trials
     certain = max(1, min(left, max(STARTUP_TRIALS, known) - ended))
     return ledger.preview(min(left, certain)), ended

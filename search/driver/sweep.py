@@ -160,7 +160,7 @@ def _run(
     clock = OverheadClock()
     facts = SweepFacts(config, plan.source, plan.setting.tower, plan.fingerprints)
     evaluation = stored_evaluation(ledger, facts)
-    todo = ledger.waiting + max(0, config.trials - ledger.issued)
+    todo = ledger.waiting + max(0, config.trials - ledger.issued(config.trials))
     if todo or evaluation is None:
         is_private = not (config.address or ray.is_initialized())
         with (
@@ -304,7 +304,7 @@ def _connected_placement(config: SweepConfig) -> Placement:
 
 
 def _opening(plan: Plan, ledger: Ledger, placement: Placement, todo: int) -> str:
-    done, start = counted(ledger.results.values()), plan.config.init_from
+    done, start = counted(ledger.results.values(), plan.config.trials), plan.config.init_from
     where = "GPU" if placement.device == "cuda" else "CPU"
     parts = [
         f"Sweep {plan.config.name}: {plan.config.space} on {described(plan.config.task)}"

@@ -53,7 +53,7 @@ class StudySearcher(Searcher):
         if self._stopped():
             return str(Searcher.FINISHED)
         running = len(self._ledger.live)
-        if not self._ledger.waiting and self._ledger.issued >= self._trials:
+        if not self._ledger.waiting and self._ledger.issued(self._trials) >= self._trials:
             return None if running else str(Searcher.FINISHED)
         if not self._memory.may_start(running):
             return None

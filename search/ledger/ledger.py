@@ -163,11 +163,10 @@ class Ledger:
             if file in (CHECKPOINT, ISSUED) and folder.isdecimal() and int(folder) in self.results:
                 trials.delete(name)
 
-    @property
-    def issued(self) -> int:
-        """Number of trials that count (see `counted`) and have ended, run, or wait to be issued
-        again."""
-        return counted(self.results.values()) + len(self.live) + len(self._interrupted)
+    def issued(self, trials: int) -> int:
+        """Number of trials that count in a sweep of so many (see `counted`) and have ended, run, or
+        wait to be issued again."""
+        return counted(self.results.values(), trials) + len(self.live) + len(self._interrupted)
 
     @property
     def waiting(self) -> int:

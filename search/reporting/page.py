@@ -177,7 +177,7 @@ def notices(sources: Sequence[Source]) -> list[str]:
     found = []
     for source in sources:
         name = "The sweep" if len(sources) == 1 else f"The sweep '{source.name}'"
-        ended = counted(source.results.values())
+        ended = counted(source.results.values(), source.config.trials)
         done = f"{ended} of {source.config.trials} trials have finished."
         if source.running is not None:
             found.append(f"{name} is still running ({source.running}): {done}")

@@ -45,7 +45,7 @@ def headlines(source: Source) -> list[Headline]:
     states = {"completed": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
     counts = [f"{len(source.of(state))} {word}" for word, state in states.items()]
     counts += [f"{len(source.issued)} unfinished"] * bool(source.issued)
-    done = f"{counted(source.results.values())} of {source.config.trials}"
+    done = f"{counted(source.results.values(), source.config.trials)} of {source.config.trials}"
     return [*numbers, Headline("trials finished", done, ", ".join(counts))]
 
 

@@ -41,7 +41,8 @@ class Progress:
     def __init__(self, console: Console, ledger: Ledger, trials: int, rounds: int = 1) -> None:
         """`rounds` is the number of full trainings that a trial runs one after another."""
         self._console, self._ledger, self._rounds = console, ledger, rounds
-        self._goal = max(trials, ledger.issued)
+        self._goal = max(trials, ledger.issued(trials))
+        self._trials = trials
         self._before = self._ended
         self._start = time.monotonic()
         self._recent: list[Result] = []
@@ -115,7 +116,7 @@ class Progress:
 
     @property
     def _ended(self) -> int:
-        return counted(self._ledger.results.values())
+        return counted(self._ledger.results.values(), self._trials)
 
     def _say(self, line: str, style: str = "") -> None:
         text = Text(printable(line), style)

@@ -72,7 +72,8 @@ class SweepStatus:
     @property
     def done(self) -> int:
         """Number of finished trials that count, see `search.core.results.counted`."""
-        return counted((self.results or {}).values())
+        trials = self.config.trials if self.config else 1
+        return counted((self.results or {}).values(), trials)
 
     @property
     def asked(self) -> int:

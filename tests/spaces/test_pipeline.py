@@ -62,7 +62,7 @@ def test_three_stages_may_be_of_one_kind() -> None:
     space = find_space("rmt+rmt-budget+taskres").build(FACTS)
     assert space.name == "rmt+rmt-budget+taskres"
     assert [stage.method for stage in space.paper.stages] == ["rmt", "rmt", "taskres"]
-    assert {"1.lr", "2.flip_budget", "3.lr"} < set(space.first_parameters)
+    assert {"1.leak", "2.leak", "3.lr"} < set(space.first_parameters)
     assert space.suggest(FixedTrial(dict(space.first_parameters))) == space.paper
 
 

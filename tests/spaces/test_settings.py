@@ -129,7 +129,10 @@ def test_a_flip_budget_can_be_fixed() -> None:
     space = adjusted("rmt-budget", set={"flip_budget": 8.0}, choice={"epochs": (10, 30)})
     for config, _ in drawn(space, 10):
         assert space.values(config)["flip_budget"] == pytest.approx(8)
-    assert "There is no field 'lr'" in problems("rmt-budget", set={"lr": 1e-3})[0]
+    space = adjusted("rmt", set={"lr": 1e-3})
+    for config, parameters in drawn(space, 10):
+        assert config.optim.lr == 1e-3
+        assert "flip_budget" not in parameters
 
 
 def test_a_grid_has_every_combination() -> None:

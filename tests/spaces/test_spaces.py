@@ -35,16 +35,15 @@ ACTIVE: dict[str, dict[str, Any]] = {
     "clap": {"epochs": 50},
     "gda": {},
     "enhanced-base": {"epochs": 10, "weight_decay": 0.0},
-    "rmt": {"lr": 1e-3, "norm_weight": 1e-3, "epochs": 10, "batch_size": 16},
+    "rmt": {"norm_weight": 1e-3, "leak": 0.7, "epochs": 5, "batch_size": 2, "flip_budget": 6.0},
     "clip-lora": {"lr": 1e-3, "epochs": 10},
     "vpt": {"epochs": 5, "batch_size": 16},
     "coop": {"epochs": 5, "weight_decay": 5e-4},
     "cocoop": {"epochs": 2},
     "prograd": {"epochs": 5, "weight_decay": 5e-4, "lr": 2e-2},
-    "rmt-variants": {"lr": 1e-3, "epochs": 10},
-    "rmt-text": {"lr": 1e-3, "epochs": 10},
-    "rmt-both": {"lr": 1e-3, "epochs": 10},
-    "rmt-budget": {"flip_budget": 8.0, "epochs": 10, "batch_size": 16},
+    "rmt-variants": {"leak": 0.7, "epochs": 5, "batch_size": 2, "flip_budget": 6.0},
+    "rmt-text": {"leak": 0.7, "epochs": 5, "batch_size": 2, "flip_budget": 6.0},
+    "rmt-both": {"leak": 0.7, "epochs": 5, "batch_size": 2, "flip_budget": 6.0},
 }
 EXTRA = {
     "weight_decay": 1e-3,
@@ -78,12 +77,11 @@ def distributions(name: str) -> dict[str, Any]:
 
 def cases() -> Iterator[tuple[str, str]]:
     for name in SPACES:
-        if "+" in name:  # its parameters are those of its stages
-            continue
-        for parameter in sorted(distributions(name)):
-            # The other parameters of `rmt-budget` are those of `rmt`.
-            if name != "rmt-budget" or parameter == "flip_budget":
-                yield name, parameter
+        # Those of a pipeline are those of its stages; `rmt-budget` is another name of `rmt`.
+        if "+" not in name and name != "rmt-budget":
+            for parameter, distribution in sorted(distributions(name).items()):
+                if not distribution.single():
+                    yield name, parameter
 
 
 def other(distribution: Any, value: Any) -> Any:
@@ -243,8 +241,24 @@ def test_parameter_reaches_training(name: str, parameter: str, bench: EncodedTas
 
 
 def test_flip_budget_is_what_was_asked_for() -> None:
-    space = SPACES["rmt-budget"].build(FACTS)
-    config = space.suggest(FixedTrial(parameters("rmt-budget")))
+    space = SPACES["rmt"].build(FACTS)
+    config = space.suggest(FixedTrial(parameters("rmt")))
     method: Any = config.method_config
     total = sum(config.optim.learning_rates(FACTS.images))
-    assert total / (method.init - method.threshold) == pytest.approx(8.0)
+    assert total / (method.init - method.threshold) == pytest.approx(6.0)
+
+
+@pytest.mark.parametrize("name", ["rmt", "rmt-budget", "rmt-variants", "rmt-text", "rmt-both"])
+@pytest.mark.parametrize("images", [10, 40, 160, 16000])
+def test_every_trial_but_the_papers_can_flip_bits(name: str, images: int) -> None:
+    """With so many steps that they flip one after the other."""
+    space = SPACES[name].build(dataclasses.replace(FACTS, images=images))
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(30):
+        config = space.suggest(study.ask())
+        method: Any = config.method_config
+        rates = config.optim.learning_rates(images)
+        gap = method.init - method.threshold
+        assert len(rates) >= 100
+        assert 1 <= sum(rates) / gap * (1 + 1e-9)
+        assert max(rates) <= 0.25 * gap
