@@ -30,15 +30,16 @@ def test_the_stages_are_chained() -> None:
 
 
 def test_every_parameter_belongs_to_one_stage() -> None:
-    """Names that both stages have, such as `lr`, are distinguished, and changing one changes one
-    stage."""
+    """Names that both stages have, such as `crop_scale`, are distinguished, and changing one
+    changes one stage."""
     parameters = SPACE.first_parameters
     expected = {f"1.{name}" for name in MASKS.first_parameters}
     expected |= {f"2.{name}" for name in RESIDUAL.first_parameters}
     assert parameters.keys() == expected
-    assert {"1.lr", "2.lr", "1.epochs", "2.epochs"} < expected
-    for name, value in (("1.lr", 1e-3), ("2.lr", 1e-3), ("1.masked", "all"), ("2.alpha", 1.0)):
-        changed = SPACE.suggest(FixedTrial(dict(parameters) | {name: value}))
+    assert {"1.crop_scale", "2.crop_scale", "1.leak", "2.lr"} < expected
+    schedule = {f"1.{name}": value for name, value in MASKS.first_values.items()}
+    for name, value in (("1.leak", 0.7), ("2.lr", 1e-3), ("1.masked", "all"), ("2.alpha", 1.0)):
+        changed = SPACE.suggest(FixedTrial(schedule | parameters | {name: value}))
         first, second = changed.stages
         assert (first == SPACE.paper.before) is name.startswith("2")
         assert (replace(second, before=None) == RESIDUAL.paper) is not (

@@ -130,9 +130,9 @@ def test_a_flip_budget_can_be_fixed() -> None:
     for config, _ in drawn(space, 10):
         assert space.values(config)["flip_budget"] == pytest.approx(8)
     space = adjusted("rmt", set={"lr": 1e-3})
-    for config, parameters in drawn(space, 10):
+    for config, trial in drawn(space, 10):
         assert config.optim.lr == 1e-3
-        assert "flip_budget" not in parameters
+        assert "flip_budget" not in trial.params
 
 
 def test_a_grid_has_every_combination() -> None:
