@@ -13,11 +13,13 @@ import subprocess
 import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import botocore.session
 import yaml
+from botocore.model import Shape
 from botocore.validate import ParamValidator
 from moto.ec2.models.instance_types import INSTANCE_TYPES
 from packaging.requirements import Requirement
@@ -174,9 +176,15 @@ def _unknown(value: object, known: Keys | None, where: str = "") -> Iterator[str
                 yield f"unknown key: {where}{key}"
 
 
-def _aws(config: dict[str, Any]) -> Iterator[str]:
+@cache
+def _run_instances() -> Shape:
+    """What EC2's request for machines may contain; its description is large."""
     request = botocore.session.get_session().get_service_model("ec2").operation_model
-    shape = request("RunInstances").input_shape
+    return request("RunInstances").input_shape
+
+
+def _aws(config: dict[str, Any]) -> Iterator[str]:
+    shape = _run_instances()
     for name, node, is_head in _cloud(config):
         asked = ParamValidator().validate({**node, "MinCount": 1, "MaxCount": 1}, shape)
         if asked.has_errors():
@@ -308,11 +316,16 @@ def _mlflow(config: dict[str, Any]) -> Iterator[str]:
 def _syntax(config: dict[str, Any]) -> Iterator[str]:
     for key, commands in config.items():
         for command in commands if key.endswith("_commands") else []:
-            check = subprocess.run(
-                ["bash", "-n", "-c", command], capture_output=True, text=True, check=False
-            )
-            if check.returncode:
-                yield f"not a shell command: {command}: {check.stderr}"
+            if problem := _shell_problem(command):
+                yield f"not a shell command: {command}: {problem}"
+
+
+@cache
+def _shell_problem(command: str) -> str:
+    check = subprocess.run(
+        ["bash", "-n", "-c", command], capture_output=True, text=True, check=False
+    )
+    return check.stderr if check.returncode else ""
 
 
 def _file_mounts(config: dict[str, Any], root: Path) -> Iterator[str]:
@@ -364,7 +377,14 @@ def _environment(config: dict[str, Any]) -> Iterator[str]:
 
 def environment(config: dict[str, Any], head_ip: str, token: str = "token") -> dict[str, str]:
     """Variables that the set-up commands add to the environment of a login."""
-    commands = [c for c in config["setup_commands"] if "cluster.env" in c]
+    commands = tuple(c for c in config["setup_commands"] if "cluster.env" in c)
+    return dict(_environment_after(commands, head_ip, token))
+
+
+@cache
+def _environment_after(
+    commands: tuple[str, ...], head_ip: str, token: str
+) -> tuple[tuple[str, str], ...]:
     with tempfile.TemporaryDirectory() as home:
         for folder in (".ray", "venv/bin"):
             (Path(home) / folder).mkdir(parents=True)
@@ -376,7 +396,8 @@ def environment(config: dict[str, Any], head_ip: str, token: str = "token") -> d
             ["bash", "-c", script], env=given, capture_output=True, text=True, check=False
         )
     lines = shown.stdout.split("\0")
-    return {name: value for name, _, value in (line.partition("=") for line in lines) if value}
+    pairs = (line.partition("=") for line in lines)
+    return tuple((name, value) for name, _, value in pairs if value)
 
 
 def _versions(text: str, root: Path) -> Iterator[str]:
