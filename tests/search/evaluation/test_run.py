@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +37,18 @@ def comparable(sweep: Sweep) -> dict[str, Any]:
     return found
 
 
-def a_process(sealed: bool) -> tuple[int, str]:
-    """On a worker: its id, and whether it could be sealed."""
-    import os
-
+def a_process(sealed: bool) -> tuple[str, str]:
+    """On a worker: its id and start (ids are used again), and whether it could be sealed."""
+    stat = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    process = f"{os.getpid()} started at {stat[19]}"
     if sealed:
         seal_process()
-        return os.getpid(), "training"
+        return process, "training"
     try:
         seal_process()
     except RuntimeError:
-        return os.getpid(), "evaluation"
-    return os.getpid(), "broken"
+        return process, "evaluation"
+    return process, "broken"
 
 
 def test_no_process_does_both(tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ def test_no_process_does_both(tmp_path: Path) -> None:
     those of neither kind, such as trials, in between."""
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
-        processes: dict[str, set[int]] = {}
+        processes: dict[str, set[str]] = {}
         kinds = {
             "training": (TRAINING_PROCESS, True),
             "evaluation": (EVALUATION_PROCESS, False),
@@ -65,9 +66,9 @@ def test_no_process_does_both(tmp_path: Path) -> None:
             for name, (environment, sealed) in kinds.items():
                 options = {"runtime_env": {"env_vars": environment}} if environment else {}
                 task = ray.remote(num_cpus=1, **options)(a_process)
-                pid, kind = ray.get(task.remote(sealed))
+                process, kind = ray.get(task.remote(sealed))
                 assert kind == ("evaluation" if name == "evaluation" else "training")
-                processes.setdefault(name, set()).add(pid)
+                processes.setdefault(name, set()).add(process)
         assert not processes["evaluation"] & (processes["training"] | processes["trial"])
     finally:
         ray.shutdown()
