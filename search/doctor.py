@@ -20,9 +20,9 @@ quiet_environment()  # Ray reads its settings when it is imported
 
 from search.core.config import SweepConfig, is_bundle  # noqa: E402
 from search.core.problems import UsageError  # noqa: E402
+from search.core.task_options import absolute_dataset  # noqa: E402
 from search.driver.backbone_probe import BackboneProbeProcess  # noqa: E402
 from search.driver.preflight import address_problems  # noqa: E402
-from search.options import absolute_dataset  # noqa: E402
 from search.terminal.console import open_console, print_errors  # noqa: E402
 from search.terminal.option_values import names  # noqa: E402
 from search.terminal.parser import Parser  # noqa: E402

@@ -7,15 +7,15 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, get_args
 
-from search.core.config import SweepConfig, differences, is_bundle, option
+from search.core.config import SweepConfig, differences, option
 from search.core.enqueue import read_configurations
 from search.core.problems import UsageError
 from search.core.pruners import PRUNERS
 from search.core.samplers import GRID, SAMPLERS
 from search.core.sweep_file import read_options
+from search.core.task_options import absolute_dataset, settle_bundle, settle_draws
 from search.terminal.option_values import PARSERS
 from search.terminal.parser import Parser
 from spaces.registry import SPACES, SpaceEntry, SpaceError, find_space
@@ -23,7 +23,7 @@ from spaces.settings import Settings, SettingsError
 from trainables.core.plugins import PluginError, plugin_sources, use_plugins
 from trainables.core.protocols import Objective, Validation
 from trainables.core.storage import StorageError
-from trainables.data.registry import DATASETS, PREFIXES
+from trainables.data.registry import DATASETS
 from trainables.fields import field_docs
 from trainables.methods.base import Preset
 from trainables.trial import TaskSpec
@@ -216,7 +216,7 @@ def read_request(arguments: Sequence[str] | None = None) -> Request:
     task_is_known = not unread & {"", "dataset", "init_from", "start", "data", "resume", *_TASK}
     dry_run, retry_failed = given.pop("dry_run", False), given.pop("retry_failed", False)
     given |= {"report": False} if given.pop("no_report", False) else {}
-    _settle_draws(given, problems)
+    settle_draws(given, problems)
     if "second_objective" in given:
         given.setdefault("pruner", "none")
     if "grid" in given:
@@ -337,7 +337,7 @@ def _with_defaults(given: dict[str, Any], base: SweepConfig) -> SweepConfig:
         given["data"] = os.path.abspath(given["data"])
     if "datasets" in given:
         given["datasets"] = [absolute_dataset(name) for name in given["datasets"]]
-        _settle_bundle(given)
+        settle_bundle(given)
     if "backbone" in given:
         from trainables.backbones.registry import absolute_spec
 
@@ -376,29 +376,6 @@ def _changes(stored: SweepConfig, config: SweepConfig) -> list[str]:
     ]
 
 
-def absolute_dataset(spec: str) -> str:
-    """Return a data set's specification with an absolute path, if it has a path."""
-    for prefix in PREFIXES:
-        if spec.startswith(prefix) and spec != prefix:
-            return f"{prefix}{os.path.realpath(os.path.expanduser(spec.removeprefix(prefix)))}"
-    return spec
-
-
-def _settle_draws(given: dict[str, Any], problems: list[str]) -> None:
-    """Derive `draws` from --shots-file, and replace its old value `own`."""
-    pattern = given.pop("shots_file", None)
-    if given.get("draws") == "own":
-        given["draws"] = "seeded"
-    if pattern is None:
-        return
-    if "draws" in given:
-        problems.append(
-            f"--draws and --shots-file must not both be given, got --draws {given['draws']}. Omit "
-            "one of them."
-        )
-    given["draws"] = f"file:{os.path.abspath(os.path.expanduser(pattern))}"
-
-
 def _settle_folds(given: dict[str, Any], effort: SpaceEntry) -> None:
     """Validate inside the shots of one draw by default if the images are the user's own, where
     every labelled one counts."""
@@ -409,36 +386,6 @@ def _settle_folds(given: dict[str, Any], effort: SpaceEntry) -> None:
         given.setdefault("validation", "folds")
     if given.get("validation") == "folds":
         given.setdefault("seeds", (1,))
-
-
-def _settle_bundle(given: dict[str, Any]) -> None:
-    """Take backbone and shots from a bundle. Errors in it are reported by the data checks."""
-    specs = given["datasets"]
-    if len(specs) != 1 or not is_bundle(specs[0]):
-        return
-    given.setdefault("backbone", specs[0])
-    if "shots" not in given:
-        from trainables.data.base import DataError
-        from trainables.data.bundle import open_bundle
-
-        with suppress(DataError):
-            given["shots"] = [open_bundle(Path(specs[0].partition(":")[2])).shots]
-
-
-def per_task(config: SweepConfig) -> list[SweepConfig]:
-    """Return one configuration, or with `per_task` one per data set and number of shots."""
-    if not config.per_task:
-        return [config]
-    task, found = config.task, []
-    for dataset, short in zip(task.sources, task.names, strict=True):
-        is_one_of_many = len(task.sources) > 1
-        datasets = (dataset,) if is_one_of_many else task.datasets
-        for shots in task.shots:
-            part = replace(task, datasets=datasets, shots=(shots,))
-            stem = f"{config.name}-{short if is_one_of_many else part.short}-{shots}shot"
-            name = stem if config.name else ""
-            found.append(replace(config, task=part, name=name, per_task=False))
-    return found
 
 
 def _help(name: str, doc: str) -> str:

@@ -15,7 +15,8 @@ from search.core.environment import quiet_environment
 quiet_environment()  # Ray reads its settings when it is imported
 
 from search.core.problems import EvaluationError, StoppedError, UsageError  # noqa: E402
-from search.options import Request, build_parser, configure, per_task, read_request  # noqa: E402
+from search.core.task_options import per_task  # noqa: E402
+from search.options import Request, build_parser, configure, read_request  # noqa: E402
 from search.terminal.console import open_console, print_errors  # noqa: E402
 from trainables.core.storage import StorageError  # noqa: E402
 

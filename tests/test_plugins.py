@@ -172,7 +172,7 @@ def test_it_passes_the_conformance_suite(file: Path) -> None:
 def test_a_record_makes_no_code_run(file: Path, tmp_path: Path) -> None:
     """A sweep with a plugin is resumed by naming it again."""
     ran = tmp_path / "ran"
-    file.write_text(f"{source()}\nopen({str(ran)!r}, 'w')")
+    file.write_text(f"{source()}\nfrom pathlib import Path\nPath({str(ran)!r}).touch()")
     storage = ["--storage", str(tmp_path)]
     config = replace(configure(["--space", "taskres", *storage]), name="mine", plugin=(str(file),))
     SweepFolder(LocalStorage(tmp_path / "mine")).write_record(SweepRecord("id", config, {}))

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from search.completion import COMMANDS
 from search.core.config import SweepConfig
 from search.core.problems import UsageError
+from search.core.task_options import per_task
 from search.driver import preflight as preflight_module
 from search.driver.backbone_probe import BackboneProbe
 from search.driver.preflight import preflight_each
-from search.options import build_parser, configure, per_task, read_request
+from search.options import build_parser, configure, read_request
 from search.terminal.option_values import names
 from search.terminal.parser import Parser
 from trainables.data.registry import BASE_TASKS
@@ -155,7 +156,9 @@ def test_extreme_values_are_refused_in_one_line_or_work(option: str) -> None:
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from([a.option_strings[-1] for a in build_parser()._actions[2:]]),
+            st.sampled_from(
+                [a.option_strings[-1] for a in build_parser()._actions[2:] if a.option_strings]
+            ),
             st.one_of(
                 st.text(max_size=12),
                 st.sampled_from(EXTREMES),
