@@ -142,7 +142,7 @@ def export(options: argparse.Namespace) -> Exported:
         registry = Registry(options.register, open_runs(uri, config, sweep.id, sweep.files))
     artifact = find_artifact(sweep, options.trial, options.episode)
     if registry is not None:
-        source = (config.name, sweep.id, artifact.result.number, artifact.name)
+        source = (config.name, sweep.id, artifact.result.number, artifact.source)
         if (version := registry.find(*source)) and not is_kept:
             return Exported(artifact, None, None, version)
     model = open_model(artifact, options.data or config.data)

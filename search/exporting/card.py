@@ -30,7 +30,7 @@ def card(model: Model, kind: str) -> dict[str, Any]:
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "kind": kind,
-        "sweep": {"name": artifact.config.name, "id": artifact.record.id, "file": artifact.name},
+        "sweep": {"name": artifact.config.name, "id": artifact.record.id, "file": artifact.source},
         "trial": artifact.result.number,
         "method": config.methods,
         "members": _members(artifact),

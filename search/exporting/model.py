@@ -60,6 +60,12 @@ class Artifact:
     """The evaluation of this artifact; None for one that the search trained."""
 
     @property
+    def source(self) -> str:
+        """What a registered version comes from: the file, and for an ensemble a digest of its
+        members, which may change."""
+        return self.name + (f"#{self.trial.fingerprint()[:12]}" if self.trial.members else "")
+
+    @property
     def recorded_accuracy(self) -> float | None:
         """Validation accuracy of this one training, if the sweep has recorded it."""
         others = self.task.validation == "folds" or len(self.task.episodes) > 1

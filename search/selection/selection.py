@@ -106,7 +106,8 @@ def select(sweep: Storage, results: Mapping[int, Result], choice: str) -> Select
     leader = winner_of(results, choice)
     if leader is None:
         return None
-    if choice != ENSEMBLE:
+    is_only = sum(result.state == "COMPLETE" for result in results.values()) == 1
+    if choice != ENSEMBLE or is_only:
         rule = "chosen" if choice.isdecimal() else "best"
         return Selection(leader.number, (Share(leader.number, 1.0),), rule)
     if why := ensemble_problem(TrialConfig.from_dict(leader.config)):

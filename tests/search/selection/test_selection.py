@@ -78,6 +78,10 @@ def test_one_trial(sweep: LocalStorage) -> None:
     chosen = select(sweep, results, "3")
     assert chosen is not None
     assert (chosen.trial, chosen.members) == (3, (Share(3, 1.0),))
+    only = {n: results[n] for n in (0, 1)}
+    alone = select(sweep, only, "ensemble")
+    assert alone is not None
+    assert alone.is_single
     assert select(sweep, results, "1") is None  # it was pruned
     assert select(sweep, results, "9") is None
     assert not sweep.exists(SELECTION)
