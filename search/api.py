@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
@@ -44,15 +45,16 @@ if TYPE_CHECKING:
 class Sweep:
     """A hyper-parameter search over one few-shot task: one that can start, or one on disk."""
 
-    def __init__(self, **options: Any) -> None:
-        """Check the options of `search.run`, with underscores for hyphens.
+    def __init__(self, file: str | Path = "", /, **options: Any) -> None:
+        """Check the options of `search.run`, with underscores for hyphens; those in `file`, if
+        there is one, are replaced by the others.
 
         A list is a value with commas, `True` an option without a value, and a dict gives the option
         once per item: `set={"leak": 0.3}`, `range={"lr": (1e-4, 1e-2, "log")}`. Nothing is written
         or started. Raises `UsageError` with every problem that shows without data and model; `run`
         reports the others.
         """
-        self._arguments = command_line(options)
+        self._arguments = [*filter(None, [str(file)]), *command_line(options)]
         request = read_request(self._arguments)
         problems = [*request.problems, *request.config.problems()]
         if request.config.per_task:
@@ -63,6 +65,12 @@ class Sweep:
         """Name of the sweep."""
         self.storage = request.config.storage
         """Where sweeps are stored."""
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, **options: Any) -> Self:
+        """Make a sweep from a YAML file of options, such as the `sweep.yaml` in a sweep's folder,
+        and from other options, which replace them. Raises `UsageError`."""
+        return cls(path, **options)
 
     @classmethod
     def open(cls, name: str, storage: str = DEFAULT_STORAGE) -> Self:

@@ -83,6 +83,17 @@ def test_a_sweep_is_opened_by_name(sweep: Sweep) -> None:
         Sweep.open("other", sweep.storage)
 
 
+def test_a_sweep_is_made_from_its_file(sweep: Sweep, tmp_path: Path) -> None:
+    file = Path(sweep.storage) / sweep.name / "sweep.yaml"
+    again = Sweep.from_yaml(file, storage=tmp_path, name="again")
+    assert (again.name, again.storage) == ("again", str(tmp_path))
+    (tmp_path / "wrong.yaml").write_text("space: taskres\ntrails: 3\n")
+    with pytest.raises(UsageError, match="Did you mean --trials"):
+        Sweep.from_yaml(tmp_path / "wrong.yaml")
+    with pytest.raises(UsageError, match=r"none\.yaml"):
+        Sweep.from_yaml(tmp_path / "none.yaml")
+
+
 def test_the_loaded_model_predicts_what_the_evaluation_did(sweep: Sweep, tmp_path: Path) -> None:
     """On the same test images, from files."""
     images = Digits("digits").sealed_split(AnyDataSet()).images
