@@ -46,25 +46,23 @@ def place_name(dataset: str, target: str) -> str:
 def comparison_section(sources: Sequence[Source]) -> Section:
     """Build one table and one history of several sweeps."""
     labels = [n for n in get_args(Label) if any(s.judged and s.judged.of(n) for s in sources)]
+    baselines = [label for label in labels if label != "winner"]
     rows, data = [], []
     for place, source in enumerate(sources):
         found, best = source.judged, source.best
-        cells = [
-            mean_of(found.figure(label)) if found and found.of(label) else "-" for label in labels
-        ]
-        gains = {
-            gain.baseline: f"{100 * gain.mean:+z.2f}" for gain in (found.gains if found else ())
-        }
+        gained = found.gains if found else ()
+        gains = {gain.baseline: f"{100 * gain.mean:+z.2f}" for gain in gained}
         rows.append(
             (
                 source.name,
                 source.config.space,
                 described(source.config.task),
+                *(_figure_of(found, "winner") for _ in labels[-1:]),
+                *(gains.get(label, "-") for label in baselines),
+                *(_figure_of(found, label) for label in baselines),
+                percent(best.accuracy if best else None),
                 f"{len(source.of('COMPLETE'))} / {len(source.results)}",
                 f"{sum(r.train_seconds for r in source.results.values()):.0f}",
-                percent(best.accuracy if best else None),
-                *cells,
-                *(gains.get(label, "-") for label in labels if label != "winner"),
             )
         )
         numbers, values = best_so_far(source)
@@ -74,9 +72,11 @@ def comparison_section(sources: Sequence[Source]) -> Section:
             xs, ys = [*numbers, last], [*values, values[-1]]
             data.append(series(source.name, xs, ys, look(place), "lines", line=line))
     headings = (
-        *("sweep", "space", "task", "completed / finished", "training (s)", ACCURACY),
-        *(f"test: {LABELS[label]}" for label in labels),
-        *(f"gain over {LABELS[label]}" for label in labels if label != "winner"),
+        *("sweep", "space", "task"),
+        *("test: the winner" for _ in labels[-1:]),
+        *(f"gain over {LABELS[label]}" for label in baselines),
+        *(f"test: {LABELS[label]}" for label in baselines),
+        *(ACCURACY, "completed / finished", "training (s)"),
     )
     note = (
         "Test figures are those of the sweep's protocol in per cent, with the sample standard "
@@ -92,6 +92,15 @@ def comparison_section(sources: Sequence[Source]) -> Section:
     history = Figure("comparison", "History of the sweeps", caption, data, layout, wide=640)
     figures = (history,) if data else ()
     return Section("comparison", "Comparison", (), (table,), figures)
+
+
+def _figure_of(found: Evaluation | None, label: Label) -> str:
+    """Return the protocol's figure of a model, with its deviation."""
+    if found is None or not found.of(label):
+        return "-"
+    deviation = found.deviation(label)
+    spread = "" if deviation is None else f" ± {percent(deviation)}"
+    return percent(statistics.fmean(found.figure(label))) + spread
 
 
 def accuracy_section(sources: Sequence[Source]) -> Section | None:

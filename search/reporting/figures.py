@@ -54,6 +54,8 @@ def series(
     }
     if "markers" in mode:
         trace["marker"] = {"color": colour, "symbol": symbol, "size": 7, "opacity": 0.8}
+        if "coloraxis" in more.get("marker", {}):  # its lowest colour is close to the page's
+            trace["marker"]["line"] = {"color": GREY, "width": 0.6}
     if "lines" in mode:
         trace["line"] = {"color": colour, "width": 2}
     for key, value in more.items():
