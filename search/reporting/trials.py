@@ -275,7 +275,7 @@ def _losses(source: Source) -> list[Figure]:
         "yaxis": log_axis("training loss", positive),
     }
     caption = f"The {len(data)} best trials: means over data sets, shots and draws."
-    return [Figure("losses", "Training loss", caption, data, layout)]
+    return [Figure("losses", "Training loss", caption, data, layout, wide=320)]
 
 
 def _timeline(source: Source) -> Figure:
