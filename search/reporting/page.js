@@ -169,7 +169,7 @@
     const address = `${location.pathname.replace(/\/$/, "")}/content`;
     document.getElementById("lost")?.remove();
     try {
-      const answer = await fetch(address);
+      const answer = await fetch(address, { signal: AbortSignal.timeout(60000) });
       if (!answer.ok) throw new Error(answer.statusText);
       const text = await answer.text();
       if (text !== latest) show(JSON.parse(latest = text));

@@ -173,6 +173,9 @@ def test_the_live_page_follows_the_sweep(browser: Browser, tmp_path: Path) -> No
         assert page.locator("details[open]").count() == 1
         assert page.evaluate("document.querySelector('.first .plot').marked")  # zoom holds, too
         assert (window.outside, window.errors) == ([], [])
-        server.shutdown()
+        context.set_offline(True)
         expect(page.get_by_text("The dashboard does not answer")).to_be_visible()
+        context.set_offline(False)
+        expect(page.get_by_text("The dashboard does not answer")).to_be_hidden()
         context.close()
+        server.shutdown()
