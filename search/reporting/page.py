@@ -31,7 +31,7 @@ from search.reporting.trials import (
     history_figure,
     search_section,
     trials_parquet,
-    trials_section,
+    trials_table,
 )
 from search.reporting.winner import headlines, winner_section
 from trainables.core.text import printable
@@ -50,7 +50,7 @@ def sections_of(source: Source, quick: bool = False) -> list[Section]:
     found = [
         winner_section(source),
         search_section(source),
-        trials_section(source),
+        Section("trials", "Trials", tables=(trials_table(source),)),
         parameters_section(source, quick),
         accuracy_section([source]),
         *prediction_sections(source),

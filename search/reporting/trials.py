@@ -65,11 +65,6 @@ def search_section(source: Source) -> Section:
     return Section("search", "The search", notes, figures=tuple(figures))
 
 
-def trials_section(source: Source) -> Section:
-    """Build the table of all trials, finished or not."""
-    return Section("trials", "Trials", tables=(trials_table(source),))
-
-
 def varied(trials: Sequence[Result | IssuedTrial]) -> list[str]:
     """Return the names of the parameters that have more than one value among these trials, in the
     order in which the space proposes them."""

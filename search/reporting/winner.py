@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from search.core.results import counted
 from search.evaluation.record import LABELS, Evaluation, Gain
-from search.evaluation.statistics import indistinguishable, separation_note, summary
+from search.evaluation.statistics import separation_note, summary
 from search.reporting.document import Headline, Section, Table, percent
 from search.reporting.figures import shown_number
 from search.reporting.provenance import command
@@ -75,13 +75,6 @@ def winner_section(source: Source) -> Section:
     return Section("winner", "The winner", tuple(notes), tuple(tables), command=copied)
 
 
-def tied(source: Source) -> tuple[int, ...] | None:
-    """Return the trials that validation cannot separate from the winner; None if the number of
-    validation images is unknown."""
-    values, images = _values(source), source.record.val_images
-    return indistinguishable(values, int(images)) if values and images else None
-
-
 def tie_note(source: Source) -> str:
     """Return one sentence on how many trials are tied with the winner."""
     images = source.record.val_images
@@ -90,7 +83,8 @@ def tie_note(source: Source) -> str:
             "The number of trials tied with the winner is unknown: the sweep was started by a "
             "version that did not record the number of validation images."
         )
-    note = separation_note(_values(source), int(images))
+    values = {r.number: r.accuracy for r in source.of("COMPLETE") if r.accuracy is not None}
+    note = separation_note(values, int(images))
     return note or f"No other trial is tied with it on {images} distinct validation images."
 
 
@@ -113,10 +107,6 @@ def test_table(found: Evaluation) -> Table:
         "images as the sample."
     )
     return Table("winner", title, headings, tuple(rows), note)
-
-
-def _values(source: Source) -> dict[int, float]:
-    return {r.number: r.accuracy for r in source.of("COMPLETE") if r.accuracy is not None}
 
 
 def _difference(gain: Gain) -> str:
