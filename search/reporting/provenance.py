@@ -75,6 +75,7 @@ def command(config: SweepConfig) -> str:
     for option, (value, usual) in plain.items():
         if value != usual:
             words += [option, str(value)]
+    words += [word for file in config.plugin for word in ("--plugin", file)]
     return shlex.join(words + _setting_words(config.settings))
 
 
