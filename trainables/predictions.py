@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 VALIDATION = "validation.safetensors"
 """The file, in the trial's folder."""
-_LARGEST = 1 << 22  # numbers of one file; of more images, evenly spread ones are kept
+_LARGEST = 1 << 20  # numbers of one file; of more images, evenly spread ones are kept
 _FORMAT = {"format": "validation-predictions", "format_version": "1"}
 _NEVER = -1e4  # log-probability of a class that a data set does not have; fits float16
 

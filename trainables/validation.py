@@ -59,7 +59,8 @@ def fit_sharpness(logits: Tensor, labels: Tensor) -> float:
     return float(2 ** ((low + high) / 2))
 
 
-_MOST_FOLDS = 4
+MOST_FOLDS = 4
+"""Largest number of folds."""
 
 
 def fold_rows(labels: Tensor, shots: int) -> list[Tensor]:
@@ -69,7 +70,7 @@ def fold_rows(labels: Tensor, shots: int) -> list[Tensor]:
     for label in labels.unique():
         members = (labels == label).nonzero().flatten()
         places[members] = torch.arange(len(members), device=labels.device)
-    count = min(shots, _MOST_FOLDS)
+    count = min(shots, MOST_FOLDS)
     return [(places % count == fold).nonzero().flatten().cpu() for fold in range(count)]
 
 

@@ -240,28 +240,32 @@ def task_notices(task: TaskSpec, source: DataSource) -> list[str]:
 
 
 def val_images(task: TaskSpec, source: DataSource) -> int:
-    """The number of distinct validation images behind a trial's objective, see `Validation`.
+    """The number of distinct validation images behind a trial's objective.
 
     An image that several draws contain counts once. For several data sets, see `effective_images`.
     """
-    labelled: dict[tuple[str, int], set[str]] = {}
-    for episode in task.episodes:
-        drawn = _draw(source, episode)
-        both = {*image_keys(drawn.train), *image_keys(drawn.val)}
-        labelled.setdefault((episode.dataset, episode.shots), set()).update(both)
     distinct: dict[str, set[str]] = {}
+    for episode, keys in zip(task.episodes, validated_images(task, source), strict=True):
+        distinct.setdefault(episode.dataset, set()).update(keys)
+    return effective_images([len(keys) for keys in distinct.values()])
+
+
+def validated_images(task: TaskSpec, source: DataSource) -> list[set[str]]:
+    """The keys of the images that the models of each episode are validated on, see `Validation`."""
+    labelled: dict[tuple[str, int], set[str]] = {}
+    found: list[tuple[Episode, set[str], set[str]]] = []
     for episode in task.episodes:
         drawn = _draw(source, episode)
-        match task.validation:
-            case "pooled":
-                trained = set(image_keys(drawn.train))
-                found = labelled[episode.dataset, episode.shots] - trained
-            case "folds":
-                found = set(image_keys(drawn.train))
-            case _:
-                found = set(image_keys(drawn.val))
-        distinct.setdefault(episode.dataset, set()).update(found)
-    return effective_images([len(keys) for keys in distinct.values()])
+        train, val = set(image_keys(drawn.train)), set(image_keys(drawn.val))
+        labelled.setdefault((episode.dataset, episode.shots), set()).update(train, val)
+        found.append((episode, train, val))
+    match task.validation:
+        case "pooled":
+            return [labelled[e.dataset, e.shots] - train for e, train, _ in found]
+        case "folds":
+            return [train for _, train, _ in found]
+        case "held-out":
+            return [val for _, _, val in found]
 
 
 def effective_images(counts: Sequence[int]) -> int:

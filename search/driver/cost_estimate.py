@@ -20,9 +20,11 @@ import torch
 
 from search.core.child_process import ChildError, call_in_child
 from search.core.environment import quiet_environment
+from search.core.task import validated_images
 from trainables.data.registry import DataSource
 from trainables.methods.registry import METHODS
 from trainables.trial import Episode, TaskSpec, TrialConfig
+from trainables.validation import MOST_FOLDS
 
 IMAGES = 512
 """An episode with more training images than this is timed with fewer shots, if draws allow it."""
@@ -76,8 +78,11 @@ class Cost:
     episode_gpu_memory: int = 0
     """GPU memory that the episode holds until the trial ends, in bytes."""
 
-    def seconds(self, config: TrialConfig, sizes: Sequence[Size]) -> float:
-        """Seconds for training and validating on episodes of these sizes.
+    def seconds(
+        self, config: TrialConfig, sizes: Sequence[Size], validations: int | None = None
+    ) -> float:
+        """Seconds for training and validating on episodes of these sizes; `validations` is the
+        largest number of validations per stage, by default one per epoch.
 
         An epoch is assumed to cost what the paper's costs per image, whatever else varies.
         """
@@ -85,7 +90,8 @@ class Cost:
         for train, val in sizes:
             for stage, cost in zip(config.stages, self.stages, strict=True):
                 epochs = 0 if stage.fixed else stage.epochs
-                validation = cost.validate * val / self.val_images * max(1, epochs)
+                times = max(1, epochs if validations is None else min(epochs, validations))
+                validation = cost.validate * val / self.val_images * times
                 total += cost.ready + epochs * cost.train * train / self.images + validation
         return total
 
@@ -173,6 +179,17 @@ def draw_size(source: DataSource, episode: Episode) -> Size:
     """Training and validation images of an episode."""
     drawn = source.draw(episode.dataset, episode.shots, episode.seed, episode.half)
     return len(drawn.train.labels), len(drawn.val.labels)
+
+
+def search_sizes(task: TaskSpec, source: DataSource) -> list[Size]:
+    """Images that a trial trains on and validates on, in each episode: with k folds, k trainings
+    of all but a k-th of the images, and one of all."""
+    found = []
+    for episode, keys in zip(task.episodes, validated_images(task, source), strict=True):
+        train = draw_size(source, episode)[0]
+        folds = min(episode.shots, MOST_FOLDS) if task.validation == "folds" else 1
+        found.append((folds * train, len(keys)))
+    return found
 
 
 def _timed_episode(bench: Any, task: TaskSpec) -> Episode:

@@ -25,6 +25,7 @@ from search.driver.cost_estimate import (
     draw_size,
     peak_memory,
     rehearse,
+    search_sizes,
 )
 from search.driver.preflight import Plan
 from search.ledger.ledger import Ledger, RunningTrial
@@ -35,8 +36,10 @@ from trainables.core.credentials import shown, without_password
 from trainables.core.storage import open_storage
 from trainables.methods.registry import METHODS
 from trainables.trial import Episode, TrialConfig, shown_parameters
+from trainables.trial_run import REPORTS_PER_TRIAL
 from trainables.view import AUGMENTED_VIEWS
 
+_MEMBERS = 5  # of a typical ensemble
 _PRESETS = {
     "paper": " (the paper's setting)",
     "reference": " (the setting of the authors' code)",
@@ -173,11 +176,17 @@ def _print_estimate(
 
 
 def _seconds(
-    cost: Cost, config: TrialConfig, episodes: Sequence[Episode], sizes: Sequence[Size]
+    cost: Cost,
+    config: TrialConfig,
+    episodes: Sequence[Episode],
+    sizes: Sequence[Size],
+    validations: int | None = None,
 ) -> float:
     """Seconds of a trial, with the settings of each of its episodes."""
     pairs = zip(episodes, sizes, strict=True)
-    return sum(cost.seconds(config.for_episode(episode), [size]) for episode, size in pairs)
+    return sum(
+        cost.seconds(config.for_episode(episode), [size], validations) for episode, size in pairs
+    )
 
 
 def estimate(plan: Plan, configs: Sequence[TrialConfig], more: int, cost: Cost) -> list[str]:
@@ -185,7 +194,9 @@ def estimate(plan: Plan, configs: Sequence[TrialConfig], more: int, cost: Cost) 
     config, place = plan.config, plan.placement
     slots = place.slots if place else config.max_concurrent or 1
     sizes = [draw_size(plan.source, episode) for episode in config.task.episodes]
-    each = [_seconds(cost, c, config.task.episodes, sizes) for c in configs]
+    often = None if config.task.validation == "held-out" else REPORTS_PER_TRIAL
+    searched = search_sizes(config.task, plan.source)
+    each = [_seconds(cost, c, config.task.episodes, searched, often) for c in configs]
     mean = sum(each) / len(each)
     # The backbone encodes the augmented views of a crop scale once, for all trials that share it.
     views = cost.encode * sum(train for train, _ in sizes) * AUGMENTED_VIEWS * _scales(configs)
@@ -225,8 +236,11 @@ def evaluation_seconds(plan: Plan, cost: Cost, slots: int) -> float:
     episodes = replace(config.task, seeds=seeds).episodes
     sizes = [draw_size(plan.source, episode) for episode in episodes]
     views = cost.encode * sum(train for train, _ in sizes) * AUGMENTED_VIEWS * _scales([paper])
-    # The winner is unknown; assume that it costs as much as the paper's setting.
-    return (2 * _seconds(cost, paper, episodes, sizes) + cost.preparation(sizes) + views) / slots
+    # The winner is unknown; assume that each of its members costs as much as the paper's setting.
+    models = 1 + (_MEMBERS if config.select == "ensemble" else 1)
+    return (
+        models * _seconds(cost, paper, episodes, sizes) + cost.preparation(sizes) + views
+    ) / slots
 
 
 def _scales(configs: Sequence[TrialConfig]) -> int:

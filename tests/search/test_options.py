@@ -212,3 +212,44 @@ def test_a_wrong_value_does_not_hide_the_next(tmp_path: Path) -> None:
 def test_old_spellings_work_and_are_not_shown(old: list[str], new: list[str]) -> None:
     assert configure(old) == configure(new)
     assert f" {old[0]} " not in build_parser().format_help() or old[0] == new[0]
+
+
+def test_defaults_of_validation_suit_the_cost_of_a_trial(tmp_path: Path) -> None:
+    """Features: all labelled images, no pruning, an ensemble. Your own images: inside the shots of
+    one draw, if a class has several."""
+    chosen = ("validation", "objective")
+
+    def found(*options: str) -> tuple[object, ...]:
+        config = configure(options)
+        task = tuple(getattr(config.task, name) for name in chosen)
+        return (*task, config.pruner, config.select, len(config.task.seeds))
+
+    features = ("pooled", "likelihood", "none", "ensemble", 3)
+    own = f"folder:{tmp_path}"
+    assert found("--space", "gda") == features
+    assert found("--space", "gda", "--dataset", own, "--shots", "1") == features
+    assert found("--space", "gda", "--dataset", own, "--seeds", "4,5,6") == features
+    assert found("--space", "gda", "--dataset", own) == ("folds", *features[1:4], 1)
+    assert found("--space", "gda", "--validation", "folds") == ("folds", *features[1:4], 1)
+    assert found("--space", "enhanced-base")[3] == "best"
+    assert found("--space", "coop")[2:] == ("asha", "best", 1)
+    assert found("--space", "rmt", "--dataset", own)[0] == "held-out"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--validation", "folds", "--shots", "1"), "needs at least 2 images per class"),
+        (("--validation", "folds", "--space", "rmt+taskres"), "needs trials of one stage"),
+        (("--validation", "fold"), "folds"),
+        (("--objective", "loss"), "likelihood"),
+        (("--select", "worst"), "--select must be ensemble, best or the number of a trial"),
+        (("--select", "ensemble", "--space", "rmt+taskres"), "several stages"),
+    ],
+)
+def test_validation_and_selection_are_checked_first(
+    options: tuple[str, ...], expected: str
+) -> None:
+    given = options if "--space" in options else ("--space", "taskres", *options)
+    (problem,) = configure(given).problems()
+    assert expected in problem
