@@ -14,7 +14,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from search.core.config import SweepConfig, model_name_problem
+from search.core.config import SweepConfig
+from search.core.model_name import model_name_problem
 from search.core.problems import UsageError
 from search.core.sweep_folder import find_sweep
 from search.exporting.card import CARD, card

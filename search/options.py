@@ -59,6 +59,8 @@ _GROUPS: Mapping[str, Mapping[str, str]] = {
         "per_task": "",
         "draws": "RULE",
         "shots_file": "PATTERN",
+        "class_names": "FILE",
+        "prompt": "TEXT",
         "generate_split": "",
         "skip_unreadable": "",
         "validation": "NAME",
@@ -137,7 +139,7 @@ _TASK = tuple(f.name for f in fields(TaskSpec))
 _SETTINGS = tuple(f.name for f in fields(Settings))
 _BY_FIELD = ("set", "range", "choice", "grid")
 """Options that may be given several times, once per field."""
-_REPEATED = (*_BY_FIELD, "plugin")
+_REPEATED = (*_BY_FIELD, "plugin", "prompt")
 
 
 @dataclass(frozen=True)
@@ -206,12 +208,13 @@ def configure(arguments: Sequence[str]) -> SweepConfig:
 
 def read_request(arguments: Sequence[str] | None = None) -> Request:
     """Parse a command line and collect all its errors."""
-    _load_plugins(())  # of the environment: the help texts have their names
+    if failed := _load_plugins(()):  # of the environment: the help texts have their names
+        raise UsageError(failed)
     given, mistakes = _parse(arguments)
     problems = [problem for problem, _ in mistakes]
     if "plugin" in given:
         given["plugin"] = tuple(os.path.realpath(os.path.expanduser(p)) for p in given["plugin"])
-        _load_plugins(given["plugin"])
+        problems += _load_plugins(given["plugin"])
     unread = {name.removeprefix("--").replace("-", "_") for _, name in mistakes}
     task_is_known = not unread & {"", "dataset", "init_from", "start", "data", "resume", *_TASK}
     dry_run, retry_failed = given.pop("dry_run", False), given.pop("retry_failed", False)
@@ -269,12 +272,13 @@ def read_request(arguments: Sequence[str] | None = None) -> Request:
     return Request(config, tuple(dict.fromkeys(problems)), dry_run, retry_failed, task_is_known)
 
 
-def _load_plugins(files: tuple[str, ...]) -> None:
-    """Load plugin files, and those of the environment; raises `UsageError`."""
+def _load_plugins(files: tuple[str, ...]) -> list[str]:
+    """Load plugin files, and those of the environment; return problems."""
     try:
         use_plugins(files)
     except PluginError as error:
-        raise UsageError([str(error)]) from error
+        return [str(error)]
+    return []
 
 
 def _missing_plugins(stored: SweepConfig, given: Mapping[str, Any]) -> list[str]:

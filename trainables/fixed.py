@@ -66,7 +66,8 @@ def _facts(
     config: TrialConfig, episode: Episode, source: DataSource, backbone: str
 ) -> dict[str, Any]:
     drawn = source.draw(episode.dataset, episode.shots, episode.seed, episode.half)
-    return {
+    own = {"prompts": source.prompts} if source.prompts else {}
+    return own | {
         "config": _plain(config.for_episode(episode)),
         "episode": asdict(episode),
         "split": drawn.train.fingerprint,

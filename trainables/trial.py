@@ -64,6 +64,12 @@ class TaskSpec:
     """How few-shot images are drawn: seeded (reproducible from the seed on any machine),
     seeded-capped (the same, but a class with fewer images gives all of them) or coop (the field's
     rule, its published draws)."""
+    class_names: tuple[str, ...] = ()
+    """A file with your own names of the classes, one per line, in the order of the data set's (of
+    a folder: alphabetical)."""
+    prompt: tuple[str, ...] = ()
+    """Template of the texts that describe the classes, e.g. "a photo of a {}, a type of bird.", in
+    place of the data set's. Repeatable: several are an ensemble."""
     generate_split: bool = False
     """If a split file is missing, generate a split by the published rule."""
     skip_unreadable: bool = False
@@ -128,14 +134,21 @@ class TaskSpec:
         """Return the source of its data; `root` is the folder of the benchmark data sets."""
         from trainables.data.registry import DataSource
 
-        return DataSource(root, self.generate_split, self.draws, self.skip_unreadable)
+        return DataSource(
+            root,
+            self.generate_split,
+            self.draws,
+            self.skip_unreadable,
+            self.class_names,
+            self.prompt,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types, without the fields of later releases at their defaults: the
         task of an old sweep keeps its digest."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        for name in ("validation", "objective"):
-            if plain[name] == getattr(TaskSpec, name):
+        for name in ("validation", "objective", "class_names", "prompt"):
+            if getattr(self, name) == getattr(TaskSpec, name):
                 del plain[name]
         return plain
 

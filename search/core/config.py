@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import posixpath
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, get_args
 
 from search.core.init_from import Start
+from search.core.model_name import model_name_problem
 from search.core.objectives import SAMPLERS_OF_TWO, parse_objective
 from search.core.pruners import PRUNERS
 from search.core.samplers import GRID, SAMPLERS
@@ -396,25 +396,6 @@ class SweepConfig:
         return found
 
 
-def model_name_problem(name: str) -> str:
-    """Why MLflow's model registry would refuse this name; empty if it would not."""
-    if (
-        name.strip()
-        and not set(name) & {"/", ":"}
-        and posixpath.normpath(name) == name
-        and not name.startswith("..")
-        and name != "."
-        and len(name) <= _MODEL_NAME
-        and name.isprintable()
-        and not {"'", '"'} <= set(name)  # no query could ask for it
-    ):
-        return ""
-    return (
-        f"The name of a registered model must be up to {_MODEL_NAME} characters without '/' and "
-        f"':', and not '.' or '..', got '{name}': e.g. --register digits-rmt."
-    )
-
-
 def is_bundle(spec: str) -> bool:
     """Whether a data set or a backbone is a bundle of features."""
     return spec.startswith("bundle:")
@@ -459,5 +440,4 @@ _EXAMPLES = {"datasets": "--dataset digits", "shots": "--shots 16", "seeds": "--
 _SELECT = ("ensemble", "best")
 _MAX_EPISODES = 10_000
 _MAX_EVAL_SEEDS = 1000
-_MODEL_NAME = 256  # characters that the registry's tables keep
 _OLD_NAMES = {"also": "second_objective", "start": "init_from"}  # fields of earlier releases

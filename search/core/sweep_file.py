@@ -31,7 +31,7 @@ _PLACES = (
     *("gpus_per_trial", "max_concurrent", "report", "register", "init_from"),
 )
 """Options that say where a sweep runs and not what it is."""
-_REPEATED = ("plugin",)
+_REPEATED = ("plugin", "prompt")
 _HEADER = """\
 # The sweep's settings. To run it elsewhere: python -m search.run sweep.yaml
 # Options after the file replace what it says.
@@ -88,6 +88,8 @@ def _texts(path: str, key: str, value: Any) -> Iterator[str | None]:
                 yield f"{field}={_joined(path, key, inner)}"
         case [*parts] if key in _REPEATED:
             yield from (_joined(path, key, part) for part in parts)
+        case [*_] if key.replace("-", "_") == "class_names":
+            yield json.dumps(value)
         case [{}, *_]:  # configurations
             rows = [{f: read_value(str(text)) for f, text in row.items()} for row in value]
             yield json.dumps(rows)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Literal, get_args
 
-from search.core.config import SweepConfig
+from search.core.config import SweepConfig, is_bundle
 from trainables.core.protocols import Protocol
 from trainables.data.base import DataError, FeatureRows, PixelRows, fingerprint, image_keys
 from trainables.data.class_subsets import Half
@@ -98,6 +98,16 @@ def data_problems(config: SweepConfig, source: DataSource) -> list[str]:
                 source.dataset(name, half)
         except DataError as error:
             found.append(str(error))
+    if (task.class_names or task.prompt) and any(map(is_bundle, task.datasets)):
+        found.append(
+            "--class-names and --prompt need the data set's images, and a bundle holds features of "
+            "images and texts. Omit them, or make the bundle with these texts."
+        )
+    if task.class_names and len(task.datasets) > 1:
+        found.append(
+            "--class-names must be used with one data set, got --dataset "
+            f"{','.join(task.datasets)}. Name one."
+        )
     if found or config.task_problems():
         return list(dict.fromkeys(found))
     seeds = (*task.seeds, *fresh_seeds(task.seeds, config.eval_seeds))

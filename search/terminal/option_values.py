@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from search.terminal import parser as parsing
@@ -49,6 +51,27 @@ def several(value: str) -> tuple[str, tuple[Any, ...]]:
     return name, tuple(read_value(part.strip()) for part in text.split(separator))
 
 
+def lines(value: str) -> list[str]:
+    """Read a file of names, one per line; a JSON list stands for itself."""
+    text = value
+    if not value.lstrip().startswith("["):
+        try:
+            text = json.dumps(Path(value).expanduser().read_text(encoding="utf-8").splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise argparse.ArgumentTypeError(
+                f"must be a file with one name per line, got {parsing.quoted(value)} ({error})"
+            ) from None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not found or not all(isinstance(name, str) for name in found):
+        raise argparse.ArgumentTypeError(
+            f"must have one name per line, got {parsing.quoted(value)}"
+        )
+    return [name.strip() for name in found]
+
+
 def _field_and_text(value: str) -> tuple[str, str]:
     name, equals, text = value.partition("=")
     if not (equals and name.strip()):
@@ -66,6 +89,8 @@ PARSERS: Mapping[str, Callable[[str], Any]] = {
     "grid": several,
     "enqueue": str,
     "plugin": parsing.text,
+    "prompt": parsing.text,
+    "class_names": lines,
     "time_budget": parsing.duration,
     "storage": parsing.location,
     "init_from": parsing.location,

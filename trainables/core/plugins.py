@@ -81,8 +81,9 @@ def use_plugins(files: tuple[str, ...]) -> None:
     """Use these files in this process and in those that it starts; raises `PluginError`."""
     known = [path for path in os.environ.get(ENVIRONMENT, "").split(os.pathsep) if path]
     paths = [os.path.abspath(os.path.expanduser(path)) for path in files]
-    os.environ[ENVIRONMENT] = os.pathsep.join(dict.fromkeys([*known, *paths]))
-    plugins()
+    wanted = os.pathsep.join(dict.fromkeys([*known, *paths]))
+    _load(wanted)
+    os.environ[ENVIRONMENT] = wanted
 
 
 def plugin_sources() -> dict[str, str]:

@@ -16,6 +16,7 @@ from trainables.data.benchmarks.imagenet import open_imagenet, open_imagenet_shi
 from trainables.data.benchmarks.layouts import ALL11, IMAGENET_SHIFTS, LAYOUTS
 from trainables.data.bundle import open_bundle
 from trainables.data.class_subsets import Half, half_of
+from trainables.data.described import described
 from trainables.data.digits import Digits
 from trainables.data.few_shot import FewShot, draw_few_shot, readable, size_caveat
 from trainables.data.folder import open_folder
@@ -99,6 +100,10 @@ class DataSource:
     """Rule of the few-shot draws, see `few_shot.draw_few_shot`."""
     skip_unreadable: bool = False
     """Whether unreadable images are left out instead of refusing the data set."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes in place of the data set's."""
+    prompts: tuple[str, ...] = ()
+    """Templates in place of those of the data sets."""
     moved: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     """Specification of a data set -> that of its copy on this machine."""
     _open: dict[tuple[str, Half], Dataset] = field(default_factory=dict, repr=False, compare=False)
@@ -110,9 +115,14 @@ class DataSource:
         """Return the data set, or its base or new classes; raises `DataError`."""
         key = (spec, half)
         if key not in self._open:
-            whole = open_dataset(self.moved.get(spec, spec), self.root, self.generate_split)
+            whole = self._described(spec)
             self._open[key] = whole if half == "all" else half_of(whole, half)
         return self._open[key]
+
+    def _described(self, spec: str) -> Dataset:
+        dataset = open_dataset(self.moved.get(spec, spec), self.root, self.generate_split)
+        is_shift = any(spec in shifts for shifts in SHIFTS.values())
+        return dataset if is_shift else described(dataset, self.class_names, self.prompts)
 
     def draw(self, spec: str, shots: int, seed: int, half: Half = "all") -> FewShot:
         """Return one few-shot set; raises `DataError`.

@@ -18,7 +18,8 @@ from PIL import Image
 from rich.console import Console
 
 from search import predict, sync
-from search.core.config import SweepConfig, model_name_problem
+from search.core.config import SweepConfig
+from search.core.model_name import model_name_problem
 from search.core.sweep_folder import SweepFolder
 from search.evaluation.record import Comparison, Evaluation, Score
 from search.export import main, register_winner
