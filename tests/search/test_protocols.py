@@ -112,7 +112,7 @@ def test_cells_are_compared_in_pairs(sweep: Sweep) -> None:
 @pytest.mark.slow
 def test_masks_transfer_to_classes_that_were_not_trained(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, "masks")
-    options = ("--space", "rmt-budget", "--trials", "1", "--eval-seeds", "1")
+    options = ("--space", "rmt", "--trials", "1", "--eval-seeds", "1")
     done = sweep.run(
         *options, *("--tracking-uri", "none", "--protocol", "base-to-new", "--shots", "4")
     )
