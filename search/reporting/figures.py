@@ -21,6 +21,8 @@ SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross
 """Symbols, so that figures are readable without colours."""
 COLOURED = {"coloraxis": "coloraxis"}
 """Marks that are coloured by a value; the page's theme has the scale."""
+MANY = 200
+"""Points or bars that hide each other unless they are drawn small."""
 _TICKS = 6
 
 
@@ -53,7 +55,8 @@ def series(
         "mode": mode,
     }
     if "markers" in mode:
-        trace["marker"] = {"color": colour, "symbol": symbol, "size": 7, "opacity": 0.8}
+        size = 7 if len(trace["x"]) <= MANY else 4
+        trace["marker"] = {"color": colour, "symbol": symbol, "size": size, "opacity": 0.8}
         if "coloraxis" in more.get("marker", {}):  # its lowest colour is close to the page's
             trace["marker"]["line"] = {"color": GREY, "width": 0.6}
     if "lines" in mode:

@@ -211,7 +211,7 @@ def _slice(name: str, trials: Sequence[Result], objective: str) -> Figure:
         if own:
             xs = [scale.shown(r.number, _shift(r.number) * scale.discrete) for r in own]
             ys = [100 * (r.value or 0.0) for r in own]
-            data.append(series(word, xs, ys, (colour, symbol), marker={"size": 6, "opacity": 0.65}))
+            data.append(series(word, xs, ys, (colour, symbol), marker={"opacity": 0.65}))
             data[-1]["customdata"] = [r.number for r in own]
             shown = "%{x:.4~g}"
             if scale.discrete:
@@ -231,7 +231,7 @@ def _pair(name: str, other: str, trials: Sequence[Result], objective: str) -> Fi
     across, up = _scale(name, trials), _scale(other, trials)
     xs, ys = ([one.shown(r.number) for r in trials] for one in (across, up))
     values = [round(100 * (r.value or 0.0), 3) for r in trials]
-    data = series("trials", xs, ys, marker={"color": values, "size": 9, **COLOURED})
+    data = series("trials", xs, ys, marker={"color": values, **COLOURED})
     data["customdata"] = [[r.number, value] for r, value in zip(trials, values, strict=True)]
     data["hovertemplate"] = (
         "trial %{customdata[0]}<br>%{x:.4~g}, %{y:.4~g}: %{customdata[1]:.2f} %<extra></extra>"

@@ -19,6 +19,7 @@ from search.reporting.figures import (
     BLUE,
     GREEN,
     GREY,
+    MANY,
     ORANGE,
     VERMILION,
     axis,
@@ -283,6 +284,7 @@ def _timeline(source: Source) -> Figure:
             line += 1
         ends[host, line] = trial.ended
         bars.setdefault(trial.state, []).append((trial, f"{host} · {line}"))
+    outline = 0.5 if len(source.results) <= MANY else 0
     data = [
         {
             "type": "bar",
@@ -294,7 +296,7 @@ def _timeline(source: Source) -> Figure:
             "text": [f"trial {trial.number}" for trial, _ in bars[state]],
             "textposition": "none",
             "hovertemplate": "%{text}<extra></extra>",
-            "marker": {"color": colour, "line": {"width": 0.5, "color": "white"}},
+            "marker": {"color": colour, "line": {"width": outline, "color": "white"}},
         }
         for state, (word, colour, _) in STATES.items()
         if state in bars
