@@ -1,4 +1,4 @@
-"""The trainable in a Ray Tune script of one's own, compared with the sweep's own executor.
+"""The trainable in a user's Ray Tune script, compared with the executor of sweeps.
 
     python -m benchmarks.own_script               20 trials of TaskRes, three turns
     python -m benchmarks.own_script --trials 6    fewer
@@ -69,7 +69,8 @@ def by_script(
     }
     plain |= {"dataset": task.datasets[0], "shots": list(task.shots), "seeds": list(task.seeds)}
     points = [_flat(trial) for trial in trials.values()]
-    space = plain | {name: tune.sample_from(lambda _: None) for name in points[0]}
+    values = {name: list({point[name]: None for point in points}) for name in points[0]}
+    space = plain | {name: tune.choice(own) for name, own in values.items()}
     tuner = tune.Tuner(
         tune.with_resources(FewShotTrainable, {"cpu": 1}),
         param_space=space,

@@ -49,7 +49,7 @@ class ParameterError(ValueError):
     """Parameters do not describe a trial; `problems` has one line per error."""
 
     def __init__(self, *problems: str) -> None:
-        super().__init__(*problems)  # with which a pickled exception is made again
+        super().__init__(*problems)  # from which a pickled exception is rebuilt
         self.problems = problems
 
     def __str__(self) -> str:
