@@ -138,7 +138,7 @@ class Ledger:
         """
         self.sweep, self.space = sweep, space
         self._guard, self._on_change = guard, on_change
-        self._metric = METRICS[objective]
+        self.objective = objective
         self._second = parse_objective(also) if also else None
         self.live: dict[int, RunningTrial] = {}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -242,7 +242,7 @@ class Ledger:
             value = live.values[-1]
         elif state == "COMPLETE":
             # Side by side this is the last report; in sequence it is the mean over the seeds.
-            value = live.metrics[self._metric]
+            value = live.metrics[METRICS[self.objective]]
         if value is not None and not math.isfinite(value):
             raise ValueError(f"trial {number} ended with the value {value}")
         issued = live.issued

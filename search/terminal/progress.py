@@ -108,11 +108,15 @@ class Progress:
         elif self._display is None:
             best = ledger.best()
             state = result.state.lower() if result.trained else "no flip"
-            self._say(
-                f"trial {result.number:>3} {state:<8} "
-                f"val {percent(result.accuracy)}  best {percent(best.accuracy if best else None)}  "
-                f"({self._ended}/{self._goal})"
+            value = (
+                f"val {percent(result.accuracy)}  best {percent(best.accuracy if best else None)}"
             )
+            if ledger.objective == "likelihood":  # by which a lower accuracy may be better
+                value = (
+                    f"val {percent(result.accuracy)}  likelihood {_three(result.value)}  "
+                    f"best {_three(best.value if best else None)}"
+                )
+            self._say(f"trial {result.number:>3} {state:<8} {value}  ({self._ended}/{self._goal})")
 
     @property
     def _ended(self) -> int:
@@ -208,6 +212,10 @@ def _epochs(running: _Running) -> str:
 def percent(fraction: float | None) -> str:
     """Format a fraction in per cent; a dash for None."""
     return "    -" if fraction is None else f"{100 * fraction:5.1f} %"
+
+
+def _three(fraction: float | None) -> str:
+    return "    -" if fraction is None else f"{fraction:.3f}"
 
 
 def short(parameters: Mapping[str, object], config: Mapping[str, object] | None = None) -> str:
