@@ -92,6 +92,7 @@ _GROUPS: Mapping[str, Mapping[str, str]] = {
         "study_storage": "URL",
         "keep_artifacts": "WHOSE",
         "no_report": "",
+        "notify": "URL",
         "register": "MODEL",
         "tracking_uri": "URI",
         "experiment": "NAME",
@@ -114,6 +115,8 @@ _NOT_FIELDS = {
     "retry_failed": "Run failed trials again, with their original numbers.",
     "no_report": "Do not write a report at the end; python -m search.report NAME writes one at any "
     "time.",
+    "notify": "Webhook that receives a message at the end (Slack, Teams, Discord or your own); it "
+    "is not stored (default: FEWSHOT_NOTIFY if set, which other users of this machine do not see).",
     "dry_run": "Print the settings, the first trials, and an estimate of time and memory, without "
     "running or writing anything.",
 }
@@ -156,6 +159,8 @@ class Request:
     """Whether to run failed trials again."""
     task_is_known: bool
     """Whether all options of the task were valid, so that its data can be checked."""
+    notify: str = ""
+    """Webhook that receives a message at the end; empty if there is none."""
 
 
 def build_parser() -> Parser:
@@ -218,6 +223,7 @@ def read_request(arguments: Sequence[str] | None = None) -> Request:
     unread = {name.removeprefix("--").replace("-", "_") for _, name in mistakes}
     task_is_known = not unread & {"", "dataset", "init_from", "start", "data", "resume", *_TASK}
     dry_run, retry_failed = given.pop("dry_run", False), given.pop("retry_failed", False)
+    url = given.pop("notify", os.environ.get("FEWSHOT_NOTIFY", ""))
     given |= {"report": False} if given.pop("no_report", False) else {}
     settle_draws(given, problems)
     if "second_objective" in given:
@@ -269,7 +275,8 @@ def read_request(arguments: Sequence[str] | None = None) -> Request:
         config = replace(config, trials=_trials(config))
     if stored is not None:
         problems += _changes(stored, config)
-    return Request(config, tuple(dict.fromkeys(problems)), dry_run, retry_failed, task_is_known)
+    found = tuple(dict.fromkeys(problems))
+    return Request(config, found, dry_run, retry_failed, task_is_known, url)
 
 
 def _load_plugins(files: tuple[str, ...]) -> list[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -18,6 +19,7 @@ from search.core.problems import EvaluationError, StoppedError, UsageError  # no
 from search.core.task_options import per_task  # noqa: E402
 from search.options import Request, build_parser, configure, read_request  # noqa: E402
 from search.terminal.console import open_console, print_errors  # noqa: E402
+from search.terminal.notify import notify  # noqa: E402
 from trainables.core.storage import StorageError  # noqa: E402
 
 if TYPE_CHECKING:
@@ -30,9 +32,10 @@ __all__ = ["build_parser", "check_request", "configure", "main", "run_plans"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 0 when the sweep is complete, 2 for a mistake in the command line, 1 when no trial
     succeeded or the sweep could not go on, 130 when it was interrupted."""
-    console = open_console()
+    console, url = open_console(), ""
     try:
         request = read_request(arguments)
+        url = request.notify
         plans = check_request(request)
         if request.dry_run:
             from search.driver.dry_run import dry_run
@@ -45,29 +48,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_errors(error.problems)
         return 2
     except (StoppedError, StorageError) as error:
-        print_errors(
-            [
-                f"The sweep stopped: {error}. Finished trials are safe: fix the cause and run the "
-                "same command again."
-            ]
+        message = (
+            f"The sweep stopped: {error}. Finished trials are safe: fix the cause and run the same "
+            "command again."
         )
+        print_errors([message])
+        _notify(url, message)
         return 1
     except EvaluationError as error:
-        print_errors(
-            [
-                f"The evaluation failed, the trials are safe: {error}. Run the same command again "
-                "to repeat it."
-            ]
+        message = (
+            f"The evaluation failed, the trials are safe: {error}. Run the same command again to "
+            "repeat it."
         )
+        print_errors([message])
+        _notify(url, message)
         return 1
     except KeyboardInterrupt:
         open_console(stderr=True).print(
             "Stopped. Finished trials are kept; run the same command again."
         )
         return 130
+    for outcome in outcomes:
+        _notify(url, *_ended(outcome))
     if any(outcome.interrupted for outcome in outcomes):
         return 130
     return 0 if all(outcome.states["COMPLETE"] for outcome in outcomes) else 1
+
+
+def _ended(outcome: Outcome) -> tuple[str, dict[str, Any]]:
+    """How a sweep ended, in words and for programs."""
+    state = "interrupted" if outcome.interrupted else "finished"
+    facts: dict[str, Any] = {"sweep": outcome.config.name, "state": state}
+    facts["trials"] = outcome.states
+    words = f"Sweep {outcome.config.name} {state}, {outcome.states['COMPLETE']} trials complete"
+    if outcome.evaluation is not None:
+        figures = {
+            label: statistics.fmean(outcome.evaluation.figure(label))
+            for label in outcome.evaluation.labels
+        }
+        facts["test_accuracy"] = figures
+        words += f". Test accuracy of the winner: {100 * figures['winner']:.1f} %"
+        words += f", zero-shot {100 * figures['zero-shot']:.1f} %"
+    return f"{words}.", facts
+
+
+def _notify(url: str, message: str, facts: Mapping[str, Any] | None = None) -> None:
+    """Send a message if there is a webhook; a failure is a warning."""
+    if url and (problem := notify(url, message, dict(facts or {}))):
+        open_console(stderr=True).print(problem, style="yellow")
 
 
 def check_request(request: Request) -> list[Plan]:

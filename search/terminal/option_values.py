@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from search.terminal import parser as parsing
+from search.terminal.notify import webhook
 from trainables.data.registry import BASE_TASKS, PREFIXES
 from trainables.fields import read_value
 
@@ -91,6 +92,7 @@ PARSERS: Mapping[str, Callable[[str], Any]] = {
     "plugin": parsing.text,
     "prompt": parsing.text,
     "class_names": lines,
+    "notify": webhook,
     "time_budget": parsing.duration,
     "storage": parsing.location,
     "init_from": parsing.location,
