@@ -1,6 +1,6 @@
 """Which trial, or which ensemble of trials, should be the result of a sweep?
 
-    python -m benchmarks.selection            train what is missing, then compare (about an hour)
+    python -m benchmarks.selection            train what is missing, then compare (an hour or more)
     python -m benchmarks.selection --compare  compare with what is there (minutes)
     python -m benchmarks.selection --quick    three tasks, two methods, a few configurations
 
@@ -27,13 +27,16 @@ import torch
 
 from benchmarks.selection.auto import auto_outcomes
 from benchmarks.selection.bank import CONFIGS, FOLDED, complete, make, make_folds
-from benchmarks.selection.candidates import CANDIDATES, all_rules, single_rules
+from benchmarks.selection.candidates import CANDIDATES, GRID, all_rules, single_rules
+from benchmarks.selection.portfolio import portfolio_outcomes
 from benchmarks.selection.report import Outcome, left_out, rank_correlations, table
 from benchmarks.selection.simulate import Bench, Validation, outcomes_of
 from benchmarks.selection.tasks import BenchTask, find_tasks
 
 TRIALS = 20
 DEFAULT = "ensemble (default)"
+WITHOUT_TEXT = "linear-probe"
+"""A method whose gain comes from the zero-shot model in the ensemble: it is shown apart."""
 
 
 def train(cache: Path, tasks: Sequence[BenchTask], methods: Sequence[str], count: int) -> None:
@@ -69,17 +72,22 @@ def compare(
         if len(have) > 1:
             found += auto_outcomes(cache, task, have, TRIALS, seeds)
     print()
-    return found
+    return found + portfolio_outcomes(cache, tasks, methods, seeds)
 
 
 def show(found: Sequence[Outcome]) -> str:
     """All tables."""
-    single = [o for o in found if "auto" not in o.method]
+    names = {*CANDIDATES, *map(str, GRID)}
+    every = [o for o in found if o.rule in names]
+    single = [o for o in every if o.method != WITHOUT_TEXT]
     pooled = [o for o in single if o.validation == "pooled"]
     parts = ["### Rules\n"]
     for kind in ("held-out", "pooled"):
         here = [o for o in single if o.validation == kind and o.rule in CANDIDATES]
         parts.append(table(f"rule, {kind} validation", here, lambda o: o.rule, [*CANDIDATES]))
+    few = [o for o in single if o.validation.endswith("fewer trials")]
+    few = [o for o in few if o.rule in ("most accurate", "most likely", DEFAULT)]
+    parts.append(table("folds", few, lambda o: f"{o.validation}: {o.rule}"))
     judged, chosen = left_out(pooled)
     parts.append(table("constants chosen on the other data sets", judged, lambda o: "all"))
     parts += [f"* {judge}: {constants}" for judge, constants in chosen.items()]
@@ -89,9 +97,14 @@ def show(found: Sequence[Outcome]) -> str:
         ("shots", lambda o: f"{o.shots:2d}"),
         ("method", lambda o: o.method),
     ):
-        order = sorted({key(o) for o in default})
-        parts.append(table(f"default, per {title}", default, key, order))
+        here = default
+        if title == "method":
+            here = [o for o in every if o.validation == "pooled" and o.rule == DEFAULT]
+        order = sorted({key(o) for o in here})
+        parts.append(table(f"default, per {title}", here, key, order))
     parts.append(rank_correlations([o for o in single if o.rule == DEFAULT]))
+    short = [o for o in found if "trials" in o.rule]
+    parts.append(table("first trials", short, lambda o: o.rule))
     across = [o for o in found if "auto" in o.method]
     parts.append(table("auto", across, lambda o: f"{o.method}, {o.rule}"))
     return "\n\n".join(parts)

@@ -37,8 +37,6 @@ CONFIGS: Mapping[str, int] = {
     "clap": 20,
     "lp-plus-plus": 12,
     "linear-probe": 10,
-    "clip-adapter": 6,
-    "text-adapter": 6,
 }
 """Method -> configurations: the paper's setting, then random points of its space."""
 FOLDED = ("gda", "taskres", "tip-adapter-f", "clap")

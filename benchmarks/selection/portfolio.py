@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.selection.bank import complete, load
+from benchmarks.selection.bank import complete
 from benchmarks.selection.report import Outcome
 from benchmarks.selection.simulate import Bench, outcomes_of
 from benchmarks.selection.tasks import BenchTask
@@ -45,14 +44,6 @@ def portfolio_outcomes(
                     )
                     found += [replace(outcome, rule=name) for outcome in outcomes]
     return found
-
-
-def portfolio(cache: Path, tasks: Sequence[BenchTask], method: str) -> list[dict[str, Any]]:
-    """Parameters of the portfolio of all data sets."""
-    here = [task for task in tasks if complete(cache, task, method)]
-    losses = {task.name: _losses(Bench.open(cache, task, (method,), False)) for task in here}
-    parameters = load(cache, here[0], method).parameters
-    return [parameters[k] for k in chosen(here, losses)]
 
 
 def chosen(tasks: Sequence[BenchTask], losses: dict[str, Tensor]) -> list[int]:
