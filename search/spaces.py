@@ -13,6 +13,7 @@ from search.core.problems import UsageError
 from search.terminal.console import end_with_the_reader, open_console, print_errors
 from search.terminal.parser import Parser
 from search.terminal.ranges import search_ranges, value_words
+from spaces.auto import MethodChoice
 from spaces.base import Space
 from spaces.declared import DeclaredSpace
 from spaces.pipeline import PipelineSpace
@@ -99,7 +100,11 @@ def _spaces_table() -> Table:
 
 def fields_tables(space: Space) -> Iterator[Table]:
     """Per stage, one table of the fields that are searched, and one of the others."""
-    stages: tuple[object, ...] = space.stages if isinstance(space, PipelineSpace) else (space,)
+    stages: tuple[object, ...] = (space,)
+    if isinstance(space, PipelineSpace):
+        stages = space.stages
+    if isinstance(space, MethodChoice):
+        stages = space.spaces
     for stage in stages:
         if not isinstance(stage, DeclaredSpace):
             yield _ranges_table(space)

@@ -7,9 +7,9 @@ a stored one (`FrozenTrial`), completes one that a crash interrupted, and is tes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from trainables.fields import Value
 from trainables.trial import TrialConfig
@@ -54,6 +54,28 @@ class Space(Protocol):
         Each parameter has the name, type and value of a field of the method's configuration, of
         `OptimConfig` or of `TrialConfig`, except `flip_budget`, see `spaces.masks`.
         """
+
+
+@dataclass(frozen=True)
+class Prefixed:
+    """The methods of an Optuna trial that spaces call, with a prefix for the parameters' names."""
+
+    trial: BaseTrial
+    """The trial."""
+    prefix: str
+    """What precedes a name and a dot."""
+
+    def suggest_float(self, name: str, *given: Any, **named: Any) -> float:
+        """See `optuna.trial.Trial`."""
+        return self.trial.suggest_float(f"{self.prefix}.{name}", *given, **named)
+
+    def suggest_int(self, name: str, *given: Any, **named: Any) -> int:
+        """See `optuna.trial.Trial`."""
+        return self.trial.suggest_int(f"{self.prefix}.{name}", *given, **named)
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """See `optuna.trial.Trial`."""
+        return self.trial.suggest_categorical(f"{self.prefix}.{name}", choices)
 
 
 def searched(found: TrialConfig, first: TrialConfig) -> TrialConfig:

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from spaces.base import Space
+from spaces.base import Prefixed, Space
 from spaces.declared import DeclaredSpace
 from trainables.fields import Value
 from trainables.trial import TrialConfig
@@ -65,28 +65,11 @@ class PipelineSpace:
         """One point of every stage's space."""
         found = _chain(
             [
-                stage.suggest(_Numbered(trial, number))  # type: ignore[arg-type]
+                stage.suggest(Prefixed(trial, str(number)))  # type: ignore[arg-type]
                 for number, stage in enumerate(self.stages, start=1)
             ]
         )
         return found if found == self.first else replace(found, preset="search")
-
-
-@dataclass(frozen=True)
-class _Numbered:
-    """The methods of an Optuna trial that spaces call, with a prefix for the parameters' names."""
-
-    trial: BaseTrial
-    number: int
-
-    def suggest_float(self, name: str, *given: Any, **named: Any) -> float:
-        return self.trial.suggest_float(f"{self.number}.{name}", *given, **named)
-
-    def suggest_int(self, name: str, *given: Any, **named: Any) -> int:
-        return self.trial.suggest_int(f"{self.number}.{name}", *given, **named)
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        return self.trial.suggest_categorical(f"{self.number}.{name}", choices)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
+from spaces.auto import MethodChoice
 from spaces.base import Space
 from spaces.baselines import LEARNED_PROMPTS, ON_FEATURES, VPT, clip_lora_space
 from spaces.declared import DeclaredSpace, Ranges
@@ -78,7 +79,17 @@ def _pipeline(names: tuple[str, ...], trials: int, seeds: tuple[int, ...]) -> Sp
     return SpaceEntry(build, trials, seeds)
 
 
+# On cached features, and each the best method on some data set (docs/selection.md).
+_AUTO = ("taskres", "clap", "gda", "lp-plus-plus", "linear-probe", "tip-adapter", "tip-adapter-f")
+
+
+def _auto(facts: TaskFacts) -> MethodChoice:
+    spaces = [SPACES[name].build(facts) for name in _AUTO]
+    return MethodChoice("auto", tuple(s for s in spaces if isinstance(s, DeclaredSpace)))
+
+
 _OWN: dict[str, SpaceEntry] = {
+    "auto": SpaceEntry(_auto, 40, (1, 2, 3), "pooled", "likelihood", "none", "ensemble"),
     # Trained on images: seconds to hours per trial.
     "rmt": _masks(rmt_space, 16),
     "rmt-budget": _masks(partial(rmt_space, name="rmt-budget"), 16),

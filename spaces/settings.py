@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, cast, get_args
 
+from spaces.auto import MethodChoice
 from spaces.base import Space
 from spaces.declared import Categorical, DeclaredSpace, Float, Int, Range
 from spaces.pipeline import PipelineSpace
@@ -117,23 +118,43 @@ def adjust(space: Space, settings: Settings) -> Space:
     """The space with the settings; raises `SettingsError` with every problem."""
     if not settings.identity():
         return space
-    if not isinstance(space, DeclaredSpace | PipelineSpace):
+    if not isinstance(space, DeclaredSpace | PipelineSpace | MethodChoice):
         raise SettingsError(
             [
                 f"--space {space.name} has no table of fields, so that --preset, --set, --range, "
                 "--choice, --grid and --enqueue cannot change it. Omit them."
             ]
         )
+    if isinstance(space, MethodChoice) and (settings.grid or settings.enqueue):
+        raise SettingsError(
+            [
+                f"--grid and --enqueue need a space of one method, got {space.name}. Use --space "
+                f"{space.spaces[0].name}, or --set, --range and --choice."
+            ]
+        )
     return _Adjustment(space, settings).result()
+
+
+def _tables(
+    space: DeclaredSpace | PipelineSpace | MethodChoice,
+) -> tuple[DeclaredSpace, ...]:
+    """The tables of a space: of its stages, of its methods, or itself."""
+    match space:
+        case PipelineSpace():
+            return space.stages
+        case MethodChoice():
+            return space.spaces
+    return (space,)
 
 
 class _Adjustment:
     """Applies settings to the stages of a space, and collects problems."""
 
-    def __init__(self, space: DeclaredSpace | PipelineSpace, settings: Settings) -> None:
-        self._settings = settings
-        self._is_pipeline = isinstance(space, PipelineSpace)
-        self._stages = list(space.stages) if isinstance(space, PipelineSpace) else [space]
+    def __init__(
+        self, space: DeclaredSpace | PipelineSpace | MethodChoice, settings: Settings
+    ) -> None:
+        self._settings, self._space = settings, space
+        self._stages = list(_tables(space))
         self._fields = [stage.fields for stage in self._stages]
         self._problems: list[str] = []
         self._owners: dict[tuple[int, str], str] = {}
@@ -169,7 +190,9 @@ class _Adjustment:
         self._stop()
         if settings.grid:  # every combination is a trial, whether all of its values matter or not
             self._stages = [replace(stage, conditions={}) for stage in self._stages]
-        space = PipelineSpace(tuple(self._stages)) if self._is_pipeline else self._stages[0]
+        space = self._with_stages()
+        if isinstance(space, MethodChoice):
+            return space
         grid = {
             self._parameter(number, name): row.values
             for number, own in enumerate(ranges)
@@ -182,6 +205,16 @@ class _Adjustment:
             enqueued += () if found in (space.first_values, *enqueued) else (found,)
         self._stop()
         return AdjustedSpace(space, grid, enqueued) if grid or enqueued else space
+
+    def _with_stages(self) -> DeclaredSpace | PipelineSpace | MethodChoice:
+        """The space with its adjusted tables."""
+        stages = tuple(self._stages)
+        match self._space:
+            case PipelineSpace():
+                return PipelineSpace(stages)
+            case MethodChoice():
+                return replace(self._space, spaces=stages)
+        return stages[0]
 
     def _stop(self) -> None:
         if self._problems:
@@ -279,7 +312,7 @@ class _Adjustment:
                     self._problems += [f"--{option}: {problem}." for problem in config.problems()]
 
     def _parameter(self, number: int, name: str) -> str:
-        return f"{number + 1}.{name}" if self._is_pipeline else name
+        return f"{number + 1}.{name}" if isinstance(self._space, PipelineSpace) else name
 
     def _entry(
         self, space: DeclaredSpace | PipelineSpace, entry: Mapping[str, Value]

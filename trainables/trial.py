@@ -448,8 +448,8 @@ def shown_parameters(
         stage = stage.get("before")
     shown = dict(parameters)
     for name, value in parameters.items():
-        number, dot, field = name.rpartition(".")
-        own = stages[int(number) - 1 if dot else -1]
+        number, _, field = name.rpartition(".")
+        own = stages[int(number) - 1 if number.isdecimal() else -1]
         for each in own.get("per_episode", ()):
             values = each["method_config"] | each["optim"] | {"crop_scale": each["crop_scale"]}
             if values.get(field, value) != value:

@@ -39,6 +39,8 @@ def print_summary(outcome: Outcome, console: Console) -> None:
             f"A trial took {outcome.overhead:.2f} s outside training (median, warm workers).",
             highlight=False,
         )
+    if len(outcome.methods) > 1:
+        _print_methods(outcome, console)
     if outcome.unfinished or outcome.interrupted:
         console.print(
             f"{outcome.unfinished} unfinished. Nothing is lost. To resume, run the same command "
@@ -77,6 +79,23 @@ def _address(sweep: Storage, name: str = "") -> str:
         return relative(sweep.root / name)
     location = without_password(sweep.location)
     return join(location, name) if name else location
+
+
+def _print_methods(outcome: Outcome, console: Console) -> None:
+    """Print one row per method: what its best trial reached in validation, and what it cost."""
+    table = _table("Methods tried, by their best trial")
+    for heading in ("method", "trials", "best trial", "validation", "training"):
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    for tried in outcome.methods:
+        best = tried.best
+        table.add_row(
+            tried.methods,
+            str(tried.trials),
+            "-" if best is None else str(best.number),
+            "-" if best is None else f"{100 * (best.accuracy or 0.0):.1f} %",
+            f"{tried.seconds:.0f} s",
+        )
+    console.print(table)
 
 
 def _print_evaluation(outcome: Outcome, console: Console) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from search.core.config import SweepConfig
 from search.core.lock import SweepLock
+from search.core.method_trials import MethodTrials, method_trials
 from search.core.objectives import Objective, directions, front_of, parse_objective, winner_of
 from search.core.placement import Placement, place
 from search.core.problems import StoppedError, UsageError
@@ -82,6 +83,8 @@ class Outcome:
     """Path of the sweep's page on the MLflow server; empty if unknown."""
     untrained: str = ""
     """A notice about trials that were not trained; empty if there are none."""
+    methods: tuple[MethodTrials, ...] = ()
+    """The trials by method, the best method first."""
 
 
 def run_sweep(plan: Plan, console: Console, retry_failed: bool = False) -> Outcome:
@@ -231,6 +234,7 @@ def _run(
         front,
         reporter.page(),
         untrained_note(ledger.results.values()),
+        method_trials(ledger.results.values()),
     )
 
 

@@ -77,8 +77,9 @@ def distributions(name: str) -> dict[str, Any]:
 
 def cases() -> Iterator[tuple[str, str]]:
     for name in SPACES:
-        # Those of a pipeline are those of its stages; `rmt-budget` is another name of `rmt`.
-        if "+" not in name and name != "rmt-budget":
+        # Those of a pipeline or of `auto` are those of its methods; `rmt-budget` is another name
+        # of `rmt`.
+        if "+" not in name and name not in ("auto", "rmt-budget"):
             for parameter, distribution in sorted(distributions(name).items()):
                 if not distribution.single():
                     yield name, parameter
@@ -118,7 +119,7 @@ def test_the_paper_is_in_the_space(name: str) -> None:
         assert distribution._contains(distribution.to_internal_repr(value)), parameter
 
 
-DERIVED = {"flip_budget"}
+DERIVED = {"flip_budget", "method"}
 """Parameters that are not fields of a configuration."""
 
 
@@ -134,8 +135,8 @@ def test_parameters_are_fields(name: str, tower: Any, pixels: bool) -> None:
         stages = space.suggest(trial).stages
         assert trial.params
         for parameter, value in trial.params.items():
-            number, dot, field = parameter.rpartition(".")
-            stage = stages[int(number) - 1] if dot else stages[-1]
+            number, _, field = parameter.rpartition(".")
+            stage = stages[int(number) - 1] if number.isdecimal() else stages[-1]
             own = vars(stage.method_config) | vars(stage.optim) | {"crop_scale": stage.crop_scale}
             if field not in DERIVED:
                 assert own[field] == value
