@@ -180,8 +180,8 @@ def _same_rows(one: ValidationPredictions, other: ValidationPredictions) -> bool
 
 
 def _digest(results: Mapping[int, Result]) -> str:
-    ended = [[n, r.state, r.value, r.ended] for n, r in sorted(results.items())]
-    facts = json.dumps([_VERSION, next(iter(RULES)), ended])
+    ended = [[n, r.state, r.value, r.config] for n, r in sorted(results.items())]
+    facts = json.dumps([_VERSION, next(iter(RULES)), ended], sort_keys=True)
     return hashlib.sha256(facts.encode()).hexdigest()
 
 
