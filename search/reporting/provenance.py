@@ -105,6 +105,7 @@ def _task_words(task: TaskSpec) -> list[str]:
     words += ["--generate-split"] * task.generate_split + [
         "--skip-unreadable"
     ] * task.skip_unreadable
+    words += [word for prompt in task.prompt for word in ("--prompt", prompt)]
     for name, value in (("validation", task.validation), ("objective", task.objective)):
         words += [f"--{name}", value]
     return words

@@ -29,7 +29,7 @@ from search.reporting.provenance import command
         ["--sampler", "random", "--pruner", "none", "--seed", "3", "--eval-seeds", "2"],
         ["--preset", "clean", "--set", "crop_scale=0.5", "--range", "lr=1e-5:1e-2:log"],
         ["--space", "taskres", "--grid", "alpha=0.1,0.5", "--grid", "residual=text,image"],
-        ["--choice", "batch_size=8,16"],
+        ["--choice", "batch_size=8,16", "--prompt", "a {}.", "--prompt", "the {}."],
         ["--storage", "/some where", "--trials", "5", "--skip-unreadable"],
     ],
 )

@@ -54,7 +54,11 @@ def test_published_numbers_stand_beside_the_same_setting_only() -> None:
     for other in ("RN50:laion", "RN50:/weights/openai.pt", "ViT-B-32", "tiny"):
         assert rows_for(other, 16) == []
     for made, skip in ((True, False), (False, True)):
-        task = TaskSpec(("dtd",), "RN50", (16,), (1,), "few-shot", "coop", made, skip)
+        task = TaskSpec(
+            *(("dtd",), "RN50", (16,), (1,), "few-shot", "coop"),
+            generate_split=made,
+            skip_unreadable=skip,
+        )
         assert comparable_rows(task, [score("dtd", 16)]) == []
     base = [dataclasses.replace(score("dtd", 16), part="base")]
     assert (
