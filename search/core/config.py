@@ -165,7 +165,8 @@ class SweepConfig:
     def general_space(self) -> Space:
         """The space for a general task, before anything is known of backbone and data; raises
         `SpaceError` and `SettingsError`."""
-        shots = max(self.task.shots, default=1)
+        # Presets depend on no larger number, and nothing has checked this one yet.
+        shots = max(1, min(16, max(self.task.shots, default=1)))
         return self.open_space(TaskFacts("", shots, shots * 10, protocol=self.task.protocol))
 
     @property
