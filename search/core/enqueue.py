@@ -77,6 +77,7 @@ def _invalid(where: str, why: str) -> UsageError:
     return UsageError(
         [
             "--enqueue must be a file of configurations (.json: a list of objects, .csv: a column "
-            f"per field), or a sweep's name, alone or with a count (NAME:10), and '{where}' {why}."
+            f"per field), or a sweep's name, alone or with a count (NAME:10), and '{where[:60]}' "
+            f"{why}."
         ]
     )

@@ -52,15 +52,22 @@ def several(value: str) -> tuple[str, tuple[Any, ...]]:
     return name, tuple(read_value(part.strip()) for part in text.split(separator))
 
 
+def configurations(value: str) -> str:
+    """Check what names configurations; JSON may be long."""
+    return value if value.lstrip().startswith(("[", "{")) else parsing.text(value)
+
+
 def lines(value: str) -> list[str]:
     """Read a file of names, one per line; a JSON list stands for itself."""
     text = value
     if not value.lstrip().startswith("["):
         try:
-            text = json.dumps(Path(value).expanduser().read_text(encoding="utf-8").splitlines())
+            path = Path(parsing.text(value)).expanduser()
+            text = json.dumps(path.read_text(encoding="utf-8").splitlines())
         except (OSError, UnicodeDecodeError) as error:
             raise argparse.ArgumentTypeError(
-                f"must be a file with one name per line, got {parsing.quoted(value)} ({error})"
+                f"must be a file with one name per line, got {parsing.quoted(value)} "
+                f"({getattr(error, 'strerror', None) or 'no text in UTF-8'})"
             ) from None
     try:
         found = json.loads(text)
@@ -88,7 +95,7 @@ PARSERS: Mapping[str, Callable[[str], Any]] = {
     "range": interval,
     "choice": several,
     "grid": several,
-    "enqueue": str,
+    "enqueue": configurations,
     "plugin": parsing.text,
     "prompt": parsing.text,
     "class_names": lines,
