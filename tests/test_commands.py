@@ -77,7 +77,7 @@ TOUR = {
     "mlflow ui --backend-store-uri sqlite:///sweeps/mlflow.db": Short(),
     f"{RUN} --resume first --trials 60": Short("--trials 3 --no-report", "Trials: 3 complete"),
     "python -m search.status first --errors": Short(says="No trial of first has failed"),
-    "python -m search.export first --format merged": Short(says="Verified in a new process"),
+    "python -m search.export first --format torch": Short(says="Verified in a new process"),
     "python -m search.export first --format onnx": Short(says="Verified in a new process"),
     "python -m search.export first --register digits-taskres": Short(
         says="Registered as version 1 of digits-taskres"
