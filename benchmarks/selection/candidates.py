@@ -20,7 +20,6 @@ from search.selection.rules import (
     gain,
     greedy,
     guarded,
-    most_accurate,
     over_zero_shot,
     row_weights,
     with_share,
@@ -37,6 +36,14 @@ def today(evidence: Evidence) -> Mixture:
     accuracy = right.double() @ row_weights(evidence.groups)
     chosen = max(trials, key=lambda k: (float(accuracy[k]), float(evidence.likelihoods[k])))
     return _pool(evidence, _equal(evidence, [chosen]))
+
+
+def most_accurate(evidence: Evidence) -> Mixture:
+    """The member with the highest accuracy; of equals, the one with the highest likelihood."""
+    right = evidence.log_probs.argmax(dim=-1) == evidence.labels
+    accuracy = right.double() @ row_weights(evidence.groups)
+    tied = torch.where(accuracy == accuracy.max(), evidence.likelihoods, -1.0)
+    return _pool(evidence, _equal(evidence, [int(tied.argmax())]))
 
 
 def near_zero_shot(evidence: Evidence) -> Mixture:

@@ -98,14 +98,6 @@ def best(evidence: Evidence) -> Mixture:
     return _one(evidence, int(evidence.likelihoods.argmax()))
 
 
-def most_accurate(evidence: Evidence) -> Mixture:
-    """The member with the highest accuracy; of equals, the one with the highest likelihood."""
-    right = evidence.log_probs.argmax(dim=-1) == evidence.labels
-    accuracy = right.double().mean(dim=-1)
-    tied = torch.where(accuracy == accuracy.max(), evidence.likelihoods, -1.0)
-    return _one(evidence, int(tied.argmax()))
-
-
 def ensemble(evidence: Evidence) -> Mixture:
     """Greedy selection (Caruana et al., ICML 2004) from the three best members, with a share for
     the zero-shot model; the zero-shot model alone unless that is clearly better."""

@@ -13,7 +13,6 @@ from search.selection.rules import (
     ensemble,
     gain,
     greedy,
-    most_accurate,
     temperatures,
 )
 
@@ -60,11 +59,6 @@ def test_temperatures_undo_a_scale() -> None:
     given = evidence(2.0, 2.5)
     found = temperatures(given.log_probs, given.labels)
     assert temperatures(given.log_probs * 3, given.labels) == pytest.approx(found / 3, rel=1e-3)
-
-
-def test_equal_accuracies_are_separated_by_likelihood() -> None:
-    given = evidence(9.0, 12.0)
-    assert most_accurate(given).members == best(given).members
 
 
 def test_rows_of_one_image_are_no_independent_evidence() -> None:
