@@ -1,10 +1,11 @@
 """The user's images: `folder:PATH`, class sub-folders or a table of paths and labels.
 
-Three forms: folders `train`, `val` and `test`, each with class sub-folders; one folder of class
-sub-folders, which `lists.split_by_hash` splits 50 % train, 20 % val, 30 % test; or a `.csv` or
+Three forms: folders `train`, `val` and `test` (see `SPELLINGS`), each with class sub-folders, of
+which `val` and `test` may be absent; one folder of class sub-folders; or a `.csv` or
 `.parquet` table with the columns `path` (absolute, or relative to its folder) and `label`, and
 optionally `split` (train, val or test; generated if absent) and `prompt` (a text for the class;
-several different ones of a class are an ensemble).
+several different ones of a class are an ensemble). Splits that are absent are taken from the
+training images, by the rules of `lists`.
 """
 
 from __future__ import annotations
@@ -25,12 +26,20 @@ from trainables.data.lists import (
     Row,
     checked,
     split_by_hash,
+    split_off_by_hash,
 )
 from trainables.images.decode import kind_of
 
 COLUMNS = ("path", "label", "split", "prompt")
 """The columns of a table that are read."""
-RULE = "by the SHA-256 of their paths: 50 % train, 20 % val, 30 % test of each class"
+SPELLINGS: dict[AnySplit, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+"""Split -> the names of its folder, in any case."""
+_TAKEN = {"val": "20 % for validation", "test": "30 % for the test"}
+"""Share of the training images that a missing split takes."""
 
 
 def open_folder(path: Path) -> ListedDataset:
@@ -50,18 +59,18 @@ def _dataset(
     path: Path,
     root: Path,
     lists: Lists,
-    generated: bool,
+    rule: str = "",
     prompts: dict[str, list[str]] | None = None,
     skipped: Sequence[str] = (),
 ) -> ListedDataset:
+    """`rule` says how missing splits were made."""
     names = checked(lists, f"'{path}'")
-    rule = f"The split of '{path}' was generated {RULE}."
     return ListedDataset(
         f"folder:{path}",
         root,
         names,
         lists,
-        ((rule,) if generated else ()) + skipped_caveat(skipped),
+        ((rule,) if rule else ()) + skipped_caveat(skipped),
         tuple(tuple(prompts[name]) for name in names) if prompts else (),
         identity="folder",
     )
@@ -72,35 +81,89 @@ def _dataset(
 
 def _open_folders(path: Path) -> ListedDataset:
     found, skipped = folders_in(path), list[str]()
-    if "train" in found and ("val" in found or "test" in found):
-        absent = [part for part in SPLITS if part not in found]
-        if absent:
-            raise DataError(
-                f"A split folder must have train, val and test: '{path / absent[0]}' is missing. "
-                "Add it, or give one folder of class sub-folders, whose split is generated."
-            )
-        labels = {name: label for label, name in enumerate(folders_in(path / "train"))}
-        lists: Lists = {part: _class_rows(path, f"{part}/", labels, skipped) for part in SPLITS}
-        return _dataset(path, path, lists, False, skipped=skipped)
-    labels = {name: label for label, name in enumerate(found)}
+    parts = _split_folders(path, found)
+    labels = {
+        name: label
+        for label, name in enumerate(folders_in(path / parts["train"]) if parts else found)
+    }
     if len(labels) < 2:
         raise DataError(
-            f"A folder of images must have sub-folders for at least 2 classes: '{path}' has "
-            f"{len(labels)}. Sort the images into class sub-folders, or give a table."
+            f"A folder of images must have sub-folders for at least 2 classes: "
+            f"'{path / parts.get('train', '')}' has {len(labels)}. Sort the images into class "
+            "sub-folders, or give a table."
         )
-    rows = _class_rows(path, "", labels, skipped)
-    return _dataset(path, path, split_by_hash(rows, f"'{path}'"), True, skipped=skipped)
+    rows = {
+        part: _class_rows(path, f"{name}/", labels, skipped, parts["train"])
+        for part, name in parts.items()
+    } or {"train": _class_rows(path, "", labels, skipped)}
+    lists, rule = _complete(rows, f"'{path}'", folders=bool(parts))
+    return _dataset(path, path, lists, rule, skipped=skipped)
 
 
-def _class_rows(path: Path, prefix: str, labels: dict[str, int], skipped: list[str]) -> list[Row]:
+def _split_folders(path: Path, found: Sequence[str]) -> dict[AnySplit, str]:
+    """Split -> the name of its folder; empty if the folders are classes, one of which may be named
+    `train`. Raises `DataError`."""
+    parts: dict[AnySplit, str] = {}
+    for name in found:
+        split = next((s for s, names in SPELLINGS.items() if name.lower() in names), None)
+        if split in parts:
+            raise DataError(
+                f"A split must have one folder: '{path}' has '{parts[split]}' and '{name}' for "
+                f"{split}. Merge or rename one."
+            )
+        if split:
+            parts[split] = name
+    if parts and "train" not in parts and len(parts) == len(found):
+        raise DataError(
+            f"A split folder must have a folder train: '{path}' has only "
+            f"{' and '.join(parts.values())}. Add it, or give one folder of class sub-folders, "
+            "whose split is generated."
+        )
+    return parts if "train" in parts and (len(parts) > 1 or len(found) == 1) else {}
+
+
+def _complete(rows: Lists, source: str, folders: bool) -> tuple[Lists, str]:
+    """Take the splits that are missing from the training images; return the rule, if any.
+
+    `folders`: whether `source` has a folder per split.
+    """
+    missing = [part for part in SPLITS if part not in rows]
+    if not missing:
+        return rows, ""
+    if missing == ["val", "test"]:
+        lists = split_by_hash(rows["train"], source)
+    else:
+        (part,) = missing
+        train, other = split_off_by_hash(rows["train"], source, part)
+        lists = {**rows, "train": train, part: other}
+    rule = "by the SHA-256 of their paths"
+    if not folders:
+        rule = f"{rule}: 50 % train, 20 % val, 30 % test of each class"
+        return lists, f"The split of {source} was generated {rule}."
+    shares = " and ".join(_TAKEN[part] for part in missing)
+    return lists, (
+        f"{source} has no {' and no '.join(missing)} folder: {rule}, {shares} are taken from the "
+        "training images of each class."
+    )
+
+
+def _class_rows(
+    path: Path, prefix: str, labels: dict[str, int], skipped: list[str], train: str = ""
+) -> list[Row]:
     """The images of every class folder in `path/prefix`, sorted; see `images_in` for `skipped`."""
-    rows = []
-    for name in folders_in(path / prefix):
+    rows: list[Row] = []
+    names = folders_in(path / prefix)
+    if not names:
+        raise DataError(
+            f"A split folder must have class sub-folders: '{path / prefix}' has none. Sort its "
+            "images into them, or remove the folder to have some of the training images used."
+        )
+    for name in names:
         folder = path / prefix / name
         if name not in labels:
             raise DataError(
                 f"Every class needs training images: '{folder}' is a class that is absent from "
-                f"'{path / 'train'}'. Add it there, or remove it here."
+                f"'{path / train}'. Add it there, or remove it here."
             )
         inner = folders_in(folder)
         if inner:
@@ -136,7 +199,8 @@ def _open_table(path: Path) -> ListedDataset:
     prompts = _prompts(columns["prompt"], names, path) if "prompt" in columns else None
     if "split" not in columns:
         _refuse_twice(rows, path)
-        return _dataset(path, path.parent, split_by_hash(rows, f"'{path}'"), True, prompts)
+        whole, rule = _complete({"train": rows}, f"'{path}'", folders=False)
+        return _dataset(path, path.parent, whole, rule, prompts)
     lists: dict[AnySplit, list[Row]] = {part: [] for part in SPLITS}
     for number, (part, row) in enumerate(zip(columns["split"], rows, strict=True), 1):
         if part not in lists:
@@ -146,7 +210,7 @@ def _open_table(path: Path) -> ListedDataset:
             )
         lists[part].append(row)
     _refuse_untrained(lists, path)
-    return _dataset(path, path.parent, lists, False, prompts)
+    return _dataset(path, path.parent, lists, prompts=prompts)
 
 
 def _read_columns(path: Path) -> dict[str, list[Any]]:

@@ -267,24 +267,28 @@ def split_by_hash(rows: Iterable[Row], source: str) -> Lists:
     return {part: sorted(found, key=_by_label) for part, found in parts.items()}
 
 
-def split_val_by_hash(rows: Iterable[Row], source: str) -> tuple[list[Row], list[Row]]:
-    """Split an official training set: 20 % of each class to val, in `by_hash` order.
+def split_off_by_hash(
+    rows: Iterable[Row], source: str, part: AnySplit = "val"
+) -> tuple[list[Row], list[Row]]:
+    """Split an official training set: 20 % of each class to val, or 30 % to test, in `by_hash`
+    order.
 
     The count is rounded and at least 1, so a class needs two images. Both splits are sorted by
     label and path. Raises `DataError`.
     """
     train: list[Row] = []
-    val: list[Row] = []
+    other: list[Row] = []
     for members in _classes(rows):
-        if len(members) < 2:
+        n = len(members)
+        if n < 2:
             raise DataError(
-                f"Every class needs at least 2 training images, one of them for val: class "
+                f"Every class needs at least 2 training images, one of them for {part}: class "
                 f"'{members[0].class_name}' of {source} has 1. Add some."
             )
-        cut = max(1, round(0.2 * len(members)))
-        val += members[:cut]
+        cut = min(n - 1, max(1, round((0.3 if part == "test" else 0.2) * n)))
+        other += members[:cut]
         train += members[cut:]
-    return sorted(train, key=_by_label), sorted(val, key=_by_label)
+    return sorted(train, key=_by_label), sorted(other, key=_by_label)
 
 
 def _classes(rows: Iterable[Row]) -> list[list[Row]]:

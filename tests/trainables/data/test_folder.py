@@ -227,10 +227,77 @@ def test_nested_class_folders(flat_folder: Path) -> None:
     assert f"'{flat_folder / 'ant' / 'red'}' is a folder in one" in refused(flat_folder)
 
 
-@pytest.mark.parametrize("part", ["val", "test"])
-def test_a_part_that_is_missing(part: str, split_folder: Path) -> None:
-    (split_folder / part).rename(split_folder.parent / "away")
-    assert f"'{split_folder / part}' is missing" in refused(split_folder)
+@pytest.fixture
+def larger_folder(tmp_path: Path) -> Path:
+    for part, count in (("train", 10), ("val", 2), ("test", 1)):
+        for label, name in enumerate(CLASSES):
+            for i in range(count):
+                paint(tmp_path / "own" / part / name / f"{i}.JPG", label, i)
+    return tmp_path / "own"
+
+
+@pytest.mark.parametrize(
+    ("missing", "counts", "rule"),
+    [
+        (("val",), (8, 2, 1), "no val folder"),
+        (("test",), (7, 2, 3), "no test folder"),
+        (("val", "test"), (5, 2, 3), "no val and no test folder"),
+    ],
+)
+def test_splits_that_are_missing_are_taken_from_the_training_images(
+    missing: Sequence[str], counts: Sequence[int], rule: str, larger_folder: Path
+) -> None:
+    for part in missing:
+        (larger_folder / part).rename(larger_folder.parent / part)
+    dataset = opened(larger_folder)
+    assert dataset.counts() == Counts(3, *(3 * count for count in counts))
+    (caveat,) = dataset.caveats
+    assert rule in caveat
+    assert "training images of each class" in caveat
+    found = {part: rows(split) for part, split in parts(larger_folder).items()}
+    for part in missing:
+        assert all(name.startswith("train/") for name, _ in found[part])
+    assert {label for _, label in found["test"]} == {0, 1, 2}
+    if "test" not in missing:
+        assert all(name.startswith("test/") for name, _ in found["test"])
+    every = [name for part in found.values() for name, _ in part]
+    assert len(set(every)) == len(every)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [("Train", "valid", "TEST"), ("training", "Validation", "testing"), ("train", "dev", "test")],
+)
+def test_usual_spellings_of_the_splits(train: str, val: str, test: str, split_folder: Path) -> None:
+    for old, new in (("train", train), ("val", val), ("test", test)):
+        (split_folder / old).rename(split_folder / "moving")
+        (split_folder / "moving").rename(split_folder / new)
+    dataset = opened(split_folder)
+    assert dataset.counts() == Counts(3, 9, 6, 3)
+    assert dataset.caveats == ()
+
+
+def test_two_folders_for_one_split(split_folder: Path) -> None:
+    paint(split_folder / "valid" / "ant" / "1.jpg", 0)
+    assert "has 'val' and 'valid' for val" in refused(split_folder)
+
+
+def test_a_split_without_training_images(split_folder: Path) -> None:
+    (split_folder / "train").rename(split_folder.parent / "away")
+    assert "must have a folder train" in refused(split_folder)
+
+
+def test_a_test_folder_without_labels(split_folder: Path) -> None:
+    for name in CLASSES:
+        for image in (split_folder / "test" / name).iterdir():
+            image.rename(split_folder / "test" / f"{name}.jpg")
+        (split_folder / "test" / name).rmdir()
+    assert f"'{split_folder / 'test'}' has none" in refused(split_folder)
+
+
+def test_a_class_named_train(flat_folder: Path) -> None:
+    (flat_folder / "ant").rename(flat_folder / "train")
+    assert opened(flat_folder).class_names == ("Zebra", "bear cub", "train")
 
 
 def test_a_class_without_training_images(split_folder: Path) -> None:

@@ -13,7 +13,7 @@ from trainables.data.lists import (
     by_hash,
     checked,
     split_by_hash,
-    split_val_by_hash,
+    split_off_by_hash,
 )
 
 SIZES = st.lists(st.integers(3, 40), min_size=2, max_size=5)
@@ -47,12 +47,21 @@ def test_deal(sizes: list[int], rng: object) -> None:
 @given(SIZES)
 def test_deal_val(sizes: list[int]) -> None:
     rows = rows_of(sizes)
-    train, val = split_val_by_hash(rows, "x")
+    train, val = split_off_by_hash(rows, "x")
     assert sorted(train + val) == sorted(rows)
     for label, size in enumerate(sizes):
         found = sum(row.label == label for row in val)
         assert found == max(1, round(0.2 * size))
         assert found < size
+
+
+@given(SIZES)
+def test_a_test_split_taken_from_the_training_images(sizes: list[int]) -> None:
+    rows = rows_of(sizes)
+    train, test = split_off_by_hash(rows, "x", "test")
+    assert sorted(train + test) == sorted(rows)
+    for label, size in enumerate(sizes):
+        assert sum(row.label == label for row in test) == max(1, round(0.3 * size))
 
 
 def test_a_class_depends_on_no_other() -> None:
@@ -66,7 +75,7 @@ def test_too_few_images() -> None:
     with pytest.raises(DataError, match="class 'class 1' of x has 2"):
         split_by_hash(rows_of([3, 2]), "x")
     with pytest.raises(DataError, match="class 'class 0' of x has 1"):
-        split_val_by_hash(rows_of([1, 5]), "x")
+        split_off_by_hash(rows_of([1, 5]), "x")
 
 
 def test_the_order_is_for_ever() -> None:

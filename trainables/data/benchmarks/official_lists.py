@@ -19,7 +19,7 @@ import numpy as np
 from trainables.data.base import DataError
 from trainables.data.benchmarks.layouts import LAYOUTS
 from trainables.data.image_files import folders_in, images_in, read_lines, read_list
-from trainables.data.lists import Lists, Row, split_by_hash, split_val_by_hash
+from trainables.data.lists import Lists, Row, split_by_hash, split_off_by_hash
 
 Official = Callable[[Path], Lists]
 
@@ -183,7 +183,7 @@ def ucf101(folder: Path) -> Lists:
 
 
 def _official(name: str, trainval: list[Row], test: list[Row]) -> Lists:
-    train, val = split_val_by_hash(trainval, f"'{name}'")
+    train, val = split_off_by_hash(trainval, f"'{name}'")
     return {"train": train, "val": val, "test": test}
 
 
