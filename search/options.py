@@ -15,7 +15,13 @@ from search.core.problems import UsageError
 from search.core.pruners import PRUNERS
 from search.core.samplers import GRID, SAMPLERS
 from search.core.sweep_file import read_options
-from search.core.task_options import absolute_dataset, settle_bundle, settle_draws
+from search.core.task_options import (
+    ALL,
+    absolute_dataset,
+    settle_bundle,
+    settle_draws,
+    with_all_shots,
+)
 from search.terminal.option_values import PARSERS
 from search.terminal.parser import Parser
 from spaces.registry import SPACES, SpaceEntry, SpaceError, find_space
@@ -354,10 +360,16 @@ def _with_defaults(given: dict[str, Any], base: SweepConfig) -> SweepConfig:
 
         given["backbone"] = absolute_spec(given["backbone"])
     task = {key: given.pop(key) for key in _TASK if key in given}
+    everything = task.get("shots") == ALL
+    if everything:
+        del task["shots"]
     task = {key: tuple(v) if isinstance(v, list) else v for key, v in task.items()}
+    whole = replace(base.task, **task)
+    if everything:
+        whole = with_all_shots(whole, given["data"], task.get("draws"))
     own = {key: given.pop(key) for key in _SETTINGS if key in given}
     settings = replace(base.settings, **own)
-    return replace(base, task=replace(base.task, **task), settings=settings, **given)
+    return replace(base, task=whole, settings=settings, **given)
 
 
 def _trials(config: SweepConfig) -> int:
@@ -393,7 +405,8 @@ def _settle_folds(given: dict[str, Any], effort: SpaceEntry) -> None:
     own = all(spec.startswith("folder:") for spec in given.get("datasets", ("digits",)))
     one_stage = effort.validation == "pooled" and "init_from" not in given
     shots = given.get("shots", SweepConfig().task.shots)
-    if own and one_stage and min(shots, default=0) > 1 and "seeds" not in given:
+    several = shots == ALL or min(shots, default=0) > 1
+    if own and one_stage and several and "seeds" not in given:
         given.setdefault("validation", "folds")
     if given.get("validation") == "folds":
         given.setdefault("seeds", (1,))

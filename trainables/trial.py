@@ -53,7 +53,8 @@ class TaskSpec:
     the masks of an artifact folded in,
     MASKS.pth.tar@SPEC with those of a checkpoint of R-AMT's code."""
     shots: tuple[int, ...]
-    """Training images per class; min(N, 4) more per class are for validation."""
+    """Training images per class; min(N, 4) more per class are for validation. all: every labelled
+    image (with --validation folds, those for validation, too)."""
     seeds: tuple[int, ...]
     """Few-shot draws that a trial is averaged over."""
     protocol: Protocol = "few-shot"
@@ -62,8 +63,9 @@ class TaskSpec:
     on the first, evaluate on the others."""
     draws: str = "seeded"
     """How few-shot images are drawn: seeded (reproducible from the seed on any machine),
-    seeded-capped (the same, but a class with fewer images gives all of them) or coop (the field's
-    rule, its published draws)."""
+    seeded-capped (the same, but a class with fewer images gives all of them), joined (the same,
+    from training and validation images together) or coop (the field's rule, its published
+    draws)."""
     class_names: tuple[str, ...] = ()
     """A file with your own names of the classes, one per line, in the order of the data set's (of
     a folder: alphabetical)."""

@@ -29,6 +29,7 @@ from trainables.core.protocols import Objective, Protocol, Validation
 from trainables.core.records import from_plain, upgraded
 from trainables.core.storage import join
 from trainables.core.text import did_you_mean
+from trainables.data.few_shot import JOINED
 from trainables.methods.base import TaskFacts
 from trainables.trial import TaskSpec, TrialConfig
 
@@ -346,6 +347,11 @@ class SweepConfig:
                 f"{min(task.shots)}: with one, nothing can be left out. Use --validation pooled, "
                 "which validates on the images of other draws, or --trials 1 for the paper's "
                 "setting."
+            )
+        if task.draws == JOINED and task.validation != "folds":
+            found.append(
+                "--draws joined trains on the validation images, so it needs --validation folds, "
+                f"got --validation {task.validation}. Use --draws seeded-capped."
             )
         if task.objective not in get_args(Objective):
             found.append(did_you_mean("objective", task.objective, get_args(Objective)))

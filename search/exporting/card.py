@@ -12,6 +12,7 @@ from search.exporting.model import Artifact, Model
 from search.tracking.mlflow_page import plain, table
 from trainables.backbones.base import Backbone
 from trainables.data.base import distinct
+from trainables.data.few_shot import JOINED
 from trainables.trial import Episode
 
 CARD = "card.json"
@@ -42,7 +43,9 @@ def card(model: Model, kind: str) -> dict[str, Any]:
         "seed": episode.seed,
         "classes": list(names),
         "prompts": classes.prompts.texts() if classes.prompts else None,
-        "validation": {"accuracy": model.accuracy, "images": len(training.val)},
+        "validation": None
+        if artifact.task.draws == JOINED  # it was trained on these images
+        else {"accuracy": model.accuracy, "images": len(training.val)},
         "search_value": artifact.result.accuracy,
         "test": _test(model, episode),
         "versions": {
@@ -72,7 +75,9 @@ def described(record: Mapping[str, Any]) -> str:
         "Method": f"{record['method']}, preset {record['configuration']['preset']}",
         "Found by": f"sweep {plain(record['sweep']['name'])}, trial {record['trial']}",
         "Validation accuracy": f"{_percent(validation['accuracy'])} of {validation['images']} "
-        "images",
+        "images"
+        if validation
+        else "none: all labelled images were trained on",
         "Test accuracy": "; ".join(tests) or "not evaluated",
         "Backbone": f"{plain(short_name(backbone['name']))}, fingerprint "
         f"{backbone['fingerprint'][:12]}",

@@ -34,6 +34,16 @@ def _is_path(spec: str) -> bool:
     return bool(path) and os.path.exists(os.path.expanduser(path))
 
 
+def shots(value: str) -> str | tuple[int, ...]:
+    """Parse numbers of shots, or `all`."""
+    if value.strip() == "all":
+        return "all"
+    try:
+        return parsing.integers(value)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or all") from None
+
+
 def setting(value: str) -> tuple[str, Any]:
     """Parse FIELD=VALUE."""
     name, text = _field_and_text(value)
@@ -91,6 +101,7 @@ def _field_and_text(value: str) -> tuple[str, str]:
 
 PARSERS: Mapping[str, Callable[[str], Any]] = {
     "datasets": names,
+    "shots": shots,
     "set": setting,
     "range": interval,
     "choice": several,

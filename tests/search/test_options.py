@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from search.completion import COMMANDS
 from search.core.config import SweepConfig
 from search.core.problems import UsageError
+from search.core.sweep_file import sweep_text
 from search.core.task_options import per_task
 from search.driver import preflight as preflight_module
 from search.driver.backbone_probe import BackboneProbe
@@ -20,6 +21,7 @@ from search.driver.preflight import preflight_each
 from search.options import build_parser, configure, read_request
 from search.terminal.option_values import names
 from search.terminal.parser import Parser
+from tests.trainables.data.trees import paint
 from trainables.data.registry import BASE_TASKS
 
 
@@ -71,6 +73,54 @@ def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert config.task.draws == f"file:{tmp_path}/d/{{dataset}}-{{seed}}.json"
     assert config.data == str(tmp_path / "trees")
     assert configure(["--data", "other"]).data == str(tmp_path / "other")
+
+
+def _own_images(folder: Path, *sizes: int) -> str:
+    for label, size in enumerate(sizes):
+        for i in range(size):
+            paint(folder / f"class {label}" / f"{i}.png", label, i)
+    return f"folder:{folder}"
+
+
+@pytest.mark.parametrize(
+    ("validation", "draws", "shots"),
+    [((), "joined", 6), (("--validation", "held-out"), "seeded-capped", 4)],
+)
+def test_every_labelled_image(
+    validation: tuple[str, ...], draws: str, shots: int, tmp_path: Path
+) -> None:
+    """Of eight images of a class two are for the test, and two may be for validation."""
+    own = _own_images(tmp_path, 8, 4)
+    options = ["--space", "taskres", "--dataset", own, "--shots", "all", *validation]
+    config = configure(options)
+    assert (config.task.draws, config.task.shots) == (draws, (shots,))
+    assert config.problems() == []
+    drawn = config.task.source("").draw(own, shots, 1)
+    assert drawn.train.labels.bincount().tolist() == ([6, 3] if draws == "joined" else [4, 2])
+    again = configure(["--dataset", own, *options[4:], "--draws", "coop"])
+    assert again.task.draws == "coop"
+
+
+def test_every_labelled_image_in_a_file(tmp_path: Path) -> None:
+    own = _own_images(tmp_path / "own", 8, 4)
+    (tmp_path / "sweep.yaml").write_text(f"space: gda\ndataset: {own}\nshots: all\n")
+    config = configure([str(tmp_path / "sweep.yaml")])
+    assert config.task.shots == (6,)
+    (tmp_path / "sweep.yaml").write_text(sweep_text(config))
+    assert configure([str(tmp_path / "sweep.yaml")]) == config
+
+
+def test_every_labelled_image_and_what_it_excludes(tmp_path: Path) -> None:
+    for options, match in (
+        (["--shots", "all", "--shots-file", "x.json"], "--shots-file must be omitted"),
+        (["--shots", "1,all"], "got '1,all', or all"),
+    ):
+        with pytest.raises(UsageError, match=match):
+            configure(options)
+    missing = configure(["--shots", "all", "--dataset", f"folder:{tmp_path / 'no'}"])
+    assert missing.task.shots == SweepConfig().task.shots
+    (problem,) = configure(["--draws", "joined"]).problems()
+    assert "needs --validation folds" in problem
 
 
 def test_images_are_drawn_by_one_rule() -> None:

@@ -14,15 +14,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainables.data.base import DataError, Dataset, FeatureRows, Split, SplitName
+from trainables.data.base import (
+    DataError,
+    Dataset,
+    FeatureRows,
+    Images,
+    PixelRows,
+    Split,
+    SplitName,
+    fingerprint,
+)
 from trainables.data.benchmarks.imagenet import ImageNet
 from trainables.data.class_subsets import Half, classes_of
+from trainables.data.image_files import ImageFiles
 from trainables.data.shots_file import listed_shots, shots_file, shots_file_problems
 
 VAL_SHOTS = 4
 """Upper limit of validation images per class: min(k, 4), the convention of CoOp and its heirs."""
 LARGEST = 2**63 - 1
 """Upper limit of seeds and shots, which are stored as 64-bit integers."""
+JOINED = "joined"
+"""The rule that draws training images from both pools."""
 
 Drawn = dict[int, list[int]]
 """Label -> positions of its drawn images."""
@@ -32,7 +44,8 @@ Readable = Callable[[int], bool]
 
 @dataclass(frozen=True)
 class FewShot:
-    """The data of one training: disjoint images to train on and to validate with."""
+    """The data of one training: images to train on, and others to validate with (with the rule
+    `joined` not always others: nothing is validated on them)."""
 
     train: Split
     """k images per class."""
@@ -107,7 +120,8 @@ def draw_few_shot(
     """Draw the few-shot train and validation sets of one (shots, seed); raises `DataError`.
 
     `draws` is the rule. `seeded`: `sample_shots`, over images in the order of their names.
-    `seeded-capped`: the same, but smaller classes may have fewer images. `coop`: `sample_as_coop`,
+    `seeded-capped`: the same, but smaller classes may have fewer images. `joined`: the same, and
+    training images are drawn from both pools, for validation inside them. `coop`: `sample_as_coop`,
     the rule of the field's published results, which also caps. `file:PATTERN`: published lists (see
     `shots_file.py`); those of ImageNet have both splits from its official training set.
 
@@ -117,6 +131,8 @@ def draw_few_shot(
         raise DataError(f"shots must be at least 1, got {shots}.")
     pools: dict[SplitName, Split] = {"train": dataset.split("train"), "val": dataset.split("val")}
     wanted: dict[SplitName, int] = {"train": shots, "val": min(shots, VAL_SHOTS)}
+    if draws == JOINED:
+        pools["train"] = _join(pools["train"], pools["val"], dataset.name)
     faults: list[str] = []
     usable = {
         name: _readable(pool, faults) if skip_unreadable else (lambda position: True)
@@ -124,7 +140,7 @@ def draw_few_shot(
     }
     drawn: dict[SplitName, Drawn]
     match draws.partition(":"):
-        case ("seeded" | "seeded-capped", "", ""):
+        case ("seeded" | "seeded-capped" | "joined", "", ""):
             drawn = {
                 name: _by_name(pools[name], k, seed, usable[name]) for name, k in wanted.items()
             }
@@ -178,7 +194,7 @@ def draws_problems(
                 f"{max(values)}. Use a smaller number."
             ]
     match draws.partition(":"):
-        case ("seeded" | "seeded-capped" | "coop", "", ""):
+        case ("seeded" | "seeded-capped" | "joined" | "coop", "", ""):
             return []
         case ("file", ":", pattern) if pattern:
             return shots_file_problems(pattern, datasets, shots, seeds)
@@ -242,6 +258,25 @@ def _first(order: Sequence[int], count: int, usable: Readable) -> list[int]:
     return found
 
 
+def _join(train: Split, val: Split, source: str) -> Split:
+    """The images of both pools as one."""
+    images: Images
+    match train.images, val.images:
+        case ImageFiles() as first, ImageFiles() as second if first.root == second.root:
+            images = ImageFiles(first.root, first.paths + second.paths)
+        case PixelRows() as rows, PixelRows() as others:
+            images = PixelRows(torch.cat([rows.pixels, others.pixels]))
+        case FeatureRows() as rows, FeatureRows() as others:
+            images = FeatureRows(torch.cat([rows.features, others.features]), rows.source)
+        case _:
+            raise DataError(
+                f"Training and validation images must be below one folder to be joined, and those "
+                f"of '{source}' are not. Use --draws seeded-capped."
+            )
+    digest = fingerprint(train.fingerprint.encode(), val.fingerprint.encode())
+    return Split(images, torch.cat([train.labels, val.labels]), digest)
+
+
 def _by_name(pool: Split, shots: int, seed: int, usable: Readable) -> Drawn:
     """`sample_shots`, whatever the order in which the pool lists its images."""
     order = sorted(range(len(pool.images)), key=pool.images.name)
@@ -285,6 +320,6 @@ def _check_sizes(
 
 def _unknown(draws: str) -> str:
     return (
-        "A rule of drawing must be 'seeded', 'seeded-capped', 'coop' or 'file:PATTERN', got "
-        f"'{draws}': use one of these."
+        "A rule of drawing must be 'seeded', 'seeded-capped', 'joined', 'coop' or 'file:PATTERN', "
+        f"got '{draws}': use one of these."
     )

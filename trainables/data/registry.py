@@ -18,7 +18,7 @@ from trainables.data.bundle import open_bundle
 from trainables.data.class_subsets import Half, half_of
 from trainables.data.described import described
 from trainables.data.digits import Digits
-from trainables.data.few_shot import FewShot, draw_few_shot, readable, size_caveat
+from trainables.data.few_shot import JOINED, FewShot, draw_few_shot, readable, size_caveat
 from trainables.data.folder import open_folder
 
 Builder = Callable[[str, Path, bool], Dataset]
@@ -137,8 +137,13 @@ class DataSource:
 
     def caveats(self, spec: str, shots: int, seed: int) -> tuple[str, ...]:
         """Return what a reader of figures from this draw should know; raises `DataError`."""
-        dataset = self.dataset(spec)
-        return (*dataset.caveats, *size_caveat(dataset, self.draw(spec, shots, seed), shots))
+        dataset, drawn = self.dataset(spec), self.draw(spec, shots, seed)
+        joined = (
+            f"{len(drawn.train.labels):,} labelled images of '{dataset.name}' are trained on, also "
+            "those for validation: each is validated by a model that was trained without it.",
+        )
+        found = (*dataset.caveats, *size_caveat(dataset, drawn, shots))
+        return found + (joined if self.draws == JOINED else ())
 
     def readable(self, split: Split) -> Split:
         """Return the split, without unreadable images if they are to be skipped."""

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from tests.trainables.data.listed import Listed, listed, listed_split
 from tests.trainables.data.shared import shared_data
-from trainables.data.base import DataError, FeatureRows, Split
+from tests.trainables.data.trees import paint
+from trainables.data.base import DataError, FeatureRows, Split, image_keys
 from trainables.data.digits import Digits
 from trainables.data.few_shot import (
     VAL_SHOTS,
@@ -29,6 +30,7 @@ from trainables.data.few_shot import (
     sample_shots,
     size_caveat,
 )
+from trainables.data.registry import open_dataset
 
 DIGITS = Digits("digits")
 MOST = 6
@@ -230,6 +232,33 @@ def test_smaller_classes_may_have_fewer_images() -> None:
     assert size_caveat(data, draw_few_shot(data, 2, 1), 2) == ()
     few = draw_few_shot(data, 2, 1)
     assert names(draw_few_shot(data, 2, 1, "seeded-capped").train) == names(few.train)
+
+
+def test_training_images_from_both_pools(tmp_path: Path) -> None:
+    for label, count in enumerate((8, 4)):
+        for i in range(count):
+            paint(tmp_path / f"class {label}" / f"{i}.png", label, i)
+    data = open_dataset(f"folder:{tmp_path}")
+    drawn = draw_few_shot(data, 6, 1, "joined")
+    assert drawn.train.labels.bincount().tolist() == [6, 3]
+    pools = names(data.split("train")) + names(data.split("val"))
+    assert sorted(names(drawn.train)) == sorted(pools)
+    for row, label in enumerate(drawn.train.labels.tolist()):
+        assert names(drawn.train)[row].startswith(f"class {label}/")
+    again = draw_few_shot(data, 6, 1, "joined")
+    assert again.train.fingerprint == drawn.train.fingerprint
+    assert names(draw_few_shot(data, 2, 1, "joined").train)[:2] == names(drawn.train)[:2]
+
+
+def test_pools_in_memory_are_joined() -> None:
+    drawn = draw_few_shot(DIGITS, 10_000, 1, "joined").train
+    pools = DIGITS.split("train"), DIGITS.split("val")
+    assert sorted(image_keys(drawn)) == sorted(key for pool in pools for key in image_keys(pool))
+
+
+def test_pools_of_another_kind_are_not_joined() -> None:
+    with pytest.raises(DataError, match="must be below one folder to be joined"):
+        draw_few_shot(listed(), 2, 1, "joined")
 
 
 def test_seeds_and_shots_have_64_bits() -> None:
