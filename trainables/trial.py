@@ -43,8 +43,9 @@ class TaskSpec:
     """The few-shot tasks that every trial of a sweep solves."""
 
     datasets: tuple[str, ...]
-    """Data sets: a name; all11 for the field's eleven; folder:PATH for a folder of class folders or
-    a table (csv, parquet) of path and label; bundle:FILE for precomputed features."""
+    """Data sets: a name; all11 for the field's eleven; folder:PATH for a folder of class folders, a
+    table (csv, parquet) of path and label or a split file (json); bundle:FILE for precomputed
+    features."""
     backbone: str
     """tiny; an open_clip architecture with its tag or a local file (ViT-B-16,
     ViT-B-32:laion2b_s34b_b79k, RN50:weights.pt), or with a file and the tag of the weights that it

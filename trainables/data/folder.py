@@ -1,11 +1,11 @@
-"""The user's images: `folder:PATH`, class sub-folders or a table of paths and labels.
+"""The user's images: `folder:PATH`, class sub-folders, a table of paths and labels or a split file.
 
-Three forms: folders `train`, `val` and `test` (see `SPELLINGS`), each with class sub-folders, of
-which `val` and `test` may be absent; one folder of class sub-folders; or a `.csv` or
+Four forms: folders `train`, `val` and `test` (see `SPELLINGS`), each with class sub-folders, of
+which `val` and `test` may be absent; one folder of class sub-folders; a `.csv` or
 `.parquet` table with the columns `path` (absolute, or relative to its folder) and `label`, and
 optionally `split` (train, val or test; generated if absent) and `prompt` (a text for the class;
-several different ones of a class are an ensemble). Splits that are absent are taken from the
-training images, by the rules of `lists`.
+several different ones of a class are an ensemble); or a `.json` like CoOp's split files. Splits
+that are absent are taken from the training images, by the rules of `lists`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from trainables.core.text import unprintable
 from trainables.data.base import DataError
+from trainables.data.benchmarks.coop import read_split_file
 from trainables.data.image_files import folders_in, images_in, skipped_caveat
 from trainables.data.lists import (
     SPLITS,
@@ -49,9 +50,11 @@ def open_folder(path: Path) -> ListedDataset:
         return _open_folders(path)
     if path.is_file() and path.suffix.lower() in (".csv", ".parquet"):
         return _open_table(path)
+    if path.is_file() and path.suffix.lower() == ".json":
+        return _open_split_file(path)
     raise DataError(
-        f"folder: needs a folder of images, a .csv or a .parquet: '{path}' is {kind_of(path)}. "
-        "Give the path of one."
+        f"folder: needs a folder of images, a .csv, a .parquet or a .json: '{path}' is "
+        f"{kind_of(path)}. Give the path of one."
     )
 
 
@@ -174,6 +177,18 @@ def _class_rows(
         images = images_in(folder, skipped)
         rows += [Row(f"{prefix}{name}/{image}", labels[name], name) for image in images]
     return rows
+
+
+# --- split files ---------------------------------------------------------------------------------
+
+
+def _open_split_file(path: Path) -> ListedDataset:
+    """Its images are below its own folder, or below the folder `images` beside it."""
+    lists = read_split_file(path, path.parent, unpacked=())
+    rows = [row for part in SPLITS for row in lists[part]]
+    places = (path.parent, path.parent / "images")
+    root = max(places, key=lambda place: any((place / row.path).is_file() for row in rows))
+    return _dataset(path, root, lists)
 
 
 # --- tables --------------------------------------------------------------------------------------

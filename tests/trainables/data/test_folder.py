@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -310,6 +311,57 @@ def test_a_class_without_validation_images(split_folder: Path) -> None:
     (split_folder / "val" / "ant").rename(split_folder.parent / "away")
     assert "class 'ant'" in refused(split_folder)
     assert "absent from val" in refused(split_folder)
+
+
+# --- split files ---------------------------------------------------------------------------------
+
+
+def split_file_of(folder: Path, images: str = "") -> Path:
+    """Three training, two validation and one test image of each class."""
+    lists: dict[str, list[list[object]]] = {"train": [], "val": [], "test": []}
+    for label, name in enumerate(CLASSES):
+        for i, part in enumerate(["train"] * 3 + ["val"] * 2 + ["test"]):
+            paint(folder / images / name / f"{i}.jpg", label, i)
+            lists[part].append([f"{name}/{i}.jpg", label, name])
+    file = folder / "split.json"
+    file.write_text(json.dumps(lists))
+    return file
+
+
+@pytest.mark.parametrize("images", ["", "images"])
+def test_a_split_file(images: str, tmp_path: Path) -> None:
+    file = split_file_of(tmp_path, images)
+    dataset = opened(file)
+    assert (dataset.name, dataset.class_names) == (f"folder:{file}", CLASSES)
+    assert dataset.counts() == Counts(3, 9, 6, 3)
+    assert dataset.caveats == ()
+    assert dataset.missing() == []
+    for split in parts(file).values():
+        for i, (_, label) in enumerate(rows(split)):
+            assert looks_like(label, split.images.read(i))
+
+
+def test_a_split_file_without_its_images(tmp_path: Path) -> None:
+    file = split_file_of(tmp_path)
+    for name in CLASSES:
+        (tmp_path / name).rename(tmp_path / f"no {name}")
+    with pytest.raises(DataError, match="it is missing"):
+        opened(file).split("train").images.content()
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("[", "must be readable JSON"),
+        ("{}", "three lists, train, val and test"),
+        ('{"train": [["/a.jpg", 0, "a"]], "val": [], "test": []}', "inside the data set's folder"),
+        ('{"train": [["a.jpg", 0, "a"]], "val": [], "test": []}', "'val' of .* has none"),
+    ],
+)
+def test_wrong_split_files(content: str, match: str, tmp_path: Path) -> None:
+    (tmp_path / "split.json").write_text(content)
+    with pytest.raises(DataError, match=match):
+        opened(tmp_path / "split.json")
 
 
 # --- tables --------------------------------------------------------------------------------------
