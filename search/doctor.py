@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,7 @@ from search.core.problems import UsageError  # noqa: E402
 from search.core.task_options import absolute_dataset  # noqa: E402
 from search.driver.backbone_probe import BackboneProbeProcess  # noqa: E402
 from search.driver.preflight import address_problems  # noqa: E402
+from search.terminal.class_counts import folder_table  # noqa: E402
 from search.terminal.console import open_console, print_errors  # noqa: E402
 from search.terminal.option_values import names  # noqa: E402
 from search.terminal.parser import Parser  # noqa: E402
@@ -276,6 +278,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         state = Text(finding.state, style)
         table.add_row(finding.what, state, finding.found, finding.remedy)
     console.print(table)
+    for spec in asked:
+        with suppress(DataError):  # it is in the table
+            if classes := folder_table(spec):
+                console.print(classes)
     return 1 if any(finding.state == "wrong" for finding in findings) else 0
 
 

@@ -29,6 +29,7 @@ from search.driver.cost_estimate import (
 )
 from search.driver.preflight import Plan
 from search.ledger.ledger import Ledger, RunningTrial
+from search.terminal.class_counts import task_tables
 from search.terminal.progress import short
 from search.terminal.ranges import search_ranges, value_words
 from search.terminal.sweep_status import duration
@@ -82,6 +83,8 @@ def dry_run(plan: Plan, console: Console) -> None:
     for notice in plan.notices:
         console.print(notice, style="yellow")
     console.print(_grid("Settings", settings(plan)))
+    for classes in task_tables(config.task, plan.source):
+        console.print(classes)
     console.print(sweep_text(config).rstrip(), soft_wrap=True)
     first = plan.space.first
     values = shown_parameters(first.to_dict(), plan.space.first_parameters)

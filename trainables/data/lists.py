@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -107,6 +107,12 @@ class ListedDataset:
         """Numbers in the lists, whether or not the images exist."""
         train, val, test = (len(self._lists[part]) for part in SPLITS)
         return Counts(len(self.class_names), train, val, test)
+
+    def class_counts(self) -> dict[str, list[int]]:
+        """Split -> the number of images of each class in its list."""
+        found = {part: Counter(row.label for row in self._lists[part]) for part in SPLITS}
+        labels = range(len(self.class_names))
+        return {part: [counts[label] for label in labels] for part, counts in found.items()}
 
     def missing(self) -> list[str]:
         """Return the paths of listed images that do not exist, sorted."""
