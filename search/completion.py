@@ -9,7 +9,21 @@ from typing import get_args
 
 import shtab
 
-from search import dashboard, doctor, export, predict, report, run, spaces, status, sync
+from search import (
+    annotate,
+    archive,
+    dashboard,
+    delete,
+    doctor,
+    export,
+    predict,
+    rename,
+    report,
+    run,
+    spaces,
+    status,
+    sync,
+)
 from search import list as listing
 from search.core.config import KEEP
 from search.core.problems import UsageError
@@ -31,6 +45,10 @@ COMMANDS: Mapping[str, Callable[[], argparse.ArgumentParser]] = {
     "search.export": export.build_parser,
     "search.predict": predict.build_parser,
     "search.sync": sync.build_parser,
+    "search.annotate": annotate.build_parser,
+    "search.rename": rename.build_parser,
+    "search.archive": archive.build_parser,
+    "search.delete": delete.build_parser,
     "search.doctor": doctor.build_parser,
     "search.spaces": spaces.build_parser,
 }

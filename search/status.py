@@ -110,6 +110,10 @@ def _print(found: SweepStatus, details: Details, storage: str, console: Console)
     table.add_row("MLflow", _delivery(details))
     report = "report/report.html in the folder" if details.has_report else "none yet"
     table.add_row("report", report)
+    if details.annotations.note:
+        table.add_row("note", details.annotations.note)
+    if details.annotations.tags:
+        table.add_row("tags", details.annotations.shown_tags)
     console.print(table)
     if details.unfinished:
         console.print(_unfinished(details, found))

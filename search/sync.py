@@ -45,13 +45,7 @@ def build_parser() -> Parser:
     parser = Parser("search.sync", _INTRODUCTION)
     parser.add_argument("name", metavar="NAME", help="name of the sweep")
     parser.add_storage()
-    parser.add_argument(
-        "--tracking-uri",
-        default="",
-        metavar="URI",
-        help="MLflow: sqlite:///FILE or http://HOST:PORT (default: the sweep's own, else "
-        "MLFLOW_TRACKING_URI, else a sqlite file in the storage folder)",
-    )
+    parser.add_tracking_uri()
     parser.add_argument(
         "--rebuild",
         action="store_true",

@@ -108,6 +108,12 @@ TOUR = {
         "--seeds 1 --eval-seeds 1 --no-report", r"Trials: 6 complete"
     ),
     "python -m search.sync first --rebuild": Short(says="MLflow holds 3 trials of sweep first"),
+    "python -m search.annotate first --note baseline --tag team=vision": Short(
+        says="tags: team=vision"
+    ),
+    "python -m search.rename turned rotated": Short(says="Renamed sweep turned to rotated, and"),
+    "python -m search.archive both --remove": Short(says="equal to the folder"),
+    "python -m search.delete on-masks": Short("--yes", "Deleted sweep on-masks"),
     'eval "$(python -m search.completion bash)"': Short("; complete -p python", "_search_python"),
 }
 """Command -> how it is run, in this order."""

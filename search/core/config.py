@@ -16,7 +16,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, get_args
 
 from search.core.init_from import Start
-from search.core.model_name import model_name_problem
+from search.core.model_name import model_name_problem, sweep_name_problem
 from search.core.objectives import SAMPLERS_OF_TWO, parse_objective
 from search.core.pruners import PRUNERS
 from search.core.samplers import GRID, SAMPLERS
@@ -267,11 +267,8 @@ class SweepConfig:
             found.append(
                 "--register requires an image model, and a bundle holds only features. Omit it."
             )
-        if self.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
-            found.append(
-                "--name must be letters, digits, '.', '_' and '-' (at most 100, the first a "
-                f"letter or digit), got '{self.name}'."
-            )
+        if self.name and (why := sweep_name_problem(self.name)):
+            found.append(f"--name {why}")
         return found
 
     def _space_problems(self) -> list[str]:

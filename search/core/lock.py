@@ -28,7 +28,8 @@ HEARTBEAT_SECONDS = 4.0
 """Seconds between two renewals of a claim."""
 LEASE_SECONDS = 20.0
 """Seconds without a renewal after which a driver on another machine counts as dead."""
-_CLAIMS = "owner"
+CLAIMS = "owner"
+"""The folder with the claims on a sweep."""
 
 
 class LostOwnershipError(StoppedError):
@@ -67,7 +68,7 @@ class SweepLock:
     def __init__(self, sweep: Storage, say: Callable[[str], None] = lambda _: None) -> None:
         """`say` gets one line if the driver has to wait for another one."""
         self._sweep, self._say = sweep, say
-        self._claims = sweep.child(_CLAIMS)
+        self._claims = sweep.child(CLAIMS)
         self._name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
         self._stop = threading.Event()
         self._writing = threading.Lock()
@@ -188,7 +189,7 @@ def running(sweep: Storage) -> str | None:
     A dead driver on this machine is ignored; one on another machine counts while its claim exists.
     Changes nothing.
     """
-    claims = sweep.child(_CLAIMS)
+    claims = sweep.child(CLAIMS)
     for name in claims.files():
         try:
             claim = read_record(Claim, claims.read(name))

@@ -15,11 +15,10 @@ changed by reading. Only the folder's owner (see `lock.py`) calls `write_record`
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import uuid
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -36,7 +35,7 @@ from search.core.results import (
     trial_folder,
 )
 from trainables.core.credentials import shown, without_password
-from trainables.core.records import Positive, RecordError, from_plain, parse_json
+from trainables.core.records import Positive, RecordError, from_plain, parse_json, read_record
 from trainables.core.storage import (
     PATIENCE,
     Storage,
@@ -53,6 +52,8 @@ FORMAT = 3
 """Version of `sweep.json`."""
 SWEEP_FILE = "sweep.json"
 EVALUATION_FILE = "evaluation.json"
+UNFINISHED_FILE = "unfinished.json"
+"""Replaces `sweep.json` in a folder that is being removed, copied or moved."""
 _PROBE_SECONDS = 5.0
 
 
@@ -77,7 +78,17 @@ class SweepRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return dataclasses.asdict(self)
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """The content of `unfinished.json`."""
+
+    command: str
+    """The command that completes what was interrupted, without options: `rename first second`."""
+    sweep: SweepRecord | None
+    """The content of the sweep's `sweep.json`; None if that cannot be read."""
 
 
 class SweepFolder:
@@ -110,6 +121,7 @@ class SweepFolder:
         try:
             return self._read_record()
         except FileNotFoundError:
+            self.check_finished()
             raise UsageError([_unknown(self.storage, self.name)]) from None
         except RecordError as error:
             raise UsageError(
@@ -132,7 +144,11 @@ class SweepFolder:
     @property
     def config(self) -> SweepConfig:
         """The sweep's configuration, with the name and storage that its folder has now."""
-        return replace(self.record.config, name=self.name, storage=self.storage)
+        return self.located(self.record.config)
+
+    def located(self, config: SweepConfig) -> SweepConfig:
+        """A configuration with this folder's name and storage."""
+        return replace(config, name=self.name, storage=self.storage)
 
     def results(self) -> dict[int, Result]:
         """Every trial that has ended, by number."""
@@ -149,6 +165,39 @@ class SweepFolder:
     def trial(self, number: int) -> Storage:
         """The folder of a trial."""
         return self.files.child(trial_folder(number))
+
+    def unfinished(self) -> Unfinished | None:
+        """The command that was interrupted while it removed or renamed this sweep, or None."""
+        try:
+            return None if self.exists else self._read_unfinished()
+        except FileNotFoundError:
+            return None
+        except RecordError as error:
+            raise UsageError(
+                [
+                    f"'{shown(join(self.files.location, UNFINISHED_FILE))}' must be readable, and "
+                    f"is not: {error}. Remove the folder, which holds parts of a sweep."
+                ]
+            ) from error
+
+    def check_finished(self) -> None:
+        """Raises `UsageError` if a command was interrupted while it removed or renamed this
+        sweep."""
+        if (left := self.unfinished()) is not None:
+            raise UsageError(
+                [
+                    f"A sweep must be complete, and '{self.name}' is partly removed or renamed. "
+                    "Run the interrupted command again, with the same options: "
+                    f"python -m search.{left.command}"
+                ]
+            )
+
+    def mark_unfinished(self, record: SweepRecord | None, command: str) -> None:
+        """Replace `sweep.json` until `command` has finished; raises `StorageError`."""
+        text = json.dumps(asdict(Unfinished(command, record)), indent=1, allow_nan=False)
+        self.files.write(UNFINISHED_FILE, text.encode())
+        self.files.delete(SWEEP_FILE)
+        self.__dict__.pop("record", None)
 
     def owner(self) -> str | None:
         """The driver that runs the sweep, or None; see `lock.running`."""
@@ -189,6 +238,9 @@ class SweepFolder:
             )
         return from_plain(SweepRecord, plain)
 
+    def _read_unfinished(self) -> Unfinished:
+        return read_record(Unfinished, self.files.read(UNFINISHED_FILE))
+
     def _is_original(self, location: str) -> bool:
         """Whether the folder that was given the id is still there, and another one. A folder that
         cannot be reached from here counts as gone."""
@@ -204,7 +256,7 @@ def find_sweep(name: str, storage: str, patience: float = PATIENCE) -> SweepFold
     """The sweep of this name in a storage location; raises `UsageError` if there is none, and
     `StorageError` if the storage cannot be opened."""
     sweep = SweepFolder(open_storage(join(storage, name), patience), storage)
-    if not sweep.exists and not sweep.has_trials:
+    if not sweep.exists and not sweep.has_trials and sweep.unfinished() is None:
         raise UsageError([_unknown(storage, name)])
     return sweep
 
@@ -220,7 +272,8 @@ def sweep_folders(storage: str, patience: float = PATIENCE) -> list[SweepFolder]
 def _may_be_sweep(sweep: SweepFolder) -> bool:
     """Whether a folder is a sweep, or cannot be read."""
     try:
-        return sweep.exists or sweep.has_trials
+        files = sweep.files
+        return sweep.exists or sweep.has_trials or files.exists(UNFINISHED_FILE)
     except StorageError:
         return True
 

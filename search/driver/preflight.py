@@ -360,6 +360,7 @@ def _compare(plan: Plan, sweep: SweepFolder) -> bool:
     """Whether there is a sweep already; raises `UsageError` if it has other settings, or another
     model or other data."""
     if not sweep.exists:
+        sweep.check_finished()
         return False
     stored = sweep.record
     found = differences(stored.config.identity(), plan.config.public().identity())

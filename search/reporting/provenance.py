@@ -7,6 +7,7 @@ import shlex
 import time
 from importlib.metadata import version
 
+from search.core.annotations import read_annotations
 from search.core.config import SweepConfig
 from search.reporting.document import Section, Table
 from search.reporting.source import Source
@@ -35,6 +36,11 @@ def provenance_section(source: Source, several: bool = False) -> Section:
         "sampler, pruner, seed": f"{config.sampler}, {config.pruner}, {config.seed}",
         "hosts": ", ".join(sorted({r.host for r in source.results.values() if r.host})) or "-",
     }
+    annotations = read_annotations(source.sweep)
+    if annotations.note:
+        facts["note"] = annotations.note
+    if annotations.tags:
+        facts["tags"] = annotations.shown_tags
     versions = source.record.versions
     here = f"Python {platform.python_version()}, fewshot-clip-search {_version()}"
     prints = source.record.fingerprints

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from search.core.annotations import Annotations, read_annotations
 from search.core.problems import UsageError
 from search.core.results import IssuedTrial, read_issued
 from search.reporting.files import has_report
@@ -49,6 +50,8 @@ class Details:
     """Runs that MLflow has refused."""
     has_report: bool
     """Whether the folder holds one."""
+    annotations: Annotations = field(default_factory=Annotations)
+    """The user's note and tags."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; no address holds a password."""
@@ -60,6 +63,8 @@ class Details:
                 "refused": self.refused,
             },
             "report": self.has_report,
+            "note": self.annotations.note,
+            "tags": dict(self.annotations.tags),
         }
 
 
@@ -70,6 +75,7 @@ def load_details(found: SweepStatus) -> Details:
     assert found.results is not None
     try:
         issued, report = read_issued(found.sweep), has_report(found.sweep)
+        annotations = read_annotations(found.sweep)
     except StorageError as error:
         raise UsageError([f"A sweep's folder must be readable, and is not: {error}."]) from error
     unfinished = [_unfinished(trial) for _, trial in sorted(issued.items())]
@@ -80,7 +86,7 @@ def load_details(found: SweepStatus) -> Details:
         missing = set(marks.undelivered(found.results))
         waiting = len(missing - {SWEEP_RUN} if found.owner else missing)
         refused = len(marks.refused())
-    return Details(unfinished, uri, waiting, refused, report)
+    return Details(unfinished, uri, waiting, refused, report, annotations)
 
 
 def _unfinished(trial: IssuedTrial) -> Unfinished:

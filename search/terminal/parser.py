@@ -48,6 +48,16 @@ class Parser(argparse.ArgumentParser):
             help="where sweeps are stored: a folder or the URI of a bucket (default: %(default)s)",
         )
 
+    def add_tracking_uri(self) -> None:
+        """Add `--tracking-uri` for a sweep that has run."""
+        self.add_argument(
+            "--tracking-uri",
+            default="",
+            metavar="URI",
+            help="MLflow: sqlite:///FILE or http://HOST:PORT (default: the sweep's own, else "
+            "MLFLOW_TRACKING_URI, else a sqlite file in the storage folder)",
+        )
+
     def error(self, message: str) -> NoReturn:
         """Raise the error instead of leaving the process, so that `parse` can go on."""
         raise argparse.ArgumentError(None, message)

@@ -15,6 +15,7 @@ import shlex
 import zlib
 from collections.abc import Mapping, Sequence
 
+from search.core.annotations import Annotations
 from search.core.config import SweepConfig
 from search.core.results import Result
 from search.core.task import described
@@ -51,6 +52,12 @@ def description(
     }
     rows |= {key: f"`{command.replace('`', '')}`" for key, command in commands.items()}
     return f"{title}\n\n{table(rows)}"
+
+
+def annotated(tags: Mapping[str, str], found: Annotations) -> dict[str, str]:
+    """The tags of the sweep's own run with the user's; the user's note precedes the description."""
+    note = {DESCRIPTION: f"{found.note}\n\n{tags[DESCRIPTION]}"} if found.note else {}
+    return {**found.tags, **tags, **note}
 
 
 def columns(values: Mapping[str, set[str]]) -> str:

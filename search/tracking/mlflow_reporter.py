@@ -14,9 +14,10 @@ import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from search.core.annotations import read_annotations
 from search.core.config import SweepConfig
 from search.core.results import Result
 from search.evaluation.record import Evaluation
@@ -31,7 +32,7 @@ from search.tracking.content import (
 )
 from search.tracking.marks import SWEEP_RUN, Mark, Marks
 from search.tracking.mlflow_client import RefusedError, is_outage
-from search.tracking.mlflow_page import COLUMNS, DESCRIPTION, columns, description
+from search.tracking.mlflow_page import COLUMNS, DESCRIPTION, annotated, columns, description
 from search.tracking.mlflow_runs import ArtifactUploader, MlflowRuns
 from search.tracking.uri import absolute_uri, scheme_of, sqlite_path
 from trainables.core.credentials import shown
@@ -334,7 +335,7 @@ class MlflowReporter:
     def _content(self, number: int | None) -> RunContent | None:
         """What a run should hold; raises `StorageError`."""
         if number is None:
-            return self._sweep
+            return self._annotated()
         with self._condition:
             if live := self._live.get(number):
                 rows, end = tuple(live.rows.values()), live.end
@@ -343,6 +344,14 @@ class MlflowReporter:
         if result is None:
             return None
         return result_content(self._storage, result, self._inputs, self._tags)
+
+    def _annotated(self) -> RunContent | None:
+        """The sweep's own run with the note and the tags that it has now."""
+        if self._sweep is None:
+            return None
+        return replace(
+            self._sweep, tags=annotated(self._sweep.tags, read_annotations(self._storage))
+        )
 
     def _done(self, number: int | None, changes: int, changed: bool) -> None:
         """A run is up to date, unless it has changed since."""

@@ -17,7 +17,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -143,6 +143,32 @@ class MlflowRuns:
     def has_ended(self, number: int) -> bool:
         """Whether a trial has a run that has ended, which is therefore complete."""
         return number in (self._runs or ()) and number not in self._open_runs
+
+    def numbers(self) -> set[int | None]:
+        """The trials that have a run, once connected; None for the sweep's own run."""
+        return set(self._runs or ())
+
+    def rename(self, name: str) -> None:
+        """Replace the sweep's name in its runs and in its views, once connected."""
+        for number, run_id in (self._runs or {}).items():
+            self.client.set_tag(run_id, SWEEP, name)
+            if number is None:
+                self.client.update_run(run_id, name=name)
+        self._sweep = name
+        if (parent := self.run_of(None)) is not None:
+            run = self.client.get_run(parent)
+            self._store_views(run.data.tags.get(COLUMNS, "[]"), run.info.start_time)
+
+    def delete(self) -> None:
+        """Move the runs to MLflow's trash, the sweep's own last, and remove its views; once
+        connected."""
+        runs = self._runs or {}
+        for number in sorted(runs, key=lambda number: (number is None, number)):
+            self.client.delete_run(runs[number])
+        for view in self._views("[]", 0):
+            with suppress(Exception):  # a view that is not there
+                self.client.delete_experiment_tag(self._experiment_id, view)
+        self._runs = None
 
     def put(self, number: int | None, content: RunContent) -> bool:
         """Make the run of a trial (None: of the sweep) hold `content`; return whether anything was
@@ -335,11 +361,16 @@ class MlflowRuns:
 
     def _save_views(self, content: RunContent) -> None:
         """Store the views of the sweep's trials, under "Views" on MLflow's page."""
-        parameters = json.loads(content.tags.get(COLUMNS, "[]"))
         time = milliseconds(content.end.time if content.end else content.begun)
-        views = saved_views(self._identity, self._sweep, IDENTITY, STATE, parameters, time)
-        for name, value in views.items():
+        self._store_views(content.tags.get(COLUMNS, "[]"), time)
+
+    def _store_views(self, parameters: str, time: int) -> None:
+        for name, value in self._views(parameters, time).items():
             self.client.set_experiment_tag(self._experiment_id, name, value)
+
+    def _views(self, parameters: str, time: int) -> dict[str, str]:
+        names = json.loads(parameters)
+        return saved_views(self._identity, self._sweep, IDENTITY, STATE, names, time)
 
 
 def _context() -> dict[str, str]:

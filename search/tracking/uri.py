@@ -315,7 +315,7 @@ def uri_afterwards(given: str, config: SweepConfig) -> str:
 
     Raises `UsageError` where the sweep is run without tracking.
     """
-    chosen = given or config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    chosen = last_uri(given, config)
     if chosen == "none":
         raise UsageError(
             [
@@ -323,4 +323,10 @@ def uri_afterwards(given: str, config: SweepConfig) -> str:
                 "tracking: name one with --tracking-uri."
             ]
         )
+    return chosen
+
+
+def last_uri(given: str, config: SweepConfig) -> str:
+    """The same, or `none` for a sweep that is run without tracking."""
+    chosen = given or config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     return tracking_uri(replace(config, tracking_uri=chosen))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import stat
 import tempfile
 import time
@@ -97,6 +98,14 @@ class Storage(ABC):
     def write(self, name: str, data: bytes) -> None:
         """Create or replace a file, which then survives a power cut."""
         self.write_with(name, lambda path: _write_bytes(path, data))
+
+    @abstractmethod
+    def size(self) -> int:
+        """Return the bytes of all files in this folder and below it."""
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Remove the folder and everything below it, if it exists. A crash may leave a part."""
 
     @abstractmethod
     def clean_temporary_files(self) -> None:
@@ -274,6 +283,17 @@ class LocalStorage(Storage):
     def read_many(self, names: Iterable[str]) -> Iterator[bytes]:
         return map(self.read, names)
 
+    def size(self) -> int:
+        return sum((self.root / name).lstat().st_size for name in self.files())
+
+    def remove(self) -> None:
+        with _explained(self.root, writing=True):
+            if self.root.is_symlink():
+                self.root.unlink()
+            elif self.root.is_dir():
+                shutil.rmtree(self.root)
+                flush_folder(self.root.parent)
+
     def clean_temporary_files(self) -> None:
         for path in self.root.rglob(f"{TEMPORARY}*.*"):
             with suppress(OSError):
@@ -357,6 +377,13 @@ class ObjectStorage(Storage):
     def read_many(self, names: Iterable[str]) -> Iterator[bytes]:
         with ThreadPoolExecutor(_READERS) as pool:
             yield from pool.map(self.read, names)
+
+    def size(self) -> int:
+        return sum(info.size for info in self._list(True) if info.type == FileType.File)
+
+    def remove(self) -> None:
+        with suppress(FileNotFoundError):
+            self._with_retries(lambda: self._fs.delete_dir(self._root))
 
     def clean_temporary_files(self) -> None:
         """Do nothing: incomplete uploads are not visible."""

@@ -83,6 +83,29 @@ def test_what_is_written_is_there_for_everybody(storage: Storage, location: str)
     assert not storage.exists("top")
 
 
+def test_a_folder_is_removed_with_everything_below_it(storage: Storage, location: str) -> None:
+    storage.remove()  # there is none
+    assert storage.size() == 0
+    for name in ("a/b/one", "a/two", "three"):
+        storage.write(name, b"1234")
+    assert storage.size() == 12
+    storage.child("a").remove()
+    assert storage.files() == ["three"]
+    assert storage.folders() == []
+    storage.remove()
+    name = split(location)[1]
+    assert name not in open_storage(split(location)[0]).folders()
+
+
+def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    LocalStorage(tmp_path / "elsewhere").write("kept", b"1")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "elsewhere")
+    LocalStorage(tmp_path / "here").child("link").remove()
+    assert (tmp_path / "elsewhere" / "kept").exists()
+    assert LocalStorage(tmp_path / "here").folders() == []
+
+
 def test_a_writer_that_fails_changes_nothing(storage: Storage) -> None:
     storage.write("a", b"old")
 

@@ -1,0 +1,112 @@
+"""`python -m search.archive`: packs a sweep's folder into one file, and can remove the folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from search.core.lock import SweepLock
+from search.core.problems import StoppedError, UsageError
+from search.core.relocation import begin_removal, finish_removal
+from search.core.sweep_archive import archive_problem, write_archive
+from search.core.sweep_folder import SweepFolder, find_sweep
+from search.delete import readable_size
+from search.terminal.console import open_console, print_errors
+from search.terminal.parser import Parser, text
+from trainables.core.credentials import without_password
+from trainables.core.storage import LocalStorage, Storage, StorageError, join, open_storage
+
+_INTRODUCTION = """\
+Pack a sweep's folder into NAME.tar.gz and compare the file with the folder.
+
+`tar -xzf NAME.tar.gz` in a storage folder restores the sweep. MLflow keeps its runs. After an
+interruption, run the same command again."""
+
+
+def build_parser() -> Parser:
+    """All options."""
+    parser = Parser("search.archive", _INTRODUCTION)
+    parser.add_argument("name", metavar="NAME", help="name of the sweep")
+    parser.add_storage()
+    parser.add_argument(
+        "--output",
+        type=text,
+        metavar="FILE",
+        help="the archive, a new .tar.gz file on this machine (default: NAME.tar.gz beside the "
+        "sweep's folder)",
+    )
+    parser.add_argument(
+        "--remove",
+        action="store_true",
+        help="remove the sweep's folder after the archive was compared with it",
+    )
+    return parser
+
+
+def _target(output: str | None, name: str, storage: str) -> tuple[Storage, str]:
+    """The archive's folder and name; raises `UsageError`."""
+    if output is None:
+        return open_storage(storage), f"{name}.tar.gz"
+    path = Path(output).expanduser().absolute()
+    found = []
+    if not path.name.endswith((".tar.gz", ".tgz")):
+        found.append(f"--output must end in .tar.gz, got '{output}'. Use e.g. {name}.tar.gz.")
+    if not path.parent.is_dir():
+        found.append(f"The folder of --output must exist, got '{output}'. Create {path.parent}.")
+    if found:
+        raise UsageError(found)
+    return LocalStorage(path.parent), path.name
+
+
+def _pack(sweep: SweepFolder, place: Storage, file: str) -> int:
+    """Write the archive unless it exists, compare it, and return its size; raises `UsageError` for
+    another file of this name, `StoppedError` if the folder has changed meanwhile."""
+    is_there = place.exists(file)
+    if not is_there:
+        place.write_with(file, lambda path: write_archive(sweep.files, sweep.name, path))
+    with place.as_local_file(file) as path:
+        why, size = archive_problem(sweep.files, sweep.name, path), path.stat().st_size
+    if why and is_there:
+        raise UsageError(
+            [
+                f"An archive is never replaced, and '{file}' is not one of '{sweep.name}' as it "
+                f"is now: {why}. Remove the file, or use another --output."
+            ]
+        )
+    if why:
+        place.delete(file)
+        raise StoppedError(f"the archive differs from the folder ({why}); run the command again")
+    return size
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; 0 when the archive is complete, 2 for a mistake."""
+    console, complain = open_console(), open_console(stderr=True)
+    try:
+        options = build_parser().parse_args(arguments)
+        sweep = find_sweep(options.name, options.storage)
+        place, file = _target(options.output, sweep.name, options.storage)
+        command = f"archive {sweep.name} --remove"
+        with SweepLock(sweep.files, complain.print):
+            left = sweep.unfinished()
+            if not (options.remove and left is not None and left.command == command):
+                sweep.claim_id()  # raises for a sweep that is not complete
+                size = _pack(sweep, place, file)
+                where = without_password(join(place.location, file))
+                console.print(f"Archive: {where} ({readable_size(size)}), equal to the folder")
+            if options.remove:
+                begin_removal(sweep, command)
+                finish_removal(sweep)
+                console.print(f"Removed '{without_password(sweep.files.location)}'.")
+    except (UsageError, StorageError, StoppedError) as error:
+        print_errors(error.problems if isinstance(error, UsageError) else [str(error)])
+        return 2
+    except KeyboardInterrupt:
+        complain.print("Interrupted. Run the same command again to continue.")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

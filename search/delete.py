@@ -1,0 +1,112 @@
+"""`python -m search.delete`: deletes a sweep and its runs in MLflow, after a confirmation."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from search.core.lock import SweepLock
+from search.core.problems import StoppedError, UsageError
+from search.core.relocation import begin_removal, finish_removal
+from search.core.sweep_folder import SweepFolder, find_sweep
+from search.terminal.console import open_console, print_errors
+from search.terminal.parser import Parser
+from search.tracking.mlflow_upkeep import MlflowUpkeep
+from search.tracking.uri import TrackingError, last_uri
+from trainables.core.credentials import shown, without_password
+from trainables.core.storage import StorageError
+
+_INTRODUCTION = """\
+Delete a sweep: its folder, and its runs in MLflow.
+
+The command shows what it would delete and asks first. A sweep that a driver runs is refused. MLflow
+moves deleted runs to its trash, from which `mlflow gc` removes them. After an interruption, run the
+same command again."""
+
+
+def build_parser() -> Parser:
+    """All options."""
+    parser = Parser("search.delete", _INTRODUCTION)
+    parser.add_argument("name", metavar="NAME", help="name of the sweep")
+    parser.add_storage()
+    parser.add_tracking_uri()
+    parser.add_argument(
+        "--keep-runs", action="store_true", help="delete the folder only, and keep MLflow's runs"
+    )
+    parser.add_argument("--yes", action="store_true", help="do not ask, for scripts")
+    return parser
+
+
+def readable_size(size: int) -> str:
+    """Bytes in a unit for people: `512 B`, `1.5 MB`."""
+    amount, units = float(size), iter(("B", "kB", "MB", "GB"))
+    unit = next(units)
+    for larger in units:
+        if amount < 1000:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+
+
+def _confirmed() -> bool:
+    try:
+        return input("Delete? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        raise UsageError(
+            ["A deletion must be confirmed, and there was no answer. Use --yes in scripts."]
+        ) from None
+
+
+def _open_runs(sweep: SweepFolder, given: str) -> MlflowUpkeep:
+    """The runs to delete; raises `UsageError`. A copy of another sweep has none."""
+    try:
+        if (left := sweep.unfinished()) is None:
+            sweep.claim_id()
+        record = sweep.record if left is None else left.sweep
+        if record is None:
+            raise UsageError([f"The description of '{sweep.name}' must be readable, and is not."])
+        config = sweep.located(record.config)
+        return MlflowUpkeep(last_uri(given, config), config, record.id, sweep.files)
+    except (UsageError, TrackingError) as error:
+        problems = error.problems if isinstance(error, UsageError) else [str(error)]
+        hint = "To delete the folder only and keep MLflow's runs, use --keep-runs."
+        raise UsageError([f"{problem} {hint}" for problem in problems]) from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; return 0 if the sweep is deleted, 1 if it is not, 2 for a mistake."""
+    console, complain = open_console(), open_console(stderr=True)
+    try:
+        options = build_parser().parse_args(arguments)
+        sweep = find_sweep(options.name, options.storage)
+        with SweepLock(sweep.files, complain.print):
+            runs = None if options.keep_runs else _open_runs(sweep, options.tracking_uri)
+            place = without_password(sweep.files.location)
+            trials = len(sweep.files.child("trials").folders())
+            console.print(
+                f"Sweep {sweep.name}: {trials} trials, {readable_size(sweep.files.size())} in "
+                f"'{place}'"
+            )
+            if runs is not None and runs.count:
+                console.print(f"MLflow: {runs.count} runs at {shown(runs.uri)}")
+            if not options.yes and not _confirmed():
+                console.print("Nothing was deleted.")
+                return 1
+            begin_removal(sweep, f"delete {sweep.name}")
+            if runs is not None:
+                runs.delete()
+            finish_removal(sweep)
+    except (UsageError, TrackingError, StorageError, StoppedError) as error:
+        print_errors(error.problems if isinstance(error, UsageError) else [str(error)])
+        return 2
+    except KeyboardInterrupt:
+        complain.print("Interrupted. If the deletion had begun, run the same command again.")
+        return 130
+    console.print(f"Deleted sweep {sweep.name}.")
+    if runs is not None and runs.count:
+        console.print(f"MLflow keeps its {runs.count} runs in the trash until `mlflow gc`.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
