@@ -13,7 +13,7 @@ from tests.trainables.trials import mask_trial, residual_trial, zero_shot_trial
 from trainables.core.records import RecordError
 from trainables.methods.base import TaskFacts
 from trainables.methods.registry import METHODS
-from trainables.trial import EpisodeSettings, TaskSpec, TrialConfig
+from trainables.trial import EpisodeSettings, Member, TaskSpec, TrialConfig
 
 PRESETS = ("paper", "reference", "clean")
 
@@ -48,7 +48,7 @@ def test_the_flat_form_loses_no_field(trial: TrialConfig) -> None:
     """Two fields of one name would hide each other."""
     flat = trial.flat()
     parts = (trial.method_config, trial.optim)
-    nested = {"method_config", "optim", "before", "per_episode"}
+    nested = {"method_config", "optim", "before", "per_episode", "members"}
     own = {f.name for f in dataclasses.fields(trial)} - nested
     fields = [f.name for part in parts for f in dataclasses.fields(part)]
     assert len(flat) == len(own) + len(fields)
@@ -68,10 +68,12 @@ def test_the_fingerprint_sees_every_field(trial: TrialConfig) -> None:
         return [
             replace(record, **{f.name: (not value) if type(value) is bool else other[type(value)]})
             for f in dataclasses.fields(record)
-            if not dataclasses.is_dataclass(value := getattr(record, f.name))
+            if f.name != "members"
+            and not dataclasses.is_dataclass(value := getattr(record, f.name))
         ]
 
     variants = changed(trial)
+    variants.append(replace(trial, members=(Member(1.0, trial),)))
     variants += [replace(trial, method_config=c) for c in changed(trial.method_config)]
     variants += [replace(trial, optim=o) for o in changed(trial.optim)]
     prints = {trial.fingerprint(), *(variant.fingerprint() for variant in variants)}
