@@ -145,10 +145,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("task", nargs="*", help="data set, shots and draw")
-    task = parser.parse_args().task
+    parser.add_argument("--trials", type=int, default=TRIALS, help="random trials per sweep")
+    options = parser.parse_args()
+    task = options.task
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     for dataset, shots, draw in [(task[0], int(task[1]), int(task[2]))] if task else TASKS:
-        found = judge(dataset, shots, draw)
+        found = judge(dataset, shots, draw, options.trials)
         cells = "  ".join(f"{name} {value:.1f}" for name, value in found.items())
         print(f"{dataset} {shots} shots, draw {draw}: {cells}", flush=True)
 

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from search.core.results import counted
 from search.core.samplers import STARTUP_TRIALS
+from search.core.shown import shown_parameters
 from search.core.sweep_file import sweep_text
 from search.core.task import described, fresh_draws
 from search.driver.cost_estimate import (
@@ -36,7 +37,7 @@ from search.terminal.sweep_status import duration
 from trainables.core.credentials import shown, without_password
 from trainables.core.storage import open_storage
 from trainables.methods.registry import METHODS
-from trainables.trial import Episode, TrialConfig, shown_parameters
+from trainables.trial import Episode, TrialConfig
 from trainables.trial_run import REPORTS_PER_TRIAL
 from trainables.view import AUGMENTED_VIEWS
 

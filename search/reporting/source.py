@@ -12,6 +12,7 @@ from search.core.objectives import winner_of
 from search.core.problems import UsageError
 from search.core.pruners import IN_SEQUENCE
 from search.core.results import IssuedTrial, Result
+from search.core.shown import shown_parameters
 from search.core.sweep_folder import SweepFolder, SweepRecord, find_sweep
 from search.evaluation.examples import Example, read_examples
 from search.evaluation.predictions import (
@@ -27,7 +28,7 @@ from search.evaluation.record import (
     read_evaluation,
 )
 from trainables.core.storage import Storage, StorageError
-from trainables.trial import TrialConfig, shown_parameters
+from trainables.trial import TrialConfig
 from trainables.trial_run import step_ends
 
 T = TypeVar("T")

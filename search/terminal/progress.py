@@ -16,11 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from search.core.results import Result, counted
+from search.core.shown import shown_parameters
 from search.ledger.ledger import Ledger, RunningTrial
 from search.terminal.sweep_status import duration
 from trainables.assignment import Message
 from trainables.core.text import printable
-from trainables.trial import shown_parameters
 
 _RECENT = 5  # finished trials that are shown
 _COLUMNS = (("trial", 5, True), ("state", 13, False), ("validation", 10, True), ("time", 6, True))

@@ -79,6 +79,7 @@ def test_many_trials_counts_a_real_sweep(tmp_path: Path) -> None:
 SHORT = {
     "export_inference": ("--batch 4 --repeats 2", "images"),
     "features": ("--part extraction --images 8 --turns 1", "extraction: bare"),
+    "mask_results": ("digits 1 1 --trials 2", "majority"),
     "many_trials": ("--trials 6", "trials"),
     "mask_step": ("--batch 4 --repeats 2", "published step"),
     "methods": ("--print", "taskres"),

@@ -12,12 +12,13 @@ import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial
 
+from search.core.shown import shown_parameters
 from spaces.registry import SPACES
 from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask
 from trainables.methods.base import TaskFacts
 from trainables.trainer import Trainer
-from trainables.trial import PER_EPISODE, Episode, TrialConfig, shown_parameters
+from trainables.trial import PER_EPISODE, Episode, TrialConfig
 
 SHOTS = 4
 FACTS = TaskFacts("digits", SHOTS, 10 * SHOTS, "vit")

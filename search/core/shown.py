@@ -1,0 +1,29 @@
+"""A trial's parameters as a person reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trainables.trial import PER_EPISODE
+
+
+def shown_parameters(
+    config: Mapping[str, Any], parameters: Mapping[str, Any]
+) -> dict[str, float | int | str | bool]:
+    """A trial's parameters for display: `PER_EPISODE` in place of those that differ between its
+    episodes. `config` is `TrialConfig.to_dict()`."""
+    stages: list[Mapping[str, Any]] = []
+    stage: Mapping[str, Any] | None = config
+    while stage:
+        stages = [stage, *stages] if not stage.get("fixed") else stages
+        stage = stage.get("before")
+    shown = dict(parameters)
+    for name, value in parameters.items():
+        number, _, field = name.rpartition(".")
+        own = stages[int(number) - 1 if number.isdecimal() else -1]
+        for each in own.get("per_episode", ()):
+            values = each["method_config"] | each["optim"] | {"crop_scale": each["crop_scale"]}
+            if values.get(field, value) != value:
+                shown[name] = PER_EPISODE
+    return shown
