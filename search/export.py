@@ -28,6 +28,7 @@ from search.terminal.parser import Parser
 from search.tracking.mlflow_reporter import open_runs
 from search.tracking.uri import TrackingError, check_tracking_uri, uri_afterwards
 from trainables.core.storage import StorageError
+from trainables.core.temporary import temporary_folder
 from trainables.core.text import did_you_mean
 
 _INTRODUCTION = """\
@@ -149,8 +150,8 @@ def export(options: argparse.Namespace) -> Exported:
     model = open_model(artifact, options.data or config.data)
     if why := unfit(model, kind):
         raise UsageError([why])
-    with tempfile.TemporaryDirectory(prefix="few-shot-export-") as temporary:
-        folder = output if is_kept else Path(temporary) / "export"
+    with temporary_folder() as temporary:
+        folder = output if is_kept else temporary / "export"
         verified = _write(model, kind, folder)
         exported = Exported(artifact, output if is_kept else None, verified, None)
         if registry is None:

@@ -245,7 +245,7 @@ HOMES: dict[str, tuple[str, ...]] = {
         *("search/evaluation/record.py", "search/selection/selection.py"),
         "trainables/core/records.py",
     ),
-    "filelock": ("search/execution/ray_session.py", "trainables/core/store.py"),
+    "filelock": ("trainables/core/store.py", "trainables/core/temporary.py"),
     "ray": ("search/", "trainables/trainable.py"),
     "optuna": ("search/",),
     # Tracking, the registry, and the exported model's flavour with the code that it includes.

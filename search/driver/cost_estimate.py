@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +20,7 @@ import torch
 from search.core.child_process import ChildError, call_in_child
 from search.core.environment import quiet_environment
 from search.core.task import validated_images
+from trainables.core.temporary import temporary_folder
 from trainables.data.registry import DataSource
 from trainables.methods.registry import METHODS
 from trainables.trial import Episode, TaskSpec, TrialConfig
@@ -116,14 +116,14 @@ class Cost:
 
 def rehearse(config: TrialConfig, task: TaskSpec, data: str, device: str, threads: int) -> Cost:
     """Time a configuration in a child process; raises `RehearsalError`."""
-    with tempfile.TemporaryDirectory(prefix="few-shot-rehearsal-") as cache:
+    with temporary_folder() as cache:
         try:
             cost = call_in_child(
                 __name__,
                 "measure",
                 *(config.to_dict(), task.to_dict(), data, device, threads),
                 timeout=_LIMIT,
-                env=_environment(cache),
+                env=_environment(str(cache)),
             )
         except ChildError as error:
             raise RehearsalError(str(error)) from None

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import signal
 import sys
 import tempfile
@@ -18,16 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from filelock import FileLock, Timeout
 from ray._private import ray_constants
 from rich.console import Console
 
 from search.core.placement import Machine
 from search.core.problems import StoppedError, UsageError
 from trainables.core.plugins import plugin_sources, receive_plugins
+from trainables.core.temporary import remove_abandoned_folders, temporary_folder
 
 _OBJECT_STORE = 256 * 2**20  # bytes: artifacts pass through it, images do not
-_FOLDER, _LOCK = "few-shot-", "few-shot-search.lock"
 _LONGEST_PARENT = 23  # characters: the path of a Unix socket in the folder is at most 107 long
 
 
@@ -207,36 +205,20 @@ def _kill_starting_workers(session: str) -> None:
 
 @contextlib.contextmanager
 def _private_folder() -> Iterator[Path]:
-    """A folder that only this user can enter, removed afterwards.
-
-    A killed process leaves its folder behind; the next one removes it. The kernel releases the lock
-    of a process that ends in any way.
-    """
+    """A temporary folder; what killed processes have left is removed first."""
     parent = Path(tempfile.gettempdir())
     if len(str(parent)) > _LONGEST_PARENT:
         parent = Path("/tmp")
-    _remove_abandoned_folders(parent)
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=parent))
-    except OSError as error:
-        raise StoppedError(
-            f"no temporary folder can be created in '{parent}' ({error.strerror})"
-        ) from error
-    try:
-        with FileLock(folder / _LOCK):
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_abandoned_folders(parent: Path) -> None:
-    for folder in parent.glob(f"{_FOLDER}*"):
-        with contextlib.suppress(OSError, Timeout):
-            lock = folder / _LOCK
-            if folder.is_symlink() or folder.stat().st_uid != os.geteuid() or not lock.is_file():
-                continue
-            with FileLock(lock, timeout=0):
-                shutil.rmtree(folder, ignore_errors=True)
+    for place in {parent, Path(tempfile.gettempdir())}:
+        remove_abandoned_folders(place)
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(temporary_folder(parent))
+        except OSError as error:
+            raise StoppedError(
+                f"no temporary folder can be created in '{parent}' ({error.strerror})"
+            ) from error
+        yield folder
 
 
 def _protect_token() -> None:

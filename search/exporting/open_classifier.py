@@ -7,7 +7,6 @@ A name is a sweep's, a folder that `search.export` has written, or `models:/NAME
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from search.tracking.uri import uri_afterwards
 from trainables.backbones.base import Backbone, BackboneError, Preprocess
 from trainables.backbones.bundle import FeatureBackbone
 from trainables.core.storage import LocalStorage
+from trainables.core.temporary import temporary_folder
 from trainables.core.tensor_file import read_tensors
 from trainables.data.base import DataError, distinct
 from trainables.load_backbone import load_backbone
@@ -68,9 +68,9 @@ def open_classifier(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith(REGISTERED):
-        with tempfile.TemporaryDirectory(prefix="few-shot-model-") as temporary:
+        with temporary_folder() as temporary:
             uri = uri_afterwards(tracking_uri, SweepConfig(storage=storage))
-            folder = download(name, uri, Path(temporary))
+            folder = download(name, uri, temporary)
             return _of_export(folder / "artifacts", "torch", data, device)
     folder = Path(name).expanduser()
     if (folder / CARD).is_file():

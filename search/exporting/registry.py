@@ -7,7 +7,6 @@ which it is found: every step can be repeated, and nothing is registered twice.
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from search.exporting.card import described, short_name
 from search.tracking.mlflow_client import open_client
 from search.tracking.mlflow_runs import IDENTITY, SWEEP, TRIAL, MlflowRuns
+from trainables.core.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -205,12 +205,14 @@ def _logged_model(
         )
     if model.status != LoggedModelStatus.READY:
         client.log_model_artifacts(model.model_id, str(folder))
-        with tempfile.TemporaryDirectory(prefix="few-shot-model-") as beside:
+        with temporary_folder() as temporary:
+            beside = temporary / "model"
+            beside.mkdir()
             # MLmodel holds its own address; the verified folder does not change.
             written = Model.load(str(folder))
             written.model_id, written.run_id = model.model_id, run_id
-            written.save(str(Path(beside) / MLMODEL_FILE_NAME))
-            client.log_model_artifacts(model.model_id, beside)
+            written.save(str(beside / MLMODEL_FILE_NAME))
+            client.log_model_artifacts(model.model_id, str(beside))
         outputs = client.get_run(run_id).outputs
         known = {output.model_id for output in (outputs.model_outputs if outputs else ())}
         if model.model_id not in known:  # MLflow refuses a repetition

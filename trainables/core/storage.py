@@ -26,6 +26,7 @@ from urllib.parse import unquote
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from trainables.core.credentials import shown, take_secrets, with_secrets
+from trainables.core.temporary import temporary_folder
 
 T = TypeVar("T")
 
@@ -325,16 +326,16 @@ class ObjectStorage(Storage):
 
     def write_with(self, name: str, writer: Callable[[Path], None]) -> None:
         """Write through a local file, so that large files need no memory."""
-        with tempfile.TemporaryDirectory(prefix="upload-") as folder:
-            path = Path(folder) / "file"
+        with temporary_folder() as folder:
+            path = folder / "file"
             with _explained(path):
                 writer(path)
             self._with_retries(partial(self._upload, path, name))
 
     @contextmanager
     def as_local_file(self, name: str) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory(prefix="download-") as folder:
-            path = Path(folder) / Path(name).name
+        with temporary_folder() as folder:
+            path = folder / Path(name).name
 
             def fetch() -> None:
                 with (

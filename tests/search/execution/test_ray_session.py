@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 from rich.console import Console
 
 from search.core.problems import UsageError
@@ -201,27 +200,6 @@ with ray_session("", Console()) as folder:
     assert folder.is_dir()
     with module._private_folder():
         assert not folder.exists()
-
-
-def test_only_own_abandoned_folders_are_removed(tmp_path: Path) -> None:
-    def folder(name: str, lock: bool = True) -> Path:
-        path = tmp_path / name
-        path.mkdir()
-        if lock:
-            (path / "few-shot-search.lock").touch()
-        return path
-
-    abandoned = folder("few-shot-abandoned")
-    kept = [folder("few-shot-data", lock=False), folder("other"), folder("few-shot-in-use")]
-    target = folder("target")
-    (tmp_path / "few-shot-link").symlink_to(target)
-    if os.geteuid() == 0:
-        kept.append(folder("few-shot-of-another-user"))
-        os.chown(kept[-1], 65534, 65534)
-    with FileLock(kept[2] / "few-shot-search.lock"):
-        module._remove_abandoned_folders(tmp_path)
-    assert not abandoned.exists()
-    assert all(path.is_dir() for path in [*kept, target])
 
 
 def test_an_address_that_ray_refuses() -> None:
