@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from search.core.config import SweepConfig
@@ -99,7 +99,16 @@ def plan_evaluation(
             whole = configs["winner"] if label == "start" else trial
             key = training_key(whole, trained, facts.source, backbone)
             candidates.append(Candidate(label, episode, trial.to_dict(), key, stages))
+    if config.trials == 1 and _is_paper(candidates):
+        # A single training of the paper's setting: a second row would repeat the first.
+        candidates = [c for c in candidates if c.label != "paper"]
     return EvaluationPlan(selection, winner, draws, task, first, tuple(candidates))
+
+
+def _is_paper(candidates: Sequence[Candidate]) -> bool:
+    """Whether the result is the paper's setting in every episode."""
+    keys = {(c.label, c.episode): c.key for c in candidates}
+    return all(keys["paper", c.episode] == c.key for c in candidates if c.label == "winner")
 
 
 def _configs(facts: SweepFacts, episode: Episode, winner: TrialConfig) -> dict[Label, TrialConfig]:

@@ -149,16 +149,24 @@ def test_parts_are_used_for_what_they_are(sweep: Sweep) -> None:
 
 
 def test_a_winner_that_is_the_papers_setting_is_trained_once(sweep: Sweep) -> None:
-    options = ("--space", "taskres", "--shots", "2", "--seeds", "1", "--trials", "1")
-    process = sweep.start(*options, "--eval-seeds", "1", *QUIET)
+    options = ("--space", "taskres", "--shots", "2", "--seeds", "1", "--select", "0")
+    process = sweep.start(*options, "--trials", "2", "--eval-seeds", "1", *QUIET)
     sweep.wait_until(lambda: len(stored(sweep, "model")) >= 2)  # all are trained before any read
     kill_everything(process)
     assert len(stored(sweep, "model")) == 2  # zero-shot, and one for paper and winner
-    done = sweep.run(*options, "--eval-seeds", "1", *QUIET)
+    done = sweep.run(*options, "--trials", "2", "--eval-seeds", "1", *QUIET)
     assert done.returncode == 0, done.stderr
     values = {s["label"]: s["values"] for s in sweep.evaluation()["scores"]}
     assert values["paper"] == values["winner"]
     assert "There is no gain over the paper's setting" in done.stdout
+
+
+def test_a_single_training_of_the_papers_setting_has_one_row(sweep: Sweep) -> None:
+    options = ("--space", "gda", "--shots", "2", "--seeds", "1", "--eval-seeds", "1")
+    done = sweep.run(*options, "--trials", "1", *QUIET)
+    assert done.returncode == 0, done.stderr
+    assert {s["label"] for s in sweep.evaluation()["scores"]} == {"zero-shot", "winner"}
+    assert "over the paper's setting" not in done.stdout
 
 
 @pytest.mark.slow
