@@ -60,8 +60,14 @@ def main(pages: Path, texts: Path) -> None:
     for folder in (pages, texts):
         folder.mkdir(parents=True, exist_ok=True)
     for name in NAMES:
-        text = import_module(name).build_parser().format_help()
-        (texts / f"{name}.txt").write_text(text, encoding="utf-8")
+        build = import_module(name).build_parser
+        text = build().format_help()
+        if "--help-all" in text:  # `--help` is shorter
+            (texts / f"{name}.all.txt").write_text(text, encoding="utf-8")
+            short = build(everything=False).format_help()
+            (texts / f"{name}.txt").write_text(short, encoding="utf-8")
+        else:
+            (texts / f"{name}.txt").write_text(text, encoding="utf-8")
         (pages / f"{name.partition('.')[2]}.md").write_text(page(name, text), encoding="utf-8")
     (pages / "README.md").write_text(index(), encoding="utf-8")
 

@@ -37,8 +37,11 @@ def __getattr__(name: str) -> Any:
 
 def answer_help(command: str) -> None:
     """Print the stored help text of `command` and exit if the command line asks for it."""
+    given = set(sys.argv[1:])
     page = HELP / f"{command}.txt"
-    if {"-h", "--help"} & set(sys.argv[1:]) and page.is_file():
+    if "--help-all" in given and (whole := HELP / f"{command}.all.txt").is_file():
+        given, page = given | {"--help"}, whole
+    if {"-h", "--help"} & given and page.is_file():
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
         sys.stdout.write(page.read_text(encoding="utf-8"))
         sys.exit(0)

@@ -14,6 +14,8 @@ def commands() -> dict[str, str]:
     """Every command with the first sentence of its help text, e.g. `{"run": "Start a sweep."}`."""
     found = {}
     for path in sorted(HELP.glob("search.*.txt")):
+        if path.stem.endswith(".all"):
+            continue
         introduction = path.read_text(encoding="utf-8").split("\n\n")[1]
         sentence = " ".join(introduction.split()).partition(". ")[0]
         found[path.stem.partition(".")[2]] = sentence.removesuffix(".").partition(":")[0] + "."

@@ -114,6 +114,16 @@ _GROUPS: Mapping[str, Mapping[str, str]] = {
     },
 }
 """Option groups: each option with the placeholder of its value."""
+_COMMON = frozenset(
+    {
+        *("space", "datasets", "data", "backbone", "shots", "init_from"),
+        *("preset", "set", "range", "choice", "grid"),
+        *("trials", "select", "time_budget", "seed"),
+        *("name", "resume", "storage", "tracking_uri"),
+        *("address", "device", "gpus_per_trial", "max_concurrent", "dry_run"),
+    }
+)
+"""Options that `--help` shows; `--help-all` shows all."""
 _NOT_FIELDS = {
     "shots_file": "Published draws: a JSON file, with {dataset}, {shots} and {seed} in its name if "
     "there are several.",
@@ -169,14 +179,18 @@ class Request:
     """Webhook that receives a message at the end; empty if there is none."""
 
 
-def build_parser() -> Parser:
-    """Build the parser. Options have no defaults, so that omitted options are absent."""
+def build_parser(everything: bool = True) -> Parser:
+    """Build the parser; its help text has all options, or the common ones.
+
+    Options have no defaults, so that omitted options are absent.
+    """
     parser = Parser(
         "search.run",
         _INTRODUCTION,
         epilog=_EXAMPLES,
         argument_default=argparse.SUPPRESS,
     )
+    parser.add_argument("--help-all", action="help", help="show every option and exit")
     records = (SweepConfig, TaskSpec, Settings)
     parser.add_argument(
         "file",
@@ -199,7 +213,9 @@ def build_parser() -> Parser:
             if name in _REPEATED:
                 settings["action"] = "append"
             shown = settings | ({"metavar": metavar} if metavar else {})
-            group.add_argument(option(name), help=_help(name, docs[name]), **shown)
+            is_shown = everything or name in _COMMON
+            text = _help(name, docs[name]) if is_shown else argparse.SUPPRESS
+            group.add_argument(option(name), help=text, **shown)
             if name in _OLD_SPELLINGS:
                 parser.add_argument(_OLD_SPELLINGS[name], help=argparse.SUPPRESS, **settings)
     return parser

@@ -63,6 +63,15 @@ def used_by_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def test_help_is_two_screens_of_the_common_options() -> None:
+    short, whole = run("run", "--help").stdout, run("run", "--help-all").stdout
+    assert len(short.splitlines()) < 150 < len(whole.splitlines())
+    assert "--eval-seeds" not in short
+    assert "--help-all" in short
+    for option in ("--eval-seeds", "--pruner", "--space"):
+        assert f"  {option} " in whole
+
+
 def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rum"]) == 2
     told = capsys.readouterr().err
