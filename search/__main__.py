@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +27,11 @@ def overview(program: str) -> str:
     """The list of all commands, as `--help` prints it."""
     known = commands()
     width = max(map(len, known))
-    lines = (f"  {name:{width}}  {sentence}" for name, sentence in known.items())
+    indent = " " * (width + 4)
+    lines = (
+        textwrap.fill(f"  {name:{width}}  {sentence}", 80, subsequent_indent=indent)
+        for name, sentence in known.items()
+    )
     return "\n".join(
         [
             f"usage: {program} COMMAND [options]",
