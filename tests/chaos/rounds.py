@@ -397,14 +397,19 @@ def _mirrored(client: MlflowClient, run: Run, result: dict[str, Any]) -> Iterato
     optim = result["config"]["optim"]
     part = math.ceil(optim["epochs"] / 8)  # epochs
     trained = min(optim["epochs"], part * len(result["values"]))
-    history = client.get_metric_history(run.info.run_id, "val/accuracy")
+    steps = range(1, len(result["values"]) + 1)
+    history = {
+        name: sorted(point.step for point in client.get_metric_history(run.info.run_id, name))
+        for name in ("train/loss", "val/accuracy")
+    }
     files = {file.path for file in client.list_artifacts(run.info.run_id)}
-    seeds = range(1, 7) if result["state"] == "COMPLETE" else ()
+    seeds = range(1, 7) if result["state"] != "FAIL" else ()
     for what, found, expected in (
         ("state", run.data.tags.get("search.state"), result["state"]),
         ("objective", run.data.metrics.get("objective"), result["value"]),
         ("learning rate", float(run.data.params.get("lr", "nan")), optim["lr"]),
-        ("epochs", sorted(point.step for point in history), list(range(1, trained + 1))),
+        ("epochs", history["train/loss"], list(range(1, trained + 1))),
+        ("validations", history["val/accuracy"], [min(part * n, trained) for n in steps]),
         ("files", files, {"config.json", *(f"artifact-seed{n}.safetensors" for n in seeds)}),
     ):
         if found != expected:

@@ -17,6 +17,7 @@ TARGETS: tuple[Target, ...] = get_args(Target)
 OPTIONS = (
     *("--space", "taskres", "--shots", "4", "--seeds", "1,2,3,4,5,6", "--trials", "10"),
     *("--eval-seeds", "1", "--max-concurrent", "1", "--sampler", "tpe", "--pruner", "asha"),
+    *("--keep-artifacts", "all"),
     *("--checkpoint-seconds", "0"),
 )
 """Options of a serial sweep in which every trial, pruned or not, follows from the seed; the sampler
