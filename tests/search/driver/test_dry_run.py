@@ -137,7 +137,7 @@ def test_the_ranges_are_those_of_the_space() -> None:
     ranges = search_ranges(plan_of("--space", "rmt").space)
     assert ranges["threshold"] == ("0.001 to 0.009", True)
     assert ranges["norm_weight"] == ("one of 0, 1e-05, 0.0001, 0.001, 0.01", True)
-    assert ranges["patch_embedding"] == ("one of False, True", False)
+    assert ranges["patch_embedding"] == ("one of false, true", False)
     assert ranges["epochs"] == ("10 to 30", True)
     assert ranges["batch_size"] == ("one of 8, 16, 32, 64", True)
 
