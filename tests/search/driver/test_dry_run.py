@@ -138,8 +138,8 @@ def test_the_ranges_are_those_of_the_space() -> None:
     assert ranges["threshold"] == ("0.001 to 0.009", True)
     assert ranges["norm_weight"] == ("one of 0, 1e-05, 0.0001, 0.001, 0.01", True)
     assert ranges["patch_embedding"] == ("one of false, true", False)
-    assert ranges["epochs"] == ("10 to 30", True)
-    assert ranges["batch_size"] == ("one of 8, 16, 32, 64", True)
+    assert ranges["epochs"] == ("5 to 15", True)
+    assert ranges["flip_budget"] == ("1 to 10", True)
 
 
 def test_methods_in_closed_form_and_stages_are_timed() -> None:
