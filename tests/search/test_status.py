@@ -122,7 +122,7 @@ def test_a_sweep_from_its_first_trial_to_its_last(
         world.end(0.7)
     found = as_json(capsys, world)
     assert found["trials"] == {"done": 4, "asked": 4, "COMPLETE": 3, "PRUNED": 0, "FAIL": 1}
-    assert found["best"] == {"trial": 1, "value": 0.9}
+    assert found["best"] == {"trial": 1, "value": 0.9, "accuracy": 0.9}
     assert found["state"] == "interrupted"  # it has not been judged
     text = told(capsys, world, "--errors")
     assert "Trial 2: NonFiniteError: loss" in text
@@ -226,7 +226,7 @@ def test_every_sweep_is_a_row(
     assert "'format' is 1" in rows["older:"]
     assert list_module.main(["--storage", str(tmp_path), "--json"]) == 0
     found = {s["name"]: s for s in json.loads(capsys.readouterr().out)["sweeps"]}
-    assert found["mine"]["best"] == {"trial": 0, "value": 0.8}
+    assert found["mine"]["best"] == {"trial": 0, "value": 0.8, "accuracy": 0.8}
     assert found["older"]["state"] == "unreadable"
     assert "this version reads" in found["older"]["trouble"]
     for name in ("older", "torn", "half"):
@@ -287,7 +287,7 @@ def test_in_a_bucket(plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert list_module.main(["--storage", world.storage, "--json"]) == 0
         (row,) = json.loads(capsys.readouterr().out)["sweeps"]
         assert row["trials"]["done"] == 2
-        assert row["best"] == {"trial": 2, "value": 0.9}
+        assert row["best"] == {"trial": 2, "value": 0.9, "accuracy": 0.9}
 
 
 def test_one_unreadable_sweep_does_not_hide_the_others(
