@@ -99,8 +99,9 @@ def test_a_trial_shows_its_parameters_and_its_curves(window: Window, finished: F
     run = runs_of(finished.server.uri, NAME)[str(number)]
     page.goto(f"{base(finished)}/runs/{run.info.run_id}")
     page.get_by_text(re.compile(r"^Parameters \(\d+\)$")).wait_for()
-    rate = page.get_by_role("row").filter(has=page.get_by_text("lr", exact=True))
-    expect(rate.get_by_text(str(result["parameters"]["lr"]), exact=True)).to_be_attached()
+    row = page.get_by_role("row").filter(has=page.get_by_text("lr", exact=True))
+    value = str(result["config"]["optim"]["lr"])
+    expect(row.get_by_text(value, exact=True)).to_be_attached()
     expect(page.get_by_role("link", name=NAME)).to_be_visible()  # the sweep
     page.get_by_role("tab", name="Model metrics").click()
     page.get_by_placeholder("Search metric charts").fill(ACCURACY)
