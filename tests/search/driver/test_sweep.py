@@ -246,4 +246,4 @@ def test_a_time_budget_leaves_unfinished_trials_to_be_continued(sweep: Sweep) ->
 def test_the_sweep_folder_holds_no_pickle(finished: tuple[Sweep, str, float]) -> None:
     sweep, _, _ = finished
     names = {path.suffix for path in Path(sweep.folder).rglob("*") if path.is_file()}
-    assert names <= {".json", ".jsonl", ".safetensors", ".arrow", ".delivered", ""}
+    assert names <= {".json", ".jsonl", ".safetensors", ".arrow", ".yaml", ".delivered", ""}
