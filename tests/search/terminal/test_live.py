@@ -161,7 +161,8 @@ def test_it_fits_after_the_window_has_become_smaller(seen: Seen) -> None:
 
 def test_it_goes_on_to_its_end(seen: Seen) -> None:
     assert seen.code == 0, seen.raw[-3000:]
-    assert len(seen.sweep.results()) == 8
+    # Trial 0 cannot flip a bit with these few images: it is not trained and does not count.
+    assert sorted(seen.sweep.results()) == list(range(9))
     assert "Test accuracy" in seen.raw
     assert "Traceback" not in seen.raw
     assert " of 8 trials" not in seen.last  # the table is gone
