@@ -207,7 +207,7 @@ def test_extreme_values_are_refused_in_one_line_or_work(option: str) -> None:
     st.lists(
         st.tuples(
             st.sampled_from(
-                [a.option_strings[-1] for a in build_parser()._actions[2:] if a.option_strings]
+                [a.option_strings[-1] for a in build_parser()._actions[3:] if a.option_strings]
             ),
             st.one_of(
                 st.text(max_size=12),
