@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -324,7 +325,8 @@ def _parse(arguments: Sequence[str] | None) -> tuple[dict[str, Any], list[tuple[
     """The options given, and every mistake with the option that it is about. Those of the command
     line replace those of a file; repeated options do so field by field."""
     parser = build_parser()
-    options, mistakes = parser.parse(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    options, mistakes = parser.parse(_without_unknown_values(parser, words))
     given = vars(options)
     mistakes += _by_field(given)
     file = given.pop("file", None)
@@ -343,6 +345,19 @@ def _parse(arguments: Sequence[str] | None) -> tuple[dict[str, Any], list[tuple[
             given[name] = found
         base.pop(name, None)
     return base | given, mistakes
+
+
+def _without_unknown_values(parser: Parser, words: Sequence[str]) -> list[str]:
+    """The words without those that follow an unknown option: its value would pass for the file."""
+    known = {name for action in parser._actions for name in action.option_strings}
+    kept: list[str] = []
+    previous = ""
+    for word in words:
+        is_stray = previous.startswith("--") and "=" not in previous and previous not in known
+        if not is_stray or word.startswith("-"):
+            kept.append(word)
+        previous = word
+    return kept
 
 
 def _by_field(given: dict[str, Any]) -> list[tuple[str, str]]:

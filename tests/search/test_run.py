@@ -156,7 +156,7 @@ def test_every_kind_of_mistake_is_reported_with_the_others(
     for part in (
         "--trials must be a whole number, got 'many'.",
         "--seed must be a whole number, got 'x'.",
-        "Unrecognized arguments: --trails 5. Did you mean --trials?",
+        "Unrecognized arguments: --trails. Did you mean --trials?",
         "--resume continues 'nobody', so --name must be omitted, got 'two'.",
         "There is no sweep 'nobody'",
         "There is no sweep 'nothing'",
