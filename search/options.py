@@ -23,6 +23,7 @@ from search.core.task_options import (
     settle_draws,
     with_all_shots,
 )
+from search.terminal.option_groups import COMMON, GROUPS
 from search.terminal.option_values import PARSERS
 from search.terminal.parser import Parser
 from spaces.registry import SPACES, SpaceEntry, SpaceError, find_space
@@ -52,79 +53,6 @@ examples:
   python -m search.run --resume NAME                    resume an interrupted sweep
   python -m search.run --resume NAME --trials 100       add trials to a finished one"""
 
-_GROUPS: Mapping[str, Mapping[str, str]] = {
-    "task": {
-        "space": "NAME",
-        "plugin": "FILE.py",
-        "init_from": "SWEEP",
-        "datasets": "NAME,...",
-        "data": "FOLDER",
-        "backbone": "SPEC",
-        "shots": "N,...",
-        "seeds": "N,N,...",
-        "protocol": "NAME",
-        "per_task": "",
-        "draws": "RULE",
-        "shots_file": "PATTERN",
-        "class_names": "FILE",
-        "prompt": "TEXT",
-        "generate_split": "",
-        "skip_unreadable": "",
-        "validation": "NAME",
-    },
-    "settings and ranges": {
-        "preset": "NAME",
-        "set": "FIELD=VALUE",
-        "range": "FIELD=LOW:HIGH",
-        "choice": "FIELD=VALUE,...",
-        "grid": "FIELD=VALUE,...",
-        "enqueue": "FILE",
-    },
-    "search": {
-        "trials": "N",
-        "sampler": "NAME",
-        "objective": "NAME",
-        "pruner": "NAME",
-        "second_objective": "METRIC:DIRECTION",
-        "select": "ensemble|best|N",
-        "time_budget": "TIME",
-        "retry_failed": "",
-        "seed": "N",
-        "eval_seeds": "N",
-    },
-    "storage and tracking": {
-        "name": "NAME",
-        "resume": "NAME",
-        "storage": "PLACE",
-        "study_storage": "URL",
-        "keep_artifacts": "WHOSE",
-        "no_report": "",
-        "notify": "URL",
-        "register": "MODEL",
-        "tracking_uri": "URI",
-        "experiment": "NAME",
-    },
-    "execution": {
-        "address": "HOST:PORT",
-        "device": "NAME",
-        "cpus_per_trial": "N",
-        "gpus_per_trial": "N",
-        "max_concurrent": "N",
-        "checkpoint_seconds": "N",
-        "dry_run": "",
-    },
-}
-"""Option groups: each option with the placeholder of its value."""
-_COMMON = frozenset(
-    {
-        *("space", "datasets", "data", "backbone", "shots", "init_from"),
-        *("preset", "set", "range", "choice", "grid"),
-        *("trials", "select", "time_budget", "seed"),
-        *("name", "resume", "storage", "tracking_uri"),
-        *("address", "device", "gpus_per_trial", "max_concurrent", "dry_run"),
-    }
-)
-"""Options that `--help` shows; `--help-all` shows all."""
 _NOT_FIELDS = {
     "shots_file": "Published draws: a JSON file, with {dataset}, {shots} and {seed} in its name if "
     "there are several.",
@@ -203,7 +131,7 @@ def build_parser(everything: bool = True) -> Parser:
     docs = {name: doc for record in records for name, doc in field_docs(record).items()}
     docs |= _NOT_FIELDS
     kinds = {f.name: str(f.type) for record in records for f in fields(record)}
-    for title, names in _GROUPS.items():
+    for title, names in GROUPS.items():
         group = parser.add_argument_group(title)
         for name, metavar in names.items():
             settings: dict[str, Any] = {"dest": name}
@@ -214,7 +142,7 @@ def build_parser(everything: bool = True) -> Parser:
             if name in _REPEATED:
                 settings["action"] = "append"
             shown = settings | ({"metavar": metavar} if metavar else {})
-            is_shown = everything or name in _COMMON
+            is_shown = everything or name in COMMON
             text = _help(name, docs[name]) if is_shown else argparse.SUPPRESS
             group.add_argument(option(name), help=text, **shown)
             if name in _OLD_SPELLINGS:
@@ -326,7 +254,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[dict[str, Any], list[tuple[
     line replace those of a file; repeated options do so field by field."""
     parser = build_parser()
     words = sys.argv[1:] if arguments is None else arguments
-    options, mistakes = parser.parse(_without_unknown_values(parser, words))
+    options, mistakes = parser.parse(parser.without_unknown_values(words))
     given = vars(options)
     mistakes += _by_field(given)
     file = given.pop("file", None)
@@ -345,19 +273,6 @@ def _parse(arguments: Sequence[str] | None) -> tuple[dict[str, Any], list[tuple[
             given[name] = found
         base.pop(name, None)
     return base | given, mistakes
-
-
-def _without_unknown_values(parser: Parser, words: Sequence[str]) -> list[str]:
-    """The words without those that follow an unknown option: its value would pass for the file."""
-    known = {name for action in parser._actions for name in action.option_strings}
-    kept: list[str] = []
-    previous = ""
-    for word in words:
-        is_stray = previous.startswith("--") and "=" not in previous and previous not in known
-        if not is_stray or word.startswith("-"):
-            kept.append(word)
-        previous = word
-    return kept
 
 
 def _by_field(given: dict[str, Any]) -> list[tuple[str, str]]:

@@ -98,6 +98,19 @@ class Parser(argparse.ArgumentParser):
             problems.append((self._unknown(words), ""))
         return options, problems
 
+    def without_unknown_values(self, words: Sequence[str]) -> list[str]:
+        """Return the words without those that follow an unknown option: its value would pass for
+        a positional argument."""
+        known = {name for action in self._actions for name in action.option_strings}
+        kept: list[str] = []
+        previous = ""
+        for word in words:
+            is_stray = previous.startswith("--") and "=" not in previous and previous not in known
+            if not is_stray or word.startswith("-"):
+                kept.append(word)
+            previous = word
+        return kept
+
     def _without_damage(self, arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
         """Remove arguments that are no text, each with the option before it."""
         kept: list[str] = []
