@@ -73,7 +73,7 @@ def main(folder: Path) -> dict[str, Any]:
     partition = digits._partition
     digits._partition = lambda *data: _TestRowsGone(partition(*data))  # type: ignore[assignment]
     watched, curious = Watched("digits"), Curious("curious")
-    DATASETS.update(
+    DATASETS._own.update(  # type: ignore[attr-defined]
         {
             "digits": lambda name, root, generate_split: watched,
             "curious": lambda name, root, generate_split: curious,
