@@ -50,6 +50,11 @@ def answer_help(command: str) -> None:
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     if hasattr(sys.modules["__main__"], "main"):  # loaded: the command handles it
         raise KeyboardInterrupt
+    stop_before_start(signum, frame)
+
+
+def stop_before_start(signum: int, frame: FrameType | None) -> None:
+    """End the process after Ctrl-C, with one line."""
     os.write(2, b"Stopped. Nothing had been started.\n")
     os._exit(130)
 

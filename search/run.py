@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from search import stop_before_start
 from search.core.environment import quiet_environment
 
 quiet_environment()  # Ray reads its settings when it is imported
@@ -132,8 +134,17 @@ def run_plans(plans: Sequence[Plan], console: Console, retry_failed: bool) -> li
 
 
 def _load_the_rest() -> ModuleType:
-    """Import Ray and everything that uses it, which takes seconds."""
-    return importlib.import_module("search.driver.sweep")
+    """Import Ray and everything that uses it, which takes seconds.
+
+    Ctrl-C ends the process at once: an exception inside an import may come out as another one.
+    """
+    if __name__ != "__main__":  # a notebook or a service calls `main`
+        return importlib.import_module("search.driver.sweep")
+    before = signal.signal(signal.SIGINT, stop_before_start)
+    try:
+        return importlib.import_module("search.driver.sweep")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 if __name__ == "__main__":
