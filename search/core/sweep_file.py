@@ -43,6 +43,7 @@ def read_options(path: str) -> list[str]:
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
         # Every scalar stays text: to YAML, 10:50 is a number in base 60.
+        # It builds strings, lists and dicts only, and runs nothing.
         content = yaml.load(text, Loader=yaml.BaseLoader)
     except OSError as error:
         raise _invalid(path, f"cannot be read ({error.strerror})") from None
