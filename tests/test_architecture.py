@@ -118,8 +118,8 @@ def one_way(module: Module) -> list[str]:
 
 PARTS = {
     "search": (
-        *("core", "selection", "ledger", "evaluation", "tracking", "reporting", "terminal"),
-        *("exporting", "execution", "driver"),
+        *("core", "papers", "selection", "ledger", "evaluation", "tracking", "reporting"),
+        *("terminal", "exporting", "execution", "driver"),
     ),
     "trainables": ("core", "images", "data", "backbones", "methods"),
 }
@@ -243,7 +243,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "pydantic_core": ("search/core/config.py", "trainables/core/records.py", "trainables/trial.py"),
     "annotated_types": (
         *("search/evaluation/record.py", "search/selection/selection.py"),
-        "trainables/core/records.py",
+        *("search/papers/schema.py", "trainables/core/records.py"),
     ),
     "filelock": ("trainables/core/store.py", "trainables/core/temporary.py"),
     "ray": ("search/", "trainables/trainable.py"),
