@@ -32,21 +32,26 @@ Measure = Literal[
     "parameters",
     "residual-mean",
     "residual-median",
+    "transfer-difficulty",
     "wrong-to-right",
     "right-to-wrong",
+    "train-minutes",
     "train-speed",
     "test-speed",
     "mask-iou",
     "layer-change",
+    "layer-sparsity",
 ]
 """What a number is about.
 
 `accuracy` (per cent); `gain` over the zero-shot row (points); `sparsity`: share of masked elements
 that are dropped (per cent); `size` of the learned artifact (MB); `parameters`: learned ones
-(millions); `residual-mean`, `residual-median` of the absolute learned residual; `wrong-to-right`,
-`right-to-wrong`: test images, against the zero-shot row; `train-speed`, `test-speed` (images per
-second); `mask-iou`: overlap of the dropped elements of two trainings; `layer-change`: mean change
-of the scores per group of layers.
+(millions); `residual-mean`, `residual-median` of the absolute learned residual;
+`transfer-difficulty`: (1 / number of classes) / zero-shot accuracy; `wrong-to-right`,
+`right-to-wrong`: test images, against the zero-shot row; `train-minutes`: duration of the training;
+`train-speed`, `test-speed` (images per second); `mask-iou`: overlap of the dropped elements of two
+trainings; `layer-change`, `layer-sparsity`: mean change of the scores, and sparsity, per group of
+layers.
 """
 
 Columns = Literal["shots", "datasets", "backbones", "measures"]
@@ -191,7 +196,7 @@ def _check(table: Table, where: str) -> None:
     for name in names:
         if names.count(name) > 1:
             raise RecordError(f"{where}.rows", f"must have different names, got {name!r} twice")
-    alone = {"mask-iou", "layer-change"} & {*table.measures}
+    alone = {"mask-iou", "layer-change", "layer-sparsity"} & {*table.measures}
     if alone and len(table.measures) > 1:
         raise RecordError(f"{where}.measures", f"must have {min(alone)} alone")
     if table.average == "targets" and table.protocol not in _TARGETS:

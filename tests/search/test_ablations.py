@@ -1,4 +1,4 @@
-"""Every row of the papers' ablation tables that the methods can express is one command."""
+"""Every row of the papers' tables that a method can express is one command of `search.run`."""
 
 from __future__ import annotations
 
@@ -8,88 +8,108 @@ from typing import Any
 import pytest
 
 from search.options import configure
+from search.papers.cells import row_config, sources
+from search.papers.schema import Row, Table, papers
+from trainables.core.optim import OptimConfig
 from trainables.fields import values_of
+from trainables.methods.base import TaskFacts
 
-B16 = "--dataset imagenet --backbone ViT-B-16"
-RN50 = "--dataset imagenet --backbone RN50"
-MASKS = "--space rmt --trials 1"
-RESIDUAL = "--space taskres --trials 1"
-
-TASKRES = {
-    # Table 2: what replaces the residual.
-    f"--space text-adapter --trials 1 {RN50} --set keep_base=false": {"keep_base": False},
-    f"--space text-adapter --trials 1 {RN50}": {"keep_base": True, "alpha": 0.5},
-    f"{RESIDUAL} {RN50} --shots 1,2,4,8,16 --per-task": {"residual": "text"},
-    # Table 4: where the residual is.
-    f"{RESIDUAL} {RN50} --set residual=image": {"residual": "image"},
-    f"{RESIDUAL} {RN50} --set residual=text": {"residual": "text"},
-    f"{RESIDUAL} {RN50} --set residual=both": {"residual": "both"},
-    f"--space taskres {RN50} --grid residual=text,image,both": {},
-    # Tables 5 and 10: alpha, fixed and learned, on average and per data set.
-    **{f"{RESIDUAL} --set alpha={a} --shots 1": {"alpha": a} for a in (0.1, 0.3, 0.5, 0.7, 1.0)},
-    f"{RESIDUAL} --set learn_alpha=true --shots 1": {"learn_alpha": True, "alpha": 0.5},
-    "--space taskres --grid alpha=0.1,0.3,0.5,0.7,1.0 --shots 1 --dataset all11 --per-task": {},
-    # The base: enhanced, or as the released code has it.
-    "--space enhanced-base+taskres --trials 1": {"residual": "text"},
-    "--space taskres --preset reference --trials 1": {"weight_decay": 5e-4, "prompts": "reference"},
+ROWS = {
+    f"{name}/{key}: {row.name}": (table, row)
+    for name, paper in papers().items()
+    for key, table in paper.tables.items()
+    for row in table.rows
+    if row.method not in ("", "zero-shot")  # every sweep evaluates the zero-shot model
 }
-RAMT: dict[str, dict[str, Any]] = {
-    # Which layers are masked (AMT, MMT, PMT, DMT), each with gradient dropout.
-    **{f"{MASKS} {B16} --set masked={m}": {"masked": m} for m in ("mhsa", "mlp", "all", "dynamic")},
-    f"--space rmt {B16} --grid masked=mhsa,mlp,all,dynamic --grid leak=0,1": {},
-    # How the gradients of task and teacher are merged.
-    f"{MASKS} {B16} --set leak=0": {"leak": 0.0},
-    **{
-        f"{MASKS} {B16} --set rule={rule}": {"rule": rule}
-        for rule in ("sum", "sign", "agree", "prograd", "gradient-dropout")
-    },
-    # The leak, the threshold, the granularity.
-    **{f"{MASKS} {B16} --set leak={x}": {"leak": x} for x in (0.1, 0.3, 0.5, 0.8, 1.0)},
-    f"--space rmt {B16} --grid leak=0,0.1,0.3,0.5,0.8,1": {},
-    **{f"{MASKS} {B16} --set threshold={x}": {"threshold": x} for x in (4e-3, 5e-3, 6e-3)},
-    **{
-        f"{MASKS} {B16} --set granularity={x}": {"granularity": x}
-        for x in ("filter", "channel", "element")
-    },
-    # The tower that is masked.
-    f"--space rmt-text --trials 1 {B16}": {"masked": "mhsa"},
-    f"--space rmt-both --trials 1 {B16}": {"masked_text": "mhsa"},
-    # Seven templates.
-    **{
-        f"{MASKS} {B16} --set prompts=paper --set masked={m}": {"masked": m}
-        for m in ("mhsa", "all")
-    },
-    f"--space tip-adapter-f --trials 1 {B16}": {"prompts": "ensemble"},
-    f"--space rmt+tip-adapter-f --trials 1 {B16} --set rmt.prompts=paper": {},
-    f"--space rmt+tip-adapter-f --trials 1 {B16} --set rmt.masked=all": {},
-    # Other methods on a masked model.
-    f"--space rmt+coop --trials 1 {B16} --set context_tokens=16": {"context_tokens": 16},
-    # Other backbones; a ResNet is masked as a whole.
-    **{
-        f"{MASKS} --dataset imagenet --backbone {b} --set masked=all": {"masked": "all"}
-        for b in ("RN50", "RN101", "ViT-B-16", "ViT-B-32")
-    },
-    f"{MASKS} --dataset imagenet --backbone ViT-B-32": {"leak": 1.0},
-    # Base-to-new classes, with and without gradient dropout, and the released code's settings.
-    f"{MASKS} {B16} --protocol base-to-new": {"leak": 1.0},
-    f"{MASKS} {B16} --protocol base-to-new --set leak=0": {"leak": 0.0},
-    f"{MASKS} {B16} --preset reference": {"norm_weight": 1e-4, "patch_embedding": True},
-    f"{MASKS} {B16} --protocol domain-generalization": {"leak": 1.0},
-}
-"""Command -> values of the trial's last stage."""
 
 
-@pytest.mark.parametrize("command", TASKRES | RAMT)
-def test_the_row_is_a_command(command: str) -> None:
-    config = configure(shlex.split(command))
-    assert config.problems() == []
-    space = config.general_space
-    expected = (TASKRES | RAMT)[command]
-    values = values_of(space.first)
-    assert {name: values[name] for name in expected} == expected or "imagenet" in command
-    if space.grid:
-        assert config.trials == config.settings.combinations > 1
-        assert config.pruner == "none"
-    else:
+def command(table: Table, row: Row, backbone: str) -> list[str]:
+    """The options of the sweep that trains this row only, with the paper's protocol."""
+    shots = ",".join(map(str, row.shots or table.shots))
+    options = ["--space", row.method, "--preset", row.preset, "--trials", "1", "--draws", "coop"]
+    options += ["--dataset", ",".join(table.datasets), "--protocol", table.protocol]
+    options += ["--backbone", backbone, "--shots", shots, "--seeds", "1,2,3"]
+    for field, value in row.settings.items():
+        options += ["--set", f"{field}={str(value).lower() if value in (True, False) else value}"]
+    return options
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_row_is_a_command(name: str) -> None:
+    """Which has the row's configuration on every data set and number of shots."""
+    table, row = ROWS[name]
+    for backbone in row.backbones or table.backbones:
+        config = configure(command(table, row, backbone))
+        assert config.problems() == []
         assert config.trials == 1
-        assert values["prompts"] == expected.get("prompts", values["prompts"])
+        tower = "resnet" if backbone.startswith("RN") else "vit"
+        for dataset in sources(table):
+            for shots in row.shots or table.shots:
+                facts = TaskFacts(dataset, shots, 10 * shots, tower, protocol=table.protocol)
+                expected = row_config(row, facts)
+                assert config.open_space(facts).first == expected
+                assert expected.problems() == []
+
+
+@pytest.mark.parametrize(
+    ("row", "dataset", "expected"),
+    [
+        # The residual's place and weight, and the adapter of the ablation.
+        ("taskres/table-1: TaskRes", "imagenet", {"lr": 2e-4, "epochs": 200, "alpha": 0.5}),
+        ("taskres/table-2: phi(t)", "imagenet", {"keep_base": False}),
+        ("taskres/table-2: t + alpha phi(t)", "imagenet", {"keep_base": True, "alpha": 0.5}),
+        ("taskres/table-4: TaskRes-I", "imagenet", {"residual": "image"}),
+        ("taskres/table-4: TaskRes-I&T", "imagenet", {"residual": "both"}),
+        ("taskres/table-8: TaskRes", "oxford_flowers", {"alpha": 1.0, "lr": 2e-3}),
+        ("taskres/table-10: alpha = 0.5", "oxford_flowers", {"alpha": 0.5}),
+        ("taskres/table-10: learned alpha", "oxford_flowers", {"learn_alpha": True, "alpha": 0.5}),
+        # Leak and learning rate depend on data set and protocol.
+        ("rmt/table-1: R-AMT", "eurosat", {"leak": 0.3, "lr": 8e-5, "masked": "mhsa"}),
+        ("rmt/table-1: R-AMT", "imagenet", {"leak": 1.0, "lr": 3e-5, "epochs": 10}),
+        ("rmt/table-1: R-AMT", "sun397", {"leak": 1.0, "prompts": "single"}),
+        ("rmt/table-1: Tip-Adapter-F", "imagenet", {"prompts": "single"}),
+        ("rmt/table-1: Tip-Adapter-F + R-AMT", "imagenet", {"prompts": "single"}),
+        ("rmt/table-1: CoOp + R-AMT", "imagenet", {"context_tokens": 16, "init_words": ""}),
+        ("rmt/table-2: R-AMT", "eurosat", {"leak": 1.0}),
+        ("rmt/table-2: AMT", "eurosat", {"leak": 0.0}),
+        ("rmt/table-3: R-AMT", "imagenet", {"leak": 1.0}),
+        # Gradient rules, thresholds, groups, towers and templates.
+        ("rmt/table-4: AMT + AgreeGrad", "imagenet", {"rule": "agree"}),
+        ("rmt/table-6: threshold 0.004", "imagenet", {"threshold": 4e-3, "init": 1e-2}),
+        ("rmt/table-9: R-PMT", "imagenet", {"prompts": "paper", "masked": "all"}),
+        ("rmt/table-9: Tip-Adapter-F + R-PMT", "imagenet", {"prompts": "ensemble"}),
+        ("rmt/table-12: filter-wise", "imagenet", {"granularity": "filter"}),
+        ("rmt/table-14: both encoders", "imagenet", {"masked": "mhsa", "masked_text": "mhsa"}),
+        ("rmt/table-15: R-DMT", "dtd", {"masked": "dynamic"}),
+    ],
+)
+def test_the_row_has_the_papers_settings(row: str, dataset: str, expected: dict[str, Any]) -> None:
+    table, own = ROWS[row]
+    shots = max(table.shots)
+    found = values_of(row_config(own, TaskFacts(dataset, shots, 752, protocol=table.protocol)))
+    assert {name: found[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--space taskres --grid residual=text,image,both",
+        "--space taskres --grid alpha=0.1,0.3,0.5,0.7,1.0 --shots 1 --dataset all11 --per-task",
+        "--space rmt --grid masked=mhsa,mlp,all,dynamic --grid leak=0,1",
+        "--space rmt --grid leak=0,0.1,0.3,0.5,0.8,1",
+    ],
+)
+def test_the_rows_of_a_table_are_one_grid(options: str) -> None:
+    config = configure(shlex.split(options))
+    assert config.problems() == []
+    assert config.trials == config.settings.combinations > 1
+    assert config.pruner == "none"
+
+
+def test_the_authors_code_is_a_preset() -> None:
+    options = "--trials 1 --preset reference --dataset imagenet"
+    taskres = configure(shlex.split(f"--space taskres {options}")).general_space.first
+    assert isinstance(taskres.optim, OptimConfig)
+    assert (taskres.optim.weight_decay, taskres.method_config.prompts) == (5e-4, "reference")
+    masks = configure(shlex.split(f"--space rmt {options}")).general_space.first.method_config
+    assert (masks.norm_weight, masks.patch_embedding) == (1e-4, True)
