@@ -1,28 +1,22 @@
-"""Results published in papers, read from `published.csv`.
+"""Published results that are comparable with those of a sweep.
 
-TaskRes: Yu et al., CVPR 2023, arXiv:2211.10277. R-AMT: Zheng et al., Regularized Mask Tuning, ICCV
-2023, arXiv:2307.15049. All are top-1 test accuracies in per cent, means over three seeds, with the
-weights of OpenAI's CLIP and the draws of CoOp with seeds 1 to 3. Averages that can be computed from
-other rows are not in the file.
+All are top-1 test accuracies in per cent, means over three seeds, with the weights of OpenAI's CLIP
+and the draws of CoOp with seeds 1 to 3.
 """
 
 from __future__ import annotations
 
-import csv
 import statistics
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
-from typing import cast
 
 from search.core.task import Part
 from search.evaluation.record import Score
+from search.papers.cells import ZERO_SHOT
+from search.papers.schema import AVERAGE, Row, Table, papers
 from trainables.data.registry import BASE_TASKS
 from trainables.trial import TaskSpec
-
-_AVERAGE = "average"
-"""Target of a row that has only the average over the eleven data sets."""
 
 
 @dataclass(frozen=True)
@@ -42,29 +36,58 @@ class Published:
     values: dict[str, float] = field(default_factory=dict)
     """Accuracy in per cent, by test data set."""
     average: float | None = None
-    """Average over the eleven data sets, if the paper reports only that."""
+    """Average over the eleven data sets as the paper prints it, if it does."""
 
     def mean(self, targets: Collection[str]) -> float | None:
         """Return the average over exactly these data sets; None if it is unknown."""
-        if self.average is not None:
-            return self.average if set(targets) == set(BASE_TASKS) else None
         known = [self.values[target] for target in targets if target in self.values]
-        return statistics.fmean(known) if known and len(known) == len(targets) else None
+        if known and len(known) == len(targets):
+            return statistics.fmean(known)
+        return self.average if set(targets) == set(BASE_TASKS) else None
+
+    def has(self, other: Published) -> bool:
+        """Whether it is the same model and has all of the other's values."""
+        same = (self.method, self.backbone, self.shots, self.part)
+        return same == (other.method, other.backbone, other.shots, other.part) and (
+            other.values.items() <= self.values.items() and other.average in (None, self.average)
+        )
 
 
 @cache
 def published() -> tuple[Published, ...]:
-    """Return every row, in the order of the file."""
-    found: dict[tuple[str, ...], dict[str, float]] = {}
-    text = files("search.reporting").joinpath("published.csv").read_text(encoding="utf-8")
-    for row in csv.DictReader(text.splitlines()):
-        key = (row["method"], row["source"], row["backbone"], row["shots"], row["part"])
-        found.setdefault(key, {})[row["target"]] = float(row["accuracy"])
+    """Return the papers' main rows, in the order of their files. A row that several tables print is
+    that of the table with most numbers."""
+    found: list[Published] = []
+    for paper in papers().values():
+        for key, table in paper.tables.items():
+            for row in table.rows:
+                if row.compare:
+                    found += _rows(f"{paper.short}, {key.replace('-', ' ')}", table, row)
     return tuple(
-        Published(method, source, backbone, int(shots), cast(Part, part), values, average)
-        for (method, source, backbone, shots, part), values in found.items()
-        for average in [values.pop(_AVERAGE, None)]
+        one
+        for place, one in enumerate(found)
+        if not any(other.has(one) for other in found[:place])
+        and not any(other.has(one) and not one.has(other) for other in found[place:])
     )
+
+
+def _rows(source: str, table: Table, row: Row) -> Iterator[Published]:
+    """The accuracies of a row, by what they are comparable with."""
+    for numbers in row.published:
+        values = dict(numbers.values)
+        average = values.pop(AVERAGE, None)
+        if numbers.measure != "accuracy" or numbers.part == "harmonic":
+            continue
+        backbone = numbers.backbone or (row.backbones or table.backbones)[0]
+        shots = numbers.shots or (row.shots or table.shots)[0]
+        shots = 0 if row.method == ZERO_SHOT else shots
+        start = (row.name, source, backbone, shots)
+        if table.protocol == "domain-generalization":
+            first = table.datasets[0]
+            yield Published(*start, "test", {first: values.pop(first)})
+            yield Published(*start, "shift", values)
+        else:
+            yield Published(*start, numbers.part or "test", values, average)
 
 
 def comparable_rows(task: TaskSpec, scores: list[Score]) -> list[Published]:
