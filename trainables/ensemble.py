@@ -136,9 +136,13 @@ class Ensemble:
         """Number of epochs of all members."""
         return sum(part.epochs for part in self._parts)
 
+    def advancing(self) -> Sequence[Trainer]:
+        """Return the first member that is not trained to its end."""
+        return [next(part for part in self._parts if part.epoch < part.epochs)]
+
     def run_epoch(self, validate: bool = True) -> dict[str, float]:
         """Train an epoch of the first member that is not trained to its end."""
-        part = next(part for part in self._parts if part.epoch < part.epochs)
+        (part,) = self.advancing()
         metrics = part.run_epoch(validate=False)
         return metrics | (self.validate() if validate else {})
 

@@ -53,6 +53,10 @@ class FoldedTraining:
         """Number of epochs."""
         return self._whole.epochs
 
+    def advancing(self) -> Sequence[Trainer]:
+        """Return the trainings of all folds, and the one on all images."""
+        return self._parts
+
     def run_epoch(self, validate: bool = True) -> dict[str, float]:
         """Train every model for an epoch; `train/*` is of the one on all images."""
         for fold in self._folds:

@@ -79,6 +79,10 @@ class RepeatedTraining(Training):
     def epochs(self) -> int:
         return self._own.epochs
 
+    def advancing(self) -> Sequence[Trainer]:
+        """Return nothing while it follows; the own training, unless it has to catch up first."""
+        return [] if self._follows or self._own.epoch < self._epoch else [self._own]
+
     def run_epoch(self, validate: bool = True) -> dict[str, float]:
         """Take over what the first training has done since, or train the next epoch."""
         if self._follows:

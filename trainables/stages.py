@@ -48,6 +48,9 @@ class Training(Protocol):
     def epochs(self) -> int:
         """Number of epochs of all stages."""
 
+    def advancing(self) -> Sequence[Trainer]:
+        """Return the trainers of which the next `run_epoch` trains an epoch."""
+
     def run_epoch(self, validate: bool = True) -> dict[str, float]:
         """Train on all images once; return the epoch's metrics, with `validate` also `val/*`."""
 
@@ -149,6 +152,10 @@ class Pipeline(Training):
     @property
     def epochs(self) -> int:
         return _epochs(self.config.stages)
+
+    def advancing(self) -> Sequence[Trainer]:
+        """Return the current stage."""
+        return [self._present()]
 
     def run_epoch(self, validate: bool = True) -> dict[str, float]:
         """Train one epoch of the current stage; after a stage's last epoch the next one begins."""

@@ -85,6 +85,7 @@ class Trainer:
         """Metrics of the latest epoch of this process."""
         self._prepared = False
         self._optimiser: torch.optim.Optimizer | None = None
+        self._taken: tuple[dict[str, float], dict[str, float] | None] | None = None
 
     @property
     def epochs(self) -> int:
@@ -111,26 +112,67 @@ class Trainer:
             if validate and not self.latest:
                 self.latest = self.validate()
             return self.latest | self.method.progress()
-        optimiser = self._open_optimiser()
-        steps = self.config.optim.steps_per_epoch(len(self.train))
-        rates = self._rates[self.epoch * steps :]
-        rate = rates[0]
-        sums: dict[str, float] = {}
-        for batch, step_rate in zip(self._batches(), rates, strict=False):
-            for name, value in self.method.backward(batch, self._rng["method"]).items():
-                sums[name] = sums.get(name, 0.0) + value
-            for group in optimiser.param_groups:
-                group["lr"] = step_rate
-            optimiser.step()
+        trained, validated = self._taken or (self._train_epoch(), None)
+        self._taken = None
+        metrics = trained | {"train/lr": self.epoch_rates()[0]}
         self.epoch += 1
-        metrics = {name: total / steps for name, total in sums.items()}
-        metrics |= {"train/lr": rate} | self.method.progress()
-        metrics |= self.validate() if validate else {}
+        metrics |= self.method.progress()
+        if validate:
+            metrics |= validated or self.validate()
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise NonFiniteError(f"{name} became {value} in epoch {self.epoch}")
         self.latest = metrics
         return metrics
+
+    def _train_epoch(self) -> dict[str, float]:
+        """Take the steps of an epoch; return the mean losses."""
+        optimiser, rates = self._open_optimiser(), self.epoch_rates()
+        sums: dict[str, float] = {}
+        for batch, rate in zip(self._batches(), rates, strict=True):
+            for name, value in self.method.backward(batch, self._rng["method"]).items():
+                sums[name] = sums.get(name, 0.0) + value
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.step()
+        return {name: total / len(rates) for name, total in sums.items()}
+
+    def advancing(self) -> Sequence[Trainer]:
+        """Return itself, see `stages.Training`."""
+        return [self]
+
+    def epoch_rates(self) -> tuple[float, ...]:
+        """Return the learning rate of each step of the next epoch."""
+        steps = self.config.optim.steps_per_epoch(len(self.train))
+        return self._rates[self.epoch * steps : (self.epoch + 1) * steps]
+
+    def epoch_order(self) -> Tensor:
+        """Draw the order of the images in the next epoch, int64 [n]."""
+        return torch.randperm(len(self.train), generator=self._rng["order"])
+
+    def epoch_features(self) -> Tensor:
+        """Return the features [n, d] of the view of the next epoch."""
+        number = 0 if self.config.crop_scale == 1 else 1 + self.epoch % AUGMENTED_VIEWS
+        return self.train.features(number, self.config.crop_scale)
+
+    def take_epoch(
+        self, trained: dict[str, float], validated: dict[str, float] | None = None
+    ) -> None:
+        """Record that the steps of the next epoch have been taken by a stack, with these mean
+        losses and, if it was validated, `val/*`; `run_epoch` then only reports them."""
+        self._taken = trained, validated
+
+    def moments(self, number: int) -> dict[str, Tensor]:
+        """Return the optimiser's state of a trainable tensor, in their order; empty before the
+        first step."""
+        optimiser = self._open_optimiser()
+        state = optimiser.state.get(optimiser.param_groups[0]["params"][number], {})
+        return {name: tensor for name, tensor in state.items() if tensor is not None}
+
+    def set_moments(self, number: int, moments: dict[str, Tensor]) -> None:
+        """Replace the optimiser's state of a trainable tensor."""
+        optimiser = self._open_optimiser()
+        optimiser.state[optimiser.param_groups[0]["params"][number]] = moments
 
     @property
     def has_drawn(self) -> bool:
@@ -215,7 +257,7 @@ class Trainer:
         """The batches of one epoch in random order; see `OptimConfig.batch_size` for the last."""
         images, size = len(self.train), self.config.optim.batch_size
         read = self._features() if self.method.input_kind == "features" else self._images
-        order = torch.randperm(images, generator=self._rng["order"])
+        order = self.epoch_order()
         for step in range(self.config.optim.steps_per_epoch(images)):
             index = order[step * size : (step + 1) * size]
             inputs, logits = read(index)
@@ -224,8 +266,7 @@ class Trainer:
 
     def _features(self) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
         """Rows [b] -> features [b, d] of this epoch's view, and zero-shot logits."""
-        number = 0 if self.config.crop_scale == 1 else 1 + self.epoch % AUGMENTED_VIEWS
-        features = self.train.features(number, self.config.crop_scale)
+        features = self.epoch_features()
 
         def read(index: Tensor) -> tuple[Tensor, Tensor | None]:
             inputs = features[index.to(features.device)]
@@ -262,7 +303,10 @@ class Trainer:
         tensors |= {f"rng/{k}": rng.get_state() for k, rng in self._rng.items()}
         if self._optimiser is not None:
             for index, moments in self._optimiser.state_dict()["state"].items():
-                there = {k: v for k, v in moments.items() if v is not None}
+                # A stack's trainers share the number of steps, and a file holds no shared tensors.
+                there = {
+                    k: v if v.dim() else v.clone() for k, v in moments.items() if v is not None
+                }
                 tensors |= {f"optimiser/{index}/{k}": v for k, v in there.items()}
         return tensors, {"epoch": self.epoch, "prepared": self._prepared}
 

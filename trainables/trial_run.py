@@ -26,6 +26,7 @@ from trainables.encoded_task import EncodedTask
 from trainables.folds import FoldedTraining
 from trainables.predictions import write_predictions
 from trainables.repeated_training import share_repeated
+from trainables.stack import Lockstep
 from trainables.stages import Training, open_training
 from trainables.trial import TaskSpec, TrialConfig
 
@@ -98,6 +99,7 @@ class TrialRun:
             for episode in task.episodes
         ]
         self.episodes = episodes if in_sequence else share_repeated(episodes)
+        self._lockstep = Lockstep()
         self.step = 0
         self._judged: list[dict[str, float]] = []
         self._rows: list[dict[str, float]] = []
@@ -156,7 +158,7 @@ class TrialRun:
     def _train_in_parallel(self) -> list[dict[str, float]]:
         begun, last = self._ends[self.step - 1] if self.step else 0, self._ends[self.step]
         return [
-            _stamped(self._mean([self._train_until(e, end, last) for e in self.episodes]), end)
+            _stamped(self._mean(self._train_until(end, last)), end)
             for end in range(begun + 1, last + 1)
         ] or [_stamped(self._mean([episode.validate() for episode in self.episodes]), 0)]
 
@@ -167,14 +169,20 @@ class TrialRun:
         values = [row["val/accuracy"] for row in rows]
         return _mean(rows) | {"val/accuracy": mean_accuracy(values, self._val_images)}
 
-    def _train_until(self, training: Training, epoch: int, last: int) -> dict[str, float]:
-        """Train an episode until the trial's `epoch` of a step that ends with `last`; return the
-        metrics of its last epoch. Own validation images are few, and checked in every epoch."""
-        validate, target = self._every_epoch or epoch == last, self._epochs_of(training, epoch)
-        row = training.run_epoch(validate)
-        while training.epoch < target:
-            row = training.run_epoch(validate)
-        return row
+    def _train_until(self, epoch: int, last: int) -> list[dict[str, float]]:
+        """Train all episodes until the trial's `epoch` of a step that ends with `last`; return the
+        metrics of the last epoch of each. Own validation images are few, and checked in every
+        epoch."""
+        validate = self._every_epoch or epoch == last
+        targets = [self._epochs_of(episode, epoch) for episode in self.episodes]
+        rows: list[dict[str, float]] = [{} for _ in targets]
+        due = list(range(len(rows)))
+        while due:
+            trained = self._lockstep.run_epoch([self.episodes[i] for i in due], validate)
+            for number, row in zip(due, trained, strict=True):
+                rows[number] = row
+            due = [i for i in due if self.episodes[i].epoch < targets[i]]
+        return rows
 
     @property
     def _every_epoch(self) -> bool:
@@ -257,6 +265,7 @@ class TrialRun:
             ) from error
 
     def _continue(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        self._lockstep = Lockstep()  # the stacks of what is replaced
         plain: dict[str, Any] = json.loads(metadata["run"])
         for index, episode in enumerate(self.episodes):
             prefix = f"{index}/"

@@ -1,22 +1,21 @@
 """Validation of trained models: on which images, and how good they are.
 
-Notation: n images, c classes, z logits [n, c], y labels [n].
+Notation: n images, c classes, k models, z logits [n, c], y labels [n].
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from trainables.core.protocols import Validation
 from trainables.data.base import image_keys
 from trainables.data.few_shot import FewShot
 from trainables.encoded_task import EncodedTask
+from trainables.methods.tensor_method import mean_cross_entropy
 from trainables.trial import Episode
 from trainables.view import View
 from trainables.view_rows import ViewRows
@@ -26,37 +25,52 @@ _BISECTIONS = 12
 _FITTED = 1 << 20  # logits that a temperature is fitted to, at most
 
 
+def validation_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return accuracy (a fraction), mean cross entropy, and likelihood: the geometric mean of the
+    probability of the true class at the best temperature, in [0, 1]."""
+    return stacked_validation_metrics(logits[None], labels[None])[0]
+
+
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Return the fraction of rows [n, c] whose largest logit is at the label [n]."""
     return float((logits.argmax(-1) == labels).double().mean())
 
 
-def validation_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return accuracy (a fraction), mean cross entropy, and likelihood: the geometric mean of the
-    probability of the true class at the best temperature, in [0, 1]."""
-    sharpness = fit_sharpness(logits, labels)
-    return {
-        "val/accuracy": accuracy(logits, labels),
-        "val/loss": float(functional.cross_entropy(logits, labels)),
-        "val/likelihood": math.exp(-float(functional.cross_entropy(sharpness * logits, labels))),
+@torch.no_grad()
+def stacked_validation_metrics(logits: Tensor, labels: Tensor) -> list[dict[str, float]]:
+    """Return `validation_metrics` of each of k models, from logits [k, n, c] and labels [k, n]."""
+    columns = {
+        "val/accuracy": (logits.argmax(-1) == labels).double().mean(-1),
+        "val/loss": mean_cross_entropy(logits, labels),
     }
+    sharpness = _fit_sharpness(logits, labels).to(logits.dtype)
+    likelihoods = mean_cross_entropy(sharpness[:, None, None] * logits, labels).neg().double().exp()
+    columns["val/likelihood"] = likelihoods
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def fit_sharpness(logits: Tensor, labels: Tensor) -> float:
+    """Return the inverse temperature s in [1/16, 16] that minimises the mean cross entropy of s z,
+    for logits [n, c] and labels [n]."""
+    return float(_fit_sharpness(logits[None], labels[None]))
 
 
 @torch.no_grad()
-def fit_sharpness(logits: Tensor, labels: Tensor) -> float:
-    """Return the inverse temperature s in [1/16, 16] that minimises the mean cross entropy of s z.
+def _fit_sharpness(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return s of each of k models, [k], from logits [k, n, c] and labels [k, n].
 
-    The slope, mean(sum_c p_c z_c - z_y) with p = softmax(s z), rises with s: bisection in log s.
+    The slope, sum(sum_c p_c z_c - z_y) with p = softmax(s z), rises with s: bisection in log s.
     """
-    stride = max(1, logits.numel() // _FITTED)
-    z, y = logits[::stride].double(), labels[::stride]
-    true = z.gather(1, y[:, None]).mean()
-    low, high = -_OCTAVES, _OCTAVES
+    stride = max(1, logits[0].numel() // _FITTED)
+    z, y = logits[:, ::stride].double(), labels[:, ::stride]
+    true = z.gather(-1, y[..., None]).sum((-2, -1))
+    octaves, half = z.new_zeros(len(z)), _OCTAVES
     for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        slope = ((2**middle * z).softmax(-1) * z).sum(-1).mean() - true
-        low, high = (low, middle) if slope > 0 else (middle, high)
-    return float(2 ** ((low + high) / 2))
+        half /= 2
+        slope = (z.mul(octaves.exp2()[:, None, None]).softmax(-1) * z).sum((-2, -1))
+        octaves += torch.where(slope > true, -half, half)
+    return octaves.exp2()
 
 
 MOST_FOLDS = 4

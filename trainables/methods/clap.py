@@ -64,6 +64,7 @@ class Clap(TensorMethod):
     name: ClassVar[str] = "clap"
     Config: ClassVar[type[MethodConfig]] = ClapConfig
     input_kind: ClassVar[Literal["features", "images"]] = "features"
+    stackable: ClassVar[bool] = True
     base: Tensor
     scale: Tensor
     multipliers: Tensor
@@ -105,13 +106,13 @@ class Clap(TensorMethod):
     def forward(self, inputs: Tensor) -> Tensor:
         """Image features [b, d] -> logits [b, c]."""
         unit = functional.normalize(self.prototypes, dim=-1)
-        return self.scale * functional.normalize(inputs, dim=-1) @ unit.T
+        return self.scale * functional.normalize(inputs, dim=-1) @ unit.mT
 
     def losses(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
         """Cross entropy and penalty: the mean over classes, as in the code; the paper sums."""
         found = super().losses(batch, rng)
         distance = (self.prototypes - self.base).square().sum(dim=-1)  # [c]
-        penalty = self.config.penalty * (self.multipliers * distance).mean()
+        penalty = self.config.penalty * (self.multipliers * distance).mean(dim=-1)
         return {"train/loss": found["train/loss"] + penalty, "train/penalty": penalty}
 
     @torch.no_grad()

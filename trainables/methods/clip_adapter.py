@@ -58,6 +58,7 @@ class ClipAdapter(TensorMethod):
     name: ClassVar[str] = "clip-adapter"
     Config: ClassVar[type[MethodConfig]] = ClipAdapterConfig
     input_kind: ClassVar[Literal["features", "images"]] = "features"
+    stackable: ClassVar[bool] = True
     is_zero_shot_at_init: ClassVar[bool] = False
     classifier: Tensor
 
@@ -92,10 +93,10 @@ class ClipAdapter(TensorMethod):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Image features [b, d] -> logits [b, c]."""
-        hidden = functional.linear(inputs, self.down).relu()
-        adapted = functional.linear(hidden, self.up).relu()
+        hidden = (inputs @ self.down.mT).relu()
+        adapted = (hidden @ self.up.mT).relu()
         mixed = self._ratio * adapted + (1 - self._ratio) * inputs
-        return functional.normalize(mixed, dim=-1) @ self.classifier.T
+        return functional.normalize(mixed, dim=-1) @ self.classifier.mT
 
     def set_classes(self, classes: ClassTexts) -> None:
         """The adapter is kept: it belongs to no class."""

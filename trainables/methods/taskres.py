@@ -87,6 +87,7 @@ class TaskRes(TensorMethod):
     name: ClassVar[str] = "taskres"
     Config: ClassVar[type[MethodConfig]] = TaskResConfig
     input_kind: ClassVar[Literal["features", "images"]] = "features"
+    stackable: ClassVar[bool] = True
     base: Tensor
     scale: Tensor
     fixed_alpha: Tensor
@@ -132,7 +133,7 @@ class TaskRes(TensorMethod):
         return self._logits(self._factors(inputs))
 
     @torch.no_grad()
-    def backward(self, batch: Batch, rng: torch.Generator) -> dict[str, float]:
+    def follow(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
         """Cross entropy, with its gradient in closed form; no random numbers.
 
         With w = t + alpha x, v = z + alpha y, u = v / |v| and g = dL/dlogits, the logits
@@ -146,40 +147,40 @@ class TaskRes(TensorMethod):
         factors = self._factors(batch.inputs)
         logits = self._logits(factors)
         logs = logits.log_softmax(dim=-1)
-        loss = functional.nll_loss(logs, batch.labels)
-        rows = torch.arange(len(logs), device=logs.device)
+        labels = batch.labels[..., None]
+        loss = -logs.gather(-1, labels).mean((-2, -1))
         slope = logs.exp_()
-        slope[rows, batch.labels] -= 1
-        slope.div_(len(rows))
+        slope.scatter_add_(-1, labels, slope.new_tensor(-1).expand(labels.shape))
+        slope.div_(labels.shape[-2])
         alpha = self.alpha
         gradients, residuals = self._gradients(factors, logits, slope), self._residuals()
         if self.alpha_logit is not None:
-            tilts = [(gradients[name] * residual).sum() for name, residual in residuals.items()]
-            self.alpha_logit.grad = torch.stack(tilts).sum() * (1 - alpha**2)
+            tilts = [(gradients[n] * residual).sum((-2, -1)) for n, residual in residuals.items()]
+            self.alpha_logit.grad = torch.stack(tilts).sum(0) * (1 - alpha**2)
         for name, residual in residuals.items():
-            residual.grad = gradients[name].mul_(alpha)
-        return {"train/loss": loss.item()}
+            residual.grad = gradients[name].mul_(alpha[..., None, None])
+        return {"train/loss": loss}
 
     def _gradients(self, factors: _Factors, logits: Tensor, slope: Tensor) -> dict[str, Tensor]:
-        """dL/dw [c, d] and dL/dv, summed over the images [1, d], by the residuals' names.
+        """dL/dw [c, d], and dL/dv summed over the images [1, d], by the residuals' names.
         Overwrites `slope`, g [b, c]."""
         weight, length, unit, norm = factors
         product = slope * logits
-        slope.mul_(self.scale / length)
+        slope.mul_((self.scale / length)[..., None, :])
         gradients = {}
         if self.residual is not None:
-            along = product.sum(dim=0) / length**2
-            gradient = slope.T @ unit
-            gradients["residual"] = gradient.addcmul_(weight, along[:, None], value=-1)
+            along = product.sum(dim=-2) / length**2
+            gradient = slope.mT @ unit
+            gradients["residual"] = gradient.addcmul_(weight, along[..., None], value=-1)
         if self.image_residual is not None:
-            across = product.sum(dim=1, keepdim=True) / norm
+            across = product.sum(dim=-1, keepdim=True) / norm
             # Summed over the images before the product with [c, d]: they share one vector.
-            gradient = (slope / norm).sum(dim=0, keepdim=True) @ weight
-            gradients["image_residual"] = gradient.addmm_(across.T, unit, alpha=-1)
+            gradient = (slope / norm).sum(dim=-2, keepdim=True) @ weight
+            gradients["image_residual"] = gradient.sub_(across.mT @ unit)
         return gradients
 
     def _factors(self, inputs: Tensor) -> _Factors:
-        alpha = self.alpha
+        alpha = self.alpha[..., None, None]
         weight, images = self.base, inputs
         if self.residual is not None:
             weight = torch.addcmul(weight, alpha, self.residual)
@@ -191,7 +192,9 @@ class TaskRes(TensorMethod):
 
     def _logits(self, factors: _Factors) -> Tensor:
         # Divides the products [b, c], which are fewer than the weights [c, d], by |w|.
-        logits: Tensor = self.scale * factors.unit @ factors.weight.T / factors.length
+        logits: Tensor = (
+            self.scale * factors.unit @ factors.weight.mT / factors.length[..., None, :]
+        )
         return logits
 
     @torch.no_grad()

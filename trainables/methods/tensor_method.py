@@ -1,8 +1,12 @@
-"""Methods that minimise one loss and store their tensors as they are."""
+"""Methods that minimise one loss and store their tensors as they are.
+
+Notation: b batch size, c classes, k trainings that are stacked.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +18,29 @@ from trainables.methods.base import Batch, Method, MethodError
 class TensorMethod(Method):
     """A method that follows the gradient of one loss, and whose artifact is its tensors."""
 
+    stackable: ClassVar[bool] = False
+    """Whether `forward`, `losses` and `follow` accept stacked tensors, and draw no random numbers.
+
+    Tensors, inputs [k, b, ...] and labels [k, b] of k trainings then share their first dimension,
+    logits are [k, b, c], and each loss is [k]; buffers that are equal in all trainings are not
+    stacked, see `trainables/stack.py`. Such a method has no submodules.
+    """
+
     def losses(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
         """Scalars by name: `train/loss` is minimised, all others are only reported.
 
         By default the mean cross entropy, without random numbers.
         """
-        return {"train/loss": functional.cross_entropy(self(batch.inputs), batch.labels)}
+        return {"train/loss": mean_cross_entropy(self(batch.inputs), batch.labels)}
+
+    def follow(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
+        """Set `.grad` of every trainable tensor; return `losses` without their graph."""
+        losses = self.losses(batch, rng)
+        fill_gradients(losses["train/loss"].sum(), self.trainable().values())
+        return {name: loss.detach() for name, loss in losses.items()}
 
     def backward(self, batch: Batch, rng: torch.Generator) -> dict[str, float]:
-        losses = self.losses(batch, rng)
-        fill_gradients(losses["train/loss"], self.trainable().values())
-        return {name: loss.item() for name, loss in losses.items()}
+        return {name: loss.item() for name, loss in self.follow(batch, rng).items()}
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """All its parameters."""
@@ -68,6 +84,12 @@ class TensorMethod(Method):
             )
 
 
+def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over b of the cross entropy of logits [..., b, c] and labels [..., b]: [...]."""
+    rows = functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
+    return rows.view(labels.shape).mean(-1)
+
+
 def fill_gradients(loss: Tensor, tensors: Iterable[nn.Parameter]) -> None:
     """Replaces `.grad` of every tensor by d loss / d tensor, for a scalar `loss`.
 
@@ -76,4 +98,5 @@ def fill_gradients(loss: Tensor, tensors: Iterable[nn.Parameter]) -> None:
     leaves = list(tensors)
     gradients = torch.autograd.grad(loss, leaves) if leaves else ()
     for leaf, gradient in zip(leaves, gradients, strict=True):
-        leaf.grad = gradient
+        # The fused optimisers read a gradient in the order of its tensor, whatever its strides.
+        leaf.grad = gradient.contiguous()

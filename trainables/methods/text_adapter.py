@@ -60,6 +60,7 @@ class TextAdapter(TensorMethod):
     name: ClassVar[str] = "text-adapter"
     Config: ClassVar[type[MethodConfig]] = TextAdapterConfig
     input_kind: ClassVar[Literal["features", "images"]] = "features"
+    stackable: ClassVar[bool] = True
     is_zero_shot_at_init: ClassVar[bool] = False
     base: Tensor
     scale: Tensor
@@ -90,7 +91,7 @@ class TextAdapter(TensorMethod):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Image features [b, d] -> logits [b, c]."""
-        return functional.normalize(inputs, dim=-1) @ self._classifier().T
+        return functional.normalize(inputs, dim=-1) @ self._classifier().mT
 
     def _classifier(self) -> Tensor:
         adapted = (self.base @ self.down).relu() @ self.up

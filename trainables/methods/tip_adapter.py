@@ -72,6 +72,7 @@ class KeyCache(TensorMethod):
 
     Config: ClassVar[type[MethodConfig]] = TipAdapterConfig
     input_kind: ClassVar[Literal["features", "images"]] = "features"
+    stackable: ClassVar[bool] = True
     keys: Tensor
     labels: Tensor
     classifier: Tensor
@@ -108,10 +109,10 @@ class KeyCache(TensorMethod):
         """Image features [b, d] -> logits [b, c]."""
         unit = functional.normalize(inputs, dim=-1)
         # Trained keys leave unit length: the affinity is the plain product, as in the code.
-        near = torch.exp(-self.beta * (1 - unit @ self.keys.T))  # [b, n]
-        classes = torch.arange(len(self.classifier), device=self.labels.device)
-        values = (self.labels[:, None] == classes).to(near.dtype)  # [n, c]
-        return unit @ self.classifier.T + self.alpha * near @ values
+        near = torch.exp(-self.beta * (1 - unit @ self.keys.mT))  # [b, n]
+        classes = torch.arange(self.classifier.shape[-2], device=self.labels.device)
+        values = (self.labels[..., None] == classes).to(near.dtype)  # [n, c]
+        return unit @ self.classifier.mT + self.alpha * near @ values
 
     @torch.no_grad()
     def set_classes(self, classes: ClassTexts) -> None:
