@@ -45,7 +45,7 @@ Measure = Literal[
 """What a number is about.
 
 `accuracy` (per cent); `gain` over the zero-shot row (points); `sparsity`: share of masked elements
-that are dropped (per cent); `size` of the learned artifact (MB); `parameters`: learned ones
+that are dropped (per cent); `size` of the learned artifact (MiB); `parameters`: learned ones
 (millions); `residual-mean`, `residual-median` of the absolute learned residual;
 `transfer-difficulty`: (1 / number of classes) / zero-shot accuracy; `wrong-to-right`,
 `right-to-wrong`: test images, against the zero-shot row; `train-minutes`: duration of the training;

@@ -92,7 +92,7 @@ def numbers_learned(source: Source, trials: list[Result]) -> dict[int, int]:
     for trial in trials:
         file = f"{trial_folder(trial.number)}/artifact{label}.safetensors"
         if (content := read_tensors(source.sweep, file)) is not None:
-            found[trial.number] = sum(map(_size, _stages(*content)))
+            found[trial.number] = sum(map(numbers_in, stages_of(*content)))
     return found
 
 
@@ -101,14 +101,15 @@ def _read(source: Source, task: TaskSpec, folder: str, labelled: bool) -> Iterat
         label = f"-{task.label(episode)}" if labelled else ""
         content = read_tensors(source.sweep, f"{folder}/artifact{label}.safetensors")
         if content is not None:
-            for tensors, metadata in _stages(*content):
+            for tensors, metadata in stages_of(*content):
                 yield Learned(source.name, episode, tensors, metadata)
 
 
-_Stage = tuple[Mapping[str, Tensor], Mapping[str, str]]
+Stage = tuple[Mapping[str, Tensor], Mapping[str, str]]
+"""Tensors and metadata of one stage."""
 
 
-def _stages(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[_Stage]:
+def stages_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[Stage]:
     """Split a pipeline into its stages; any other artifact is a single stage."""
     if metadata.get("format") != _PIPELINE:
         return [(tensors, metadata)]
@@ -118,7 +119,8 @@ def _stages(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[
     ]
 
 
-def _size(stage: _Stage) -> int:
+def numbers_in(stage: Stage) -> int:
+    """Count the learned numbers of a stage; a bit of a mask counts as one."""
     tensors, metadata = stage
     if metadata.get("format") == MASKS:
         return sum(prod(shape) for shape in json.loads(metadata["shapes"]).values())
