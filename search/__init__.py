@@ -1,5 +1,5 @@
-"""The Python interface (`Sweep`, `FewShotTrainable`) and the commands, and what commands do before
-their imports, which take seconds.
+"""The Python interface (`Sweep`, `load`, `FewShotTrainable`) and the commands, and what commands do
+before their imports, which take seconds.
 
 With `python -m search.COMMAND`, Python imports this package first. `--help` is answered from a
 stored text, which `.ci/command_pages.py` writes, and Ctrl-C ends a command that is still loading
@@ -14,20 +14,20 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from search.api import Sweep
+    from search.api import Sweep, load
     from trainables.trainable import FewShotTrainable
 
-__all__ = ["HELP", "FewShotTrainable", "Sweep"]
+__all__ = ["HELP", "FewShotTrainable", "Sweep", "load"]
 
 HELP = Path(__file__).parent / "terminal" / "help"
 
 
 def __getattr__(name: str) -> Any:
     """Import the Python interface when it is used: it takes seconds."""
-    if name == "Sweep":
-        from search.api import Sweep
+    if name in ("Sweep", "load"):
+        import search.api
 
-        return Sweep
+        return getattr(search.api, name)
     if name == "FewShotTrainable":
         from trainables.trainable import FewShotTrainable
 

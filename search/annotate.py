@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from search.core.annotations import Annotations, read_annotations, write_annotations
 from search.core.lock import SweepLock
-from search.core.problems import UsageError
 from search.core.sweep_folder import find_sweep
-from search.terminal.console import open_console, print_errors
+from search.terminal.console import open_console
+from search.terminal.exit_code import exit_code
 from search.terminal.parser import Parser, quoted
 from search.terminal.sweep_status import SweepStatus, read_standing
 from search.tracking.mlflow_page import DESCRIPTION, annotated, description
 from search.tracking.mlflow_upkeep import MlflowUpkeep
 from search.tracking.uri import TrackingError, last_uri
-from trainables.core.storage import StorageError
 
 _INTRODUCTION = """\
 Attach a note and tags to a sweep, or print them.
@@ -69,45 +68,57 @@ def _tag(value: str) -> tuple[str, str]:
     return key, text
 
 
-def _changed(old: Annotations, options: argparse.Namespace) -> Annotations:
-    """The annotations with the changes that the options ask for; raises `UsageError`."""
-    kept = {key: value for key, value in old.tags.items() if key not in options.remove_tag}
-    note = old.note if options.note is None else options.note.strip()
-    new = Annotations(note, kept | dict(options.tag))
-    removed = Annotations(tags=dict.fromkeys(options.remove_tag, ""))
-    if problems := [*new.problems(), *removed.problems()]:
-        raise UsageError(problems)
+def annotate(
+    name: str,
+    storage: str,
+    note: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    remove: Collection[str] = (),
+    say: Callable[[str], None] = lambda _: None,
+) -> Annotations:
+    """Change a sweep's note (None: keep it) and tags in its folder, and return all of them. `say`
+    gets one line if another process owns the sweep. Raises `UsageError`, `StorageError`."""
+    sweep = find_sweep(name, storage)
+    old = read_annotations(sweep.files)
+    new = old.changed(note, tags or {}, remove)
+    if sweep.owner() is None:  # a driver has done it
+        with SweepLock(sweep.files, say):
+            sweep.claim_id()
+    if new != old:
+        write_annotations(sweep.files, new)
     return new
+
+
+def send_annotations(name: str, storage: str, tracking_uri: str = "") -> bool:
+    """Bring the sweep's run in MLflow up to date with the annotations in its folder; return whether
+    MLflow has the run, or is not used. Raises `TrackingError`."""
+    sweep = find_sweep(name, storage)
+    tags = sweep_tags(read_standing(name, storage))
+    removed = read_annotations(sweep.files).removed
+    uri = last_uri(tracking_uri, sweep.config)
+    runs = MlflowUpkeep(uri, sweep.config, sweep.id, sweep.files)
+    return runs.annotate(tags, removed) or uri == "none"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 0 when MLflow has the annotations, too, 1 if only the folder has, 2 for a mistake."""
+    return exit_code(lambda: _run(arguments), "Run the same command again.")
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     console, complain = open_console(), open_console(stderr=True)
+    options = build_parser().parse_args(arguments)
+    changes = options.note, dict(options.tag), options.remove_tag
+    new = annotate(options.name, options.storage, *changes, complain.print)
+    console.print(f"note: {new.note or 'none'}\ntags: {new.shown_tags or 'none'}")
+    if changes == (None, {}, []):
+        return 0
     try:
-        options = build_parser().parse_args(arguments)
-        sweep = find_sweep(options.name, options.storage)
-        old = read_annotations(sweep.files)
-        if sweep.owner() is None:  # a driver has done it
-            with SweepLock(sweep.files, complain.print):
-                sweep.claim_id()
-        new = _changed(old, options)
-        if new != old:
-            write_annotations(sweep.files, new)
-        console.print(f"note: {new.note or 'none'}\ntags: {new.shown_tags or 'none'}")
-        if options.note is None and not options.tag and not options.remove_tag:
-            return 0
-        tags = sweep_tags(read_standing(options.name, options.storage))
-    except (UsageError, StorageError) as error:
-        print_errors(error.problems if isinstance(error, UsageError) else [str(error)])
-        return 2
-    try:
-        uri = last_uri(options.tracking_uri, sweep.config)
-        runs = MlflowUpkeep(uri, sweep.config, sweep.id, sweep.files)
-        sent = runs.annotate(tags, options.remove_tag)
+        sent = send_annotations(options.name, options.storage, options.tracking_uri)
     except TrackingError as error:
         complain.print(f"{error} The folder has them; run the same command again to send them.")
         return 1
-    if not sent and uri != "none":
+    if not sent:
         console.print("MLflow has no run of the sweep yet; it receives them with the run.")
     return 0
 

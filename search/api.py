@@ -9,27 +9,32 @@
 
 Errors are exceptions with the texts of the commands: `UsageError`, which has every problem in
 `problems`, before any work starts; `StoppedError`, `EvaluationError` and `StorageError` for a sweep
-that cannot continue. Everything is stored in the sweep's folder; an object holds only where that
-is.
+that cannot continue; `TrackingError` if MLflow does not answer. Everything is stored in the sweep's
+folder; an object holds only where that is.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 
+from search.annotate import annotate, send_annotations
+from search.archive import archive
+from search.core.annotations import Annotations, read_annotations
 from search.core.config import SweepConfig
 from search.core.objectives import best_of, parse_objective
 from search.core.problems import UsageError
 from search.core.results import Result, read_rows
 from search.core.sweep_folder import SweepFolder, find_sweep
+from search.delete import delete
 from search.evaluation.record import Evaluation, read_evaluation
 from search.ledger.study import finished_study
 from search.options import build_parser, read_request
+from search.rename import rename
 from search.run import check_request, run_plans
 from search.terminal.console import open_console
 from search.terminal.parser import DEFAULT_STORAGE
@@ -91,8 +96,48 @@ class Sweep:
     def resume(self, quiet: bool = False, **options: Any) -> Outcome:
         """Continue the sweep with its stored settings, and with other values of options that may
         change, e.g. `trials=60`."""
-        stored = {"resume": self.name, "storage": self.storage}
-        return self._start(command_line(stored | options), quiet)
+        return self._start([*self._resumed(self.name), *command_line(options)], quiet)
+
+    def select(self, which: int | str, quiet: bool = False) -> Outcome:
+        """Make a trial, by number, the result of the sweep, or what the rule `best` or `ensemble`
+        chooses, and evaluate it."""
+        return self.resume(quiet, select=which)
+
+    def rename(self, new: str, tracking_uri: str = "") -> None:
+        """Give the sweep another name, also in MLflow. After an interruption, repeat it. Raises
+        `TrackingError` if only the folder has its new name."""
+        rename(self.name, new, self.storage, tracking_uri)
+        self.name, self._arguments = new, self._resumed(new)
+
+    def archive(self, output: str | Path | None = None, remove: bool = False) -> str:
+        """Pack the sweep's folder into a new `.tar.gz` (default: beside the folder), compare both,
+        and return the archive's location; with `remove`, remove the folder."""
+        return archive(self.name, self.storage, None if output is None else str(output), remove)
+
+    def delete(self, keep_runs: bool = False, tracking_uri: str = "") -> None:
+        """Delete the sweep's folder without asking, and its runs in MLflow unless `keep_runs`."""
+        delete(self.name, self.storage, tracking_uri, keep_runs)
+
+    def annotate(
+        self,
+        note: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        remove_tags: Collection[str] = (),
+        tracking_uri: str = "",
+    ) -> Annotations:
+        """Replace the note (None: keep it), add or replace tags, and remove others, also in MLflow;
+        return all annotations. Raises `TrackingError` if only the folder has them."""
+        found = annotate(self.name, self.storage, note, tags, remove_tags)
+        send_annotations(self.name, self.storage, tracking_uri)
+        return found
+
+    @property
+    def annotations(self) -> Annotations:
+        """The sweep's note and tags."""
+        return read_annotations(self.folder.files)
+
+    def _resumed(self, name: str) -> list[str]:
+        return command_line({"resume": name, "storage": self.storage})
 
     def _start(self, arguments: list[str], quiet: bool) -> Outcome:
         # In a notebook even a quiet console leaves an empty output.
@@ -168,14 +213,31 @@ class Sweep:
         `trial`: a trial as the search trained it (default: the winner, trained on a fresh draw and
         evaluated). `episode`, `device`, `data`: as for `search.predict`. Raises `UsageError`.
         """
-        from search.exporting.model import BEST
-        from search.exporting.open_classifier import open_classifier
-
-        chosen = BEST if trial is None else str(trial)
-        return open_classifier(self.name, self.storage, chosen, episode, data, device)
+        return load(self.name, trial, episode, device, data, self.storage)
 
     def __repr__(self) -> str:
         return f"Sweep(name={self.name!r}, storage={self.storage!r})"
+
+
+def load(
+    name: str | Path,
+    trial: int | None = None,
+    episode: str = "",
+    device: str = "auto",
+    data: str = "",
+    storage: str = DEFAULT_STORAGE,
+    tracking_uri: str = "",
+) -> Classifier:
+    """Open a trained model by the name of its sweep, the folder of an export, or its address in
+    MLflow's registry (`models:/birds@champion`); options as for `search.predict`.
+
+    Raises `UsageError`, `StorageError`, and `RegistryError` if MLflow does not have the model.
+    """
+    from search.exporting.model import BEST
+    from search.exporting.open_classifier import open_classifier
+
+    chosen = BEST if trial is None else str(trial)
+    return open_classifier(str(name), storage, chosen, episode, data, device, tracking_uri)
 
 
 def command_line(options: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from search.core.lock import SweepLock
@@ -12,10 +12,11 @@ from search.core.relocation import begin_removal, finish_removal
 from search.core.sweep_archive import archive_problem, write_archive
 from search.core.sweep_folder import SweepFolder, find_sweep
 from search.delete import readable_size
-from search.terminal.console import open_console, print_errors
+from search.terminal.console import open_console
+from search.terminal.exit_code import exit_code
 from search.terminal.parser import Parser, text
 from trainables.core.credentials import without_password
-from trainables.core.storage import LocalStorage, Storage, StorageError, join, open_storage
+from trainables.core.storage import LocalStorage, Storage, join, open_storage
 
 _INTRODUCTION = """\
 Pack a sweep's folder into NAME.tar.gz and compare the file with the folder.
@@ -80,31 +81,46 @@ def _pack(sweep: SweepFolder, place: Storage, file: str) -> int:
     return size
 
 
+def archive(
+    name: str,
+    storage: str,
+    output: str | None = None,
+    remove: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
+) -> str:
+    """Pack a sweep into a new archive, `output` or NAME.tar.gz beside its folder, compare both, and
+    with `remove` remove the folder; return the archive's location.
+
+    `say` gets one line if another process owns the sweep, `report` one per step that is done.
+    Raises `UsageError`, `StorageError`, `StoppedError`.
+    """
+    sweep = find_sweep(name, storage)
+    place, file = _target(output, sweep.name, storage)
+    command, where = f"archive {sweep.name} --remove", join(place.location, file)
+    with SweepLock(sweep.files, say):
+        left = sweep.unfinished()
+        if not (remove and left is not None and left.command == command):
+            sweep.claim_id()  # raises for a sweep that is not complete
+            size = _pack(sweep, place, file)
+            shown = f"{without_password(where)} ({readable_size(size)})"
+            report(f"Archive: {shown}, equal to the folder")
+        if remove:
+            begin_removal(sweep, command)
+            finish_removal(sweep)
+            report(f"Removed '{without_password(sweep.files.location)}'.")
+    return where
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 0 when the archive is complete, 2 for a mistake."""
-    console, complain = open_console(), open_console(stderr=True)
-    try:
-        options = build_parser().parse_args(arguments)
-        sweep = find_sweep(options.name, options.storage)
-        place, file = _target(options.output, sweep.name, options.storage)
-        command = f"archive {sweep.name} --remove"
-        with SweepLock(sweep.files, complain.print):
-            left = sweep.unfinished()
-            if not (options.remove and left is not None and left.command == command):
-                sweep.claim_id()  # raises for a sweep that is not complete
-                size = _pack(sweep, place, file)
-                where = without_password(join(place.location, file))
-                console.print(f"Archive: {where} ({readable_size(size)}), equal to the folder")
-            if options.remove:
-                begin_removal(sweep, command)
-                finish_removal(sweep)
-                console.print(f"Removed '{without_password(sweep.files.location)}'.")
-    except (UsageError, StorageError, StoppedError) as error:
-        print_errors(error.problems if isinstance(error, UsageError) else [str(error)])
-        return 2
-    except KeyboardInterrupt:
-        complain.print("Interrupted. Run the same command again to continue.")
-        return 130
+    return exit_code(lambda: _run(arguments), "Run the same command again to continue.")
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    options = build_parser().parse_args(arguments)
+    outputs = open_console(stderr=True).print, open_console().print
+    archive(options.name, options.storage, options.output, options.remove, *outputs)
     return 0
 
 

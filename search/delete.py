@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from search.core.lock import SweepLock
-from search.core.problems import StoppedError, UsageError
+from search.core.problems import UsageError
 from search.core.relocation import begin_removal, finish_removal
 from search.core.sweep_folder import SweepFolder, find_sweep
-from search.terminal.console import open_console, print_errors
+from search.terminal.console import open_console
+from search.terminal.exit_code import exit_code
 from search.terminal.parser import Parser
 from search.tracking.mlflow_upkeep import MlflowUpkeep
 from search.tracking.uri import TrackingError, last_uri
 from trainables.core.credentials import shown, without_password
-from trainables.core.storage import StorageError
 
 _INTRODUCTION = """\
 Delete a sweep: its folder, and its runs in MLflow.
@@ -73,38 +73,59 @@ def _open_runs(sweep: SweepFolder, given: str) -> MlflowUpkeep:
         raise UsageError([f"{problem} {hint}" for problem in problems]) from error
 
 
+def delete(
+    name: str,
+    storage: str,
+    tracking_uri: str = "",
+    keep_runs: bool = False,
+    confirm: Callable[[str], bool] = lambda _: True,
+    say: Callable[[str], None] = lambda _: None,
+) -> int | None:
+    """Delete a sweep if `confirm`, which gets a description of what will be deleted, returns True;
+    return how many runs MLflow has moved to its trash, None if nothing was deleted.
+
+    `say` gets one line if another process owns the sweep. Raises `UsageError`, `TrackingError`,
+    `StorageError`, `StoppedError`.
+    """
+    sweep = find_sweep(name, storage)
+    with SweepLock(sweep.files, say):
+        runs = None if keep_runs else _open_runs(sweep, tracking_uri)
+        trials, size = sweep.files.child("trials").folders(), readable_size(sweep.files.size())
+        place = without_password(sweep.files.location)
+        found = f"Sweep {sweep.name}: {len(trials)} trials, {size} in '{place}'"
+        if runs is not None and runs.count:
+            found += f"\nMLflow: {runs.count} runs at {shown(runs.uri)}"
+        if not confirm(found):
+            return None
+        begin_removal(sweep, f"delete {sweep.name}")
+        if runs is not None:
+            runs.delete()
+        finish_removal(sweep)
+    return 0 if runs is None else runs.count
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; return 0 if the sweep is deleted, 1 if it is not, 2 for a mistake."""
+    again = "If the deletion had begun, run the same command again."
+    return exit_code(lambda: _run(arguments), again)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     console, complain = open_console(), open_console(stderr=True)
-    try:
-        options = build_parser().parse_args(arguments)
-        sweep = find_sweep(options.name, options.storage)
-        with SweepLock(sweep.files, complain.print):
-            runs = None if options.keep_runs else _open_runs(sweep, options.tracking_uri)
-            place = without_password(sweep.files.location)
-            trials = len(sweep.files.child("trials").folders())
-            console.print(
-                f"Sweep {sweep.name}: {trials} trials, {readable_size(sweep.files.size())} in "
-                f"'{place}'"
-            )
-            if runs is not None and runs.count:
-                console.print(f"MLflow: {runs.count} runs at {shown(runs.uri)}")
-            if not options.yes and not _confirmed():
-                console.print("Nothing was deleted.")
-                return 1
-            begin_removal(sweep, f"delete {sweep.name}")
-            if runs is not None:
-                runs.delete()
-            finish_removal(sweep)
-    except (UsageError, TrackingError, StorageError, StoppedError) as error:
-        print_errors(error.problems if isinstance(error, UsageError) else [str(error)])
-        return 2
-    except KeyboardInterrupt:
-        complain.print("Interrupted. If the deletion had begun, run the same command again.")
-        return 130
-    console.print(f"Deleted sweep {sweep.name}.")
-    if runs is not None and runs.count:
-        console.print(f"MLflow keeps its {runs.count} runs in the trash until `mlflow gc`.")
+    options = build_parser().parse_args(arguments)
+
+    def confirm(found: str) -> bool:
+        console.print(found)
+        return options.yes or _confirmed()
+
+    where = options.name, options.storage, options.tracking_uri
+    runs = delete(*where, options.keep_runs, confirm, complain.print)
+    if runs is None:
+        console.print("Nothing was deleted.")
+        return 1
+    console.print(f"Deleted sweep {options.name}.")
+    if runs:
+        console.print(f"MLflow keeps its {runs} runs in the trash until `mlflow gc`.")
     return 0
 
 

@@ -17,17 +17,16 @@ from search.core.pruners import PRUNERS
 from search.core.samplers import GRID, SAMPLERS
 from search.core.sweep_file import read_options
 from search.core.task_options import (
-    ALL,
     absolute_dataset,
     settle_bundle,
     settle_draws,
-    with_all_shots,
 )
 from search.terminal.option_groups import COMMON, GROUPS
 from search.terminal.option_values import PARSERS
 from search.terminal.parser import Parser
 from spaces.registry import SPACES, SpaceEntry, SpaceError, find_space
 from spaces.settings import Settings, SettingsError
+from trainables.all_shots import ALL, with_all_shots
 from trainables.core.plugins import PluginError, plugin_sources, use_plugins
 from trainables.core.protocols import Objective, Validation
 from trainables.core.storage import StorageError

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from search.annotate import sweep_tags
+from search.core.annotations import read_annotations
 from search.core.lock import SweepLock
 from search.core.model_name import sweep_name_problem
-from search.core.problems import StoppedError, UsageError
+from search.core.problems import UsageError
 from search.core.relocation import move_folder, rename_has_begun
 from search.core.sweep_folder import SweepFolder, find_sweep
-from search.terminal.console import open_console, print_errors
+from search.terminal.console import open_console
+from search.terminal.exit_code import exit_code
 from search.terminal.parser import Parser
 from search.terminal.sweep_status import read_standing
 from search.tracking.mlflow_upkeep import MlflowUpkeep
 from search.tracking.uri import TrackingError, last_uri
 from trainables.core.credentials import without_password
-from trainables.core.storage import StorageError, join, open_storage
+from trainables.core.storage import join, open_storage
 
 _INTRODUCTION = """\
 Rename a sweep: its folder, and its name in MLflow.
@@ -67,38 +69,59 @@ def _rename_in_mlflow(given: str, sweep: SweepFolder) -> int:
     config = sweep.config
     runs = MlflowUpkeep(last_uri(given, config), config, sweep.id, sweep.files)
     runs.rename(sweep.name)
-    runs.annotate(sweep_tags(read_standing(sweep.name, sweep.storage)), ())
+    removed = read_annotations(sweep.files).removed
+    runs.annotate(sweep_tags(read_standing(sweep.name, sweep.storage)), removed)
     return runs.count
+
+
+def rename(
+    name: str,
+    new: str,
+    storage: str,
+    tracking_uri: str = "",
+    say: Callable[[str], None] = lambda _: None,
+) -> int:
+    """Rename a sweep, or complete an interrupted renaming; return how many runs in MLflow were
+    renamed. `say` gets one line if another process owns the sweep.
+
+    Raises `UsageError`, `StorageError`, `StoppedError`, and `TrackingError` if the folder has its
+    new name and MLflow does not.
+    """
+    command = f"rename {name} {new}"
+    sweep, target = _open_both(name, new, storage, command)
+    if sweep is not None:
+        with SweepLock(sweep.files, say):
+            if not rename_has_begun(sweep, target, command):
+                sweep.claim_id()
+            move_folder(sweep, target, command)
+    with SweepLock(target.files, say):
+        try:
+            runs = _rename_in_mlflow(tracking_uri, target)
+        except TrackingError as error:
+            raise TrackingError(
+                f"{error} The folder has its new name; run the same command again."
+            ) from error
+        record, here = target.record, without_password(target.files.location)
+        config = replace(record.config, name=target.name)
+        target.write_record(replace(record, config=config, location=here))
+    return runs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 0 when folder and MLflow have the new name, 1 if only the folder has it, 2 for a
     mistake."""
+    return exit_code(lambda: _run(arguments), "Run the same command again to continue.")
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     console, complain = open_console(), open_console(stderr=True)
+    options = build_parser().parse_args(arguments)
+    name, new = options.name, options.new
     try:
-        options = build_parser().parse_args(arguments)
-        name, new = options.name, options.new
-        command = f"rename {name} {new}"
-        sweep, target = _open_both(name, new, options.storage, command)
-        if sweep is not None:
-            with SweepLock(sweep.files, complain.print):
-                if not rename_has_begun(sweep, target, command):
-                    sweep.claim_id()
-                move_folder(sweep, target, command)
-        with SweepLock(target.files, complain.print):
-            runs = _rename_in_mlflow(options.tracking_uri, target)
-            record, here = target.record, without_password(target.files.location)
-            config = replace(record.config, name=target.name)
-            target.write_record(replace(record, config=config, location=here))
+        runs = rename(name, new, options.storage, options.tracking_uri, complain.print)
     except TrackingError as error:
-        complain.print(f"{error} The folder has its new name; run the same command again.")
+        complain.print(str(error))
         return 1
-    except (UsageError, StorageError, StoppedError) as error:
-        print_errors(error.problems if isinstance(error, UsageError) else [str(error)])
-        return 2
-    except KeyboardInterrupt:
-        complain.print("Interrupted. Run the same command again to continue.")
-        return 130
     also = f", and {runs} runs in MLflow" if runs else ""
     console.print(f"Renamed sweep {name} to {new}{also}.")
     return 0

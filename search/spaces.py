@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,17 +12,22 @@ from typing import get_args
 from rich.table import Table
 
 from search.core.problems import UsageError
+from search.core.task_options import absolute_dataset
 from search.terminal.console import end_with_the_reader, open_console, print_errors
-from search.terminal.parser import Parser
+from search.terminal.parser import Parser, integer
 from search.terminal.ranges import search_ranges, value_words
 from spaces.auto import MethodChoice
 from spaces.base import Space
 from spaces.declared import DeclaredSpace
 from spaces.pipeline import PipelineSpace
 from spaces.registry import SPACES, SpaceError, find_space
+from trainables.all_shots import ALL, with_all_shots
 from trainables.core.text import did_you_mean
-from trainables.data.registry import DATASETS
+from trainables.data.base import DataError
+from trainables.data.registry import DATASETS, PREFIXES
 from trainables.methods.base import Preset, TaskFacts, Tower
+from trainables.presets import task_facts
+from trainables.trial import TaskSpec
 
 _INTRODUCTION = """\
 List the search spaces. With a name, list the fields that the space searches, with range and
@@ -37,14 +44,21 @@ def build_parser() -> Parser:
         "--dataset",
         default="digits",
         metavar="NAME",
-        help="show the presets' values for this data set (default: %(default)s)",
+        help="show the presets' values for this data set, also folder:PATH (default: %(default)s)",
     )
     parser.add_argument(
         "--shots",
-        type=int,
+        type=_shots,
         default=16,
         metavar="N",
-        help=f"and this number of shots, of {_CLASSES} classes (default: %(default)s)",
+        help=f"and this number of shots, of {_CLASSES} classes; all: every labelled image of the "
+        "data set (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--data",
+        default=os.environ.get("FEWSHOT_DATA", ""),
+        metavar="FOLDER",
+        help="folder of the field's data sets, for --shots all (default: FEWSHOT_DATA if set)",
     )
     parser.add_argument(
         "--tower",
@@ -63,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.name is None:
             console.print(_spaces_table())
             return 0
-        space = _open(options.name, options.dataset, options.shots, options.tower)
+        space = _open(options)
     except UsageError as error:
         print_errors(error.problems)
         return 2
@@ -72,19 +86,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _open(name: str, dataset: str, shots: int, tower: Tower) -> Space:
-    problems = []
-    if dataset not in DATASETS:
-        problems.append(did_you_mean("data set", dataset, DATASETS))
-    if shots < 1:
+def _shots(value: str) -> int | str:
+    """Parse a number of shots, or `all`."""
+    if value.strip() == ALL:
+        return ALL
+    try:
+        return integer(value)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or all") from None
+
+
+def _open(options: argparse.Namespace) -> Space:
+    """The space for the task that the options describe; raises `UsageError`."""
+    problems, shots = [], options.shots
+    dataset = absolute_dataset(options.dataset)
+    is_path = dataset.startswith(tuple(PREFIXES))
+    if not is_path and dataset not in DATASETS:
+        problems.append(did_you_mean("data set", dataset, (*DATASETS, *PREFIXES)))
+    if shots != ALL and shots < 1:
         problems.append(f"--shots must be at least 1, got {shots}. Use e.g. 16.")
     try:
-        entry = find_space(name)
+        entry = find_space(options.name)
     except SpaceError as error:
         problems.append(str(error))
     if problems:
         raise UsageError(problems)
-    return entry.build(TaskFacts(dataset, shots, shots * _CLASSES, tower))
+    if shots != ALL and not is_path:
+        return entry.build(TaskFacts(dataset, shots, shots * _CLASSES, options.tower))
+    task = TaskSpec((dataset,), "tiny", (1 if shots == ALL else shots,), (1,))
+    if shots == ALL:
+        task = with_all_shots(task, options.data, None)
+    try:
+        return entry.build(task_facts(task, task.source(options.data), options.tower))
+    except DataError as error:
+        raise UsageError([str(error)]) from error
 
 
 def _spaces_table() -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from spaces.base import searched
 from spaces.conditions import CONDITIONS, Condition, always
@@ -140,6 +140,9 @@ class DeclaredSpace:
     """Field -> value that every trial has in place of the preset's."""
     conditions: Mapping[str, Condition] = field(default_factory=lambda: CONDITIONS)
     """Field -> when it is suggested; the others always are."""
+
+    exclusive: ClassVar[tuple[str, ...]] = ()
+    """Fields that determine each other, of which the user may give only one."""
 
     @property
     def fields(self) -> Mapping[str, Field]:

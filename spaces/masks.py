@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from spaces.conditions import Condition
 from spaces.declared import Categorical, DeclaredSpace, Float, Int, Range, Ranges
@@ -85,6 +85,8 @@ class MaskSpace(DeclaredSpace):
     Trial 0, which may be unable to flip a bit, lies outside the ranges of the schedule: these are
     suggested as soon as another parameter differs from it.
     """
+
+    exclusive: ClassVar[tuple[str, ...]] = ("lr", "flip_budget")
 
     @property
     def fields(self) -> Mapping[str, Field]:

@@ -239,6 +239,17 @@ class _Adjustment:
                 ranges[number][name] = Categorical(kept, exact=True)
                 if len(kept) < len(given) and None not in given:
                     self._problems.append(f"--{option} {name} must have different values.")
+        for number, stage in enumerate(self._stages):
+            both = [
+                f"--{self._owners[number, name]} {name}"
+                for name in stage.exclusive
+                if (number, name) in self._owners
+            ]
+            if len(both) > 1:
+                self._problems.append(
+                    f"{' and '.join(both)} must not both be given, as one determines the other. "
+                    "Omit one of them."
+                )
         return fixed, ranges
 
     def _each(self, option: str) -> Iterator[tuple[int, str, Any]]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, get_args
 
+from trainables.all_shots import ALL, with_all_shots
 from trainables.core.records import RecordError, from_plain
 from trainables.core.text import did_you_mean, printable
 from trainables.data.base import DataError
@@ -40,8 +41,8 @@ TASK: Mapping[str, object] = {
     **{field.name: field.default for field in fields(TaskSpec) if field.default is not MISSING},
 }
 """Parameters of the task, with their defaults; those of `TaskSpec` have its meaning. `dataset`,
-`shots` and `seeds` may be lists. `data`: folder of the field's data sets (default: the
-environment's FEWSHOT_DATA). `seed`: of the training. `device`: auto, cpu or cuda."""
+`shots` and `seeds` may be lists, and `shots` may be "all". `data`: folder of the field's data sets
+(default: the environment's FEWSHOT_DATA). `seed`: of the training. `device`: auto, cpu or cuda."""
 _TYPES: Mapping[str, type] = {"method": str, "data": str, "seed": int}
 
 
@@ -94,7 +95,7 @@ class Parameters:
 
 
 def read_parameters(parameters: Mapping[str, object]) -> Parameters:
-    """Check everything that can be checked without data and model; raises `ParameterError`."""
+    """Check everything that can be checked without images and model; raises `ParameterError`."""
     plain = {name: _plain(value) for name, value in parameters.items()}
     own: dict[str, Any] = {name: plain.pop(name, default) for name, default in TASK.items()}
     problems = [
@@ -116,11 +117,11 @@ def read_parameters(parameters: Mapping[str, object]) -> Parameters:
     else:
         values, found = _by_stage(plain, methods)
         problems += found
-    task, found = _task(own, "shots" in parameters)
+    data = own["data"] or os.environ.get("FEWSHOT_DATA", "")
+    task, found = _task(own, parameters.keys(), data)
     problems += found
     if problems or task is None:
         raise ParameterError(*dict.fromkeys(problems))
-    data = own["data"] or os.environ.get("FEWSHOT_DATA", "")
     return Parameters(task, methods, own["preset"], own["seed"], data, own["device"], values)
 
 
@@ -179,7 +180,9 @@ def _unknown(name: str, methods: Sequence[str], names: Sequence[Iterable[str]]) 
     )
 
 
-def _task(own: Mapping[str, Any], has_shots: bool) -> tuple[TaskSpec | None, list[str]]:
+def _task(
+    own: Mapping[str, Any], given: Collection[str], data: str
+) -> tuple[TaskSpec | None, list[str]]:
     """The task, and what is wrong with it."""
     datasets, shots, seeds = (_listed(own[name]) for name in ("dataset", "shots", "seeds"))
     backbone, problems = own["backbone"], []
@@ -193,9 +196,15 @@ def _task(own: Mapping[str, Any], has_shots: bool) -> tuple[TaskSpec | None, lis
     if len(datasets) == 1 and str(datasets[0]).startswith(PREFIX) and not problems:
         backbone = datasets[0]
         try:
-            shots = shots if has_shots else [open_bundle(Path(backbone.removeprefix(PREFIX))).shots]
+            shots = (
+                shots
+                if "shots" in given
+                else [open_bundle(Path(backbone.removeprefix(PREFIX))).shots]
+            )
         except DataError as error:
             problems.append(str(error))
+    everything = shots == [ALL]
+    shots = [1] if everything else shots
     for name, values, least in (("shots", shots, 1), ("seeds", seeds, 0)):
         if not values or len(set(values)) < len(values):
             problems.append(f"{name} must be one or several different numbers, got {own[name]!r}.")
@@ -212,9 +221,12 @@ def _task(own: Mapping[str, Any], has_shots: bool) -> tuple[TaskSpec | None, lis
         "seeds": seeds,
     }
     try:
-        return from_plain(TaskSpec, plain), problems
+        task = from_plain(TaskSpec, plain)
     except RecordError as error:
         return None, [*problems, f"{error}."]
+    if everything and not problems:
+        task = with_all_shots(task, data, task.draws if "draws" in given else None)
+    return task, problems
 
 
 def _listed(value: Any) -> list[Any]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 
+from search.core.problems import UsageError
 from trainables.core.records import RecordError, read_record
 from trainables.core.storage import Storage
 
@@ -26,16 +27,30 @@ class Annotations:
     """Free text; Markdown in MLflow."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """Tags by key."""
+    removed: tuple[str, ...] = ()
+    """Keys of tags that were removed, which MLflow may still have."""
 
     @property
     def shown_tags(self) -> str:
         """The tags on one line."""
         return ", ".join(f"{key}={value}" for key, value in sorted(self.tags.items()))
 
-    def problems(self) -> list[str]:
+    def changed(
+        self, note: str | None, tags: Mapping[str, str], remove: Collection[str]
+    ) -> Annotations:
+        """Return these annotations with another note (None: the same), with other tags, and without
+        those to remove; raises `UsageError` for what MLflow would not keep."""
+        kept = {key: value for key, value in self.tags.items() if key not in remove}
+        removed = tuple(dict.fromkeys(k for k in (*self.removed, *remove) if k not in tags))
+        new = Annotations(self.note if note is None else note.strip(), kept | dict(tags), removed)
+        if problems := new._problems():
+            raise UsageError(problems)
+        return new
+
+    def _problems(self) -> list[str]:
         """Return one line per value that MLflow would not keep."""
         found = []
-        for key, value in self.tags.items():
+        for key, value in (dict.fromkeys(self.removed, "") | dict(self.tags)).items():
             if not re.fullmatch(r"\w[\w./ -]{0,199}", key) or key.startswith(_RESERVED):
                 found.append(
                     "The key of a tag must be letters, digits, '_', '.', '/', '-' and spaces (at "

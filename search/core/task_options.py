@@ -9,14 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from search.core.config import SweepConfig, is_bundle
+from trainables.all_shots import ALL
 from trainables.data.base import DataError
 from trainables.data.bundle import open_bundle
-from trainables.data.few_shot import JOINED
 from trainables.data.registry import PREFIXES
-from trainables.trial import TaskSpec
-
-ALL = "all"
-"""The value of --shots that uses every labelled image."""
 
 
 def absolute_dataset(spec: str) -> str:
@@ -53,28 +49,6 @@ def settle_bundle(given: dict[str, Any]) -> None:
     if "shots" not in given:
         with suppress(DataError):
             given["shots"] = [open_bundle(Path(specs[0].partition(":")[2])).shots]
-
-
-def with_all_shots(task: TaskSpec, data: str, draws: str | None) -> TaskSpec:
-    """Return the task with the size of the largest class as its number of shots, and the rule of
-    draws that uses all images unless `draws` is given.
-
-    Errors in the data are reported by the data checks.
-    """
-    rule = draws or (JOINED if task.validation == "folds" else "seeded-capped")
-    own = replace(task, draws=rule)
-    largest = 1
-    with suppress(DataError):
-        source = own.source(data)
-        for name in own.sources:
-            dataset = source.dataset(name)
-            sizes = dataset.split("train").labels.bincount()
-            if rule == JOINED:
-                val = dataset.split("val").labels.bincount(minlength=len(sizes))
-                sizes = sizes + val
-            largest = max(largest, int(sizes.max()))
-        own = replace(own, shots=(largest,))
-    return own
 
 
 def per_task(config: SweepConfig) -> list[SweepConfig]:

@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
 import optuna
-from optuna.distributions import distribution_to_json, json_to_distribution
+from optuna.distributions import (
+    check_distribution_compatibility,
+    distribution_to_json,
+    json_to_distribution,
+)
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import RandomSampler
 from optuna.storages import InMemoryStorage
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from search.core.objectives import Objective, directions, study_values
+from search.core.problems import UsageError
 from search.core.pruners import PRUNERS
 from search.core.results import (
     ISSUED,
@@ -51,7 +56,7 @@ class SweepStudy:
         results: Mapping[int, Result],
         issued: Mapping[int, IssuedTrial],
     ) -> None:
-        """Raises `UsageError` for a record that Optuna refuses."""
+        """Raises `UsageError` for a record that Optuna refuses, or that another space made."""
         self._space, self._sampler, self._seed = space, sampler, seed
         self._second = second_objective
         with _without_warnings():
@@ -60,8 +65,10 @@ class SweepStudy:
         self._storage = self._study._storage
         self.missing: list[int] = []
         """Trials that neither ended nor have a record: they are proposed again."""
-        for number in range(max({*results, *issued}, default=-1) + 1):
-            self._restore(number, results.get(number) or issued.get(number))
+        records: dict[int, Result | IssuedTrial] = {**issued, **results}
+        for number in range(max(records, default=-1) + 1):
+            self._restore(number, records.get(number))
+        _check_space(space, records.values())
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -169,6 +176,31 @@ class SweepStudy:
 
     def _id(self, number: int) -> int:
         return self.frozen(number)._trial_id
+
+
+def _check_space(space: Space, records: Iterable[Result | IssuedTrial]) -> None:
+    """Raise `UsageError` unless the space can have made these trials: one of an earlier version may
+    have other parameters, or other kinds of ranges, which samplers cannot combine. An interval may
+    have other ends."""
+    kinds = {frozenset(record.distributions.items()): record for record in records}
+    for record in kinds.values():
+        try:
+            made = FixedTrial(record.parameters)
+            with warnings.catch_warnings(action="ignore"):  # a value beyond the ends
+                space.suggest(made)
+            for name, distribution in made.distributions.items():
+                stored = json_to_distribution(record.distributions[name])
+                check_distribution_compatibility(stored, distribution)
+        except (ValueError, KeyError) as error:
+            why = str(error).partition(". ")[0].removesuffix(".")
+            raise UsageError(
+                [
+                    "A sweep is resumed with the space that it was started with, and trial "
+                    f"{record.number} (of {', '.join(sorted(record.parameters))}) does not fit "
+                    f"--space {space.name} ({why}). The sweep is unchanged: report and export it, "
+                    "and start another sweep with --name."
+                ]
+            ) from error
 
 
 def finished_study(

@@ -75,6 +75,8 @@ class RunContent:
     """Data sets that the run is trained on."""
     end: End | None = None
     """How the run ended, or None while it is running."""
+    removed_tags: Sequence[str] = ()
+    """Names of tags that the run must not have."""
 
 
 def trial_content(

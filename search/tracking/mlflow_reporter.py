@@ -349,9 +349,9 @@ class MlflowReporter:
         """The sweep's own run with the note and the tags that it has now."""
         if self._sweep is None:
             return None
-        return replace(
-            self._sweep, tags=annotated(self._sweep.tags, read_annotations(self._storage))
-        )
+        found = read_annotations(self._storage)
+        tags = annotated(self._sweep.tags, found)
+        return replace(self._sweep, tags=tags, removed_tags=found.removed)
 
     def _done(self, number: int | None, changes: int, changed: bool) -> None:
         """A run is up to date, unless it has changed since."""

@@ -107,6 +107,14 @@ class MlflowRun:
             self._add(point.key, point.step, point.value)
         return True
 
+    def remove_tags(self, names: Sequence[str]) -> bool:
+        """Remove the tags that the run has of these; return whether there was any."""
+        found = self.tags.keys() & {*names}
+        for name in sorted(found):
+            self.client.delete_tag(self.id, name)
+            del self.tags[name]
+        return bool(found)
+
     def send_inputs(self, inputs: Sequence[DataInput]) -> bool:
         """Send the data sets that the run lacks; return whether there was any."""
         from mlflow.entities import Dataset, DatasetInput, InputTag

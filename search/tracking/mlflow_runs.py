@@ -200,6 +200,7 @@ class MlflowRuns:
             Row(0, end.time, end.metrics) if end else None,
         )
         changed |= run.send_inputs(content.inputs)
+        changed |= run.remove_tags([n for n in content.removed_tags if n not in content.tags])
         run.is_new = False
         if end is None:
             if run.status != "RUNNING":

@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
-from search import annotate, archive, delete, rename, status, sync
+from search import Sweep, annotate, archive, delete, rename, status, sync
 from search import list as listing
 from search.core.annotations import Annotations, read_annotations
 from search.core.lock import SweepLock
@@ -425,17 +425,44 @@ def test_a_note_and_tags_are_shown_and_sent(world: World) -> None:
 
 
 def test_mlflow_receives_annotations_after_an_outage(world: World) -> None:
+    assert world.call(annotate.main, "first", "--tag", "old=1", "--tag", "again=1")[0] == 0
     database = world.storage / "mlflow.db"
     whole = database.read_bytes()
     database.write_text("no database")
-    code, out = world.call(annotate.main, "first", "--note", "kept", "--tag", "team=vision")
+    code, out = world.call(
+        *(annotate.main, "first", "--note", "kept", "--tag", "team=vision"),
+        *("--remove-tag", "old", "--remove-tag", "again"),
+    )
     assert code == 1
     assert "run the same command again" in out
+    assert world.call(annotate.main, "first", "--tag", "again=2")[0] == 1
     database.write_bytes(whole)
     assert world.call(sync.main, "first")[0] == 0
     tags = runs_of(world.uri, "first")[""].data.tags
-    assert tags["team"] == "vision"
+    assert (tags["team"], tags["again"]) == ("vision", "2")
+    assert "old" not in tags
     assert tags[DESCRIPTION].startswith("kept\n\n")
+
+
+def test_the_same_from_python(world: World, tmp_path: Path) -> None:
+    sweep = Sweep.open("first", str(world.storage))
+    found = sweep.annotate(note="mine", tags={"team": "vision"})
+    assert found == sweep.annotations == Annotations("mine", {"team": "vision"})
+    assert runs_of(world.uri, "first")[""].data.tags["team"] == "vision"
+    sweep.annotate(remove_tags=["team"])
+    assert "team" not in runs_of(world.uri, "first")[""].data.tags
+    with pytest.raises(UsageError, match="key of a tag"):
+        sweep.annotate(tags={"search.id": "x"})
+
+    sweep.rename("second")
+    assert (sweep.name, sweep.folder.name, set(world.states())) == ("second", "second", {"second"})
+    packed = sweep.archive(tmp_path / "packed.tar.gz")
+    assert archive_problem(sweep.folder.files, "second", Path(packed)) == ""
+    with pytest.raises(UsageError, match=r"must end in \.tar\.gz"):
+        sweep.archive(tmp_path / "packed.zip")
+    sweep.delete()
+    assert world.states() == {}
+    assert (len(world.runs()), len(world.runs(ViewType.DELETED_ONLY))) == (0, 2)
 
 
 def test_tags_that_cannot_be_kept_are_refused_all_at_once(world: World) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from search.spaces import main
 from spaces.registry import SPACES
@@ -35,6 +38,27 @@ def test_the_fields_of_a_space(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.split(r" {2,}", norm)[2:5] == ["0", "0.0001", "0"]
     (optimiser,) = re.findall(r"^optimiser .*$", others, re.MULTILINE)
     assert optimiser.strip().endswith("One of adam, adamw, sgd.")
+
+
+def test_all_shots_are_those_of_the_data(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The batches of mask tuning depend on the number of images."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for number in range(100):
+            pixels = np.full((4, 4), number, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+    rows = set()
+    for options in (["--shots", "2"], ["--shots", "all"]):
+        assert main(["rmt", "--dataset", f"folder:{tmp_path}", *options]) == 0
+        (row,) = re.findall(r"^batch_size .*$", capsys.readouterr().out, re.MULTILINE)
+        rows.add(row)
+    assert len(rows) == 2
+    assert main(["rmt", "--shots", "every"]) == 2
+    assert "or all" in capsys.readouterr().err
+    assert main(["rmt", "--shots", "all", "--dataset", "dtd", "--data", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("error:") == 1
 
 
 def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:

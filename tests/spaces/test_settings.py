@@ -128,6 +128,28 @@ def test_settings_per_data_set_respect_what_is_fixed() -> None:
     assert alike.first.optim.epochs == 50
 
 
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"set": {"lr": 0.01, "flip_budget": 2.0}}, "--set lr and --set flip_budget"),
+        (
+            {"range": {"lr": "1e-4:1e-2"}, "choice": {"flip_budget": (1.0, 2.0)}},
+            "--range lr and --choice flip_budget",
+        ),
+        ({"grid": {"flip_budget": (1.0, 2.0), "lr": (0.1, 0.2)}}, "--grid lr and --grid flip_b"),
+    ],
+)
+@pytest.mark.parametrize("name", ["rmt", "rmt-variants", "rmt-text", "rmt-both"])
+def test_a_learning_rate_and_a_flip_budget_exclude_each_other(
+    name: str, given: dict[str, Any], named: str
+) -> None:
+    (problem,) = problems(name, **given)
+    assert problem.startswith(named)
+    assert "must not both be given" in problem
+    stages = {kind: {f"rmt.{k}": v for k, v in own.items()} for kind, own in given.items()}
+    assert len(problems("rmt+taskres", **stages)) == 1
+
+
 def test_a_flip_budget_can_be_fixed() -> None:
     space = adjusted("rmt-budget", set={"flip_budget": 8.0}, choice={"epochs": (10, 30)})
     for config, _ in drawn(space, 10):

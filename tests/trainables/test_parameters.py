@@ -35,6 +35,14 @@ def test_fields_of_method_optimiser_and_trial_are_set_by_name() -> None:
     assert found.preset == "search"
 
 
+def test_all_shots_are_those_of_the_largest_class() -> None:
+    task = read_parameters({"dataset": "digits", "shots": "all"}).task
+    sizes = DataSource().dataset("digits").split("train").labels.bincount()
+    assert (task.shots, task.draws) == ((int(sizes.max()),), "seeded-capped")
+    assert read_parameters({"shots": ["all"], "validation": "folds"}).task.draws == "joined"
+    assert read_parameters({"shots": "all", "draws": "seeded"}).task.draws == "seeded"
+
+
 def test_stages_have_their_own_fields_and_one_seed() -> None:
     found = resolved(
         **{

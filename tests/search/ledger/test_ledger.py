@@ -12,6 +12,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    distribution_to_json,
+)
 from optuna.trial import TrialState
 
 from search.core.problems import UsageError
@@ -28,6 +34,7 @@ from search.core.results import (
 )
 from search.core.samplers import SAMPLERS
 from search.ledger.ledger import RETRIES, Ledger, RunningTrial
+from spaces.declared import DeclaredSpace, Float
 from spaces.registry import SPACES
 from spaces.settings import Settings, adjust
 from trainables.core.storage import LocalStorage
@@ -726,6 +733,40 @@ def test_a_result_whose_method_has_other_options_is_refused(tmp_path: Path) -> N
     path.write_text(path.read_text().replace('"learn_alpha": f', '"newer": 1, "learn_alpha": f'))
     with pytest.raises(UsageError, match=r"'config.method_config.newer' is unknown"):
         open_ledger(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "distribution", "why"),
+    [
+        ("lrate", FloatDistribution(1e-4, 0.1, log=True), "'lr' is not found"),
+        ("lr", FloatDistribution(1e-4, 0.1), "log"),
+        ("lr", CategoricalDistribution((0.01, 0.05)), "different distribution kind"),
+        ("lr", FloatDistribution(1e-6, 0.5, log=True), ""),
+    ],
+)
+def test_trials_of_another_version_s_space_are_refused_and_unchanged(
+    tmp_path: Path, name: str, distribution: BaseDistribution, why: str
+) -> None:
+    """Other names or kinds of parameters; other ends of an interval do not matter."""
+    assert isinstance(SPACE, DeclaredSpace)
+    searched = replace(SPACE, ranges={"lr": Float(1e-4, 0.1, log=True)})
+    ledger = Ledger(LocalStorage(tmp_path), searched, "tpe", "none", 0)
+    report(ledger, ledger.ask(), 1)
+    ledger.finish(0, "COMPLETE")
+    ledger.ask()
+    old = {"parameters": {name: 0.01}, "distributions": {name: distribution_to_json(distribution)}}
+    for path in tmp_path.rglob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | old))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    assert len(before) == 2
+    if not why:
+        assert Ledger(LocalStorage(tmp_path), searched, "tpe", "none", 0).waiting == 1
+        return
+    with pytest.raises(UsageError, match=why) as found:
+        Ledger(LocalStorage(tmp_path), searched, "tpe", "none", 0)
+    (problem,) = found.value.problems
+    assert f"(of {name}) does not fit --space taskres" in problem
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
 
 
 def test_another_formats_result_is_refused(tmp_path: Path) -> None:
