@@ -1,4 +1,4 @@
-"""`python -m search.completion`: a script that lets bash complete the commands of this project."""
+"""`python -m search.completion`: a script that lets bash, zsh or fish complete the commands."""
 
 from __future__ import annotations
 
@@ -54,11 +54,17 @@ COMMANDS: Mapping[str, Callable[[], argparse.ArgumentParser]] = {
 }
 """What there is to complete."""
 
-_INTRODUCTION = """\
-Print a script for bash that completes `python -m search.COMMAND`: commands, options, the names of
-spaces, samplers and data sets, sweeps in the storage folder. For this shell, or in ~/.bashrc:
+SHELLS = ("bash", "zsh", "fish")
+"""Shells that have a script."""
 
-  eval "$(python -m search.completion bash)\""""
+_INTRODUCTION = """\
+Print a script for a shell that completes `fewshot-clip COMMAND` and `python -m search.COMMAND`:
+commands, options, names of spaces, samplers and data sets, sweeps in the storage folder. For this
+shell, or in ~/.bashrc, ~/.zshrc or ~/.config/fish/config.fish:
+
+  eval "$(python -m search.completion bash)"
+  eval "$(python -m search.completion zsh)"
+  python -m search.completion fish | source"""
 
 # Values that an option takes, but not alone: rmt+taskres is a space, too.
 _VALUES: Mapping[str, Iterable[str]] = {
@@ -78,7 +84,11 @@ _VALUES: Mapping[str, Iterable[str]] = {
 _SWEEPS = frozenset({"name", "resume", "start", "compare"})
 _FOLDERS = frozenset({"storage", "data", "output"})
 
-_PREAMBLE = """\
+_PROGRAM = "fewshot-clip"
+_COMPLETE_SWEEPS = {"bash": "_search_sweeps", "zsh": "_search_sweeps", "fish": "(_search_sweeps)"}
+
+_PREAMBLES = {
+    "bash": """\
 _search_sweeps() {
   local place=sweeps previous= word file
   for word in "${COMP_WORDS[@]}"; do
@@ -89,29 +99,113 @@ _search_sweeps() {
     [[ -e $file ]] && file=${file%/sweep.json} && compgen -W "${file##*/}" -- "$1"
   done
 }
-"""
-# bash knows a command by its first word: python's own arguments are left to what bash does anyway.
-_DISPATCH = """
+""",
+    "zsh": """\
+_search_sweeps() {
+  local place=sweeps previous= word
+  for word in "${words[@]}"; do
+    [[ $previous == --storage ]] && place=${word/#\\~/$HOME}
+    previous=$word
+  done
+  compadd -- $place/*/sweep.json(N:h:t)
+}
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }
+""",
+    "fish": """\
+function _search_sweeps
+  set -l place sweeps
+  set -l previous ''
+  for word in (commandline -opc)
+    test "$previous" = --storage; and set place (string replace -r '^~' $HOME -- $word)
+    set previous $word
+  end
+  for file in $place/*/sweep.json
+    basename (dirname $file)
+  end
+end
+""",
+}
+"""Functions that list the sweeps in the storage folder."""
+
+# A shell knows a command by its first word, so `python -m search.run` is rewritten to
+# `fewshot-clip run`. Everything else after `python` is left to what the shell does anyway.
+_PYTHON = {
+    "bash": """
 _search_python() {
   local i
   for ((i = 1; i < COMP_CWORD; i++)); do
-    if [[ ${COMP_WORDS[i]} == -m ]]; then
-      if ((i + 1 == COMP_CWORD)) || [[ ${COMP_WORDS[i + 1]} == search.* ]]; then
-        COMP_WORDS=(search "${COMP_WORDS[@]:i+1}")
-        ((COMP_CWORD -= i))
-        _shtab_search
-      fi
-      return
+    [[ ${COMP_WORDS[i]} == -m ]] || continue
+    if ((i + 1 == COMP_CWORD)); then
+      COMPREPLY=($(compgen -W "MODULES" -- "${COMP_WORDS[COMP_CWORD]}"))
+    elif [[ ${COMP_WORDS[i + 1]} == search ]]; then
+      COMP_WORDS=(fewshot-clip "${COMP_WORDS[@]:i+2}")
+      ((COMP_CWORD -= i + 1))
+      _shtab_fewshot_clip
+    elif [[ ${COMP_WORDS[i + 1]} == search.* ]]; then
+      COMP_WORDS=(fewshot-clip "${COMP_WORDS[i + 1]#search.}" "${COMP_WORDS[@]:i+2}")
+      ((COMP_CWORD -= i))
+      _shtab_fewshot_clip
     fi
+    return
   done
 }
 complete -o bashdefault -o default -F _search_python python python3
-"""
+""",
+    "zsh": """
+_search_python_before=${_comps[python]:-_default}
+_search_python() {
+  local i
+  for ((i = 2; i < CURRENT; i++)); do
+    [[ $words[i] == -m ]] || continue
+    if ((i + 1 == CURRENT)); then
+      compadd -- MODULES
+      return
+    elif [[ $words[i+1] == search ]]; then
+      words=(fewshot-clip "${(@)words[i+2,-1]}")
+      ((CURRENT -= i))
+      _shtab_fewshot_clip
+      return
+    elif [[ $words[i+1] == search.* ]]; then
+      words=(fewshot-clip "${words[i+1]#search.}" "${(@)words[i+2,-1]}")
+      ((CURRENT -= i - 1))
+      _shtab_fewshot_clip
+      return
+    fi
+  done
+  $_search_python_before
+}
+[[ $_search_python_before == _search_python ]] || compdef _search_python python python3
+""",
+    "fish": """
+function _search_python_line
+  set -l words (commandline -opc)
+  set -l i (contains -i -- -m $words); or return 1
+  set -l module $words[(math $i + 1)]
+  if test -z "$module"
+    echo MODULES
+    return
+  end
+  string match -q -r '^search($|\\.)' -- $module; or return 1
+  set -l command (string replace -r '^search\\.?' '' -- $module)
+  echo fewshot-clip $command (string escape -- $words[(math $i + 2)..-1]) (commandline -ct)
+end
+function _search_python
+  set -l line (_search_python_line)
+  if string match -q 'search *' -- $line
+    string split ' ' -- $line
+  else
+    complete -C $line
+  end
+end
+complete -c python -c python3 -n '_search_python_line >/dev/null' -f -a '(_search_python)'
+""",
+}
+"""Completion after `python -m`; MODULES stands for the names of all modules."""
 
 
-def bash_script() -> str:
-    """The script: `python -m search.X` becomes the command X of one parser of all commands."""
-    everything = argparse.ArgumentParser(prog="search", add_help=False)
+def script(shell: str) -> str:
+    """The script for a shell: one parser of all commands, and what maps `python -m` to it."""
+    everything = argparse.ArgumentParser(prog=_PROGRAM, add_help=False)
     commands = everything.add_subparsers()
     for name, build in COMMANDS.items():
         parser = build()
@@ -119,31 +213,37 @@ def bash_script() -> str:
             if action.dest in _VALUES:
                 action.choices = tuple(_VALUES[action.dest])
             elif action.dest in _SWEEPS and not (name == "search.run" and action.dest == "name"):
-                action.complete = {"bash": "_search_sweeps"}  # type: ignore[attr-defined]
+                action.complete = _COMPLETE_SWEEPS  # type: ignore[attr-defined]
             elif action.dest in _FOLDERS:
                 action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
-        commands.add_parser(name, parents=[parser], add_help=False, help=parser.description)
-    script = shtab.complete(everything, "bash", root_prefix="search", preamble=_PREAMBLE)
-    # The last line is for a program called `search`, which there is not.
-    kept = [line for line in script.splitlines() if not line.startswith("complete ")]
-    return "\n".join(kept) + _DISPATCH
+        # zsh takes the description for the help text of a command, and one line is enough.
+        parser.description = (parser.description or "").splitlines()[0]
+        commands.add_parser(
+            name.removeprefix("search."),
+            parents=[parser],
+            add_help=False,
+            description=parser.description,
+            help=parser.description,
+        )
+    found = shtab.complete(everything, shell, root_prefix="fewshot_clip", preamble=_PREAMBLES)
+    return found + _PYTHON[shell].replace("MODULES", " ".join(("search", *COMMANDS)))
 
 
 def build_parser() -> Parser:
     """All options."""
     parser = Parser("search.completion", _INTRODUCTION)
-    parser.add_argument("shell", choices=("bash",), help="the shell")
+    parser.add_argument("shell", choices=SHELLS, help="the shell")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the script; 2 for a mistake."""
     try:
-        build_parser().parse_args(arguments)
+        shell = build_parser().parse_args(arguments).shell
     except UsageError as error:
         print_errors(error.problems)
         return 2
-    print(bash_script())
+    print(script(shell))
     return 0
 
 

@@ -121,6 +121,7 @@ TOUR = {
 TEAM = f"{RUN} --space rmt --storage s3://BUCKET/sweeps --study-storage postgresql://USER@HOST/DATABASE"
 
 _TESTS = "it runs tests"
+_SHELL = "tests/search/test_completion runs it in that shell"
 _CLOUD = "it needs an account of a cloud; the files are checked in tests/cluster"
 NOT_RUN = {
     f"{RUN} --space rmt": "CI runs it whole and checks its figures",
@@ -135,6 +136,8 @@ NOT_RUN = {
     ),
     "bash .ci/run": _TESTS,
     "python -m search.dashboard first": "it serves until Ctrl-C; tests/search/reporting/test_live",
+    'eval "$(python -m search.completion zsh)"': _SHELL,
+    "python -m search.completion fish | source": _SHELL,
     "ruff check .": "CI runs it",
     "ruff format .": "CI runs it with --check",
     "mypy": "CI runs it",
