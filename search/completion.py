@@ -225,7 +225,9 @@ def script(shell: str) -> str:
             description=parser.description,
             help=parser.description,
         )
-    found = shtab.complete(everything, shell, root_prefix="fewshot_clip", preamble=_PREAMBLES)
+    found = shtab.complete(
+        everything, shell, root_prefix="fewshot_clip", preamble=_PREAMBLES[shell]
+    )
     return found + _PYTHON[shell].replace("MODULES", " ".join(("search", *COMMANDS)))
 
 
