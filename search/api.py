@@ -62,8 +62,12 @@ class Sweep:
         self._arguments = [*filter(None, [str(file)]), *command_line(options)]
         request = read_request(self._arguments)
         problems = [*request.problems, *request.config.problems()]
-        if request.config.per_task:
-            problems.append("per_task makes several sweeps. Make a Sweep for each task instead.")
+        for name, part in (("per_task", "task"), ("test_folds", "fold")):
+            if getattr(request.config, name):
+                problems.append(
+                    f"{name} makes several sweeps. Use python -m search.run, and open the Sweep of "
+                    f"each {part}."
+                )
         if problems:
             raise UsageError(list(dict.fromkeys(problems)))
         self.name = request.config.sweep_name

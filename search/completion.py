@@ -15,6 +15,7 @@ from search import (
     dashboard,
     delete,
     doctor,
+    example,
     export,
     predict,
     rename,
@@ -50,6 +51,7 @@ COMMANDS: Mapping[str, Callable[[], argparse.ArgumentParser]] = {
     "search.archive": archive.build_parser,
     "search.delete": delete.build_parser,
     "search.doctor": doctor.build_parser,
+    "search.example": example.build_parser,
     "search.spaces": spaces.build_parser,
 }
 """What there is to complete."""

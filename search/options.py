@@ -18,6 +18,7 @@ from search.core.samplers import GRID, SAMPLERS
 from search.core.sweep_file import read_options
 from search.core.task_options import (
     absolute_dataset,
+    settle_backbone,
     settle_bundle,
     settle_draws,
 )
@@ -30,6 +31,7 @@ from trainables.all_shots import ALL, with_all_shots
 from trainables.core.plugins import PluginError, plugin_sources, use_plugins
 from trainables.core.protocols import Objective, Validation
 from trainables.core.storage import StorageError
+from trainables.data.folder import folds_of
 from trainables.data.registry import DATASETS
 from trainables.fields import field_docs
 from trainables.methods.base import Preset
@@ -189,6 +191,11 @@ def read_request(arguments: Sequence[str] | None = None) -> Request:
             problems.append(
                 f"--resume continues '{resume}', so --name must be omitted, got '{given['name']}'."
             )
+        if given.pop("test_folds", 0):
+            problems.append(
+                "--test-folds cannot be used with --resume. Run the first command again, which "
+                "resumes all folds, or resume one fold without it."
+            )
         try:
             stored = _stored(given.get("storage", base.storage), resume)
             base = stored
@@ -202,6 +209,7 @@ def read_request(arguments: Sequence[str] | None = None) -> Request:
             _settle_folds(given, effort)
             defaults = {name: getattr(effort, name) for name in _BY_SPACE if name != "trials"}
             given = defaults | given
+        settle_backbone(given)
         if experiment := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
             given.setdefault("experiment", experiment)
     if "enqueue" in given:
@@ -311,7 +319,11 @@ def _with_defaults(given: dict[str, Any], base: SweepConfig) -> SweepConfig:
     task = {key: tuple(v) if isinstance(v, list) else v for key, v in task.items()}
     whole = replace(base.task, **task)
     if everything:
-        whole = with_all_shots(whole, given["data"], task.get("draws"))
+        # A fold may have more images than the whole data set has outside its generated test split.
+        folds = [f for d in whole.datasets for f in folds_of(d, given.get("test_folds", 0))]
+        drawn = replace(whole, datasets=tuple(folds) or whole.datasets)
+        drawn = with_all_shots(drawn, given["data"], task.get("draws"))
+        whole = replace(drawn, datasets=whole.datasets)
     own = {key: given.pop(key) for key in _SETTINGS if key in given}
     settings = replace(base.settings, **own)
     return replace(base, task=whole, settings=settings, **given)

@@ -7,6 +7,7 @@ import signal
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from search.core.environment import quiet_environment
 quiet_environment()  # Ray reads its settings when it is imported
 
 from search.core.problems import EvaluationError, StoppedError, UsageError  # noqa: E402
-from search.core.task_options import per_task  # noqa: E402
+from search.core.task_options import per_fold, per_task  # noqa: E402
 from search.options import Request, build_parser, configure, read_request  # noqa: E402
 from search.terminal.console import open_console, print_errors  # noqa: E402
 from search.terminal.notify import notify  # noqa: E402
@@ -45,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for plan in plans:
                 dry_run(plan, console)
             return 0
-        outcomes = run_plans(plans, console, request.retry_failed)
+        folds = request.config.test_folds
+        outcomes = run_plans(plans, console, request.retry_failed, folds)
     except UsageError as error:
         print_errors(error.problems)
         return 2
@@ -101,12 +103,17 @@ def _notify(url: str, message: str, facts: Mapping[str, Any] | None = None) -> N
 
 
 def check_request(request: Request) -> list[Plan]:
-    """Check the sweep, or with --per-task all of them; raises `UsageError`."""
+    """Check the sweep, or with --per-task and --test-folds all of them; raises `UsageError`."""
     from search.driver.preflight import preflight_each
 
+    whole, parts = request.config, per_task(request.config)
+    if whole.test_folds and not request.problems and not whole.problems():
+        # A fold has more training images than the generated split of the whole folder.
+        parts = per_fold(whole)
+        whole = replace(parts[0], name=whole.name)
     return preflight_each(
-        request.config,
-        per_task(request.config),
+        whole,
+        parts,
         _load_the_rest,
         trial_write=not request.dry_run,
         problems=request.problems,
@@ -114,13 +121,16 @@ def check_request(request: Request) -> list[Plan]:
     )
 
 
-def run_plans(plans: Sequence[Plan], console: Console, retry_failed: bool) -> list[Outcome]:
-    """Run one sweep after another, and print how each ended. Raises what `run_sweep` raises."""
+def run_plans(
+    plans: Sequence[Plan], console: Console, retry_failed: bool, test_folds: int = 0
+) -> list[Outcome]:
+    """Run one sweep after another, and print how each ended; of folds, also their pooled figures.
+    Raises what `run_sweep` raises."""
     outcomes: list[Outcome] = []
     for plan in plans:
         outcome = _load_the_rest().run_sweep(plan, console, retry_failed)
         outcomes.append(outcome)
-        from search.driver.summary import print_summary, print_tasks
+        from search.driver.summary import print_folds, print_summary, print_tasks
         from search.export import register_winner
 
         print_summary(outcome, console)
@@ -128,7 +138,9 @@ def run_plans(plans: Sequence[Plan], console: Console, retry_failed: bool) -> li
             register_winner(outcome.config, outcome.tracking_uri, console)
         if outcome.interrupted:
             break
-    if len(plans) > 1:
+    if test_folds:
+        print_folds(outcomes, test_folds, console)
+    elif len(plans) > 1:
         print_tasks(outcomes, console)
     return outcomes
 

@@ -234,7 +234,7 @@ HOMES: dict[str, tuple[str, ...]] = {
         *("trainables/encoded_task.py", "trainables/view.py"),
     ),
     "safetensors": ANYWHERE,
-    "PIL": ("search/evaluation/examples.py", SERVED, "trainables/images/"),
+    "PIL": ("search/evaluation/examples.py", "search/example.py", SERVED, "trainables/images/"),
     "scipy": ("search/evaluation/statistics.py", "trainables/data/benchmarks/"),
     "sklearn": ("trainables/data/",),
     "open_clip": ("trainables/backbones/open_clip.py",),

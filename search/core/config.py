@@ -30,6 +30,7 @@ from trainables.core.records import from_plain, upgraded
 from trainables.core.storage import join
 from trainables.core.text import did_you_mean
 from trainables.data.few_shot import JOINED
+from trainables.data.folder import MOST_FOLDS
 from trainables.methods.base import TaskFacts
 from trainables.trial import TaskSpec, TrialConfig
 
@@ -94,6 +95,9 @@ class SweepConfig:
     """Fresh few-shot draws on which the winner is trained again before the test split is read."""
     per_task: bool = False
     """Run a separate search for every data set and number of shots, instead of one for all."""
+    test_folds: int = 0
+    """Cross-validated evaluation of a small folder of your own: N separate searches, each tested on
+    another N-th of the images, which it never sees before its end. Every image is tested once."""
     plugin: tuple[str, ...] = ()
     """A Python file with methods, spaces or data sets of your own, in tables METHODS, SPACES and
     DATASETS; FEWSHOT_PLUGINS=FILE does the same for every command. Repeatable."""
@@ -254,6 +258,7 @@ class SweepConfig:
                 "--per-task cannot be used with --init-from, whose sweep solved the task as a "
                 "whole. Omit one of them."
             )
+        found += self._test_fold_problems()
         if self.register is not None and (why := model_name_problem(self.register)):
             found.append(why)
         if self.register is not None and self.tracking_uri == "none":
@@ -270,6 +275,30 @@ class SweepConfig:
         if self.name and (why := sweep_name_problem(self.name)):
             found.append(f"--name {why}")
         return found
+
+    def _test_fold_problems(self) -> list[str]:
+        if not self.test_folds:
+            return []
+        task, found = self.task, []
+        if not 2 <= self.test_folds <= MOST_FOLDS:
+            bound = _between(2, MOST_FOLDS, self.test_folds)
+            found.append(f"--test-folds must be {bound}. Use e.g. --test-folds 5.")
+        if len(task.datasets) != 1 or not task.datasets[0].startswith("folder:"):
+            found.append(
+                "--test-folds needs one data set of your own (--dataset folder:PATH), got "
+                f"{','.join(task.datasets)}. Omit the option: other data sets have test images."
+            )
+        if task.protocol != "few-shot" or len(task.shots) > 1:
+            found.append(
+                "--test-folds needs --protocol few-shot and one number of shots, got --protocol "
+                f"{task.protocol} --shots {','.join(map(str, task.shots))}. Search one at a time."
+            )
+        return found + [
+            f"{option(name)} cannot be used with --test-folds, which makes a search and a model "
+            "per fold. Omit one of them."
+            for name in ("per_task", "init_from", "register")
+            if getattr(self, name)
+        ]
 
     def _space_problems(self) -> list[str]:
         try:

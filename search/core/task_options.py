@@ -10,8 +10,10 @@ from typing import Any
 
 from search.core.config import SweepConfig, is_bundle
 from trainables.all_shots import ALL
+from trainables.backbones.cached import cached_backbone
 from trainables.data.base import DataError
 from trainables.data.bundle import open_bundle
+from trainables.data.folder import folds_of
 from trainables.data.registry import PREFIXES
 
 
@@ -40,6 +42,14 @@ def settle_draws(given: dict[str, Any], problems: list[str]) -> None:
     given["draws"] = f"file:{os.path.abspath(os.path.expanduser(pattern))}"
 
 
+def settle_backbone(given: dict[str, Any]) -> None:
+    """Use weights that are cached on this machine for images of the user's own, if there are any
+    and no others are named."""
+    own = all(spec.startswith("folder:") for spec in given.get("datasets", ("digits",)))
+    if own and not {"backbone", "init_from"} & given.keys() and (found := cached_backbone()):
+        given["backbone"] = found
+
+
 def settle_bundle(given: dict[str, Any]) -> None:
     """Take backbone and shots from a bundle. Errors in it are reported by the data checks."""
     specs = given["datasets"]
@@ -49,6 +59,20 @@ def settle_bundle(given: dict[str, Any]) -> None:
     if "shots" not in given:
         with suppress(DataError):
             given["shots"] = [open_bundle(Path(specs[0].partition(":")[2])).shots]
+
+
+def per_fold(config: SweepConfig) -> list[SweepConfig]:
+    """Return one configuration per fold of `test_folds`; each is an ordinary sweep."""
+    (spec,) = config.task.datasets
+    return [
+        replace(
+            config,
+            task=replace(config.task, datasets=(fold,)),
+            name=config.name and f"{config.name}-fold{number}",
+            test_folds=0,
+        )
+        for number, fold in enumerate(folds_of(spec, config.test_folds), start=1)
+    ]
 
 
 def per_task(config: SweepConfig) -> list[SweepConfig]:

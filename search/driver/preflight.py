@@ -33,6 +33,7 @@ from search.tracking.uri import TrackingError, check_tracking_uri, tracking_uri
 from spaces.base import Space
 from spaces.settings import SettingsError
 from trainables.backbones.base import BackboneError
+from trainables.backbones.cached import cached_backbone
 from trainables.backbones.registry import BACKBONES
 from trainables.core.credentials import without_password
 from trainables.core.plugins import plugin_fingerprints
@@ -245,8 +246,14 @@ _NOT_DOWNLOADED = "must be downloaded once"
 
 
 def _toy_notices(config: SweepConfig) -> list[str]:
-    """A warning that the embedded model is not for photos, and what to use instead."""
+    """A warning that the embedded model is not for photos, and what to use instead; or which
+    cached weights are used."""
     photos = [spec for spec in config.task.datasets if not spec.startswith("digits")]
+    if photos and photos[0].startswith("folder:") and config.task.backbone == cached_backbone():
+        return [
+            f"Backbone {config.task.backbone} is in this machine's cache, so it is the default for "
+            "your own images."
+        ]
     if config.task.backbone != "tiny" or not photos:
         return []
     return [

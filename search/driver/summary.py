@@ -10,6 +10,8 @@ from rich.table import Table
 
 from search.core.objectives import parse_objective
 from search.driver.sweep import Outcome
+from search.evaluation.cross_validation import cross_validation
+from search.evaluation.predictions import read_predictions
 from search.evaluation.record import LABELS, Evaluation, Gain, reads_of_test
 from search.evaluation.statistics import summary
 from search.reporting.files import REPORT, has_report
@@ -191,6 +193,36 @@ def print_tasks(outcomes: Sequence[Outcome], console: Console) -> None:
     averages = (100 * summary(column).mean for column in zip(*means, strict=True))
     table.add_row("average", *(f"{average:.1f} %" for average in averages), style="bold")
     console.print(table)
+
+
+def print_folds(outcomes: Sequence[Outcome], folds: int, console: Console) -> None:
+    """Print the pooled test figures of a cross-validation, once all folds are evaluated."""
+    evaluated = [(o.sweep, o.evaluation) for o in outcomes if o.evaluation is not None]
+    if len(evaluated) < folds:
+        console.print(
+            f"{len(evaluated)} of {folds} folds are evaluated. Run the same command again to "
+            "complete the cross-validation.",
+            highlight=False,
+        )
+        return
+    found = cross_validation([t for pair in evaluated for t in read_predictions(*pair)])
+    table = _table(
+        f"Cross-validated test accuracy: {found.images} images, each tested once, {folds} folds"
+    )
+    for heading in ("", "accuracy", "the winner's gain"):
+        table.add_column(heading, justify="right" if heading else "left")
+    gains = {gain.baseline: _over(gain) for gain in found.gains}
+    for label, accuracy in found.accuracy.items():
+        is_winner = label == "winner"
+        name = "the winners of the folds" if is_winner else LABELS[label]
+        style = "bold" if is_winner else ""
+        table.add_row(name, f"{100 * accuracy:.1f} %", gains.get(label, ""), style=style)
+    console.print(table)
+    for gain in found.gains:
+        console.print(gain.sentence(), highlight=False)
+    console.print(
+        "Each image was classified by models of a search that had not seen it.", highlight=False
+    )
 
 
 def _over(gain: Gain) -> str:

@@ -16,6 +16,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "seeds": "N,N,...",
         "protocol": "NAME",
         "per_task": "",
+        "test_folds": "N",
         "draws": "RULE",
         "shots_file": "PATTERN",
         "class_names": "FILE",

@@ -14,7 +14,7 @@ from search.completion import COMMANDS
 from search.core.config import SweepConfig
 from search.core.problems import UsageError
 from search.core.sweep_file import sweep_text
-from search.core.task_options import per_task
+from search.core.task_options import per_fold, per_task
 from search.driver import preflight as preflight_module
 from search.driver.backbone_probe import BackboneProbe
 from search.driver.preflight import preflight_each
@@ -303,3 +303,38 @@ def test_validation_and_selection_are_checked_first(
     given = options if "--space" in options else ("--space", "taskres", *options)
     (problem,) = configure(given).problems()
     assert expected in problem
+
+
+def test_a_cross_validation_is_a_sweep_per_fold(tmp_path: Path) -> None:
+    for name in ("jay", "wren"):
+        for number in range(5):
+            paint(tmp_path / name / f"{number}.png", len(name), number)
+    own = ["--space", "taskres", "--dataset", f"folder:{tmp_path}", "--test-folds", "5"]
+    config = configure([*own, "--shots", "all", "--name", "birds"])
+    assert config.problems() == []
+    assert config.task.shots == (4,)  # all but the fold's
+    folds = per_fold(config)
+    assert [fold.name for fold in folds] == [f"birds-fold{number}" for number in range(1, 6)]
+    assert [fold.task.datasets for fold in folds] == [
+        (f"folder:{tmp_path}#fold{number}of5",) for number in range(1, 6)
+    ]
+    assert not any(fold.test_folds for fold in folds)
+    assert all(fold.problems() == [] for fold in folds)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--test-folds", "5"], "needs one data set of your own"),
+        (["--test-folds", "1", "--dataset", "folder:a"], "--test-folds must be at least 2, got 1"),
+        (["--test-folds", "2", "--dataset", "folder:a", "--shots", "1,2"], "one number of shots"),
+        (["--test-folds", "2", "--dataset", "folder:a", "--per-task"], "--per-task cannot be used"),
+    ],
+)
+def test_a_cross_validation_that_is_none(options: list[str], problem: str) -> None:
+    assert any(problem in found for found in configure(options).problems())
+
+
+def test_a_cross_validation_is_resumed_as_it_was_started() -> None:
+    said = read_request(["--resume", "birds", "--test-folds", "2"]).problems
+    assert any("Run the first command again" in problem for problem in said)

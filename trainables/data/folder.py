@@ -1,5 +1,8 @@
 """The user's images: `folder:PATH`, class sub-folders, a table of paths and labels or a split file.
 
+`PATH#fold2of5` is the second of five folds for cross-validation: every fold has other test images,
+and together they are all images.
+
 Four forms: folders `train`, `val` and `test` (see `SPELLINGS`), each with class sub-folders, of
 which `val` and `test` may be absent; one folder of class sub-folders; a `.csv` or
 `.parquet` table with the columns `path` (absolute, or relative to its folder) and `label`, and
@@ -11,6 +14,7 @@ that are absent are taken from the training images, by the rules of `lists`.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,10 +26,12 @@ from trainables.data.image_files import folders_in, images_in, skipped_caveat
 from trainables.data.lists import (
     SPLITS,
     AnySplit,
+    Fold,
     ListedDataset,
     Lists,
     Row,
     checked,
+    fold_by_hash,
     split_by_hash,
     split_off_by_hash,
 )
@@ -39,22 +45,51 @@ SPELLINGS: dict[AnySplit, tuple[str, ...]] = {
     "test": ("test", "testing"),
 }
 """Split -> the names of its folder, in any case."""
+MOST_FOLDS = 100
+"""Largest number of folds."""
+_FOLD = re.compile(r"#fold(\d+)of(\d+)$")
 _TAKEN = {"val": "20 % for validation", "test": "30 % for the test"}
 """Share of the training images that a missing split takes."""
 
 
+def folds_of(spec: str, total: int) -> list[str]:
+    """Return the specifications of all folds of a `folder:` data set, at most `MOST_FOLDS`."""
+    numbers = range(1, min(total, MOST_FOLDS) + 1)
+    return [_with_fold(spec, Fold(number, total)) for number in numbers]
+
+
+def _with_fold(spec: str, fold: Fold) -> str:
+    return f"{spec}#fold{fold.number}of{fold.total}"
+
+
 def open_folder(path: Path) -> ListedDataset:
     """Open the data set at `path`: every image is listed, none is opened. Raises `DataError`."""
-    path = Path(os.path.abspath(os.path.expanduser(path)))
+    path, fold = _parse_fold(Path(os.path.abspath(os.path.expanduser(path))))
     if path.is_dir():
-        return _open_folders(path)
+        return _open_folders(path, fold)
     if path.is_file() and path.suffix.lower() in (".csv", ".parquet"):
-        return _open_table(path)
+        return _open_table(path, fold)
+    if fold:
+        raise _has_splits(path)
     if path.is_file() and path.suffix.lower() == ".json":
         return _open_split_file(path)
     raise DataError(
         f"folder: needs a folder of images, a .csv, a .parquet or a .json: '{path}' is "
         f"{kind_of(path)}. Give the path of one."
+    )
+
+
+def _parse_fold(path: Path) -> tuple[Path, Fold | None]:
+    """The path without its fold, and the fold."""
+    if path.exists() or not (found := _FOLD.search(path.name)):
+        return path, None
+    return path.with_name(path.name[: found.start()]), Fold(int(found[1]), int(found[2]))
+
+
+def _has_splits(path: Path) -> DataError:
+    return DataError(
+        "--test-folds needs images without a given split (one folder of class sub-folders, or a "
+        f"table without the column split): '{path}' has one. Omit the option, or merge its splits."
     )
 
 
@@ -65,11 +100,13 @@ def _dataset(
     rule: str = "",
     prompts: dict[str, list[str]] | None = None,
     skipped: Sequence[str] = (),
+    fold: Fold | None = None,
 ) -> ListedDataset:
     """`rule` says how missing splits were made."""
     names = checked(lists, f"'{path}'")
+    spec = f"folder:{path}"
     return ListedDataset(
-        f"folder:{path}",
+        _with_fold(spec, fold) if fold else spec,
         root,
         names,
         lists,
@@ -82,9 +119,11 @@ def _dataset(
 # --- folders -------------------------------------------------------------------------------------
 
 
-def _open_folders(path: Path) -> ListedDataset:
+def _open_folders(path: Path, fold: Fold | None) -> ListedDataset:
     found, skipped = folders_in(path), list[str]()
     parts = _split_folders(path, found)
+    if parts and fold:
+        raise _has_splits(path)
     labels = {
         name: label
         for label, name in enumerate(folders_in(path / parts["train"]) if parts else found)
@@ -99,8 +138,8 @@ def _open_folders(path: Path) -> ListedDataset:
         part: _class_rows(path, f"{name}/", labels, skipped, parts["train"])
         for part, name in parts.items()
     } or {"train": _class_rows(path, "", labels, skipped)}
-    lists, rule = _complete(rows, f"'{path}'", folders=bool(parts))
-    return _dataset(path, path, lists, rule, skipped=skipped)
+    lists, rule = _complete(rows, f"'{path}'", bool(parts), fold)
+    return _dataset(path, path, lists, rule, skipped=skipped, fold=fold)
 
 
 def _split_folders(path: Path, found: Sequence[str]) -> dict[AnySplit, str]:
@@ -125,11 +164,18 @@ def _split_folders(path: Path, found: Sequence[str]) -> dict[AnySplit, str]:
     return parts if "train" in parts and (len(parts) > 1 or len(found) == 1) else {}
 
 
-def _complete(rows: Lists, source: str, folders: bool) -> tuple[Lists, str]:
+def _complete(
+    rows: Lists, source: str, folders: bool, fold: Fold | None = None
+) -> tuple[Lists, str]:
     """Take the splits that are missing from the training images; return the rule, if any.
 
     `folders`: whether `source` has a folder per split.
     """
+    if fold:
+        return fold_by_hash(rows["train"], source, fold), (
+            f"Fold {fold.number} of {fold.total} of {source}: the test images of the folds are "
+            "disjoint and together all images, by the SHA-256 of their paths."
+        )
     missing = [part for part in SPLITS if part not in rows]
     if not missing:
         return rows, ""
@@ -194,7 +240,7 @@ def _open_split_file(path: Path) -> ListedDataset:
 # --- tables --------------------------------------------------------------------------------------
 
 
-def _open_table(path: Path) -> ListedDataset:
+def _open_table(path: Path, fold: Fold | None) -> ListedDataset:
     columns = _read_columns(path)
     for need in ("path", "label"):
         if need not in columns:
@@ -214,8 +260,10 @@ def _open_table(path: Path) -> ListedDataset:
     prompts = _prompts(columns["prompt"], names, path) if "prompt" in columns else None
     if "split" not in columns:
         _refuse_twice(rows, path)
-        whole, rule = _complete({"train": rows}, f"'{path}'", folders=False)
-        return _dataset(path, path.parent, whole, rule, prompts)
+        whole, rule = _complete({"train": rows}, f"'{path}'", False, fold)
+        return _dataset(path, path.parent, whole, rule, prompts, fold=fold)
+    if fold:
+        raise _has_splits(path)
     lists: dict[AnySplit, list[Row]] = {part: [] for part in SPLITS}
     for number, (part, row) in enumerate(zip(columns["split"], rows, strict=True), 1):
         if part not in lists:

@@ -44,6 +44,15 @@ class Row(NamedTuple):
     """Name of the class in the list."""
 
 
+class Fold(NamedTuple):
+    """One fold of a cross-validation."""
+
+    number: int
+    """From 1 to `total`."""
+    total: int
+    """How many folds there are."""
+
+
 Lists = Mapping[AnySplit, Sequence[Row]]
 """The rows of each split, in the list's own order."""
 
@@ -270,6 +279,32 @@ def split_by_hash(rows: Iterable[Row], source: str) -> Lists:
         parts["train"] += members[:train]
         parts["val"] += members[train : train + val]
         parts["test"] += members[train + val :]
+    return {part: sorted(found, key=_by_label) for part, found in parts.items()}
+
+
+def fold_by_hash(rows: Iterable[Row], source: str, fold: Fold) -> Lists:
+    """Assign every `total`-th image of each class, in `by_hash` order, to test, 20 % of the class
+    to val and the rest to train.
+
+    The test images of all folds are disjoint and together all images. Which fold begins differs
+    between classes, so that folds of small classes are of similar size. Counts are rounded; val and
+    train get at least one image. Splits are sorted by label and path. Raises `DataError`.
+    """
+    parts: dict[AnySplit, list[Row]] = {part: [] for part in SPLITS}
+    for place, members in enumerate(_classes(rows)):
+        first = (fold.number - 1 + place) % fold.total
+        test = members[first :: fold.total]
+        rest = [row for i, row in enumerate(members) if i % fold.total != first]
+        if len(rest) < 2:
+            raise DataError(
+                f"Every class needs at least 2 images outside a fold: class "
+                f"'{members[0].class_name}' of {source} has {len(members)} images. Add some, or "
+                "remove the class."
+            )
+        val = min(len(rest) - 1, max(1, round(0.2 * len(members))))
+        parts["test"] += test
+        parts["val"] += rest[:val]
+        parts["train"] += rest[val:]
     return {part: sorted(found, key=_by_label) for part, found in parts.items()}
 
 

@@ -556,3 +556,47 @@ def test_a_table_with_a_byte_order_mark_and_more_columns(tmp_path: Path) -> None
     file = write(tmp_path / "a.csv", table_of(tmp_path) | {"photographer": ["me"] * 14})
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     assert opened(file).class_names == ("cat", "dog")
+
+
+# --- folds ---------------------------------------------------------------------------------------
+
+
+def test_the_test_images_of_all_folds_are_all_images_once(flat_folder: Path) -> None:
+    everything = Counter(
+        f"{name}/{i}.jpeg" for label, name in enumerate(CLASSES) for i in range(10 - 3 * label)
+    )
+    tested: Counter[str] = Counter()
+    for number in range(1, 4):
+        path = Path(f"{flat_folder}#fold{number}of3")
+        found = {part: dict(rows(split)) for part, split in parts(path).items()}
+        assert sum((Counter(list(names)) for names in found.values()), Counter()) == everything
+        assert set(found["train"].values()) == set(found["val"].values()) == {0, 1, 2}
+        assert len(found["test"]) == 7
+        tested += Counter(list(found["test"]))
+        assert opened(path).name == f"folder:{path}"
+        assert f"Fold {number} of 3" in opened(path).caveats[0]
+    assert tested == everything
+    fingerprints = {
+        opened(Path(f"{flat_folder}#fold{n}of3")).split("train").fingerprint for n in (1, 2, 3)
+    }
+    assert len(fingerprints) == 3
+
+
+def test_folds_of_a_table(flat_folder: Path) -> None:
+    names = [f"own/{name}/{i}.jpeg" for name in CLASSES for i in range(4)]
+    table = flat_folder.parent / "table.csv"
+    lines = ["path,label", *(f"{name},{name.split('/')[1]}" for name in names)]
+    table.write_text("\n".join(lines))
+    tested = [name for n in (1, 2) for name, _ in rows(parts(Path(f"{table}#fold{n}of2"))["test"])]
+    assert sorted(tested) == sorted(names)
+
+
+def test_folds_of_images_with_a_split(split_folder: Path) -> None:
+    assert "without a given split" in refused(Path(f"{split_folder}#fold1of2"))
+
+
+def test_folds_of_too_few_images(flat_folder: Path) -> None:
+    for image in list((flat_folder / "ant").iterdir())[2:]:
+        image.unlink()
+    said = refused(Path(f"{flat_folder}#fold1of2"))
+    assert "at least 2 images outside a fold: class 'ant'" in said

@@ -1,0 +1,90 @@
+"""`python -m search.example`: a small folder of images in which to try everything."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from search.core.problems import UsageError
+from search.terminal.console import end_with_the_reader, open_console, print_errors, tool
+from search.terminal.parser import Parser, text
+from trainables.data.base import Split
+from trainables.data.digits import Digits
+
+LABELLED = 20
+"""Labelled images per class."""
+_SIDE = 64  # pixels, of 8 in the data: large enough to look at
+
+_INTRODUCTION = """\
+Write a small folder of images that is laid out as your own would be:
+
+  FOLDER/labelled/CLASS/NN.png  20 images of each of 10 classes, handwritten digits
+  FOLDER/new/CLASS.png          one other image of each class, to classify
+
+Then `--dataset folder:FOLDER/labelled` is a data set of your own."""
+
+
+def build_parser() -> Parser:
+    """Return the parser of all options."""
+    parser = Parser("search.example", _INTRODUCTION)
+    parser.add_argument("folder", type=text, metavar="FOLDER", help="a new or an empty folder")
+    return parser
+
+
+def write_example(folder: Path) -> None:
+    """Write the folder; raises `UsageError` if it has any content, and `OSError`."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(
+            [f"FOLDER must be new or empty, got '{folder}'. Name another one, or remove it."]
+        )
+    digits = Digits("digits")
+    train, val = digits.split("train"), digits.split("val")
+    for label, name in enumerate(digits.class_names):
+        for number, image in enumerate(_images(train, label, LABELLED), start=1):
+            _write(image, folder / "labelled" / name / f"{number:02d}.png")
+        (other,) = _images(val, label, 1)
+        _write(other, folder / "new" / f"{name}.png")
+
+
+def _images(split: Split, label: int, count: int) -> list[Tensor]:
+    """The first images of a class, uint8 [3, 8, 8] each."""
+    rows = (split.labels == label).nonzero().flatten().tolist()[:count]
+    return [split.images.read(row) for row in rows]
+
+
+def _write(image: Tensor, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    picture.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC).save(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the folder; return 0, 2 for invalid options, and 1 if it cannot be written."""
+    try:
+        folder = Path(build_parser().parse_args(arguments).folder).expanduser()
+        write_example(folder)
+    except UsageError as error:
+        print_errors(error.problems)
+        return 2
+    except OSError as error:
+        print_errors([f"The folder could not be written: {error}. Name another one."])
+        return 1
+    console = open_console()
+    python = tool("python")
+    for line in (
+        f"Wrote {10 * LABELLED} labelled images of 10 classes to {folder}/labelled, and 10 others "
+        f"to {folder}/new. Next:",
+        f"{python} -m search.run --space taskres --dataset folder:{folder}/labelled --name own",
+        f"{python} -m search.predict own {folder}/new",
+    ):
+        console.print(line, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    end_with_the_reader()
+    sys.exit(main())
