@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, get_args
 
+from search.core.fold_problems import NOT_WITH_FOLDS, fold_problems
 from search.core.init_from import Start
 from search.core.model_name import model_name_problem, sweep_name_problem
 from search.core.objectives import SAMPLERS_OF_TWO, parse_objective
@@ -30,7 +31,6 @@ from trainables.core.records import from_plain, upgraded
 from trainables.core.storage import join
 from trainables.core.text import did_you_mean
 from trainables.data.few_shot import JOINED
-from trainables.data.folder import MOST_FOLDS
 from trainables.methods.base import TaskFacts
 from trainables.trial import TaskSpec, TrialConfig
 
@@ -96,8 +96,8 @@ class SweepConfig:
     per_task: bool = False
     """Run a separate search for every data set and number of shots, instead of one for all."""
     test_folds: int = 0
-    """Cross-validated evaluation of a small folder of your own: N separate searches, each tested on
-    another N-th of the images, which it never sees before its end. Every image is tested once."""
+    """Cross-validate a folder of your own: N searches, each tested on another N-th of the images,
+    so that each image is tested once, by a search that has not seen it."""
     plugin: tuple[str, ...] = ()
     """A Python file with methods, spaces or data sets of your own, in tables METHODS, SPACES and
     DATASETS; FEWSHOT_PLUGINS=FILE does the same for every command. Repeatable."""
@@ -180,10 +180,8 @@ class SweepConfig:
         if self.name:
             return self.name
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
-        shots = "-".join(map(str, self.task.shots))
-        backbone = PurePath(self.task.backbone).name
-        if is_bundle(self.task.backbone):
-            backbone = "bundle"
+        shots, spec = "-".join(map(str, self.task.shots)), self.task.backbone
+        backbone = "bundle" if is_bundle(spec) else PurePath(spec).name
         name = f"{self.space}-{self.task.short}-{backbone}-{shots}shot-{digest[:6]}"
         return re.sub(r"[^A-Za-z0-9._]+", "-", name)[-100:].lstrip("._-")
 
@@ -258,7 +256,8 @@ class SweepConfig:
                 "--per-task cannot be used with --init-from, whose sweep solved the task as a "
                 "whole. Omit one of them."
             )
-        found += self._test_fold_problems()
+        excluded = [option(name) for name in NOT_WITH_FOLDS if getattr(self, name)]
+        found += fold_problems(self.test_folds, self.task, excluded)
         if self.register is not None and (why := model_name_problem(self.register)):
             found.append(why)
         if self.register is not None and self.tracking_uri == "none":
@@ -275,30 +274,6 @@ class SweepConfig:
         if self.name and (why := sweep_name_problem(self.name)):
             found.append(f"--name {why}")
         return found
-
-    def _test_fold_problems(self) -> list[str]:
-        if not self.test_folds:
-            return []
-        task, found = self.task, []
-        if not 2 <= self.test_folds <= MOST_FOLDS:
-            bound = _between(2, MOST_FOLDS, self.test_folds)
-            found.append(f"--test-folds must be {bound}. Use e.g. --test-folds 5.")
-        if len(task.datasets) != 1 or not task.datasets[0].startswith("folder:"):
-            found.append(
-                "--test-folds needs one data set of your own (--dataset folder:PATH), got "
-                f"{','.join(task.datasets)}. Omit the option: other data sets have test images."
-            )
-        if task.protocol != "few-shot" or len(task.shots) > 1:
-            found.append(
-                "--test-folds needs --protocol few-shot and one number of shots, got --protocol "
-                f"{task.protocol} --shots {','.join(map(str, task.shots))}. Search one at a time."
-            )
-        return found + [
-            f"{option(name)} cannot be used with --test-folds, which makes a search and a model "
-            "per fold. Omit one of them."
-            for name in ("per_task", "init_from", "register")
-            if getattr(self, name)
-        ]
 
     def _space_problems(self) -> list[str]:
         try:
@@ -473,4 +448,3 @@ _EXAMPLES = {"datasets": "--dataset digits", "shots": "--shots 16", "seeds": "--
 _SELECT = ("ensemble", "best")
 _MAX_EPISODES = 10_000
 _MAX_EVAL_SEEDS = 1000
-_OLD_NAMES = {"also": "second_objective", "start": "init_from"}  # fields of earlier releases

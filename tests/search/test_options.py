@@ -326,7 +326,10 @@ def test_a_cross_validation_is_a_sweep_per_fold(tmp_path: Path) -> None:
     ("options", "problem"),
     [
         (["--test-folds", "5"], "needs one data set of your own"),
-        (["--test-folds", "1", "--dataset", "folder:a"], "--test-folds must be at least 2, got 1"),
+        (
+            ["--test-folds", "1", "--dataset", "folder:a"],
+            "--test-folds must be between 2 and 100, got 1",
+        ),
         (["--test-folds", "2", "--dataset", "folder:a", "--shots", "1,2"], "one number of shots"),
         (["--test-folds", "2", "--dataset", "folder:a", "--per-task"], "--per-task cannot be used"),
     ],
