@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from search.core.config import SweepConfig
 from search.core.problems import UsageError
@@ -110,6 +111,54 @@ def test_other_machines_receive_it(file: Path, monkeypatch: pytest.MonkeyPatch) 
     assert done.stdout == "LogitBiasConfig(prompts='paper', penalty=0.001)\n"
 
 
+_SCRIPT = """
+import sys
+import ray
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+from search import Sweep
+plugin, storage, photo = sys.argv[1:]
+sweep = Sweep(
+    plugin=plugin, storage=storage, name="mine", space="logit-bias", dataset="my-digits",
+    shots=2, seeds=1, eval_seeds=1, trials=2, tracking_uri="none", no_report=True,
+)
+print(sweep.run(quiet=True).states["COMPLETE"], sweep.load().predict([photo])[0])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_sweep_in_the_workers_of_a_ray_that_was_started_without_it(
+    file: Path, tmp_path: Path
+) -> None:
+    """Its workers have neither the variable nor the file's name, as on other machines: they receive
+    the file for trials and evaluation. Then the model is used by other processes."""
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (8, 8), "white").save(photo)
+
+    def call(*words: str, plugin: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *words],
+            env=os.environ | {ENVIRONMENT: plugin, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"},
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+        )
+        assert done.returncode == 0, done.stderr + done.stdout
+        return done.stdout
+
+    storage = str(tmp_path / "sweeps")
+    states, name = call("-c", _SCRIPT, str(file), storage, str(photo), plugin="").split()
+    assert states == "2"
+    export = tmp_path / "export"
+    where = ("--storage", storage)
+    to = ("--format", "artifact", "--output", str(export))
+    call("-m", "search.export", "mine", *to, *where, plugin=str(file))
+    for model in ("mine", str(export)):
+        found = call("-m", "search.predict", model, str(photo), *where, plugin=str(file))
+        assert name.strip("[]'") in found
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -127,6 +176,25 @@ def test_mistakes(text: str | None, told: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         configure(["--plugin", str(path)])
     assert told in caught.value.problems[0]
+
+
+def test_a_file_that_changes_is_run_again(tmp_path: Path) -> None:
+    """In a notebook, between two sweeps."""
+    path = tmp_path / "changing.py"
+    for name in ("one", "other"):
+        path.write_text(f"METHODS = {{'{name}': None}}")
+        use_plugins((str(path),))
+        assert name in METHODS
+    assert "one" not in METHODS
+
+
+def test_files_have_different_names(tmp_path: Path) -> None:
+    files = [tmp_path / folder / "mine.py" for folder in ("a", "b")]
+    for number, path in enumerate(files):
+        path.parent.mkdir()
+        path.write_text(f"METHODS = {{'method-{number}': None}}")
+    with pytest.raises(PluginError, match=r"different names, got .*a/mine\.py and .*b/mine\.py"):
+        use_plugins(tuple(map(str, files)))
 
 
 def test_names_must_be_new(tmp_path: Path) -> None:

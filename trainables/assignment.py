@@ -40,6 +40,8 @@ class Assignment:
     """Location of the shared backbone files, see `shared_weights`; empty if unused."""
     stages: str = ""
     """Location of what fixed stages learned, see `trainables.fixed`; empty if unused."""
+    plugins: dict[str, str] = field(default_factory=dict)
+    """Files of plugins, name -> source: the worker may have neither them nor their names."""
 
 
 Outcome = Literal["running", "finished", "failed", "stuck"]

@@ -68,12 +68,16 @@ class Field:
         return self.kind(value)  # type: ignore[no-any-return]
 
 
-@cache
 def fields_of(method: str) -> Mapping[str, Field]:
     """The settings of a method, by name: its own, then those of the training."""
+    config: type = METHODS[method].Config
+    return _fields_of(config)
+
+
+@cache
+def _fields_of(config: type) -> Mapping[str, Field]:
     found: dict[str, Field] = {}
-    records: tuple[type, ...] = (METHODS[method].Config, OptimConfig)
-    for record in records:
+    for record in (config, OptimConfig):
         kinds, docs = get_type_hints(record), field_docs(record)
         own = {
             field.name: Field(kinds[field.name], docs.get(field.name, ""))

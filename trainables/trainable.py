@@ -31,6 +31,7 @@ from ray import tune
 from ray._private.utils import get_system_memory, get_used_memory
 
 from trainables.assignment import Assignment, Message, Outcome
+from trainables.core.plugins import receive_plugins
 from trainables.core.storage import (
     PATIENCE,
     LocalStorage,
@@ -126,6 +127,8 @@ class FewShotTrainable(tune.Trainable):
         self._run, self._parameters = None, config
         self._saved = time.monotonic()
         self._job = Assignment(**config["assignment"]) if "assignment" in config else None
+        if self._job:
+            receive_plugins(self._job.plugins)
         torch.set_num_threads(self._job.threads if self._job else self._threads)
         # Convolutions in true float32, with the same algorithm each time.
         torch.backends.cudnn.allow_tf32 = False

@@ -20,6 +20,7 @@ from search.driver.preflight import Plan
 from search.evaluation.run import shared_weights
 from search.evaluation.workers import EncodedTaskSpec
 from search.terminal.bars import Bars
+from trainables.core.plugins import plugin_sources
 from trainables.core.storage import Storage, StorageError
 from trainables.data.base import DataError
 from trainables.data.sealed import TRAINING_PROCESS, seal_process
@@ -38,7 +39,8 @@ def prepare(plan: Plan, placement: Placement, sweep: Storage, console: Console) 
         return
     weights = shared_weights(config, sweep)
     threads = max(1, int(placement.cpus))
-    spec = EncodedTaskSpec(task, config.data, placement.device, threads, weights)
+    plugins = tuple(plugin_sources().items())
+    spec = EncodedTaskSpec(task, config.data, placement.device, threads, weights, plugins=plugins)
     reads = METHODS[plan.space.paper.stages[0].method].input_kind
     options = {
         "num_cpus": placement.cpus,

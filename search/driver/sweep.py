@@ -43,6 +43,7 @@ from search.tracking.mlflow_reporter import MlflowReporter
 from search.tracking.worker_uploader import WorkerUploader
 from trainables.assignment import Assignment
 from trainables.core.credentials import shown
+from trainables.core.plugins import plugin_sources
 from trainables.core.storage import Storage, open_storage, split
 
 _DELIVERY_SECONDS = 60.0  # for the last tracking events
@@ -278,6 +279,7 @@ def assign_by(plan: Plan, placement: Placement, sweep: Storage) -> Assign:
     config = plan.config
     weights = shared_weights(config, sweep)
     stages = share_start(config, plan.source, plan.fingerprints["backbone"], sweep)
+    plugins = plugin_sources()
 
     def assign(live: RunningTrial) -> Assignment:
         return Assignment(
@@ -293,6 +295,7 @@ def assign_by(plan: Plan, placement: Placement, sweep: Storage) -> Assign:
             in_sequence=config.pruner in IN_SEQUENCE,
             checkpoint_seconds=config.checkpoint_seconds,
             keep_stopped=keeps_stopped(config, sweep),
+            plugins=plugins,
         )
 
     return assign

@@ -58,6 +58,7 @@ from search.evaluation.workers import (
 from search.ledger.ledger import Ledger
 from search.selection.selection import ZERO_SHOT, Selection, select
 from trainables.backbones.shared_weights import share_weights
+from trainables.core.plugins import plugin_sources
 from trainables.core.storage import LocalStorage, Storage
 from trainables.core.tensor_file import read_checked, write_tensors
 from trainables.data.sealed import EVALUATION_PROCESS, TRAINING_PROCESS
@@ -106,6 +107,7 @@ def evaluate(
         max(1, int(placement.cpus)),
         shared_weights(config, sweep),
         share_start(config, facts.source, facts.fingerprints["backbone"], sweep),
+        tuple(plugin_sources().items()),
     )
     folder = sweep.child(FOLDER)
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ from search.evaluation.predictions import (
     from_logits,
 )
 from search.evaluation.record import Label, is_recorded
+from trainables.core.plugins import receive_plugins
 from trainables.core.storage import Storage, open_storage
 from trainables.core.tensor_file import read_checked, write_checked
 from trainables.data.base import Dataset, SealedError, Shift, distinct
@@ -57,9 +58,12 @@ class EncodedTaskSpec:
     """Where the backbone's files were shared, or empty."""
     stages: str = ""
     """Where the sweep keeps the results of fixed stages, or empty."""
+    plugins: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    """Names and sources of files of plugins, which the worker may not have."""
 
     def open(self, progress: Callable[[Progress], None] | None = None) -> EncodedTask:
-        """Open it in this process."""
+        """Open it in this process, before anything that plugins define is used."""
+        receive_plugins(dict(self.plugins))
         torch.set_num_threads(self.threads)
         source = self.task.source(self.data)
         backbone = self.task.backbone
@@ -125,8 +129,9 @@ def _warm(spec: EncodedTaskSpec) -> EncodedTask:
 def train(candidate: Candidate, spec: EncodedTaskSpec, sweep: str) -> None:
     """Train a candidate and store its artifact. Runs in a training process."""
     seal_process()
+    encoded = _warm(spec)
     config = TrialConfig.from_dict(candidate.config)
-    trainer = open_training(config, _warm(spec), candidate.episode)
+    trainer = open_training(config, encoded, candidate.episode)
     for _ in range(trainer.epochs):
         trainer.run_epoch(validate=False)
     folder = open_storage(sweep).child(FOLDER)
@@ -139,7 +144,8 @@ def predict_validation(
     """Store the validation predictions of a configuration with nothing to train, on the episodes
     of `task`, the search's. Runs in a training process."""
     seal_process()
-    run = TrialRun(TrialConfig.from_dict(config), TaskSpec.from_dict(task), _warm(spec))
+    encoded = _warm(spec)
+    run = TrialRun(TrialConfig.from_dict(config), TaskSpec.from_dict(task), encoded)
     run.advance()
     run.save_predictions(open_storage(folder))
 

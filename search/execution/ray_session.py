@@ -12,7 +12,6 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from rich.console import Console
 
 from search.core.placement import Machine
 from search.core.problems import StoppedError, UsageError
-from trainables.core.plugins import plugin_sources, receive_plugins
 from trainables.core.temporary import remove_abandoned_folders, temporary_folder
 
 _OBJECT_STORE = 256 * 2**20  # bytes: artifacts pass through it, images do not
@@ -93,16 +91,8 @@ def _check_connected_to(address: str) -> None:
 
 def _connect(address: str) -> None:
     _protect_token()
-    sources = plugin_sources()
-    hook = partial(receive_plugins, sources)
     try:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            # Other machines do not have the files.
-            runtime_env={"worker_process_setup_hook": hook} if sources else None,
-        )
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UsageError(
             [

@@ -13,17 +13,20 @@ process, when a registry is first searched for a name that the project does not 
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import hashlib
 import importlib.util
 import os
 import sys
-import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
+
+from trainables.core.temporary import temporary_folder
 
 T = TypeVar("T")
 
@@ -74,30 +77,42 @@ class Registry(Mapping[str, T]):
 
 def plugins() -> tuple[ModuleType, ...]:
     """The modules of all plugins of this process; raises `PluginError`."""
-    return _load(os.environ.get(ENVIRONMENT, ""))
+    return (*_installed(), *_from_files(_files()))
 
 
 def use_plugins(files: tuple[str, ...]) -> None:
     """Use these files in this process and in those that it starts; raises `PluginError`."""
-    known = [path for path in os.environ.get(ENVIRONMENT, "").split(os.pathsep) if path]
-    paths = [os.path.abspath(os.path.expanduser(path)) for path in files]
-    wanted = os.pathsep.join(dict.fromkeys([*known, *paths]))
-    _load(wanted)
-    os.environ[ENVIRONMENT] = wanted
+    given = [Path(os.path.abspath(os.path.expanduser(path))) for path in files]
+    wanted = list(dict.fromkeys([*_files(), *given]))
+    names = [path.name for path in wanted]
+    if twice := [str(path) for path in wanted if names.count(path.name) > 1]:
+        raise PluginError(
+            f"The files of plugins must have different names, got {' and '.join(twice)}. Rename "
+            "one of them."
+        )
+    _installed()
+    _from_files(wanted)
+    os.environ[ENVIRONMENT] = os.pathsep.join(map(str, wanted))
 
 
 def plugin_sources() -> dict[str, str]:
-    """The files of this process, for processes on other machines: name -> source."""
-    paths = [Path(path) for path in os.environ.get(ENVIRONMENT, "").split(os.pathsep) if path]
-    return {path.name: _source(path) for path in paths}
+    """The files of this process, for other processes of a sweep: name -> source. Raises
+    `PluginError`."""
+    return {path.name: _source(path) for path in _files()}
 
 
 def receive_plugins(sources: Mapping[str, str]) -> None:
-    """Use the files of another machine in this process."""
-    folder = Path(tempfile.mkdtemp(prefix="few-shot-plugins-"))
-    for name, source in sources.items():
-        (folder / name).write_text(source, encoding="utf-8")
-    use_plugins(tuple(str(folder / name) for name in sources))
+    """Use the files of a sweep's driver, and no others, in this process, which may run on another
+    machine; raises `PluginError`."""
+    if {path.name: path.is_file() and _source(path) for path in _files()} == dict(sources):
+        return
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(temporary_folder())
+        for name, source in sources.items():
+            (folder / name).write_text(source, encoding="utf-8")
+        os.environ[ENVIRONMENT] = ""
+        use_plugins(tuple(str(folder / name) for name in sources))
+        atexit.register(stack.pop_all().close)  # until then, errors quote the files
 
 
 def plugin_fingerprints(names: Collection[str]) -> dict[str, str]:
@@ -112,23 +127,29 @@ def plugin_fingerprints(names: Collection[str]) -> dict[str, str]:
     return found
 
 
+def _files() -> list[Path]:
+    return [Path(path) for path in os.environ.get(ENVIRONMENT, "").split(os.pathsep) if path]
+
+
 @cache
-def _load(paths: str) -> tuple[ModuleType, ...]:
-    installed = [(entry.name, entry.load) for entry in entry_points(group=GROUP)]
+def _installed() -> tuple[ModuleType, ...]:
     found = []
-    for name, load in installed:
+    for entry in entry_points(group=GROUP):
         try:
-            found.append(load())
+            found.append(entry.load())
         except Exception as error:  # whatever a foreign module raises
-            raise PluginError(_failed(f"the package of the plugin '{name}'", error)) from error
-    files = [_from_file(Path(path)) for path in paths.split(os.pathsep) if path]
-    return (*found, *files)
+            what = f"the package of the plugin '{entry.name}'"
+            raise PluginError(_failed(what, error)) from error
+    return tuple(found)
 
 
-@cache  # a module is run once per process
-def _from_file(path: Path) -> ModuleType:
+def _from_files(paths: Iterable[Path]) -> list[ModuleType]:
+    return [_from_file(path, _source(path)) for path in paths]
+
+
+@cache  # a module is run once per process, unless its file changes
+def _from_file(path: Path, source: str) -> ModuleType:
     name = f"{_PREFIX}{path.stem}"
-    _source(path)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or path.suffix != ".py":
         raise PluginError(f"A plugin must be a Python file, got '{path}'. Use --plugin FILE.py.")
