@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from search.driver import preflight as preflight_module
+from search.driver.backbone_probe import BackboneProbe
+from search.driver.preflight import preflight
 from search.options import configure
 from search.papers.cells import row_config, sources
 from search.papers.schema import Row, Table, papers
@@ -23,14 +28,13 @@ ROWS = {
 }
 
 
-def command(table: Table, row: Row, backbone: str) -> list[str]:
+def command(table: Table, row: Row, *task: str) -> list[str]:
     """The options of the sweep that trains this row only, with the paper's protocol."""
-    shots = ",".join(map(str, row.shots or table.shots))
-    options = ["--space", row.method, "--preset", row.preset, "--trials", "1", "--draws", "coop"]
-    options += ["--dataset", ",".join(table.datasets), "--protocol", table.protocol]
-    options += ["--backbone", backbone, "--shots", shots, "--seeds", "1,2,3"]
+    options = ["--space", row.method, "--preset", row.preset, "--trials", "1"]
+    options += ["--protocol", table.protocol, *task]
     for field, value in row.settings.items():
-        options += ["--set", f"{field}={str(value).lower() if value in (True, False) else value}"]
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        options += ["--set", f"{field}={text}"]
     return options
 
 
@@ -38,17 +42,39 @@ def command(table: Table, row: Row, backbone: str) -> list[str]:
 def test_the_row_is_a_command(name: str) -> None:
     """Which has the row's configuration on every data set and number of shots."""
     table, row = ROWS[name]
+    counts = row.shots or table.shots
     for backbone in row.backbones or table.backbones:
-        config = configure(command(table, row, backbone))
+        task = ["--dataset", ",".join(table.datasets), "--shots", ",".join(map(str, counts))]
+        task += ["--backbone", backbone, "--seeds", "1,2,3", "--draws", "coop"]
+        config = configure(command(table, row, *task))
         assert config.problems() == []
         assert config.trials == 1
         tower = "resnet" if backbone.startswith("RN") else "vit"
         for dataset in sources(table):
-            for shots in row.shots or table.shots:
+            for shots in counts:
                 facts = TaskFacts(dataset, shots, 10 * shots, tower, protocol=table.protocol)
                 expected = row_config(row, facts)
                 assert config.open_space(facts).first == expected
                 assert expected.problems() == []
+
+
+DISTINCT = {
+    (row.method, row.preset, repr(row.settings), table.protocol): name
+    for name, (table, row) in ROWS.items()
+}
+
+
+@pytest.mark.slow  # a second each
+@pytest.mark.parametrize("name", DISTINCT.values())
+def test_the_row_can_be_trained(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the digits with the embedded model, as far as a sweep is checked before it starts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        preflight_module, "BackboneProbeProcess", lambda s: nullcontext(BackboneProbe(s))
+    )
+    config = configure(command(*ROWS[name], "--shots", "1", "--seeds", "1"))
+    plan = preflight(config, trial_write=False)
+    assert plan.space.paper.methods == ROWS[name][1].method
 
 
 @pytest.mark.parametrize(
