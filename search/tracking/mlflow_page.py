@@ -26,7 +26,8 @@ DESCRIPTION = "mlflow.note.content"
 COLUMNS = "search.columns"
 """Tag of the sweep's own run: the parameters in which its trials differ, as a JSON list."""
 _MOST_COLUMNS = 10
-_METRICS = ("val/accuracy",)
+ACCURACY = "val/accuracy"
+"""Metric that every view shows."""
 _VIEW = "mlflow.sharedViewState."
 
 
@@ -73,9 +74,11 @@ def saved_views(
     state_tag: str,
     parameters: Sequence[str],
     milliseconds: int,
+    ranked_by: str = ACCURACY,
 ) -> dict[str, str]:
     """The experiment's tags, by name, that make two views of one sweep: all its trials, and those
-    that are complete. Both show these parameters and how a trial ended, the best trial first."""
+    that are complete. Both show these parameters and how a trial ended, the best trial first, by
+    the metric `ranked_by`."""
     quote = '"' if "'" in identity else "'"
     of_sweep = f"tags.`{identity_tag}` = {quote}{identity}{quote}"
     complete = f"{of_sweep} AND tags.`{state_tag}` = 'COMPLETE'"
@@ -86,7 +89,7 @@ def saved_views(
     ):
         state = {
             "searchFilter": query,
-            "orderByKey": f"metrics.`{_METRICS[0]}`",
+            "orderByKey": f"metrics.`{ranked_by}`",
             "orderByAsc": False,
             "startTime": "ALL",
             "lifecycleFilter": "Active",
@@ -94,7 +97,7 @@ def saved_views(
             "modelVersionFilter": "All Runs",
             "selectedColumns": [
                 f"tags.`{state_tag}`",
-                *(f"metrics.`{name}`" for name in _METRICS),
+                *(f"metrics.`{name}`" for name in dict.fromkeys((ranked_by, ACCURACY))),
                 *(f"params.`{name}`" for name in parameters),
             ],
         }

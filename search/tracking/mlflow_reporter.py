@@ -42,6 +42,7 @@ from trainables.trial import TrialConfig
 if TYPE_CHECKING:
     from search.ledger.ledger import Ledger, RunningTrial
     from trainables.assignment import Message
+from trainables.trial_run import METRICS
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +69,8 @@ def open_runs(uri: str, config: SweepConfig, identity: str, storage: Storage) ->
         root = storage.root.parent / "mlartifacts"
     elif scheme_of(uri) == "sqlite" and (path := sqlite_path(absolute_uri(uri))):
         root = path.parent / "mlartifacts"
-    experiment = config.experiment
-    return MlflowRuns(uri, experiment, config.name, identity, storage, root)
+    ranked_by = METRICS[config.task.objective]
+    return MlflowRuns(uri, config.experiment, config.name, identity, storage, root, ranked_by)
 
 
 def open_marks(uri: str, config: SweepConfig, identity: str, storage: Storage) -> Marks:

@@ -29,7 +29,7 @@ from search.tracking.mlflow_client import (
     open_client,
     set_environment,
 )
-from search.tracking.mlflow_page import COLUMNS, page, saved_views
+from search.tracking.mlflow_page import ACCURACY, COLUMNS, page, saved_views
 from search.tracking.mlflow_run import TAG_LENGTH, MlflowRun, milliseconds, texts
 from search.tracking.uri import SERVERS, absolute_uri, is_database, scheme_of, server_answers
 from trainables.core.storage import Storage, StorageError
@@ -71,15 +71,18 @@ class MlflowRuns:
         identity: str,
         storage: Storage,
         artifact_root: Path | None,
+        ranked_by: str = ACCURACY,
     ) -> None:
         """`sweep` is the sweep's name, `identity` its unique id. `artifact_root` is where a new
-        experiment in a database stores its artifacts; a server decides for itself."""
+        experiment in a database stores its artifacts; a server decides for itself. `ranked_by` is
+        the metric by which the page sorts trials."""
         set_environment()
         self._uri = absolute_uri(uri)
         self._experiment = experiment
         self._sweep, self._identity = sweep, identity
         self._storage = storage
         self._artifact_root = artifact_root
+        self._ranked_by = ranked_by
         self._experiment_id = ""
         self._is_database = is_database(uri)
         self._client: MlflowClient | None = None
@@ -291,7 +294,7 @@ class MlflowRuns:
             own = {"mlflow.runName": self._sweep, ROLE: "sweep"}
         else:
             own = {
-                "mlflow.runName": f"trial {number:06d}",
+                "mlflow.runName": f"trial {number}",
                 ROLE: "trial",
                 TRIAL: str(number),
                 "mlflow.parentRunId": self._runs[None],
@@ -370,8 +373,8 @@ class MlflowRuns:
             self.client.set_experiment_tag(self._experiment_id, name, value)
 
     def _views(self, parameters: str, time: int) -> dict[str, str]:
-        names = json.loads(parameters)
-        return saved_views(self._identity, self._sweep, IDENTITY, STATE, names, time)
+        names, ranked_by = json.loads(parameters), self._ranked_by
+        return saved_views(self._identity, self._sweep, IDENTITY, STATE, names, time, ranked_by)
 
 
 def _context() -> dict[str, str]:

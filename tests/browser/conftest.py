@@ -24,12 +24,13 @@ _PATIENCE = 60_000  # milliseconds
 MODEL = "digits-rmt"
 NAME = "rmt-digits"
 QUICK = ("--seeds", "1", "--trials", "4", "--eval-seeds", "1", "--pruner", "none")
-_SETTLED = """() => {
+SETTLED = """(dark) => {
     const close = { panelOpen_v1: false, 'fab.autoOpenedOnFirstLoad_v1': true };
     for (const [key, value] of Object.entries(close))
         localStorage.setItem(`mlflow.assistant.${key}`, value);
     localStorage.setItem('mlflow.telemetry.info.alert.dismissed_v1', 'true');
     localStorage.setItem('mlflow.workflowType_v1', '"machine_learning"');
+    if (dark) localStorage.setItem('_mlflow_dark_mode_toggle_enabled', 'true');
 }"""
 """Settings that a user makes once: close the assistant and the telemetry notice, choose "Model
 training"."""
@@ -84,7 +85,7 @@ def open_window(context: BrowserContext, address: str) -> Window:
 def context(browser: Browser) -> Iterator[BrowserContext]:
     """A browser profile of a new user, with all pop-ups closed."""
     found = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}, locale="en-GB")
-    found.add_init_script(f"({_SETTLED})()")
+    found.add_init_script(f"({SETTLED})(false)")
     yield found
     found.close()
 

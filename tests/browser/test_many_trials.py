@@ -7,16 +7,17 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from playwright.sync_api import BrowserContext
+from playwright.sync_api import Browser, Page
 
 from search import sync
 from search.core.config import SweepConfig
-from search.core.results import Result, commit
+from search.core.results import Result, State, commit
 from search.core.sweep_folder import FORMAT
 from search.tracking.mlflow_reporter import open_runs
-from tests.browser.conftest import open_window
+from search.tracking.mlflow_runs import STATE
+from tests.browser.conftest import SETTLED, Photograph, Window, open_window
 from tests.browser.test_pages import ACCURACY, cells, wait_for_order
-from tests.search.mlflow_server import Server
+from tests.search.mlflow_server import Server, runs_of
 from trainables.core.optim import OptimConfig
 from trainables.core.storage import LocalStorage
 from trainables.methods.taskres import TaskResConfig
@@ -52,8 +53,9 @@ def write_sweep(sweep: LocalStorage) -> list[float]:
         ]
         rows[-1][ACCURACY] = value
         last = {ACCURACY: value}
+        state: State = "PRUNED" if number % 5 == 1 else "COMPLETE"
         result = Result(
-            *(number, "COMPLETE", value, (value,), last, {"lr": rate}, {}, {}, trial.to_dict()),
+            *(number, state, value, (value,), last, {"lr": rate}, {}, {}, trial.to_dict()),
             *(9.0, begun, begun + 9, "host"),
         )
         commit(sweep, result, rows)
@@ -78,18 +80,59 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, l
         server.kill()
 
 
+@pytest.fixture(params=[(1400, "light"), (1400, "dark"), (390, "light"), (390, "dark")])
+def window(
+    request: pytest.FixtureRequest, browser: Browser, many: tuple[str, str, list[float]]
+) -> Iterator[tuple[Window, str]]:
+    width, scheme = request.param
+    context = browser.new_context(
+        viewport={"width": width, "height": 900 if width > 1000 else 800},
+        color_scheme=scheme,
+        locale="en-GB",
+    )
+    context.add_init_script(f"({SETTLED})({json.dumps(scheme == 'dark')})")
+    yield open_window(context, many[0]), f"{width}-{scheme}"
+    context.close()
+
+
+def wait_for(page: Page, best: list[float]) -> None:
+    wait_for_order(page, best, SEEN, ACCURACY)
+
+
+@pytest.mark.parametrize("window", [(1400, "light")], indirect=True)
 def test_all_of_them_are_sorted(
-    many: tuple[str, str, list[float]], context: BrowserContext
+    many: tuple[str, str, list[float]], window: tuple[Window, str]
 ) -> None:
-    address, view, values = many
-    window = open_window(context, address)
-    page, best = window.page, sorted(values, reverse=True)
+    _, view, values = many
+    page, best = window[0].page, sorted(values, reverse=True)
     page.goto(view)
     header = page.get_by_test_id(f"sort-header-{ACCURACY}")
-    wait_for_order(page, best, SEEN)
+    wait_for(page, best)
     header.click()  # sorted on the server: the worst of all trials, not only of the loaded ones
-    wait_for_order(page, best[::-1], SEEN)
+    wait_for(page, best[::-1])
     header.click()
-    wait_for_order(page, best, SEEN)
-    assert cells(page, "attributes.`Run Name`")[0] == f"trial {values.index(best[0]):06d}"
-    assert window.outside == []
+    wait_for(page, best)
+    assert cells(page, "attributes.`Run Name`")[0] == f"trial {values.index(best[0])}"
+    assert window[0].outside == []
+
+
+def test_the_first_screen_shows_how_each_trial_ended(
+    many: tuple[str, str, list[float]], window: tuple[Window, str], photograph: Photograph
+) -> None:
+    address, view, values = many
+    page, best = window[0].page, sorted(values, reverse=True)
+    page.goto(view)
+    if window[1].startswith("1400"):
+        wait_for(page, best)
+        shown = dict(
+            zip(cells(page, "attributes.`Run Name`"), cells(page, f"tags.`{STATE}`"), strict=False)
+        )
+        pruned = {f"trial {n}" for n in range(1, TRIALS, 5)}
+        assert {name for name, state in shown.items() if state == "PRUNED"} == pruned & set(shown)
+        assert {"PRUNED", "COMPLETE"} == set(shown.values())
+    else:
+        page.get_by_text(f"trial {values.index(best[0])}", exact=True).first.wait_for()
+    photograph(page, f"mlflow-many-{window[1]}")
+    runs = runs_of(address, "many")
+    assert runs["1"].info.status == "KILLED"
+    assert runs["2"].info.status == "FINISHED"

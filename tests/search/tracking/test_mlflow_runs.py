@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import getpass
 import json
 import logging
 import re
 import shutil
 import subprocess
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from mlflow import MlflowClient
 
 from search.tracking.content import DataInput, End, Row, RunContent
 from search.tracking.mlflow_client import RefusedError
+from search.tracking.mlflow_page import saved_views
 from search.tracking.mlflow_runs import MlflowRuns
 from tests.search.mlflow_server import history, runs_of
 from trainables.core.storage import LocalStorage
@@ -318,6 +321,20 @@ def test_the_views_of_a_sweep(world: World) -> None:
     key = re.search(r"viewStateShareKey=(\w+)", runs.page)
     assert key is not None
     assert views[f"mlflow.sharedViewState.{key[1]}"]["name"] == "s1"
+
+
+def test_the_best_trial_comes_first_by_what_trials_are_ranked_by() -> None:
+    views = saved_views("an id", "s1", "i", "s", ["lr"], 0, "val/likelihood")
+    for view in map(json.loads, views.values()):
+        packed = view["state"].removeprefix("deflate;")
+        state = json.loads(zlib.decompress(base64.b64decode(packed)))
+        assert state["orderByKey"] == "metrics.`val/likelihood`"
+        assert state["selectedColumns"] == [
+            "tags.`s`",
+            "metrics.`val/likelihood`",
+            "metrics.`val/accuracy`",
+            "params.`lr`",
+        ]
 
 
 def test_a_deleted_experiment_says_how_to_restore_it(world: World) -> None:
