@@ -30,7 +30,7 @@ from search.driver.cost_estimate import (
 )
 from search.driver.preflight import Plan
 from search.ledger.ledger import Ledger, RunningTrial
-from search.terminal.class_counts import task_tables
+from search.terminal.class_counts import task_tables, texts_of_classes
 from search.terminal.progress import short
 from search.terminal.ranges import search_ranges, value_words
 from search.terminal.sweep_status import duration
@@ -86,6 +86,8 @@ def dry_run(plan: Plan, console: Console) -> None:
     console.print(_grid("Settings", settings(plan)))
     for classes in task_tables(config.task, plan.source):
         console.print(classes)
+    for line in texts_of_classes(config.task, plan.source, plan.space.first):
+        console.print(line, highlight=False)
     console.print(sweep_text(config).rstrip(), soft_wrap=True)
     first = plan.space.first
     values = shown_parameters(first.to_dict(), plan.space.first_parameters)

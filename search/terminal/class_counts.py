@@ -1,4 +1,4 @@
-"""Tables of the images per class in the user's own folders, and of what a sweep does with them."""
+"""The classes of the user's own folders: images, texts, and what a sweep does with them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainables.data.base import image_keys
 from trainables.data.few_shot import VAL_SHOTS
 from trainables.data.lists import ListedDataset
 from trainables.data.registry import DataSource, open_dataset
-from trainables.trial import TaskSpec
+from trainables.trial import TaskSpec, TrialConfig
 
 _MOST_CLASSES = 20  # rows of a table
 
@@ -51,6 +51,22 @@ def task_tables(task: TaskSpec, source: DataSource) -> list[Table]:
             if any(uses["not used"]):
                 table.caption = "Not used: labelled images that no draw contains (see --shots all)."
             found.append(table)
+    return found
+
+
+def texts_of_classes(task: TaskSpec, source: DataSource, first: TrialConfig) -> list[str]:
+    """Return, for each `folder:` data set of the task, a sentence with the texts that describe one
+    of its classes in the first trial. Raises `DataError`."""
+    variant = first.stages[0].method_config.prompts
+    found = []
+    for spec in task.sources:
+        if spec.startswith("folder:"):
+            prompts = source.dataset(spec).prompts(variant)
+            texts = ", ".join(f'"{text}"' for text in prompts.texts()[0])
+            found.append(
+                f"The class '{prompts.class_names[0]}' is described by {texts}, and the others "
+                "likewise. To change this, use --class-names and --prompt."
+            )
     return found
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from search.options import configure
-from search.terminal.class_counts import folder_table, task_tables
+from search.terminal.class_counts import folder_table, task_tables, texts_of_classes
 from tests.trainables.data.trees import paint
 
 
@@ -41,6 +41,20 @@ def test_what_a_sweep_does_with_each_class(
     pools = [("4", "2", "2"), ("10", "4", "6")]
     assert cells(table) == [[f"class {label}", *pools[label], *rows[label]] for label in range(2)]
     assert bool(table.caption) == any(row[2] != "0" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "texts"),
+    [
+        ((), '"a photo of a class 0."'),
+        (("--prompt", "{}, painted.", "--prompt", "a {}."), '"class 0, painted.", "a class 0."'),
+    ],
+)
+def test_the_texts_of_a_class(options: tuple[str, ...], texts: str, own: str) -> None:
+    config = configure(["--space", "gda", "--dataset", own, "--shots", "2", *options])
+    first = config.general_space.first
+    (line,) = texts_of_classes(config.task, config.task.source(""), first)
+    assert f"The class 'class 0' is described by {texts}, and the others" in line
 
 
 def test_the_numbers_of_shots_that_work(own: str) -> None:
