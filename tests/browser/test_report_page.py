@@ -53,7 +53,10 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     return page.as_uri()
 
 
-@pytest.fixture(params=[(1400, "light"), (1400, "dark"), (390, "light"), (390, "dark")])
+SCREENS = [(1400, "light"), (1400, "dark"), (390, "light"), (390, "dark")]
+
+
+@pytest.fixture(params=SCREENS)
 def window(
     request: pytest.FixtureRequest, browser: Browser, address: str
 ) -> Iterator[tuple[Window, str]]:
@@ -177,5 +180,27 @@ def test_the_live_page_follows_the_sweep(browser: Browser, tmp_path: Path) -> No
         expect(page.get_by_text("The dashboard does not answer")).to_be_visible()
         context.set_offline(False)
         expect(page.get_by_text("The dashboard does not answer")).to_be_hidden()
+        context.close()
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("width", "scheme"), SCREENS)
+def test_the_live_page_fits_every_screen(
+    browser: Browser, tmp_path: Path, photograph: Photograph, width: int, scheme: str
+) -> None:
+    write_sweep(LocalStorage(tmp_path / "many"), 40)
+    with LiveServer(LivePages(str(tmp_path)), "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        context = browser.new_context(
+            viewport={"width": width, "height": 900 if width > 1000 else 800},
+            color_scheme="dark" if scheme == "dark" else "light",
+        )
+        address = f"http://127.0.0.1:{server.server_port}"
+        window = open_window(context, address)
+        window.page.goto(f"{address}/many")
+        expect(window.page.locator(".first .js-plotly-plot .main-svg").first).to_be_visible()
+        photograph(window.page, f"dashboard-{width}-{scheme}")
+        assert window.page.evaluate("document.documentElement.scrollWidth") <= width
+        assert (window.outside, window.errors) == ([], [])
         context.close()
         server.shutdown()
