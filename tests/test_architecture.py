@@ -119,7 +119,7 @@ def one_way(module: Module) -> list[str]:
 PARTS = {
     "search": (
         *("core", "papers", "selection", "ledger", "evaluation", "tracking", "reporting"),
-        *("terminal", "exporting", "execution", "driver"),
+        *("terminal", "exporting", "execution", "driver", "reproduction"),
     ),
     "trainables": ("core", "images", "data", "backbones", "methods"),
 }

@@ -8,6 +8,7 @@ recorded before it happens.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,9 +21,7 @@ import ray
 from search.core.config import SweepConfig
 from search.core.placement import Placement
 from search.core.problems import EvaluationError
-from search.core.task import (
-    evaluation_sets,
-)
+from search.core.task import evaluation_sets
 from search.evaluation.examples import EXAMPLES, Example, encode_examples
 from search.evaluation.plan import (
     EvaluationPlan,
@@ -44,6 +43,7 @@ from search.evaluation.record import (
     record_read,
 )
 from search.evaluation.scores import comparisons_of, scores_of
+from search.evaluation.tasks import Task, run_tasks, task_options
 from search.evaluation.winner import share_start
 from search.evaluation.workers import (
     FOLDER,
@@ -63,8 +63,6 @@ from trainables.core.storage import LocalStorage, Storage
 from trainables.core.tensor_file import read_checked, write_tensors
 from trainables.data.sealed import EVALUATION_PROCESS, TRAINING_PROCESS
 from trainables.trial import Episode
-
-_ATTEMPTS = 4  # per task, if its worker dies
 
 Progress = Callable[[str, int, int], None]
 """Progress callback: label, done, total."""
@@ -113,7 +111,7 @@ def evaluate(
     try:
         selection = _select(ledger, facts, spec, placement, tell)
         plan = plan_evaluation(ledger.results, facts, selection)
-        _train_missing(plan, folder, sweep, spec, placement, tell)
+        _train_missing(plan, folder, sweep, spec, placement, tell, config.checkpoint_seconds)
         results = _classify_missing(plan, folder, sweep, spec, placement, tell)
     except ray.exceptions.RayError as error:
         raise EvaluationError(str(error).strip().splitlines()[-1]) from error
@@ -177,7 +175,7 @@ def _select(
             f"are {', '.join(map(str, complete)) or 'none'}"
         )
     zero_shot = general_zero_shot(facts).to_dict()
-    remote = ray.remote(**_options(placement, TRAINING_PROCESS))(predict_validation)
+    remote = ray.remote(**task_options(placement, TRAINING_PROCESS))(predict_validation)
     where = sweep.child(ZERO_SHOT).location
     call = partial(remote.remote, zero_shot, config.task.to_dict(), spec, where)
     _run("validating the zero-shot model", [call], 1, 0, tell)
@@ -194,6 +192,7 @@ def _train_missing(
     spec: EncodedTaskSpec,
     placement: Placement,
     tell: Progress,
+    checkpoint_seconds: float,
 ) -> None:
     """Train every model whose training is not stored yet."""
     there = set(folder.files())
@@ -204,9 +203,12 @@ def _train_missing(
         if training_file(training) not in there
         or read_checked(folder, training_file(training)) is None
     ]
-    remote = ray.remote(**_options(placement, TRAINING_PROCESS))(train)
-    calls = [partial(remote.remote, plan.trained(c), spec, sweep.location) for c in missing]
-    _run("training for the evaluation", calls, len(calls), len(wanted) - len(calls), tell)
+    remote = ray.remote(**task_options(placement, TRAINING_PROCESS))(train)
+    calls = [
+        partial(remote.remote, plan.trained(c), spec, sweep.location, checkpoint_seconds)
+        for c in missing
+    ]
+    _run("training for the evaluation", calls, max(1, len(calls)), len(wanted) - len(calls), tell)
 
 
 def _classify_missing(
@@ -220,7 +222,7 @@ def _classify_missing(
     """Read every test split whose result is not stored yet."""
     jobs = split_jobs(plan)
     missing = [job for job in jobs if load_result(folder, job) is None]
-    remote = ray.remote(**_options(placement, EVALUATION_PROCESS))(classify)
+    remote = ray.remote(**task_options(placement, EVALUATION_PROCESS))(classify)
 
     def start(job: SplitJob) -> Any:
         models = [(c.label, *_facts(c.episode)) for c in job.candidates]
@@ -242,44 +244,19 @@ def _facts(episode: Episode) -> tuple[str, int, int]:
     return episode.dataset, episode.shots, episode.seed
 
 
-def _options(placement: Placement, process: dict[str, str]) -> dict[str, Any]:
-    """Tasks rather than actors: they run on what is left of a cluster that has lost a machine. They
-    run in separate processes per role, because Ray reuses a process only for tasks with the same
-    environment. A task is started again here and not by Ray: a repeated read must be recorded."""
-    return {
-        "num_cpus": placement.cpus,
-        "num_gpus": placement.gpus,
-        "max_retries": 0,
-        "runtime_env": {"env_vars": process},
-    }
-
-
 def _run(
     what: str, calls: Sequence[Callable[[], Any]], window: int, done: int, tell: Progress
 ) -> None:
-    """Run Ray tasks, at most `window` at a time; one whose worker dies is started again. Raises
-    `RayError`."""
+    """Run calls and report their progress; see `run_tasks`."""
     total = done + len(calls)
+    ended = itertools.count(done + 1)
+
+    def count() -> Sequence[Task]:
+        tell(what, next(ended), total)
+        return ()
+
     tell(what, done, total)
-    waiting = [(call, 1) for call in reversed(calls)]
-    running: dict[Any, tuple[Callable[[], Any], int]] = {}
-    while waiting or running:
-        while waiting and len(running) < window:
-            call, attempt = waiting.pop()
-            running[call()] = call, attempt
-        (reference, *_), _ = ray.wait(list(running))
-        call, attempt = running.pop(reference)
-        try:
-            ray.get(reference)
-        except ray.exceptions.RayTaskError:
-            raise  # an exception of the task itself
-        except ray.exceptions.RayError:
-            if attempt == _ATTEMPTS:
-                raise
-            waiting.append((call, attempt + 1))
-            continue
-        done += 1
-        tell(what, done, total)
+    run_tasks([Task(call, count) for call in calls], window)
 
 
 # --- results -------------------------------------------------------------------------------------

@@ -8,8 +8,10 @@ there, so that a crash loses only what is being computed.
 from __future__ import annotations
 
 import hashlib
+import json
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any, cast
 
@@ -34,7 +36,7 @@ from trainables.data.base import Dataset, SealedError, Shift, distinct
 from trainables.data.class_subsets import Half, classes_of
 from trainables.data.sealed import read_test_split, seal_process
 from trainables.encoded_task import EncodedTask, Progress, View
-from trainables.stages import first_stages, open_training
+from trainables.stages import Training, first_stages, open_training
 from trainables.trial import Episode, TaskSpec, TrialConfig
 from trainables.trial_run import TrialRun
 
@@ -117,6 +119,27 @@ def training_file(training: str) -> str:
     return f"model-{training}.safetensors"
 
 
+def facts_file(training: str) -> str:
+    """Name of the file with the `TrainingFacts` of a trained model."""
+    return f"facts-{training}.json"
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What a training was like."""
+
+    seconds: float
+    """Time in training, without loading."""
+    epochs: int
+    """Epochs of all stages."""
+    parameters: int
+    """Learned numbers of the last stage."""
+    bytes: int
+    """Size of the artifact's tensors."""
+    metrics: dict[str, float]
+    """The method's own metrics at the end, e.g. `mask/sparsity`."""
+
+
 # --- on a worker ---------------------------------------------------------------------------------
 
 
@@ -126,16 +149,54 @@ def _warm(spec: EncodedTaskSpec) -> EncodedTask:
     return spec.open()
 
 
-def train(candidate: Candidate, spec: EncodedTaskSpec, sweep: str) -> None:
-    """Train a candidate and store its artifact. Runs in a training process."""
+def train(
+    candidate: Candidate, spec: EncodedTaskSpec, sweep: str, checkpoint_seconds: float
+) -> None:
+    """Train a candidate, from its checkpoint if there is one, and store facts and artifact. Runs in
+    a training process."""
     seal_process()
     encoded = _warm(spec)
     config = TrialConfig.from_dict(candidate.config)
     trainer = open_training(config, encoded, candidate.episode)
-    for _ in range(trainer.epochs):
-        trainer.run_epoch(validate=False)
     folder = open_storage(sweep).child(FOLDER)
-    write_checked(folder, training_file(candidate.training), *trainer.artifact())
+    checkpoint = f"checkpoint-{candidate.training}.safetensors"
+    seconds = load_checkpoint(trainer, folder, checkpoint)
+    begun = saved = time.monotonic()
+    while trainer.epoch < trainer.epochs:
+        trainer.run_epoch(validate=False)
+        now = time.monotonic()
+        if now - saved >= checkpoint_seconds and trainer.epoch < trainer.epochs:
+            save_checkpoint(trainer, folder, checkpoint, seconds + now - begun)
+            saved = now
+    tensors, metadata = trainer.artifact()
+    facts = TrainingFacts(
+        round(seconds + time.monotonic() - begun, 3),
+        trainer.epochs,
+        sum(p.numel() for p in trainer.method.trainable().values()),
+        sum(t.numel() * t.element_size() for t in tensors.values()),
+        trainer.method.progress(),
+    )
+    folder.write(facts_file(candidate.training), json.dumps(asdict(facts)).encode())
+    write_checked(folder, training_file(candidate.training), tensors, metadata)  # last: it ends it
+    folder.delete(checkpoint)
+
+
+def save_checkpoint(trainer: Training, folder: Storage, name: str, seconds: float) -> None:
+    """Store everything that the rest of a training depends on, and the time that it has taken."""
+    tensors, plain = trainer.state()
+    state = {"format": "training checkpoint", "state": json.dumps(plain), "seconds": str(seconds)}
+    write_checked(folder, name, tensors, state)
+
+
+def load_checkpoint(trainer: Training, folder: Storage, name: str) -> float:
+    """Continue from `save_checkpoint`; return the seconds trained before, 0 without a whole
+    checkpoint."""
+    found = read_checked(folder, name)
+    if found is None:
+        return 0.0
+    tensors, metadata = found
+    trainer.load_state(tensors, json.loads(metadata["state"]))
+    return float(metadata["seconds"])
 
 
 def predict_validation(
@@ -165,6 +226,7 @@ def classify(job: SplitJob, spec: EncodedTaskSpec, sweep: str, moment: float) ->
 
     test = encoded.source.readable(read_test_split(dataset, confirm))
     tables, examples = [], []
+    begun = time.monotonic()
     names = distinct(dataset.class_names)
     for half in job.split.halves:
         kept = classes_of(half, len(names))
@@ -190,7 +252,7 @@ def classify(job: SplitJob, spec: EncodedTaskSpec, sweep: str, moment: float) ->
         if job.pair is not None:
             before, after = (answers[place] for place in job.pair)
             examples += take_examples(table, split.images, job.examples, before, after)
-    _store(storage, job, tables, examples)
+    _store(storage, job, tables, examples, time.monotonic() - begun)
 
 
 def _logits(
@@ -223,14 +285,27 @@ def _logits(
 
 
 def _store(
-    storage: Storage, job: SplitJob, tables: Sequence[PredictionTable], examples: Sequence[Example]
+    storage: Storage,
+    job: SplitJob,
+    tables: Sequence[PredictionTable],
+    examples: Sequence[Example],
+    seconds: float,
 ) -> None:
     """One file with a checksum, whole or absent."""
     files = {"predictions": encode_predictions(tables), "examples": encode_examples(examples)}
     tensors = {
         name: torch.from_numpy(np.frombuffer(data, np.uint8).copy()) for name, data in files.items()
     }
-    write_checked(storage, job.file, tensors, {"format": "split predictions"})
+    write_checked(storage, job.file, tensors, _RESULT | {"seconds": str(seconds)})
+
+
+_RESULT = {"format": "split predictions"}
+
+
+def read_seconds(storage: Storage, job: SplitJob) -> float:
+    """How long a worker took to read a test split and to classify it; 0 if that is unknown."""
+    found = read_checked(storage, job.file)
+    return float(found[1].get("seconds", 0)) if found else 0.0
 
 
 def load_result(

@@ -28,12 +28,15 @@ _LONGEST_PARENT = 23  # characters: the path of a Unix socket in the folder is a
 
 
 @contextlib.contextmanager
-def ray_session(address: str, console: Console) -> Iterator[Path]:
+def ray_session(address: str, console: Console, warm_workers: int = 0) -> Iterator[Path]:
     """Connect this process to Ray; yield a private folder for temporary files.
 
     If the process is connected already (in a notebook or a service), that connection is used and
     stays open. Otherwise connects to the cluster at `address`, or starts a private Ray that
     listens on the loopback interface only and ends with the session.
+
+    `warm_workers`: how many idle processes a private Ray keeps, by default one per CPU core. Tasks
+    of two kinds that take turns need as many for each, or every turn would start a new process.
 
     Raises:
         UsageError: the cluster does not answer, or the process is connected to another one.
@@ -51,7 +54,7 @@ def ray_session(address: str, console: Console) -> Iterator[Path]:
                     stack.callback(ray.shutdown)
                     _connect(address)
                 else:
-                    stack.enter_context(_private_settings())
+                    stack.enter_context(_private_settings(warm_workers))
                     stack.callback(ray.shutdown)
                     _start(folder)
             if not address:
@@ -119,7 +122,7 @@ def _start(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _private_settings() -> Iterator[None]:
+def _private_settings(warm_workers: int) -> Iterator[None]:
     """While open, a Ray that this process starts listens on the loopback interface only, and
     accepts only clients with a token that exists nowhere but in the environment of its processes.
     """
@@ -128,6 +131,7 @@ def _private_settings() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        **({"RAY_num_workers_soft_limit": str(warm_workers)} if warm_workers else {}),
     }
     before = {name: os.environ.get(name) for name in settings}
     is_cluster = ray_constants.ENABLE_RAY_CLUSTER

@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -110,12 +110,31 @@ def render(
 
     With a first figure, the page begins with it and the headline numbers of the only sweep.
     """
+    content = _content(sources, sections, first, f"Report written {_now()}.")
+    return _page(content, _plots(sections, first))
+
+
+def render_sections(title: str, subtitle: str, sections: Sequence[Section]) -> str:
+    """Render sections that are not about a sweep as one HTML page."""
+    content = {
+        "links": (),
+        "title": title,
+        "subtitle": f"{subtitle} Written {_now()}.",
+        "notices": (),
+        "headlines": [],
+        "first": None,
+        "sections": sections,
+    }
+    return _page(content, _plots(sections, None))
+
+
+def _page(content: Mapping[str, Any], plots: Mapping[str, Any]) -> str:
+    """A self-contained page."""
     scripts = [get_plotlyjs(), resource("page.js")]
     hashes = (base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts)
-    written = f"Report written {_now()}."
     return _fill(
-        **_content(sources, sections, first, written),
-        figures=Markup(_embedded(_plots(sections, first))),
+        **content,
+        figures=Markup(_embedded(plots)),
         style=Markup(resource("page.css")),
         scripts=[Markup(script) for script in scripts],
         policy=Markup(_POLICY.format(" ".join(f"'sha256-{one}'" for one in hashes))),

@@ -1,0 +1,68 @@
+"""Ray tasks that are started again if their worker dies, and of which one may follow another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from search.core.placement import Placement
+
+_ATTEMPTS = 4  # per task, if its worker dies
+
+
+def nothing() -> Sequence[Task]:
+    """No task follows."""
+    return ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """One call of a remote function."""
+
+    start: Callable[[], Any]
+    """Submits it, and returns Ray's reference."""
+    then: Callable[[], Sequence[Task]] = nothing
+    """Called when it has ended; returns the tasks that follow, which come before all others."""
+    failed: Callable[[Exception], None] | None = None
+    """Called with an exception of the task itself; None raises it."""
+
+
+def run_tasks(tasks: Iterable[Task], window: int) -> None:
+    """Run tasks, at most `window` at a time; one whose worker dies is started again. Raises
+    `RayError`."""
+    waiting = [(task, 1) for task in tasks][::-1]
+    running: dict[Any, tuple[Task, int]] = {}
+    while waiting or running:
+        while waiting and len(running) < window:
+            task, attempt = waiting.pop()
+            running[task.start()] = task, attempt
+        (reference, *_), _ = ray.wait(list(running))
+        task, attempt = running.pop(reference)
+        try:
+            ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            if task.failed is None:
+                raise
+            task.failed(error)
+            continue
+        except ray.exceptions.RayError:
+            if attempt == _ATTEMPTS:
+                raise
+            waiting.append((task, attempt + 1))
+            continue
+        waiting += [(following, 1) for following in task.then()][::-1]
+
+
+def task_options(placement: Placement, process: dict[str, str]) -> dict[str, Any]:
+    """Tasks rather than actors: they run on what is left of a cluster that has lost a machine. They
+    run in separate processes per role, because Ray reuses a process only for tasks with the same
+    environment. A task is started again here and not by Ray: a repeated read must be recorded."""
+    return {
+        "num_cpus": placement.cpus,
+        "num_gpus": placement.gpus,
+        "max_retries": 0,
+        "runtime_env": {"env_vars": process},
+    }

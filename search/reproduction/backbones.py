@@ -1,0 +1,49 @@
+"""Which backbones a table is reproduced with, and whether they are those of its paper."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+_OPENAI = "openai"
+
+
+def chosen(table: Sequence[str], given: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The specification of each backbone of a table, and why the others are left out.
+
+    A given backbone takes the place of the table's of the same architecture; if none has the
+    architecture of one in the table, the given ones are used as they are.
+    """
+    if not given:
+        return {name: f"{name}:{_OPENAI}" for name in table}, {}
+    by_architecture = {architecture(spec): spec for spec in given}
+    found = {name: by_architecture[name] for name in table if name in by_architecture}
+    if not found:
+        return {spec: spec for spec in given}, {}
+    return found, {name: "not among --backbone" for name in table if name not in found}
+
+
+def architecture(spec: str) -> str:
+    """The architecture that a specification names, as the papers' tables name it."""
+    return spec.partition(":")[0].removesuffix("-quickgelu")
+
+
+def difference(name: str, spec: str) -> str:
+    """Why results with the backbone `spec` cannot be compared with those of a paper with `name` and
+    OpenAI's weights; empty if they can."""
+    if architecture(spec) != name:
+        return f"another backbone ({spec})"
+    tag, _, file = spec.partition(":")[2].partition("@")
+    if tag in ("", _OPENAI) and not file:
+        return ""
+    if not os.path.exists(os.path.expanduser(file or tag)):
+        return f"other weights ({tag})"
+    return "" if is_openai(name, file or tag) else "weights not verified"
+
+
+def is_openai(name: str, file: str) -> bool:
+    """Whether a local file has the digest of OpenAI's published weights."""
+    from trainables.backbones.open_clip import recognise  # takes seconds to load
+
+    return recognise(name, Path(os.path.expanduser(file))) == _OPENAI

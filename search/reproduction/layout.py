@@ -1,0 +1,252 @@
+"""The paper's layout of a table: blocks of rows, measured and published numbers side by side."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from search.papers.schema import AVERAGE, Measure, Row
+from search.reporting import document
+from search.reporting.document import Section
+from search.reproduction.comparison import Number, published_value
+from search.reproduction.numbers import HALVES, Place, Values, at
+from search.reproduction.plan import ReproductionPlan
+
+_LAYERS = ("layer-change", "layer-sparsity")
+_UNITS: dict[Measure, str] = {
+    "accuracy": "accuracy (%)",
+    "gain": "gain (points)",
+    "sparsity": "sparsity (%)",
+    "size": "size (MiB)",
+    "parameters": "parameters (millions)",
+    "residual-mean": "mean |x|",
+    "residual-median": "median |x|",
+    "transfer-difficulty": "transfer difficulty",
+    "wrong-to-right": "wrong to right (images)",
+    "right-to-wrong": "right to wrong (images)",
+    "train-minutes": "training (minutes)",
+    "train-speed": "training (images/s)",
+    "test-speed": "testing (images/s)",
+    "mask-iou": "overlap of dropped weights (IoU)",
+    "layer-change": "mean |change of scores|",
+    "layer-sparsity": "sparsity (%)",
+}
+_MARK = "*"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows that share what is not in the columns."""
+
+    title: str
+    """What they share; empty if the table has one block."""
+    columns: tuple[str, ...]
+    """Headings."""
+    rows: Mapping[str, tuple[tuple[Place, Number], ...]]
+    """Name of a row -> one number per column."""
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """A table with its measured numbers."""
+
+    plan: ReproductionPlan
+    """What was planned."""
+    blocks: tuple[Block, ...]
+    """In the order of the paper's."""
+    notes: tuple[str, ...]
+    """What a reader should know."""
+
+    @property
+    def numbers(self) -> list[tuple[Place, Number]]:
+        """Every number."""
+        return [one for block in self.blocks for row in block.rows.values() for one in row]
+
+    def tables(self) -> list[document.Table]:
+        """The blocks as tables of text."""
+        return [_text(self, block, place) for place, block in enumerate(self.blocks, start=1)]
+
+    def section(self) -> Section:
+        """The tables as a section of a report's page."""
+        name = self.plan.request.name.replace("/", "-")
+        return Section(name, self.plan.request.name, self.notes, tuple(self.tables()))
+
+    def csv(self) -> str:
+        """One line per number, with everything that is known about it."""
+        stream = io.StringIO()
+        write = csv.writer(stream, lineterminator="\n").writerow
+        write(_COLUMNS)
+        for place, number in self.numbers:
+            low, high = number.interval or (None, None)
+            found = (number.mean, number.deviation, low, high, number.published, number.difference)
+            own = (place.row, place.backbone, place.dataset, place.shots, place.measure, place.part)
+            marks = (number.excludes, number.is_comparable)
+            write([*own, len(number.values), *map(_plain, found), *map(int, marks)])
+        return stream.getvalue()
+
+
+_COLUMNS = (
+    *("row", "backbone", "dataset", "shots", "measure", "part", "n", "mean", "deviation", "low"),
+    *("high", "published", "difference", "excluded", "comparable"),
+)
+
+
+def lay_out(plan: ReproductionPlan, values: Values, failures: Sequence[str]) -> Reproduced:
+    """The paper's layout with these values."""
+    table = plan.table
+    measures = [(m, part) for m in table.measures for part in _parts(plan, m)]
+    datasets = _columns_of_data(plan, values)
+    across = {
+        "shots": [str(n) for n in table.shots],
+        "datasets": datasets,
+        "backbones": list(table.backbones),
+        "measures": [_named(*one) for one in measures],
+    }
+    dimensions: dict[str, Sequence[Any]] = {
+        "backbones": table.backbones,
+        "shots": table.shots,
+        "datasets": datasets,
+        "measures": measures,
+    }
+    others = [name for name in dimensions if name != table.columns]
+    blocks = []
+    for chosen in product(*(dimensions[name] for name in others)):
+        fixed = dict(zip(others, chosen, strict=True))
+        rows = {}
+        for row in table.rows:
+            numbers = []
+            for value in dimensions[table.columns]:
+                place = _place(row.name, fixed | {table.columns: value})
+                numbers.append((place, _number(plan, row, place, values)))
+            if any(n.values or n.published is not None for _, n in numbers):
+                rows[row.name] = tuple(numbers)
+        words = [_words(n, v) for n, v in fixed.items() if len(dimensions[n]) > 1]
+        if rows:
+            blocks.append(Block(", ".join(words), tuple(across[table.columns]), rows))
+    return Reproduced(plan, tuple(blocks), tuple(_notes(plan, blocks, failures)))
+
+
+def _parts(plan: ReproductionPlan, measure: Measure) -> Sequence[str]:
+    halves = plan.table.protocol == "base-to-new" and measure == "accuracy"
+    return (*HALVES, "harmonic") if halves else ("",)
+
+
+def _columns_of_data(plan: ReproductionPlan, values: Values) -> list[str]:
+    """The data sets and their average; for layers their groups, for overlaps also the pairs."""
+    table = plan.table
+    if {*table.measures} & {*_LAYERS, "mask-iou"}:
+        return list(dict.fromkeys(p.dataset for p in values if p.measure in table.measures))
+    averaged = table.average != "none" and len(table.datasets) > 1
+    if averaged and table.columns == "shots" and table.measures == ("accuracy",):
+        return [AVERAGE, *table.datasets]
+    return [*table.datasets, *[AVERAGE] * averaged]
+
+
+def _place(row: str, fixed: Mapping[str, Any]) -> Place:
+    measure, part = fixed["measures"]
+    return Place(row, fixed["backbones"], fixed["datasets"], fixed["shots"], measure, part)
+
+
+def _number(plan: ReproductionPlan, row: Row, place: Place, values: Values) -> Number:
+    whole = plan.request.whole
+    own = next((r for r in whole.rows if r.name == row.name), row)
+    skipped = 1 if whole.average == "targets" else 0
+    datasets = [n for n in whole.datasets[skipped:] if n in plan.table.datasets]
+    found = published_value(whole, own, place, datasets, whole.datasets[skipped:])
+    if plan.request.embedded:
+        found = None
+    why = plan.incomparable.get(place.backbone, "")
+    is_comparable = why in ("", "weights not verified")
+    return Number(tuple(at(values, place).values()), found, is_comparable)
+
+
+def _words(dimension: str, value: Any) -> str:
+    match dimension:
+        case "shots":
+            return f"{value} shot{'s' * (value != 1)}"
+        case "measures":
+            return _named(*value)
+    return str(value)
+
+
+def _named(measure: Measure, part: str) -> str:
+    words = {"": "", "base": ", base classes", "new": ", new classes"}
+    return _UNITS[measure] + words.get(part, ", harmonic mean")
+
+
+def _notes(plan: ReproductionPlan, blocks: Sequence[Block], failures: Sequence[str]) -> list[str]:
+    request, table = plan.request, plan.table
+    numbers = [n for block in blocks for row in block.rows.values() for _, n in row]
+    counts = {len(n.values) for n in numbers if n.values}
+    found = []
+    if counts:
+        found.append(
+            f"Mean ± sample standard deviation over {max(counts)} draws"
+            + (" (fewer where noted in brackets)." if len(counts) > 1 else ".")
+        )
+    if any(n.excludes for n in numbers):
+        found.append(f"{_MARK} The 95 % interval over draws excludes the published number.")
+    for backbone, why in plan.incomparable.items():
+        if why == "weights not verified":
+            found.append(f"{backbone}: weights not verified, they may differ from OpenAI's.")
+        elif why:
+            found.append(f"{backbone}: not comparable with the published numbers: {why}.")
+    if table.average != "none" and len(table.datasets) > 1:
+        missing = [name for name in request.whole.datasets if name not in table.datasets]
+        names = ", ".join(table.datasets[1:] if table.average == "targets" else table.datasets)
+        without = f", without {', '.join(missing)}" if missing else ""
+        found.append(f"Averages are over {names}{without}.")
+    found += [f"Left out: {what} ({why.rstrip('.')})." for what, why in plan.left_out.items()]
+    found += [f"Failed: {line}." for line in failures]
+    found += [f"{row.name}: not reproduced, {row.why}." for row in table.rows if row.why]
+    return found + ([table.note] if table.note else [])
+
+
+def _text(reproduced: Reproduced, block: Block, place: int) -> document.Table:
+    request = reproduced.plan.request
+    counts = {len(n.values) for _, n in reproduced.numbers if n.values}
+    most = max(counts, default=0)
+    rows: list[tuple[str, ...]] = []
+    for name, numbers in block.rows.items():
+        cells = [number for _, number in numbers]
+        if any(n.values for n in cells):
+            rows.append((name, "measured", *(_shown(at, n, most) for at, n in numbers)))
+        if any(n.published is not None for n in cells):
+            rows.append((name, "published", *(_digits(a, n.published) for a, n in numbers)))
+        if any(n.difference is not None for n in cells):
+            rows.append((name, "difference", *(_signed(a, n) for a, n in numbers)))
+    several = len(reproduced.blocks) > 1
+    title = f"{request.paper.short}, {request.name.partition('/')[2].replace('-', ' ')}: "
+    title += request.table.caption + (f" ({block.title})" if block.title else "")
+    name = request.name.replace("/", "-") + (f"-{place}" if several else "")
+    return document.Table(name, title, ("row", "number", *block.columns), tuple(rows), labels=2)
+
+
+def _shown(place: Place, number: Number, most: int) -> str:
+    text = _digits(place, number.mean)
+    if number.deviation is not None:
+        text += f" ± {_digits(place, number.deviation)}"
+    return text + (f" ({len(number.values)})" if 0 < len(number.values) < most else "")
+
+
+def _signed(place: Place, number: Number) -> str:
+    if number.difference is None:
+        return "-"
+    sign = "+" if number.difference >= 0 else "-"
+    return sign + _digits(place, abs(number.difference)) + _MARK * number.excludes
+
+
+def _digits(place: Place, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if place.measure in ("accuracy", "gain", "sparsity"):
+        return f"{value:.2f}"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _plain(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"

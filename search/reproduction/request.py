@@ -1,0 +1,112 @@
+"""What is reproduced: a table, or a part of it, with given data, backbones and draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from search.core.problems import UsageError
+from search.papers.schema import Paper, Row, Table, papers
+from trainables.core.text import did_you_mean
+from trainables.trial import TrialConfig
+
+EMBEDDED = "tiny"
+"""Name of the embedded model."""
+_DIGITS = ("digits", "digits-rotated")
+_MINIATURE_EPOCHS = 2
+
+
+@dataclass(frozen=True)
+class Request:
+    """A part of a table, and what it is reproduced with."""
+
+    paper: Paper
+    """The paper."""
+    name: str
+    """Name of the table with that of its paper, e.g. `rmt/table-4`."""
+    table: Table
+    """The table, with the chosen data sets, shots and draws only."""
+    whole: Table
+    """The table of the paper."""
+    data: str = ""
+    """Folder of the field's data sets."""
+    bundles: str = ""
+    """Folder of feature bundles, in place of images; empty for images."""
+    backbones: tuple[str, ...] = ()
+    """Specifications of backbones in place of the table's; empty for the published weights."""
+    draws: str = "seeded-capped"
+    """Rule of the few-shot draws."""
+    embedded: bool = False
+    """Whether it is the miniature on the embedded model."""
+
+    def config(self, config: TrialConfig) -> TrialConfig:
+        """The configuration that is trained: in miniature, with few epochs."""
+        if not self.embedded:
+            return config
+        before = self.config(config.before) if config.before else None
+        epochs = min(config.optim.epochs, _MINIATURE_EPOCHS)
+        return replace(config, before=before, optim=replace(config.optim, epochs=epochs))
+
+
+def find_table(name: str) -> tuple[Paper, Table]:
+    """The table `PAPER/TABLE`; raises `UsageError`."""
+    known = {f"{key}/{table}": paper for key, paper in papers().items() for table in paper.tables}
+    if name not in known:
+        raise UsageError([did_you_mean("table", name, known)])
+    return known[name], known[name].tables[name.partition("/")[2]]
+
+
+def narrowed(
+    table: Table, only: Sequence[str], shots: Sequence[int], seeds: Sequence[int]
+) -> Table:
+    """The table with these data sets, shots and seeds only; an empty sequence keeps all. In domain
+    generalisation, the source stays. Raises `UsageError`."""
+    problems = []
+    named: tuple[tuple[str, Sequence[object], Sequence[object]], ...] = (
+        ("--only", only, table.datasets),
+        ("--shots", shots, table.shots),
+    )
+    for option, given, known in named:
+        for value in given:
+            if value not in known:
+                listed = ", ".join(map(str, known))
+                problems.append(f"{option} must be of the table's ({listed}), got {value}.")
+    if len(set(seeds)) < len(seeds) or any(seed < 0 for seed in seeds):
+        problems.append(
+            "--seeds must be different numbers of at least 0, got "
+            f"{','.join(map(str, seeds))}. Use e.g. --seeds 1,2,3."
+        )
+    if problems:
+        raise UsageError(problems)
+    source = () if table.protocol in ("few-shot", "base-to-new") else table.datasets[:1]
+    datasets = tuple(d for d in table.datasets if not only or d in only or d in source)
+    kept_shots = tuple(n for n in table.shots if not shots or n in shots)
+    rows = tuple(row for row in (_narrowed_row(r, datasets, kept_shots) for r in table.rows) if row)
+    if not any(row.method for row in rows):
+        raise UsageError(["--only and --shots must leave something to train. Name others."])
+    seeds = tuple(seeds) or table.seeds
+    return replace(table, datasets=datasets, shots=kept_shots, seeds=seeds, rows=rows)
+
+
+def _narrowed_row(row: Row, datasets: Sequence[str], shots: Sequence[int]) -> Row | None:
+    """The row with what is left of it; None if nothing is. An empty field means everything."""
+    own_datasets = tuple(d for d in row.datasets if d in datasets)
+    own_shots = tuple(n for n in row.shots if n in shots)
+    if (row.datasets and not own_datasets) or (row.shots and not own_shots):
+        return None
+    published = tuple(p for p in row.published if p.shots is None or p.shots in shots)
+    return replace(row, datasets=own_datasets, shots=own_shots, published=published)
+
+
+def miniature(table: Table) -> Table:
+    """The table on the embedded model and the digits, with two of its draws: every data set is the
+    digits, and a shift their rotated version. Without published numbers, which are about others."""
+    alone = table.protocol in ("few-shot", "base-to-new")
+    rows = tuple(replace(row, backbones=(), datasets=(), published=()) for row in table.rows)
+    return replace(
+        table,
+        backbones=(EMBEDDED,),
+        datasets=_DIGITS[:1] if alone and "mask-iou" not in table.measures else _DIGITS,
+        seeds=table.seeds[:2],
+        rows=rows,
+    )

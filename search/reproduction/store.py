@@ -1,0 +1,139 @@
+"""The ledger of trained and evaluated cells, `cells.jsonl`, shared by all tables of a folder.
+
+A line is written when a cell's test split has been classified, or when its training has failed; a
+cell is never repeated after that. Models and predictions are in the folder of evaluations, under
+the digest of the training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+from search.evaluation.predictions import PredictionTable
+from search.evaluation.workers import (
+    FOLDER,
+    SplitJob,
+    TrainingFacts,
+    facts_file,
+    load_result,
+    read_seconds,
+    training_file,
+)
+from trainables.core.records import Count, Positive, RecordError, Seconds, from_plain, parse_json
+from trainables.core.storage import Storage
+from trainables.core.tensor_file import Content, read_checked
+
+CELLS = "cells.jsonl"
+
+
+@dataclass(frozen=True)
+class EvaluatedPart:
+    """How many images of one part of a test split are classified correctly."""
+
+    part: str
+    """`test`, `base`, `new`, `shift` or `target`."""
+    right: Count
+    """Correctly classified images."""
+    images: Positive
+    """All images."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the ledger."""
+
+    training: str
+    """Digest of the training."""
+    job: str = ""
+    """File with the predictions; empty for a failed training."""
+    parts: tuple[EvaluatedPart, ...] = ()
+    """The parts of the test split that were classified."""
+    seconds: Seconds = 0.0
+    """Time for reading and classifying the test split."""
+    failed: str = ""
+    """Why the training failed; empty if it did not."""
+
+
+class CellStore:
+    """The cells in a folder. For its owner, who alone appends to the ledger."""
+
+    def __init__(self, storage: Storage, guard: Callable[[], None] = lambda: None) -> None:
+        """`guard` is called before a line is written, and raises if this process no longer owns the
+        folder. Raises `StorageError`."""
+        self.storage, self._folder, self._guard = storage, storage.child(FOLDER), guard
+        self._evaluated: dict[str, Line] = {}
+        self._failed: dict[str, str] = {}
+        log = storage.read_log(CELLS)
+        self._is_torn = bool(log) and not log.endswith(b"\n")
+        for line in _lines(log):
+            self._add(line)
+
+    def _add(self, line: Line) -> None:
+        if line.failed:
+            self._failed[line.training] = line.failed
+        else:
+            self._failed.pop(line.training, None)
+            self._evaluated[line.job] = line
+
+    def evaluated(self, job: SplitJob) -> Line | None:
+        """The line of a job; None if it was not evaluated yet."""
+        return self._evaluated.get(job.file)
+
+    def failure(self, training: str) -> str:
+        """Why a training failed; empty if it did not."""
+        return self._failed.get(training, "")
+
+    def commit(self, training: str, job: SplitJob) -> None:
+        """Record the stored result of a job."""
+        parts = tuple(
+            EvaluatedPart(t.part, int(t.right(answers).sum()), len(t.truth))
+            for t in self.predictions(job)
+            for answers in t.answers
+        )
+        self._append(Line(training, job.file, parts, read_seconds(self._folder, job)))
+
+    def commit_failure(self, training: str, reason: str) -> None:
+        """Record that a training failed."""
+        self._append(Line(training, failed=reason))
+
+    def _append(self, line: Line) -> None:
+        self._guard()
+        # What a power cut has left of a line must not swallow this one.
+        start, self._is_torn = b"\n" * self._is_torn, False
+        self.storage.append(CELLS, start + json.dumps(asdict(line)).encode() + b"\n")
+        self._add(line)
+
+    def is_trained(self, training: str) -> bool:
+        """Whether a whole model is stored."""
+        return self.artifact(training) is not None
+
+    def has_predictions(self, job: SplitJob) -> bool:
+        """Whether whole predictions are stored."""
+        return load_result(self._folder, job) is not None
+
+    def artifact(self, training: str) -> Content | None:
+        """What a training has learned; None if it is missing or damaged."""
+        return read_checked(self._folder, training_file(training))
+
+    def predictions(self, job: SplitJob) -> list[PredictionTable]:
+        """The stored predictions of a job; empty if they are missing or damaged."""
+        found = load_result(self._folder, job)
+        return found[0] if found else []
+
+    def facts(self, training: str) -> TrainingFacts | None:
+        """What a training was like; None if it is not stored."""
+        try:
+            return from_plain(TrainingFacts, parse_json(self._folder.read(facts_file(training))))
+        except (FileNotFoundError, RecordError):
+            return None
+
+
+def _lines(log: bytes) -> Iterator[Line]:
+    """The whole lines of a ledger."""
+    for text in log.splitlines():
+        try:
+            yield from_plain(Line, parse_json(text))
+        except RecordError:  # a partial line, which a power cut leaves
+            continue
