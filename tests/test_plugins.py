@@ -226,7 +226,7 @@ def test_an_installed_package(tmp_path: Path, file: Path) -> None:
 def test_it_passes_the_conformance_suite(file: Path) -> None:
     suite = ("tests/conformance", "tests/spaces/test_spaces.py", "-k", "logit-bias")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *suite],
+        [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", *suite],
         cwd=ROOT,
         env=os.environ | {ENVIRONMENT: str(file)},
         capture_output=True,

@@ -23,7 +23,10 @@ WIDTH, HEIGHT = 1400, 900
 _PATIENCE = 60_000  # milliseconds
 MODEL = "digits-rmt"
 NAME = "rmt-digits"
-QUICK = ("--seeds", "1", "--trials", "4", "--eval-seeds", "1", "--pruner", "none")
+QUICK = (
+    *("--shots", "4", "--seeds", "1", "--trials", "4", "--eval-seeds", "1", "--pruner", "none"),
+    *("--set", "epochs=3", "--range", "lr=2e-3:6e-3:log"),
+)
 SETTLED = """(dark) => {
     const close = { panelOpen_v1: false, 'fab.autoOpenedOnFirstLoad_v1': true };
     for (const [key, value] of Object.entries(close))
@@ -144,7 +147,7 @@ def finished(
         sweep = Sweep(folder, NAME, report=True)
         options = () if request.config.getoption("screenshots") else QUICK
         where = ("--tracking-uri", server.uri, "--register", MODEL)
-        done = sweep.run("--space", "rmt", *options, *where, timeout=1200)
+        done = sweep.run("--space", "rmt", *options, *where)
         assert done.returncode == 0, done.stdout + done.stderr
         assert f"Registered as version 1 of {MODEL}" in done.stdout, done.stdout + done.stderr
         yield Finished(sweep, server)

@@ -91,7 +91,7 @@ def test_the_sweep_says_what_it_found(window: Window, finished: Finished) -> Non
     page, evaluation = window.page, finished.sweep.evaluation()
     run = runs_of(finished.server.uri, NAME)[""]
     page.goto(f"{base(finished)}/runs/{run.info.run_id}")
-    page.get_by_text("rmt on digits, 16 shots, backbone tiny").wait_for()
+    page.get_by_text(re.compile(r"rmt on digits, \d+ shots, backbone tiny")).wait_for()
     expect(page.get_by_text(f"{evaluation['winner']}: validation accuracy")).to_be_attached()
     expect(page.get_by_text(f"python -m search.run --resume {NAME}")).to_be_attached()
     expect(page.get_by_text("test/accuracy_winner").first).to_be_visible()

@@ -38,7 +38,7 @@ def main() -> int:
         with_postgresql = postgresql and seed % 3 == 0
         targets = [t for t in TARGETS if t in kinds and (t != "postgresql" or with_postgresql)]
         place = folder / f"round-{seed}"
-        report = run_round(seed, place, lambda: undisturbed, plan(seed, targets), with_postgresql)
+        report = run_round(seed, place, undisturbed, plan(seed, targets), with_postgresql)
         reports.append(report)
         print(report, flush=True)
         for breach in report.breaches:

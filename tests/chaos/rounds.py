@@ -13,7 +13,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ class Undisturbed:
     def run(cls, folder: Path) -> Undisturbed:
         folder.mkdir(parents=True)
         sweep = Sweep(folder, "calm")
-        done = sweep.run(*OPTIONS, "--tracking-uri", "none", timeout=900)
+        done = sweep.run(*OPTIONS, "--tracking-uri", "none")
         assert done.returncode == 0, done.stdout + done.stderr
         return cls(sweep.results(), sweep.evaluation())
 
@@ -119,7 +119,7 @@ class Report:
 def run_round(
     seed: int,
     folder: Path,
-    undisturbed: Callable[[], Undisturbed],
+    undisturbed: Undisturbed,
     kills: Sequence[Kill],
     postgresql: bool,
 ) -> Report:
@@ -129,7 +129,7 @@ def run_round(
         course = _Course(world)
         try:
             course.run(kills)
-            course.breaches += _end(world, undisturbed())
+            course.breaches += _end(world, undisturbed)
         except _GivenUpError as error:
             course.breaches.append(str(error))
         watch = course.watch

@@ -1,20 +1,30 @@
-"""Runs the command line in a separate process, as a user does."""
+"""Runs the command line as a user does, and faster in the process of the tests."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+
+from search.driver import preflight
+from search.driver.backbone_probe import BackboneProbe
+from search.execution import ray_session
+from search.run import main
 
 
 @dataclass
@@ -41,11 +51,19 @@ class Sweep:
         return found
 
     def command(self, *options: str) -> list[str]:
-        base = [sys.executable, "-m", "search.run", "--storage", self.location or str(self.storage)]
-        report = [] if self.report else ["--no-report"]  # whose figures take ten seconds to draw
-        return [*base, "--name", self.name, *report, *options]
+        return [sys.executable, "-m", "search.run", *self._arguments(*options)]
 
-    def run(self, *options: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+    def _arguments(self, *options: str) -> list[str]:
+        report = [] if self.report else ["--no-report"]  # whose figures take ten seconds to draw
+        storage = self.location or str(self.storage)
+        return ["--storage", storage, "--name", self.name, *report, *options]
+
+    def run(self, *options: str) -> subprocess.CompletedProcess[str]:
+        """Run in the process of the tests and on their Ray: no imports, no start of Ray."""
+        return run_here(main, *self._arguments(*options))
+
+    def run_alone(self, *options: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+        """Run in a process of its own with a private Ray, as a user does."""
         return subprocess.run(
             self.command(*options),
             capture_output=True,
@@ -75,6 +93,40 @@ class Sweep:
                 log = (self.storage / f"{self.name}.log").read_text()
                 raise AssertionError(f"the sweep did not get there:\n{log}")
             time.sleep(0.05)
+
+
+def share_ray() -> None:
+    """Start a Ray that all tests of this process use; a test that starts its own ends it first.
+    `pytest_unconfigure` ends the last one."""
+    if ray.is_initialized():
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # whatever the user has in ~/.ray
+        ray_session._reread_settings()
+        ray.init(
+            "local",
+            num_cpus=2,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            object_store_memory=2**28,
+            _node_ip_address="127.0.0.1",
+        )
+
+
+def run_here(
+    command: Callable[[list[str]], int], *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """Call a command's `main` and return what the command would print. The backbone is probed in
+    this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("ignore")  # Ray's own
+        share_ray()
+        patch.setattr(preflight, "BackboneProbeProcess", lambda s: nullcontext(BackboneProbe(s)))
+        with redirect_stdout(out), redirect_stderr(err):
+            code = command([*arguments])
+    return subprocess.CompletedProcess([*arguments], code, out.getvalue(), err.getvalue())
 
 
 def environment() -> dict[str, str]:

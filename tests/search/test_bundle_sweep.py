@@ -54,7 +54,9 @@ def test_real_features(tmp_path: Path) -> None:
     """OpenAI's ViT-B/32 on 25 breeds of Oxford Pets, 4 shots."""
     path = shared_data("clip-vitb32", "oxford_pets25_4shot.safetensors")
     sweep = Sweep(tmp_path, "pets")
-    done = sweep.run("--space", "taskres", "--dataset", f"bundle:{path}", "--tracking-uri", "none")
+    done = sweep.run_alone(
+        "--space", "taskres", "--dataset", f"bundle:{path}", "--tracking-uri", "none"
+    )
     assert done.returncode == 0, done.stderr
     means = {s["label"]: s["values"][0] for s in sweep.evaluation()["scores"]}
     assert sweep.evaluation()["seeds"] == [4]  # 5 and 6 would draw the same four of each class

@@ -39,7 +39,7 @@ def values(sweep: Sweep) -> dict[int, object]:
 def calm(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     """Five trials in sequence, undisturbed."""
     sweep = Sweep(tmp_path_factory.mktemp("calm"), "calm")
-    done = sweep.run(*SMALL, *ONE_BY_ONE, *QUIET, "--trials", "5")
+    done = sweep.run_alone(*SMALL, *ONE_BY_ONE, *QUIET, "--trials", "5")
     assert done.returncode == 0, done.stderr
     return sweep
 
@@ -55,12 +55,12 @@ def test_a_copied_folder_goes_on_where_it_is(copy: Sweep, calm: Sweep) -> None:
     """Under another name, in another place, with more trials, which are those that the original
     would have had; the original is not touched."""
     before = values(calm)
-    done = copy.run(*SMALL, *ONE_BY_ONE, *QUIET, "--trials", "7")
+    done = copy.run_alone(*SMALL, *ONE_BY_ONE, *QUIET, "--trials", "7")
     assert done.returncode == 0, done.stderr
     found = values(copy)
     assert sorted(found) == list(range(7))
     assert {n: found[n] for n in before} == before == values(calm)
-    done = calm.run(*SMALL, *ONE_BY_ONE, *QUIET, "--trials", "7")
+    done = calm.run_alone(*SMALL, *ONE_BY_ONE, *QUIET, "--trials", "7")
     assert done.returncode == 0, done.stderr
     assert values(calm) == found
 
@@ -69,7 +69,7 @@ def test_a_result_of_another_version_is_refused(copy: Sweep) -> None:
     path = copy.folder / "trials/000003/result.json"
     text = json.dumps(json.loads(path.read_text()) | {"format": 99})
     path.write_text(text)
-    done = copy.run(*SMALL, *QUIET, "--trials", "7")
+    done = copy.run_alone(*SMALL, *QUIET, "--trials", "7")
     assert done.returncode == 2
     assert "'trials/000003/result.json' is not: 'format' is 99" in done.stderr
     assert "Traceback" not in done.stderr
@@ -85,10 +85,10 @@ def test_failed_trials_run_again_on_request(copy: Sweep, calm: Sweep) -> None:
         change = {"state": "FAIL", "value": None, "values": [], "reason": reason}
         path.write_text(json.dumps(plain | change))
     options = (*SMALL, *ONE_BY_ONE, *QUIET, "--trials", "5")
-    done = copy.run(*options)
+    done = copy.run_alone(*options)
     assert done.returncode == 0, done.stderr
     assert [n for n, r in copy.results().items() if r["state"] == "FAIL"] == [1, 4]
-    done = copy.run("--resume", copy.name, "--retry-failed")
+    done = copy.run_alone("--resume", copy.name, "--retry-failed")
     assert done.returncode == 0, done.stderr
     found, before = copy.results(), calm.results()
     for number in (1, 4):  # trials that ended in the meantime may stop them earlier
@@ -105,7 +105,7 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
     try:
         sweep = Sweep(disk, "test")
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        done = sweep.run(*SMALL, *QUIET)
+        done = sweep.run_alone(*SMALL, *QUIET)
         assert done.returncode == 2
         assert "The sweep's folder must be writable" in done.stderr
         assert "is not writable" in done.stderr
@@ -143,7 +143,7 @@ def test_a_disk_that_fills_up_stops_the_sweep_and_loses_nothing(
         kept = values(sweep)
         assert len(kept) >= 2
         filler.unlink()
-        done = sweep.run(*options)
+        done = sweep.run_alone(*options)
         assert done.returncode == 0, done.stderr
         found = values(sweep)
         assert {n: found[n] for n in kept} == kept
@@ -164,7 +164,7 @@ def test_a_sweep_in_a_bucket_survives_its_host(tmp_path: Path, calm: Sweep) -> N
         kill_everything(process)
         kept = read_results(folder)
         assert len(kept) >= 2
-        done = sweep.run(*options)
+        done = sweep.run_alone(*options)
         assert done.returncode == 0, done.stderr
         results = read_results(folder)
         assert {n: results[n] for n in kept} == kept
@@ -199,14 +199,14 @@ def test_a_study_in_postgresql(database: Postgresql, tmp_path: Path, calm: Sweep
     sweep.wait_until(lambda: len(sweep.results()) >= 2)
     kill_everything(process)
     database.wait()
-    done = sweep.run(*options, *mirror)
+    done = sweep.run_alone(*options, *mirror)
     assert done.returncode == 0, done.stderr
     assert values(sweep) == {n: v for n, v in values(calm).items() if n < 5}
     assert_same_study(database.uri, sweep)
 
     shutil.copytree(sweep.folder, tmp_path / "copies" / "test")
     copy = Sweep(tmp_path / "copies", "test")
-    done = copy.run(*options, *mirror)
+    done = copy.run_alone(*options, *mirror)
     assert done.returncode == 0, done.stderr
     assert values(copy) == values(sweep)
     assert len({row["id"] for row in map(record, (sweep, copy))}) == 2  # each with its own study
@@ -229,11 +229,11 @@ def assert_same_study(uri: str, sweep: Sweep) -> None:
 def test_a_budget_is_extended(sweep: Sweep) -> None:
     """Where the first budget ends depends on the machine; what it had finished stays."""
     options = (*SMALL, *QUIET)
-    done = sweep.run(*options, "--trials", "300", "--time-budget", "12s")
+    done = sweep.run_alone(*options, "--trials", "300", "--time-budget", "12s")
     assert done.returncode in (0, 1), done.stderr  # 1: no trial was complete yet
     first = values(sweep)
     assert len(first) < 300
-    done = sweep.run(*options, "--trials", str(len(first) + 4), "--time-budget", "10m")
+    done = sweep.run_alone(*options, "--trials", str(len(first) + 4), "--time-budget", "10m")
     assert done.returncode == 0, done.stderr
     found = values(sweep)
     assert len(found) >= len(first) + 4
@@ -302,7 +302,7 @@ def test_a_folder_that_is_moved_stops_the_sweep(sweep: Sweep, seconds: str) -> N
     assert not list(sweep.folder.glob("trials/*"))
     there = Sweep(moved, sweep.name)
     kept = values(there)
-    done = there.run(*SMALL, *ONE_BY_ONE, *QUIET, "--trials", str(len(kept) + 1))
+    done = there.run_alone(*SMALL, *ONE_BY_ONE, *QUIET, "--trials", str(len(kept) + 1))
     assert done.returncode == 0, done.stderr
     assert {n: values(there)[n] for n in kept} == kept
 
@@ -324,7 +324,7 @@ def test_a_shortage_of_memory_fails_no_trial(sweep: Sweep, monkeypatch: pytest.M
     assert log.count("Memory is short") == 1
     assert len(log.splitlines()) < 10, log
     assert not sweep.results()
-    done = sweep.run(*options)
+    done = sweep.run_alone(*options)
     assert done.returncode == 0, done.stderr
     results = sweep.results().values()
     assert {result["state"] for result in results} <= {"COMPLETE", "PRUNED"}

@@ -18,7 +18,7 @@ pytestmark = [
 @pytest.mark.parametrize("space", ["rmt", "taskres"])
 def test_a_sweep_uses_the_gpu_by_itself(sweep: Sweep, space: str) -> None:
     options = ("--shots", "4", "--trials", "3", "--eval-seeds", "1", "--tracking-uri", "none")
-    done = sweep.run("--space", space, *options)
+    done = sweep.run_alone("--space", space, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 at a time on the GPU" in done.stdout
     assert {r["state"] for r in sweep.results().values()} <= {"COMPLETE", "PRUNED"}
@@ -27,6 +27,6 @@ def test_a_sweep_uses_the_gpu_by_itself(sweep: Sweep, space: str) -> None:
 
 def test_fractions_share_a_card(sweep: Sweep) -> None:
     options = ("--shots", "4", "--trials", "4", "--eval-seeds", "1", "--tracking-uri", "none")
-    done = sweep.run("--space", "taskres", "--gpus-per-trial", "0.5", *options)
+    done = sweep.run_alone("--space", "taskres", "--gpus-per-trial", "0.5", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 at a time on the GPU" in done.stdout

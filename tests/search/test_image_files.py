@@ -27,7 +27,7 @@ def test_masks_on_image_files(tmp_path: Path, tree: Path) -> None:
     before = snapshot(tree)
     sweep = Sweep(tmp_path, "masks")
     options = ("--space", "rmt", "--dataset", "dtd", "--data", str(tree), "--shots", "2")
-    done = sweep.run(*options, *QUICK, "--trials", "1")
+    done = sweep.run_alone(*options, *QUICK, "--trials", "1")
     assert done.returncode == 0, done.stderr
     assert "8 images decoded: " in done.stdout
     assert sweep.evaluation()["scores"][0]["images"] == 16
@@ -43,14 +43,16 @@ def test_an_unreadable_image_stops_before_the_first_trial_or_is_left_out(
         shutil.copy(image, image.with_suffix(".whole"))
         image.write_bytes(image.read_bytes()[:200])
     options = ("--space", "taskres", "--dataset", "dtd", "--data", str(tree), "--shots", "2")
-    done = sweep.run(*options, *QUICK, "--trials", "1")
+    done = sweep.run_alone(*options, *QUICK, "--trials", "1")
     assert done.returncode == 1
     assert "banded_" in done.stderr
     assert "--skip-unreadable" in done.stderr
     assert not sweep.results()
     for image in sorted((tree / "dtd/images/banded").glob("*.jpg"))[1:]:
         image.with_suffix(".whole").rename(image)
-    done = sweep.run(*options, *QUICK, "--trials", "1", "--skip-unreadable", "--name", "skipping")
+    done = sweep.run_alone(
+        *options, *QUICK, "--trials", "1", "--skip-unreadable", "--name", "skipping"
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -66,7 +68,7 @@ def test_real_photographs(tmp_path: Path) -> None:
     where = ("--dataset", "dtd", "--data", str(tmp_path / "data"))
     for name, space in (("residuals", "taskres"), ("masks", "rmt")):
         options = ("--space", space, *where, "--trials", "1", "--name", name)
-        done = sweep.run(*options, *QUICK)
+        done = sweep.run_alone(*options, *QUICK)
         assert done.returncode == 0, done.stderr
         found = Sweep(tmp_path, name).evaluation()["scores"]
         assert {score["images"] for score in found} == {360}

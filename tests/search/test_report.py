@@ -52,7 +52,7 @@ OPTIONS = (
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     """A finished sweep with its report."""
     sweep = Sweep(tmp_path_factory.mktemp("report"), "done", report=True)
-    run = sweep.run(*OPTIONS, timeout=500)
+    run = sweep.run(*OPTIONS)
     assert run.returncode == 0, run.stderr
     assert "The report could not be written" not in run.stderr
     assert "done/report/report.html" in run.stdout

@@ -383,9 +383,9 @@ def test_the_backbone_looks_the_same_from_another_process() -> None:
         apart.facts()
 
 
-@pytest.mark.parametrize("seconds", [0.2, 1.0, 2.5, 5.0])
+@pytest.mark.parametrize("seconds", [0.2, 2.5])
 def test_ctrl_c_before_anything_has_started(seconds: float) -> None:
-    """While Python imports torch, while options are read, while Ray is imported."""
+    """While Python imports torch, and while the rest is imported or options are checked."""
     command = [sys.executable, "-m", "search.run", "--dry-run", "--name", "stopped"]
     program = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, stdout=subprocess.PIPE)
     deadline = time.monotonic() + seconds

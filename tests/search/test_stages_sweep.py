@@ -27,7 +27,7 @@ CHAIN = ("--space", "rmt+taskres", "--shots", "2", "--trials", "3", "--eval-seed
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     """An undisturbed sweep of masks and residuals."""
     sweep = Sweep(tmp_path_factory.mktemp("undisturbed"), "calm")
-    done = sweep.run(*CHAIN, *ONE_BY_ONE, *QUIET, timeout=400)
+    done = sweep.run_alone(*CHAIN, *ONE_BY_ONE, *QUIET, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     return sweep
 
@@ -103,7 +103,7 @@ def test_killed_in_the_second_stage_and_continued(sweep: Sweep, undisturbed: Swe
     kill_everything(process)
     assert sweep.results() == {}
     assert in_the_second_stage(checkpoint)
-    done = sweep.run(*options, timeout=400)
+    done = sweep.run_alone(*options, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     assert comparable(sweep.results()) == comparable(undisturbed.results())
 
@@ -114,7 +114,7 @@ def masks(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     each of their masks is flipped to identify them."""
     sweep = Sweep(tmp_path_factory.mktemp("started"), "masks")
     options = ("--space", "rmt", "--shots", "2", "--trials", "2", "--eval-seeds", "1")
-    done = sweep.run(*options, *ONE_BY_ONE, *QUIET, timeout=400)
+    done = sweep.run_alone(*options, *ONE_BY_ONE, *QUIET, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     for bit, path in enumerate(artifacts(sweep)):
         words = metadata(path)
@@ -135,7 +135,7 @@ def test_a_sweep_that_starts_from_another_ones_winner(masks: Sweep) -> None:
     sweep = Sweep(masks.storage, "residual")
     options = ("--init-from", "masks", "--trials", "3", "--seeds", "1,2", "--eval-seeds", "1")
     space = ("--space", "taskres")
-    done = sweep.run(*space, *options, "--max-concurrent", "2", *QUIET, timeout=400)
+    done = sweep.run_alone(*space, *options, "--max-concurrent", "2", *QUIET, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     best = masks.evaluation()["winner"]
     assert f"after trial {best} of {masks.folder}" in done.stdout
@@ -163,9 +163,9 @@ def test_a_sweep_that_starts_from_another_ones_winner(masks: Sweep) -> None:
     values = {s["label"]: s["values"] for s in sweep.evaluation()["scores"]}
     assert list(values) == ["zero-shot", "start", "paper", "winner"]
     assert "the starting model" in done.stdout
-    again = sweep.run("--space", "taskres", *options, *QUIET)
+    again = sweep.run_alone("--space", "taskres", *options, *QUIET)
     assert again.returncode == 0, again.stderr
-    without = sweep.run("--space", "taskres", "--shots", "2", "--seeds", "1,2", *QUIET)
+    without = sweep.run_alone("--space", "taskres", "--shots", "2", "--seeds", "1,2", *QUIET)
     assert without.returncode == 2
     assert "start: the sweep has" in without.stderr
 

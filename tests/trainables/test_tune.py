@@ -30,6 +30,7 @@ def _ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     quiet = {"RAY_AIR_NEW_OUTPUT": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     before = {name: os.environ.get(name) for name in quiet}
     os.environ.update(quiet)
+    ray.shutdown()  # the one that other tests share
     ray.init(
         num_cpus=2,
         include_dashboard=False,

@@ -122,7 +122,7 @@ def test_a_sweep_for_two(tmp_path: Path) -> None:
     assert unknown.returncode == 2
     assert "Did you mean 'residual/norm'?" in unknown.stderr
     assert not sweep.folder.exists()
-    done = sweep.run(*options, "--second-objective", "train/loss:min", timeout=500)
+    done = sweep.run(*options, "--second-objective", "train/loss:min")
     assert done.returncode == 0, done.stdout + done.stderr
     results = sweep.results()
     points = {n: (r["metrics"]["train/loss"], r["value"]) for n, r in results.items()}

@@ -54,6 +54,7 @@ def a_process(sealed: bool) -> tuple[str, str]:
 def test_no_process_does_both(tmp_path: Path) -> None:
     """One CPU, so that Ray would reuse every process that it may: tasks of either kind in turn, and
     those of neither kind, such as trials, in between."""
+    ray.shutdown()  # the one that other tests share
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         processes: dict[str, set[str]] = {}
@@ -89,8 +90,8 @@ def test_images_are_prepared_and_read_by_different_processes(tmp_path: Path) -> 
 
 
 def test_a_killed_evaluation_continues(sweep: Sweep, tmp_path: Path) -> None:
-    """Kill the evaluation after a training, after a read, and after another: nothing stored is
-    recomputed, and the result equals that of an undisturbed evaluation."""
+    """Kill the evaluation after a training and after a read: nothing stored is recomputed, and the
+    result equals that of an undisturbed evaluation."""
     options = (*RESIDUALS, "--dataset", "digits,digits-rotated", "--eval-seeds", "2", *QUIET)
     calm = Sweep(tmp_path, "calm")
     done = calm.run(*options)
@@ -99,7 +100,7 @@ def test_a_killed_evaluation_continues(sweep: Sweep, tmp_path: Path) -> None:
     assert len(reads(calm)) == 4  # two splits, two draws
 
     kept: dict[str, int] = {}
-    for kind, count in (("model", 2), ("predictions", 1), ("predictions", 2)):
+    for kind, count in (("model", 2), ("predictions", 1)):
         process = sweep.start(*options)
         sweep.wait_until(lambda k=kind, n=count: len(stored(sweep, k)) >= n)
         kill_everything(process)
@@ -113,7 +114,7 @@ def test_a_killed_evaluation_continues(sweep: Sweep, tmp_path: Path) -> None:
     assert stored(sweep, "model") == {}
     # Every read is on record, one that a kill cut short twice; all belong to one evaluation.
     found = reads(sweep)
-    assert 4 <= len(found) <= 4 + 3
+    assert 4 <= len(found) <= 4 + 2
     assert {read["evaluation"] for read in found} == {sweep.evaluation()["inputs"]}
     assert "have read the test split" not in done.stdout
     again = sweep.run(*options)
