@@ -21,8 +21,9 @@ from trainables.core.records import Count, Positive, RecordError, from_plain
 from trainables.data.registry import BASE_TASKS
 from trainables.fields import Value
 
-PAPERS = ("taskres", "rmt")
-"""Names of the papers: `taskres.toml` and `rmt.toml`."""
+PAPERS = ("taskres", "rmt", "rivals")
+"""Names of the papers, each with a file: TaskRes, R-AMT, and later methods on the same
+benchmarks."""
 
 Measure = Literal[
     "accuracy",
