@@ -33,6 +33,9 @@ class Assignment:
     """Whether the task's episodes train one after the other (see `TrialRun`)."""
     checkpoint_seconds: float
     """Least time between two checkpoints, in seconds."""
+    report_seconds: float = 0.0
+    """Steps are reported together until they have taken so long; 0 reports every step, as a pruner
+    needs."""
     keep_stopped: bool = False
     """Whether the artifact is written before each report, so that a trial that is stopped there has
     one."""

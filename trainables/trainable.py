@@ -23,6 +23,7 @@ import re
 import time
 import traceback
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class FewShotTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Train one step of the trial.
+        """Train one step of the trial, or in a sweep without a pruner as many as are short.
 
         In a sweep, an ordinary error fails the trial and keeps the process. Lack of memory and
         errors of the GPU end the process; the trial is issued again.
@@ -193,7 +194,10 @@ class FewShotTrainable(tune.Trainable):
                     warnings=warnings,
                 )
         run = self._open_run()
-        report = run.advance()
+        report, together = run.advance(), self._job.report_seconds if self._job else 0.0
+        while not report.finished and time.monotonic() - start < together:
+            later = run.advance()
+            report = replace(later, rows=report.rows + later.rows)
         seconds = time.monotonic() - start
         if report.finished:
             self._check_sweep_folder()

@@ -48,6 +48,7 @@ from trainables.core.storage import Storage, open_storage, split
 
 _DELIVERY_SECONDS = 60.0  # for the last tracking events
 _PATIENCE_SECONDS = 10.0  # without any delivery
+_REPORT_SECONDS = 0.5  # of short steps that no pruner decides on, per report
 
 logger = logging.getLogger(__name__)
 
@@ -294,6 +295,7 @@ def assign_by(plan: Plan, placement: Placement, sweep: Storage) -> Assign:
             threads=max(1, math.floor(placement.cpus)),
             in_sequence=config.pruner in IN_SEQUENCE,
             checkpoint_seconds=config.checkpoint_seconds,
+            report_seconds=_REPORT_SECONDS if config.pruner == "none" else 0.0,
             keep_stopped=keeps_stopped(config, sweep),
             plugins=plugins,
         )

@@ -474,3 +474,16 @@ def test_errors_of_flat_parameters_reach_tune() -> None:
         FewShotTrainable({"lrr": 0.1}).train()
     with pytest.raises(ParameterError, match="lr must be positive"):
         FewShotTrainable(FLAT | {"lr": -1.0}).train()
+
+
+def test_short_steps_are_reported_together(job: Job) -> None:
+    trial = residual_trial(3)
+    single = listen(FewShotTrainable(job(trial)))
+    (together,) = listen(FewShotTrainable(job(trial, 1, report_seconds=600.0)))
+    assert len(single) == 3
+    assert together.outcome == "finished"
+    last = without_times(single[-1]).report
+    found = without_times(together).report
+    assert last is not None and found is not None
+    rows = [row for message in map(without_times, single) for row in message.report.rows]  # type: ignore[union-attr]
+    assert found == replace(last, rows=tuple(rows))
