@@ -484,6 +484,8 @@ def test_short_steps_are_reported_together(job: Job) -> None:
     assert together.outcome == "finished"
     last = without_times(single[-1]).report
     found = without_times(together).report
-    assert last is not None and found is not None
-    rows = [row for message in map(without_times, single) for row in message.report.rows]  # type: ignore[union-attr]
+    assert last is not None
+    assert found is not None
+    reports = [without_times(message).report for message in single]
+    rows = [row for report in reports if report for row in report.rows]
     assert found == replace(last, rows=tuple(rows))

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
 from trainables.backbones.base import Backbone, BackboneError, Preprocess
 from trainables.backbones.layout import MERGES_FILE
+from trainables.backbones.light_import import complete_on_first_use, without_optional_packages
 from trainables.backbones.weights import digest, load_strictly, sha256
 from trainables.images.resample import Interpolation, ResizeMode
 
@@ -44,20 +46,24 @@ def _provide_torchvision_operators() -> None:
 
 _provide_torchvision_operators()
 
-import open_clip  # noqa: E402 - the operators must be provided first
-from huggingface_hub import snapshot_download  # noqa: E402
-from open_clip.convert import convert_state_dict  # noqa: E402
-from open_clip.hf_model import HFTextEncoder  # noqa: E402
-from open_clip.model import CLIPTextCfg, CLIPVisionCfg, convert_to_custom_text_state_dict  # noqa: E402
-from open_clip.pretrained import (  # noqa: E402
-    download_pretrained,
-    download_pretrained_from_hf,
-    get_pretrained_cfg,
-)
-from open_clip.timm_model import TimmModel  # noqa: E402
-from open_clip.tokenizer import HFTokenizer  # noqa: E402
-from open_clip.transform import PreprocessCfg  # noqa: E402
-from open_clip.transformer import QuickGELU  # noqa: E402
+with without_optional_packages():
+    import open_clip
+    from open_clip import hf_model, timm_model
+    from open_clip.convert import convert_state_dict
+    from open_clip.hf_model import HFTextEncoder
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg, convert_to_custom_text_state_dict
+    from open_clip.pretrained import (
+        download_pretrained,
+        download_pretrained_from_hf,
+        get_pretrained_cfg,
+    )
+    from open_clip.timm_model import TimmModel
+    from open_clip.tokenizer import HFTokenizer
+    from open_clip.transform import PreprocessCfg
+    from open_clip.transformer import QuickGELU
+
+complete_on_first_use(timm_model, TimmModel)
+complete_on_first_use(hf_model, HFTextEncoder)
 
 __all__ = ["download_pretrained", "open_clip"]
 

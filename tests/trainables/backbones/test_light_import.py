@@ -1,0 +1,37 @@
+"""A worker imports timm, transformers and all of torchvision only for models that need them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+_LIGHT = """
+import sys
+from trainables.load_backbone import load_backbone
+load_backbone("tiny")
+print(*(n for n in ("timm", "transformers", "torch._dynamo", "torchvision") if n in sys.modules))
+"""
+_LATER = """
+from trainables.backbones.open_clip import TimmModel, construct
+vision = {"timm_model_name": "resnet18", "timm_pool": "", "timm_proj": "linear", "image_size": 32}
+text = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 1, "layers": 1}
+config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+assert isinstance(construct(config, "timm").visual, TimmModel)
+import transformers, torchvision
+from torchvision.ops import MLP
+print("ok")
+"""
+
+
+def _output(code: str) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_the_embedded_model_needs_none_of_them() -> None:
+    assert _output(_LIGHT) == [""]
+
+
+def test_they_can_be_used_afterwards() -> None:
+    assert _output(_LIGHT + _LATER) == ["", "ok"]
