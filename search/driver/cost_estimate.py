@@ -13,15 +13,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from search.core.child_process import ChildError, call_in_child
 from search.core.environment import quiet_environment
 from search.core.task import validated_images
+from trainables.core.optim import OptimConfig
 from trainables.core.temporary import temporary_folder
 from trainables.data.registry import DataSource
+from trainables.methods.base import Batch
 from trainables.methods.registry import METHODS
 from trainables.trial import Episode, TaskSpec, TrialConfig
 from trainables.validation import MOST_FOLDS
@@ -30,11 +32,19 @@ IMAGES = 512
 """An episode with more training images than this is timed with fewer shots, if draws allow it."""
 _SECONDS = 6.0  # of training, for each stage
 _EPOCHS = 4
+_REPEATS = 3  # of a step with few and with many images
 _LIMIT = 600.0  # seconds in all
 
 
-Size = tuple[int, int]
-"""Training and validation images of an episode."""
+class Size(NamedTuple):
+    """Images of an episode."""
+
+    train: int
+    """Training images."""
+    val: int
+    """Validation images."""
+    models: int = 1
+    """Number of trainings on so many training images, e.g. one per fold."""
 
 
 class RehearsalError(Exception):
@@ -47,12 +57,19 @@ class StageCost:
 
     ready: float
     """Building the method, and what it does before its first step."""
-    train: float
-    """One epoch; 0 for a training-free method."""
+    step: float
+    """One step of the optimiser, besides its images; 0 for a training-free method."""
+    image: float
+    """One training image in a step."""
     validate: float
     """One pass over the validation images."""
     steps: int
     """Number of steps that were timed."""
+
+    def epoch(self, optim: OptimConfig, images: int) -> float:
+        """Seconds of an epoch on so many training images."""
+        steps = optim.steps_per_epoch(images)
+        return steps * (self.step + self.image * min(images, optim.batch_size))
 
 
 @dataclass(frozen=True)
@@ -84,25 +101,26 @@ class Cost:
         """Seconds for training and validating on episodes of these sizes; `validations` is the
         largest number of validations per stage, by default one per epoch.
 
-        An epoch is assumed to cost what the paper's costs per image, whatever else varies.
+        A step is assumed to cost what the paper's costs with as many images, whatever else varies.
         """
         total = 0.0
-        for train, val in sizes:
+        for size in sizes:
             for stage, cost in zip(config.stages, self.stages, strict=True):
                 epochs = 0 if stage.fixed else stage.epochs
                 times = max(1, epochs if validations is None else min(epochs, validations))
-                validation = cost.validate * val / self.val_images * times
-                total += cost.ready + epochs * cost.train * train / self.images + validation
+                validation = cost.validate * size.val / self.val_images * times
+                training = size.models * epochs * cost.epoch(stage.optim, size.train)
+                total += cost.ready + training + validation
         return total
 
     def preparation(self, sizes: Sequence[Size]) -> float:
         """Seconds for encoding the images of these episodes once."""
-        return self.encode * sum(train + val for train, val in sizes)
+        return self.encode * sum(size.train + size.val for size in sizes)
 
     def trial_memory(self, sizes: Sequence[Size]) -> tuple[int, int]:
         """Bytes of memory, and of GPU memory, of a trial, which holds all its episodes at once."""
         timed = self.images + self.val_images
-        more = sum(max(1.0, (train + val) / timed) for train, val in sizes) - 1
+        more = sum(max(1.0, (size.train + size.val) / timed) for size in sizes) - 1
         return (
             self.memory + int(more * self.episode_memory),
             self.gpu_memory + int(more * self.episode_gpu_memory),
@@ -178,7 +196,7 @@ def _measure(config: TrialConfig, task: TaskSpec, data: str, device: str, thread
 def draw_size(source: DataSource, episode: Episode) -> Size:
     """Training and validation images of an episode."""
     drawn = source.draw(episode.dataset, episode.shots, episode.seed, episode.half)
-    return len(drawn.train.labels), len(drawn.val.labels)
+    return Size(len(drawn.train.labels), len(drawn.val.labels))
 
 
 def search_sizes(task: TaskSpec, source: DataSource) -> list[Size]:
@@ -188,7 +206,7 @@ def search_sizes(task: TaskSpec, source: DataSource) -> list[Size]:
     for episode, keys in zip(task.episodes, validated_images(task, source), strict=True):
         train = draw_size(source, episode)[0]
         folds = min(episode.shots, MOST_FOLDS) if task.validation == "folds" else 1
-        found.append((folds * train, len(keys)))
+        found.append(Size(train, len(keys), folds))
     return found
 
 
@@ -223,24 +241,53 @@ def _time_stage(stage: TrialConfig, bench: Any, episode: Episode, trainers: list
     validate = time.monotonic() - before
     ready = max(0.0, before - start - validate)
     if not trainer.epochs:
-        return StageCost(ready, 0.0, validate, 0)
-    train, steps = _time_epoch(trainer)
-    return StageCost(ready, max(0.0, train - validate), validate, steps)
+        return StageCost(ready, 0.0, 0.0, validate, 0)
+    epoch, steps, batch = _time_epoch(trainer)
+    per_step = epoch / trainer.config.optim.steps_per_epoch(len(trainer.train))
+    return StageCost(ready, *_parts_of_step(trainer, batch, per_step), validate, steps)
 
 
-def _time_epoch(trainer: Any) -> tuple[float, int]:
-    """Seconds of an epoch with its validation, and the steps that were timed.
+def _parts_of_step(trainer: Any, batch: Batch, seconds: float) -> tuple[float, float]:
+    """Divide the seconds of a step into those of the step itself and those per image of `batch`:
+    small batches cost more per image. Only the images' share shrinks with the batch."""
+    count, few = len(batch.labels), max(1, len(batch.labels) // 8)
+    if few == count:
+        return seconds, 0.0
+    small = replace(
+        batch,
+        inputs=batch.inputs[:few],
+        labels=batch.labels[:few],
+        zero_shot_logits=None if (z := batch.zero_shot_logits) is None else z[:few],
+    )
+    rng, times = torch.Generator().manual_seed(0), []
+    for part in (batch, small):
+        taken = []
+        for _ in range(_REPEATS):
+            start = time.monotonic()
+            trainer.method.backward(part, rng)
+            taken.append(time.monotonic() - start)
+        times.append(min(taken))
+    whole, part_of_it = times
+    image = max(0.0, whole - part_of_it) / (count - few)
+    share = min(1.0, image * count / max(whole, 1e-9))
+    return seconds * (1 - share), seconds * share / count
+
+
+def _time_epoch(trainer: Any) -> tuple[float, int, Batch]:
+    """Seconds of an epoch without validation, the steps that were timed, and a batch.
 
     The first epoch warms up. Of one that takes longer than there is time, the steps are timed that
     there is time for.
     """
     begun: list[float] = []
+    batches: list[Batch] = []
     inner, deadline = trainer.method.backward, time.monotonic() + _SECONDS
 
-    def counted(batch: Any, rng: torch.Generator) -> dict[str, float]:
+    def counted(batch: Batch, rng: torch.Generator) -> dict[str, float]:
         if len(begun) >= 3 and time.monotonic() > deadline:
             raise _EnoughError
         begun.append(time.monotonic())
+        batches[:] = [batch]
         scalars: dict[str, float] = inner(batch, rng)
         return scalars
 
@@ -249,15 +296,16 @@ def _time_epoch(trainer: Any) -> tuple[float, int]:
     try:
         while len(epochs) < min(_EPOCHS, trainer.epochs):
             start = time.monotonic()
-            trainer.run_epoch()
+            trainer.run_epoch(validate=False)
             epochs.append(time.monotonic() - start)
     except _EnoughError:
         pass
+    trainer.method.backward = inner
     if epochs:
-        return statistics.median(epochs[1:] or epochs), len(begun)
+        return statistics.median(epochs[1:] or epochs), len(begun), batches[0]
     steps = trainer.config.optim.steps_per_epoch(len(trainer.train))
     step = statistics.median(b - a for a, b in itertools.pairwise(begun))
-    return step * steps, len(begun)
+    return step * steps, len(begun), batches[0]
 
 
 def peak_memory() -> int:

@@ -205,8 +205,8 @@ def estimate(plan: Plan, configs: Sequence[TrialConfig], more: int, cost: Cost) 
     each = [_seconds(cost, c, config.task.episodes, searched, often) for c in configs]
     mean = sum(each) / len(each)
     # The backbone encodes the augmented views of a crop scale once, for all trials that share it.
-    views = cost.encode * sum(train for train, _ in sizes) * AUGMENTED_VIEWS * _scales(configs)
-    timed = [(cost.images, cost.val_images)]
+    views = cost.encode * sum(size.train for size in sizes) * AUGMENTED_VIEWS * _scales(configs)
+    timed = [Size(cost.images, cost.val_images)]
     others = max(0.0, cost.preparation(sizes) - cost.preparation(timed))
     search = cost.opened + others + views + (sum(each) + more * mean) / slots
     share = ""
@@ -230,8 +230,9 @@ def estimate(plan: Plan, configs: Sequence[TrialConfig], more: int, cost: Cost) 
         f"Estimate of memory: {memory / 2**30:.1f} GiB per trial{of_episodes}, "
         f"{total / 2**30:.1f} GiB in all{gpu}. Ray's own processes take additional memory.",
         f"Measured just now: {what} the paper's setting on {cost.images} of the real training "
-        "images with the real backbone, in a process like a worker's. Assumed: other settings cost "
-        "as much per epoch, and concurrent trials do not slow each other down.",
+        "images with the real backbone, in a process like a worker's. Assumed: a step of other "
+        "settings costs as much with as many images, and concurrent trials do not slow each other "
+        "down.",
     ]
 
 
@@ -241,7 +242,7 @@ def evaluation_seconds(plan: Plan, cost: Cost, slots: int) -> float:
     seeds = fresh_draws(config.task, plan.source, config.eval_seeds).seeds
     episodes = replace(config.task, seeds=seeds).episodes
     sizes = [draw_size(plan.source, episode) for episode in episodes]
-    views = cost.encode * sum(train for train, _ in sizes) * AUGMENTED_VIEWS * _scales([paper])
+    views = cost.encode * sum(size.train for size in sizes) * AUGMENTED_VIEWS * _scales([paper])
     # The winner is unknown; assume that each of its members costs as much as the paper's setting.
     models = 1 + (_MEMBERS if config.select == "ensemble" else 1)
     return (

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from search.core.placement import Placement
-from search.driver.cost_estimate import Cost, RehearsalError, rehearse
+from search.driver.cost_estimate import Cost, RehearsalError, Size, rehearse
 from search.papers.cells import ZERO_SHOT
 from search.reproduction.plan import PlannedCell, ReproductionPlan
 from trainables.data.registry import DataSource
@@ -51,7 +51,7 @@ def estimate(plan: ReproductionPlan, placement: Placement) -> Estimate:
         if cost is None:
             continue
         val = cost.val_images
-        seconds += cost.seconds(planned.config, [(planned.images, 0)], 0)
+        seconds += cost.seconds(planned.config, [Size(planned.images, 0)], 0)
         seconds += tested * cost.stages[-1].validate / max(1, val)
         for job in planned.jobs:  # features of a test split are computed once
             key = (planned.cell.backbone, job.split.target)
@@ -60,7 +60,7 @@ def estimate(plan: ReproductionPlan, placement: Placement) -> Estimate:
                 seconds += cost.encode * sizes.of(planned, job.split.target)
         if planned.candidate.label != ZERO_SHOT:
             seconds += cost.encode * planned.images
-        own_memory, own_gpu = cost.trial_memory([(planned.images, val)])
+        own_memory, own_gpu = cost.trial_memory([Size(planned.images, val)])
         memory, gpu_memory = max(memory, own_memory), max(gpu_memory, own_gpu)
     count = len(plan.trainings)
     return Estimate(count, images, test_images, seconds, memory, gpu_memory, tuple(untimed))

@@ -14,7 +14,7 @@ from search.core.samplers import SAMPLERS
 from search.driver import dry_run as dry_run_module
 from search.driver import preflight as preflight_module
 from search.driver.backbone_probe import BackboneProbe
-from search.driver.cost_estimate import Cost, StageCost, peak_memory, rehearse
+from search.driver.cost_estimate import Cost, Size, StageCost, peak_memory, rehearse
 from search.driver.dry_run import estimate, first_trials
 from search.driver.preflight import Plan, preflight
 from search.ledger.ledger import Ledger
@@ -146,25 +146,26 @@ def test_methods_in_closed_form_and_stages_are_timed() -> None:
     closed = plan_of("--space", "gda", "--shots", "1")
     cost = rehearse(closed.space.paper, closed.config.task, "", "cpu", 1)
     assert cost.images == 10
-    assert [stage.train for stage in cost.stages] == [0.0]
+    assert [stage.step + stage.image for stage in cost.stages] == [0.0]
     assert cost.stages[0].ready + cost.stages[0].validate > 0
     assert 2**27 < cost.memory < 2**34
     staged = plan_of("--space", "rmt+taskres", "--shots", "1", "--seeds", "1")
     cost = rehearse(staged.space.paper, staged.config.task, "", "cpu", 1)
     assert len(cost.stages) == 2
-    assert all(stage.train > 0 and stage.steps >= 3 for stage in cost.stages)
+    assert all(stage.step + stage.image > 0 and stage.steps >= 3 for stage in cost.stages)
     assert Cost.from_dict(json.loads(json.dumps(asdict(cost)))) == cost
 
 
 def test_an_estimate_is_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of("--space", "rmt", "--shots", "2,4", "--trials", "3", "--max-concurrent", "1")
-    stage = StageCost(ready=1.0, train=2.0, validate=0.5, steps=5)
+    stage = StageCost(ready=1.0, step=0.0, image=0.1, validate=0.5, steps=5)
     gib = 2**30
     cost = Cost(20, 20, 10.0, 0.0, (stage,), 3 * gib, 0, episode_memory=gib)
     paper = plan.space.paper
-    # 2 shots: 20 + 20 images, 4 shots: 40 + 40; an epoch of 20 + 20 costs 2.5 s.
-    sizes = [(20, 20), (40, 40)]
-    trial = 2 * 1.0 + paper.epochs * (2.5 + 5.0)
+    # 2 shots: 20 + 20 images, 4 shots: 40 + 40, of which a step takes 32; an image costs 0.1 s in
+    # training, and 0.025 s in validation.
+    sizes = [Size(20, 20), Size(40, 40)]
+    trial = 2 * 1.0 + paper.epochs * (2.0 + 0.5 + 3.2 + 1.0)
     assert cost.seconds(paper, sizes) == pytest.approx(trial)
     monkeypatch.setattr(dry_run_module, "peak_memory", lambda: gib)
     monkeypatch.setattr(dry_run_module, "duration", lambda seconds: f"<{seconds:.2f}>")
@@ -179,10 +180,23 @@ def test_an_estimate_is_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert peak_memory() > 2**27
 
 
+def test_small_batches_cost_more_steps() -> None:
+    """At one shot mask tuning takes a step per image, the paper's setting one step per epoch."""
+    plan = plan_of("--space", "rmt", "--shots", "1", "--trials", "6")
+    stage = StageCost(ready=0.0, step=1.0, image=0.25, validate=0.0, steps=5)
+    cost = Cost(10, 10, 0.0, 0.0, (stage,), 2**30, 0)
+    paper, *others = (live.config for live in first_trials(plan)[0])
+    assert cost.seconds(paper, [Size(10, 10)]) == paper.epochs * (1.0 + 2.5)
+    for config in others:
+        assert config.optim.batch_size == 1
+        assert cost.seconds(config, [Size(10, 10)]) == config.epochs * 10 * 1.25
+    assert cost.seconds(paper, [Size(10, 10, models=4)]) == 4 * paper.epochs * 3.5
+
+
 def test_more_episodes_cost_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every figure grows with data sets, shots and draws."""
     monkeypatch.setattr(dry_run_module, "duration", lambda seconds: f"<{seconds:.4f}>")
-    stage = StageCost(ready=0.5, train=1.0, validate=0.5, steps=5)
+    stage = StageCost(ready=0.5, step=0.0, image=0.05, validate=0.5, steps=5)
     cost = Cost(20, 20, 1.0, 0.001, (stage,), 2**30, 2**28, 2**28, 2**27)
 
     def figures(*options: str) -> list[float]:
@@ -208,7 +222,7 @@ def test_more_episodes_cost_more(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_augmented_views_are_named_if_they_are_most_of_the_time() -> None:
     plan = plan_of("--space", "taskres", "--shots", "2", "--seeds", "1", "--max-concurrent", "1")
     paper = plan.space.paper
-    quick = StageCost(ready=0.0, train=0.001, validate=0.001, steps=5)
+    quick = StageCost(ready=0.0, step=0.0, image=1e-5, validate=0.001, steps=5)
     slow = Cost(20, 20, 1.0, encode=1.0, stages=(quick,), memory=2**30, gpu_memory=0)
     crops = replace(paper, crop_scale=0.5)
     assert "augmented views" in estimate(plan, [crops, paper], 1, slow)[0]
