@@ -101,16 +101,20 @@ class MaskSpace(DeclaredSpace):
         return super().condition(name)
 
     def values(self, settings: Any) -> dict[str, Any]:
-        """Field -> value, with the budget of the schedule."""
-        rates = math.fsum(settings.optim.learning_rates(self.facts.images))
-        return super().values(settings) | {"flip_budget": rates / _gap(settings)}
+        """Field -> value, with the budget of the schedule; NaN for settings that break a rule."""
+        budget = math.nan
+        if not (settings.optim.problems() or settings.method_config.problems()):
+            rates = math.fsum(settings.optim.learning_rates(self.facts.images))
+            budget = rates / _gap(settings)
+        return super().values(settings) | {"flip_budget": budget}
 
     def with_values(self, settings: Settings, chosen: Mapping[str, Any]) -> Settings:
         """The same with other values, and with the learning rate that has the chosen budget."""
         others = {name: value for name, value in chosen.items() if name != "flip_budget"}
         found = super().with_values(settings, others)
         # A published learning rate stays as it is, to the last bit.
-        if chosen.get("flip_budget") in (None, self.values(found)["flip_budget"]):
+        same = self.values(found)["flip_budget"]
+        if math.isnan(same) or chosen.get("flip_budget") in (None, same):
             return found
         lr = _rate(chosen["flip_budget"] * _gap(found), found.optim, self.facts.images)
         return replace(found, optim=replace(found.optim, lr=lr))

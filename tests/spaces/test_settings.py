@@ -150,6 +150,29 @@ def test_a_learning_rate_and_a_flip_budget_exclude_each_other(
     assert len(problems("rmt+taskres", **stages)) == 1
 
 
+@pytest.mark.parametrize("name", ["rmt", "rmt+taskres", "taskres"])
+@pytest.mark.parametrize("kind", ["set", "choice", "grid", "range"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("batch_size", 0), ("epochs", 0), ("epochs", 10**9), ("threshold", 0.01), ("init", 0.005)],
+)
+def test_values_that_break_a_rule_are_reported_and_not_computed_with(
+    name: str, kind: str, field: str, value: float
+) -> None:
+    if name == "taskres" and field in ("threshold", "init"):
+        return
+    typed = f"rmt.{field}" if "+" in name else field
+    given = {
+        "set": value,
+        "choice": (value,),
+        "grid": (value,),
+        "range": f"{value}:{2 * value or 1}" if field != "init" else "0.001:0.005",
+    }
+    found = problems(name, **{kind: {typed: given[kind]}})
+    assert all(line.startswith(f"--{kind}: ") for line in found)
+    assert any(field in line for line in found)
+
+
 def test_a_flip_budget_can_be_fixed() -> None:
     space = adjusted("rmt-budget", set={"flip_budget": 8.0}, choice={"epochs": (10, 30)})
     for config, _ in drawn(space, 10):

@@ -12,6 +12,8 @@ from torch import nn
 
 Optimiser = Literal["adam", "adamw", "sgd"]
 Decay = Literal["epoch", "step", "none"]
+MAX_EPOCHS = 100_000
+"""Most epochs: the learning rate of every step is computed before the first."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,9 @@ class OptimConfig:
         found = []
         if not (math.isfinite(self.lr) and self.lr > 0):
             found.append(f"lr must be positive and finite, got {self.lr}: use e.g. 2e-3")
-        if self.epochs < 1:
-            found.append(f"epochs must be at least 1, got {self.epochs}: use e.g. 30")
+        if not 1 <= self.epochs <= MAX_EPOCHS:
+            bound = "at least 1" if self.epochs < 1 else f"at most {MAX_EPOCHS}"
+            found.append(f"epochs must be {bound}, got {self.epochs}: use e.g. 30")
         if self.batch_size < 1:
             found.append(f"batch_size must be at least 1, got {self.batch_size}: use e.g. 32")
         if self.weight_decay < 0:
