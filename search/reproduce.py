@@ -305,7 +305,11 @@ def _run(
     plans = [plan_reproduction(request) for request in requests]
     storage = open_storage(options.storage)
     storage.probe()
-    with SweepLock(storage, lambda line: console.print(line, style="yellow")) as lock:
+
+    def say(line: str) -> None:
+        console.print(line, style="yellow")
+
+    with SweepLock(storage, say, "use another folder with --storage") as lock:
         storage.clean_temporary_files()
         store = CellStore(storage, lock.check)
         found: list[Reproduced] = []
@@ -347,7 +351,7 @@ def _reproduce(
         style="bold",
     )
     with Bars(console) as bars:
-        shared = bool(options.address)
+        shared = bool(_carrier(options).address)
         run_cells(plan, store, placement, shared, options.retry_failed, bars.tell)
     failures = [
         f"{p.cell.row}, {p.cell.dataset}, {p.cell.shots} shots, draw {p.cell.seed}: {reason}"

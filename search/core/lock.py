@@ -65,9 +65,15 @@ class Claim:
 class SweepLock:
     """Ownership of a sweep, as a context manager."""
 
-    def __init__(self, sweep: Storage, say: Callable[[str], None] = lambda _: None) -> None:
-        """`say` gets one line if the driver has to wait for another one."""
-        self._sweep, self._say = sweep, say
+    def __init__(
+        self,
+        sweep: Storage,
+        say: Callable[[str], None] = lambda _: None,
+        otherwise: str = "start another sweep with --name",
+    ) -> None:
+        """`say` gets one line if the driver has to wait for another one. `otherwise` ends the error
+        if another driver owns the sweep."""
+        self._sweep, self._say, self._otherwise = sweep, say, otherwise
         self._claims = sweep.child(CLAIMS)
         self._name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
         self._stop = threading.Event()
@@ -178,8 +184,7 @@ class SweepLock:
         _, name = split(self._sweep.location)
         return (
             f"One driver at a time may run a sweep, and '{name}' is being run already by "
-            f"{_who(other)} since {other.since}. Wait for it, stop it, or start another sweep "
-            "with --name."
+            f"{_who(other)} since {other.since}. Wait for it, stop it, or {self._otherwise}."
         )
 
 

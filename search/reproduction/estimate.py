@@ -9,6 +9,8 @@ from search.core.placement import Placement
 from search.driver.cost_estimate import Cost, RehearsalError, Size, rehearse
 from search.papers.cells import ZERO_SHOT
 from search.reproduction.plan import PlannedCell, ReproductionPlan
+from search.terminal.sweep_status import duration
+from trainables.data.benchmarks.layouts import LAYOUTS
 from trainables.data.registry import DataSource
 from trainables.trial import TaskSpec
 
@@ -104,7 +106,9 @@ class _TestSizes:
         self._known: dict[tuple[str, str], int] = {}
 
     def of(self, planned: PlannedCell, target: str) -> int:
-        """Test images of a data set; those of its validation split stand for unknown numbers."""
+        """Test images of a data set, as published; of others, as many as for validation."""
+        if target in LAYOUTS:
+            return LAYOUTS[target].counts.test
         backbone = planned.task.backbone
         source = self._sources.setdefault(backbone, planned.task.source(self._data))
         key = (backbone, target)
@@ -119,8 +123,7 @@ def lines(found: Estimate, placement: Placement) -> Iterator[str]:
         f"{found.trainings} trainings on {found.images:,} images, epochs included; then about "
         f"{found.test_images:,} test images are classified."
     )
-    hours = found.seconds / placement.slots / 3600
-    shown = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
+    shown = duration(found.seconds / placement.slots)
     where = "GPU" if placement.device == "cuda" else "CPU"
     gpu = f", and {found.gpu_memory / 2**30:.1f} GiB of the GPU's" if found.gpu_memory else ""
     yield (

@@ -11,7 +11,6 @@ from typing import Any
 
 from search.papers.schema import AVERAGE, Measure, Row
 from search.reporting import document
-from search.reporting.document import Section
 from search.reproduction.comparison import Number, published_value
 from search.reproduction.numbers import HALVES, Place, Values, at
 from search.reproduction.plan import ReproductionPlan
@@ -69,11 +68,6 @@ class Reproduced:
     def tables(self) -> list[document.Table]:
         """The blocks as tables of text."""
         return [_text(self, block, place) for place, block in enumerate(self.blocks, start=1)]
-
-    def section(self) -> Section:
-        """The tables as a section of a report's page."""
-        name = self.plan.request.name.replace("/", "-")
-        return Section(name, self.plan.request.name, self.notes, tuple(self.tables()))
 
     def csv(self) -> str:
         """One line per number, with everything that is known about it."""
@@ -171,6 +165,11 @@ def _words(dimension: str, value: Any) -> str:
         case "measures":
             return _named(*value)
     return str(value)
+
+
+def unit(place: Place) -> str:
+    """What the number at a place is, with its unit."""
+    return _named(place.measure, place.part)
 
 
 def _named(measure: Measure, part: str) -> str:

@@ -10,6 +10,7 @@ from rich.table import Table
 from search.papers.cells import cells
 from search.papers.schema import papers
 from search.reporting import document
+from search.reproduction.figures import figures_of
 from search.reproduction.layout import Reproduced
 from trainables.core.storage import Storage
 
@@ -70,7 +71,19 @@ def write_page(found: Sequence[Reproduced], folder: Storage) -> str:
     from search.reporting.page import render_sections  # Plotly takes a second to load
 
     names = ", ".join(reproduced.plan.request.name for reproduced in found)
-    sections = [reproduced.section() for reproduced in found]
+    sections = [_section(reproduced) for reproduced in found]
     page = render_sections("Reproduced tables", f"{names}.", sections)
     folder.write(PAGE, page.encode())
     return PAGE
+
+
+def _section(reproduced: Reproduced) -> document.Section:
+    """A table with its figures, as a section of a page."""
+    name = reproduced.plan.request.name
+    return document.Section(
+        name.replace("/", "-"),
+        name,
+        reproduced.notes,
+        tuple(reproduced.tables()),
+        tuple(figures_of(reproduced)),
+    )

@@ -76,7 +76,7 @@ def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["rum"]) == 2
     told = capsys.readouterr().err
     assert "got 'rum'" in told
-    assert "report, run, " in told
+    assert "report, reproduce, run, " in told
 
 
 def test_the_console_script_is_this_command() -> None:

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from search.reproduce import main
 from tests.search.conftest import environment, kill_everything
+from tests.trainables.data.trees import dtd, eurosat
 
 SMALL = ("taskres/table-2", "--embedded", "--shots", "1")
 TRAININGS = 1 + 3 * 2
@@ -168,6 +171,46 @@ def test_every_table_and_figure_runs_in_miniature(tmp_path: Path) -> None:
         assert numbers(tmp_path, name), name
 
 
+# --- data at hand --------------------------------------------------------------------------------
+
+
+def test_missing_data_sets_are_left_out_by_name(tmp_path: Path) -> None:
+    """Two of the eleven are there: the others are named, and the average is over the two."""
+    dtd(tmp_path / "data")
+    eurosat(tmp_path / "data")
+    data = ("--data", str(tmp_path / "data"), "--backbone", "tiny", "--seeds", "1")
+    done = reproduce(tmp_path / "out", "taskres/table-11", *data, "--shots", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Left out: imagenet (" in done.stdout
+    assert "Left out: dtd" not in done.stdout
+    assert len(lines(tmp_path / "out")) == 2
+    assert "Averages are over dtd, eurosat, without imagenet, caltech101" in done.stdout
+    (average,) = [
+        row
+        for row in numbers(tmp_path / "out", "taskres-table-11")
+        if (row["dataset"], row["measure"]) == ("average", "residual-mean")
+    ]
+    assert float(average["mean"]) > 0
+
+
+def test_bundles_serve_methods_on_features(tmp_path: Path) -> None:
+    """TaskRes trains on features; nothing else of the table is at hand."""
+    rng = torch.Generator().manual_seed(0)
+    tensors = {"class_features": torch.randn(3, 8, generator=rng)}
+    for split in ("train", "val", "test"):
+        tensors[f"{split}_features"] = torch.randn(12, 8, generator=rng)
+        tensors[f"{split}_labels"] = torch.arange(12) % 3
+    facts = {"class_names": '["a", "b", "c"]', "backbone": "RN50", "logit_scale": "100.0"}
+    (tmp_path / "RN50").mkdir()
+    save_file(tensors, tmp_path / "RN50" / "oxford_flowers.safetensors", facts)
+    options = ("taskres/table-11", "--bundles", str(tmp_path), "--shots", "1,2", "--seeds", "1,2")
+    done = reproduce(tmp_path / "out", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(lines(tmp_path / "out")) == 4
+    assert "Left out: dtd (no bundle in" in done.stdout
+    assert "features from bundles, whose weights are not verified" in done.stdout
+
+
 # --- mistakes ------------------------------------------------------------------------------------
 
 
@@ -220,6 +263,6 @@ def test_a_dry_run_counts_every_cell(capsys: pytest.CaptureFixture[str], tmp_pat
     options = ["taskres/table-2", "--embedded", "--dry-run", "--shots", "1,2"]
     assert main([*options, "--storage", str(tmp_path / "none")]) == 0
     out = capsys.readouterr().out
-    assert "13 trainings on 390 images" in " ".join(out.split())
+    assert "13 trainings on 360 images" in " ".join(out.split())
     assert "GiB of memory" in out
     assert not (tmp_path / "none").exists()
