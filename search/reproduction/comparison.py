@@ -21,6 +21,13 @@ class Number:
     """The paper's number; None if it is not known."""
     is_comparable: bool = True
     """Whether the published number was measured in the same setting."""
+    is_drawn: bool = True
+    """Whether the number may differ between draws; not that of the zero-shot model."""
+
+    @property
+    def depends_on_draws(self) -> bool:
+        """Whether it is measured, and may differ between draws."""
+        return self.is_drawn and bool(self.values)
 
     @property
     def mean(self) -> float | None:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from search.papers.cells import ZERO_SHOT
 from search.papers.schema import AVERAGE, Measure, Row
 from search.reporting import document
 from search.reproduction.comparison import Number, published_value
-from search.reproduction.numbers import HALVES, Place, Values, at
+from search.reproduction.numbers import HALVES, Place, Values, at, averaged
 from search.reproduction.plan import ReproductionPlan
 
 _LAYERS = ("layer-change", "layer-sparsity")
@@ -134,10 +135,10 @@ def _columns_of_data(plan: ReproductionPlan, values: Values) -> list[str]:
     table = plan.table
     if {*table.measures} & {*_LAYERS, "mask-iou"}:
         return list(dict.fromkeys(p.dataset for p in values if p.measure in table.measures))
-    averaged = table.average != "none" and len(table.datasets) > 1
-    if averaged and table.columns == "shots" and table.measures == ("accuracy",):
-        return [AVERAGE, *table.datasets]
-    return [*table.datasets, *[AVERAGE] * averaged]
+    average = [AVERAGE] if averaged(table) else []
+    if table.columns == "shots":  # blocks, of which the average is the paper's
+        return [*average, *table.datasets]
+    return [*table.datasets, *average]
 
 
 def _place(row: str, fixed: Mapping[str, Any]) -> Place:
@@ -155,7 +156,8 @@ def _number(plan: ReproductionPlan, row: Row, place: Place, values: Values) -> N
         found = None
     why = plan.incomparable.get(place.backbone, "")
     is_comparable = why in ("", "weights not verified")
-    return Number(tuple(at(values, place).values()), found, is_comparable)
+    measured = tuple(at(values, place).values())
+    return Number(measured, found, is_comparable, row.method != ZERO_SHOT)
 
 
 def _words(dimension: str, value: Any) -> str:
@@ -180,7 +182,7 @@ def _named(measure: Measure, part: str) -> str:
 def _notes(plan: ReproductionPlan, blocks: Sequence[Block], failures: Sequence[str]) -> list[str]:
     request, table = plan.request, plan.table
     numbers = [n for block in blocks for row in block.rows.values() for _, n in row]
-    counts = {len(n.values) for n in numbers if n.values}
+    counts = {len(n.values) for n in numbers if n.depends_on_draws}
     found = []
     if counts:
         found.append(
@@ -194,20 +196,24 @@ def _notes(plan: ReproductionPlan, blocks: Sequence[Block], failures: Sequence[s
             found.append(f"{backbone}: weights not verified, they may differ from OpenAI's.")
         elif why:
             found.append(f"{backbone}: not comparable with the published numbers: {why}.")
-    if table.average != "none" and len(table.datasets) > 1:
-        missing = [name for name in request.whole.datasets if name not in table.datasets]
-        names = ", ".join(table.datasets[1:] if table.average == "targets" else table.datasets)
+    if names := averaged(table):
+        whole = request.table if request.embedded else request.whole
+        missing = [name for name in whole.datasets if name not in table.datasets]
         without = f", without {', '.join(missing)}" if missing else ""
-        found.append(f"Averages are over {names}{without}.")
+        found.append(f"Averages are over {', '.join(names)}{without}.")
+    if not blocks:
+        found.append("There are no numbers: nothing that the table is about was learned.")
     found += [f"Left out: {what} ({why.rstrip('.')})." for what, why in plan.left_out.items()]
     found += [f"Failed: {line}." for line in failures]
-    found += [f"{row.name}: not reproduced, {row.why}." for row in table.rows if row.why]
+    found += [
+        f"{row.name}: not reproduced, {row.why.rstrip('.')}." for row in table.rows if row.why
+    ]
     return found + ([table.note] if table.note else [])
 
 
 def _text(reproduced: Reproduced, block: Block, place: int) -> document.Table:
     request = reproduced.plan.request
-    counts = {len(n.values) for _, n in reproduced.numbers if n.values}
+    counts = {len(n.values) for _, n in reproduced.numbers if n.depends_on_draws}
     most = max(counts, default=0)
     rows: list[tuple[str, ...]] = []
     for name, numbers in block.rows.items():
@@ -229,7 +235,8 @@ def _shown(place: Place, number: Number, most: int) -> str:
     text = _digits(place, number.mean)
     if number.deviation is not None:
         text += f" ± {_digits(place, number.deviation)}"
-    return text + (f" ({len(number.values)})" if 0 < len(number.values) < most else "")
+    fewer = number.depends_on_draws and len(number.values) < most
+    return text + f" ({len(number.values)})" * fewer
 
 
 def _signed(place: Place, number: Number) -> str:
@@ -244,7 +251,7 @@ def _digits(place: Place, value: float | None) -> str:
         return "-"
     if place.measure in ("accuracy", "gain", "sparsity"):
         return f"{value:.2f}"
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _plain(value: float | None) -> str:

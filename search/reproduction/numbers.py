@@ -10,7 +10,7 @@ from itertools import combinations
 from search.evaluation.statistics import harmonic
 from search.evaluation.workers import SplitJob
 from search.papers.cells import ZERO_SHOT
-from search.papers.schema import AVERAGE, Measure
+from search.papers.schema import AVERAGE, Measure, Table
 from search.reporting.learned import dropped_iou
 from search.reporting.measures import (
     against_zero_shot,
@@ -165,15 +165,20 @@ def _overlaps(plan: ReproductionPlan, store: CellStore) -> Values:
     return {place: dict(enumerate(values)) for place, values in pairs.items()}
 
 
+def averaged(table: Table) -> tuple[str, ...]:
+    """The data sets that a table's averages are over; empty if it has no averages."""
+    names = table.datasets[1:] if table.average == "targets" else table.datasets
+    return names if table.average != "none" and len(names) > 1 else ()
+
+
 def _add_averages(plan: ReproductionPlan, found: Values) -> None:
     """Averages over data sets, draw by draw, of rows that have all of them."""
     table = plan.table
-    layers = {*table.measures} & _LAYERS
-    if layers:
+    names = averaged(table)
+    if {*table.measures} & _LAYERS:
         _add_layers(found)
         return
-    names = table.datasets[1:] if table.average == "targets" else table.datasets
-    if table.average == "none" or len(names) < 2:
+    if not names:
         return
     for place in [p for p in found if p.dataset == names[0]]:
         columns = [found.get(replace(place, dataset=name), {}) for name in names]

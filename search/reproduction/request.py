@@ -40,12 +40,18 @@ class Request:
     """Whether it is the miniature on the embedded model."""
 
     def config(self, config: TrialConfig) -> TrialConfig:
-        """The configuration that is trained: in miniature, with few epochs."""
+        """The configuration that is trained: in miniature, with few epochs.
+
+        Adam's steps are bounded by its learning rate, so they are longer in proportion, and masks
+        flip as they would in a whole training. Other optimisers might diverge.
+        """
         if not self.embedded:
             return config
-        before = self.config(config.before) if config.before else None
-        epochs = min(config.optim.epochs, _MINIATURE_EPOCHS)
-        return replace(config, before=before, optim=replace(config.optim, epochs=epochs))
+        before, optim = self.config(config.before) if config.before else None, config.optim
+        epochs = min(optim.epochs, _MINIATURE_EPOCHS)
+        longer = optim.epochs / epochs if optim.optimiser == "adam" else 1.0
+        optim = replace(optim, epochs=epochs, lr=optim.lr * longer)
+        return replace(config, before=before, optim=optim)
 
 
 def find_table(name: str) -> tuple[Paper, Table]:
