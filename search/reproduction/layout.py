@@ -16,7 +16,8 @@ from search.reproduction.comparison import Number, published_value
 from search.reproduction.numbers import HALVES, Place, Values, at, averaged
 from search.reproduction.plan import ReproductionPlan
 
-_LAYERS = ("layer-change", "layer-sparsity")
+_OWN_COLUMNS = frozenset({"layer-change", "layer-sparsity", "mask-iou"})
+"""Measures whose columns are groups of layers, or pairs of data sets."""
 _UNITS: dict[Measure, str] = {
     "accuracy": "accuracy (%)",
     "gain": "gain (points)",
@@ -93,6 +94,7 @@ _COLUMNS = (
 def lay_out(plan: ReproductionPlan, values: Values, failures: Sequence[str]) -> Reproduced:
     """The paper's layout with these values."""
     table = plan.table
+    columns = "datasets" if {*table.measures} & _OWN_COLUMNS else table.columns
     measures = [(m, part) for m in table.measures for part in _parts(plan, m)]
     datasets = _columns_of_data(plan, values)
     across = {
@@ -107,21 +109,21 @@ def lay_out(plan: ReproductionPlan, values: Values, failures: Sequence[str]) -> 
         "datasets": datasets,
         "measures": measures,
     }
-    others = [name for name in dimensions if name != table.columns]
+    others = [name for name in dimensions if name != columns]
     blocks = []
     for chosen in product(*(dimensions[name] for name in others)):
         fixed = dict(zip(others, chosen, strict=True))
         rows = {}
         for row in table.rows:
             numbers = []
-            for value in dimensions[table.columns]:
-                place = _place(row.name, fixed | {table.columns: value})
+            for value in dimensions[columns]:
+                place = _place(row.name, fixed | {columns: value})
                 numbers.append((place, _number(plan, row, place, values)))
             if any(n.values or n.published is not None for _, n in numbers):
                 rows[row.name] = tuple(numbers)
         words = [_words(n, v) for n, v in fixed.items() if len(dimensions[n]) > 1]
         if rows:
-            blocks.append(Block(", ".join(words), tuple(across[table.columns]), rows))
+            blocks.append(Block(", ".join(words), tuple(across[columns]), rows))
     return Reproduced(plan, tuple(blocks), tuple(_notes(plan, blocks, failures)))
 
 
@@ -133,7 +135,7 @@ def _parts(plan: ReproductionPlan, measure: Measure) -> Sequence[str]:
 def _columns_of_data(plan: ReproductionPlan, values: Values) -> list[str]:
     """The data sets and their average; for layers their groups, for overlaps also the pairs."""
     table = plan.table
-    if {*table.measures} & {*_LAYERS, "mask-iou"}:
+    if {*table.measures} & _OWN_COLUMNS:
         return list(dict.fromkeys(p.dataset for p in values if p.measure in table.measures))
     average = [AVERAGE] if averaged(table) else []
     if table.columns == "shots":  # blocks, of which the average is the paper's
@@ -184,9 +186,10 @@ def _notes(plan: ReproductionPlan, blocks: Sequence[Block], failures: Sequence[s
     numbers = [n for block in blocks for row in block.rows.values() for _, n in row]
     counts = {len(n.values) for n in numbers if n.depends_on_draws}
     found = []
+    units = "pairs of trainings" if "mask-iou" in table.measures else "draws"
     if counts:
         found.append(
-            f"Mean ± sample standard deviation over {max(counts)} draws"
+            f"Mean ± sample standard deviation over {max(counts)} {units}"
             + (" (fewer where noted in brackets)." if len(counts) > 1 else ".")
         )
     if any(n.excludes for n in numbers):

@@ -119,5 +119,8 @@ def test_two_measures_are_points_and_overlaps_a_matrix() -> None:
     assert [*figure.data[0]["text"]] == ["dtd", "eurosat"]
     masks = replace(pair, measures=("mask-iou",), shots=(1,))
     overlap = {Place("R-AMT", "RN50", "dtd and eurosat", 1, "mask-iou"): {0: 0.25}}
+    (table,) = made(masks, overlap).tables()
+    assert table.headings[2:] == ("dtd and eurosat",)
+    assert "over 1 pairs of trainings" in " ".join(made(masks, overlap).notes)
     (figure,) = figures_of(made(masks, overlap))
     assert figure.data[0]["z"] == [[None, 0.25], [0.25, None]]
