@@ -67,8 +67,8 @@ def test_a_sweep_on_two_nodes(tmp_path: Path) -> None:
         timeout=400,
         check=False,
     )
-    said = done.stdout + done.stderr + (tmp_path / "sweeps/ray-7.log").read_text()
-    assert done.returncode == 0, said
+    assert done.returncode == 0, done.stdout + done.stderr
+    log = (tmp_path / "sweeps/ray-7.log").read_text()
     assert "Trials: 2 complete" in done.stdout
     assert len(list((tmp_path / "sweeps/s/trials").glob("*/result.json"))) == 2
     assert "winner" in json.loads((tmp_path / "sweeps/s/evaluation.json").read_text())
@@ -77,6 +77,6 @@ def test_a_sweep_on_two_nodes(tmp_path: Path) -> None:
     assert "ray start --head --block" in head
     assert worker.startswith("auth=token token=64 --nodes=1 --ntasks=1 --exclude=127.0.0.1 ")
     assert f"ray start --block --address=127.0.0.1:{job['RAY_PORT']}" in worker
-    assert said.count("Ray runtime started") == 2
+    assert log.count("Ray runtime started") == 2
     left = subprocess.run(["pgrep", "-f", job["RAY_PORT"]], capture_output=True, check=False)
     assert left.stdout == b"", "Ray is still running"
