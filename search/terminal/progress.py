@@ -19,11 +19,13 @@ from search.core.results import Result, counted
 from search.core.shown import shown_parameters
 from search.ledger.ledger import Ledger, RunningTrial
 from search.terminal.sweep_status import duration
+from search.terminal.trial_table import TrialRow, VaryingParameters, trial_table
 from trainables.assignment import Message
 from trainables.core.text import printable
 
-_RECENT = 5  # finished trials that are shown
-_COLUMNS = (("trial", 5, True), ("state", 13, False), ("validation", 10, True), ("time", 6, True))
+_MOST_RECENT = 100  # finished trials that are shown, on the tallest terminal
+_LEAST_RECENT = 3
+_OTHER_LINES = 6  # of a frame: three of figures, a heading, and two that stay free
 
 
 @dataclass
@@ -46,6 +48,9 @@ class Progress:
         self._before = self._ended
         self._start = time.monotonic()
         self._recent: list[Result] = []
+        self._varying = VaryingParameters()
+        for result in ledger.results.values():
+            self._varying.add(_parameters(result))
         self._running: dict[int, _Running] = {}
         self._warned: set[str] = set()
         self._forecasts: dict[int, dict[str, float]] = {}
@@ -102,7 +107,8 @@ class Progress:
         """Show a trial that has ended."""
         self._running.pop(result.number, None)
         self._forecasts.pop(result.number, None)
-        self._recent = [*self._recent, result][-_RECENT:]
+        self._recent = [*self._recent, result][-_MOST_RECENT:]
+        self._varying.add(_parameters(result))
         if result.state == "FAIL":
             self._say(f"trial {result.number} failed: {result.reason}", "red")
         elif self._display is None:
@@ -155,43 +161,34 @@ class Progress:
         pace = Text(self._pace(ended), no_wrap=True, overflow="ellipsis")
         bar = Table.grid()  # adds the line break
         bar.add_row(ProgressBar(total=self._goal, completed=ended, width=min(60, size.width)))
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        room = size.width
-        for heading, width, right in _COLUMNS:
-            table.add_column(
-                heading, justify="right" if right else "left", no_wrap=True, min_width=width
-            )
-            room -= width + 2
-        table.add_column("parameters", no_wrap=True, overflow="ellipsis", max_width=max(1, room))
-        best = ledger.best()
+        rows = self._first_rows()
+        recent = max(_LEAST_RECENT, size.height - len(rows) - _OTHER_LINES)
+        for result in reversed(self._recent[-recent:]):
+            rows.append(_row(result, result.state.lower(), "dim"))
+        return Group(line, bar, pace, trial_table(rows, self._varying.names, size.width))
+
+    def _first_rows(self) -> list[TrialRow]:
+        """The rows of the best trial, of the paper's setting, and of running trials."""
+        ledger, rows = self._ledger, list[TrialRow]()
+        best, paper = ledger.best(), ledger.results.get(0)
         if best is not None:
-            self._row(table, best, "best", "bold green")
+            rows.append(_row(best, "best", "bold green"))
+        if paper is not None and paper is not best and paper.config.get("preset") == "paper":
+            rows.append(_row(paper, "paper", "bold"))
         for number, running in sorted(self._running.items()):
             live = ledger.live.get(number)
-            forecast = self._forecasts.get(number, {})
-            chosen = short(forecast) + "  " * bool(forecast and live)
-            chosen += short(live.parameters, live.config.to_dict()) if live else ""
-            table.add_row(
-                str(number),
-                _epochs(running),
-                percent(running.value),
-                "",
-                Text(printable(chosen)),
-                style="cyan",
+            chosen = shown_parameters(live.config.to_dict(), live.parameters) if live else {}
+            rows.append(
+                TrialRow(
+                    number,
+                    _epochs(running),
+                    percent(running.value),
+                    "",
+                    {**self._forecasts.get(number, {}), **chosen},
+                    "cyan",
+                )
             )
-        for result in reversed(self._recent):
-            self._row(table, result, result.state.lower(), "dim")
-        return Group(line, bar, pace, table)
-
-    def _row(self, table: Table, result: Result, state: str, style: str) -> None:
-        table.add_row(
-            str(result.number),
-            state,
-            percent(result.accuracy),
-            duration(result.train_seconds),
-            Text(printable(short(result.parameters, result.config))),
-            style=style,
-        )
+        return rows
 
     def _pace(self, ended: int) -> str:
         done = ended - self._before
@@ -201,6 +198,15 @@ class Progress:
         left = elapsed / done * (self._goal - ended)
         rate = 60 * done / elapsed
         return f"{duration(elapsed)} so far, {rate:.1f} trials per minute, {duration(left)} left"
+
+
+def _parameters(result: Result) -> Mapping[str, object]:
+    return shown_parameters(result.config, result.parameters) if result.config else {}
+
+
+def _row(result: Result, state: str, style: str) -> TrialRow:
+    validation, time = percent(result.accuracy), duration(result.train_seconds)
+    return TrialRow(result.number, state, validation, time, _parameters(result), style)
 
 
 def _epochs(running: _Running) -> str:
