@@ -184,7 +184,9 @@ def _run(
                 assign = assign_by(plan, placement, ledger.sweep)
                 rounds = len(config.task.episodes) if config.pruner in IN_SEQUENCE else 1
                 try:
-                    with Progress(console, ledger, config.trials, rounds) as progress:
+                    with Progress(
+                        console, ledger, config.trials, rounds, lambda: stop.interrupted
+                    ) as progress:
                         listeners: list[SweepListener] = [progress, reporter, clock]
                         if config.keep_artifacts == "best":
                             listeners.append(BestArtifacts(ledger.sweep, _second(config)))

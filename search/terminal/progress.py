@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -23,6 +23,7 @@ from search.terminal.trial_table import TrialRow, VaryingParameters, trial_table
 from trainables.assignment import Message
 from trainables.core.text import printable
 
+_STOPPING = "Stopping after the current steps; trials are kept. Ctrl-C again stops at once."
 _MOST_RECENT = 100  # finished trials that are shown, on the tallest terminal
 _LEAST_RECENT = 3
 _OTHER_LINES = 6  # of a frame: three of figures, a heading, and two that stay free
@@ -40,9 +41,18 @@ class _Running:
 class Progress:
     """Display of trials by state, the best trial, running trials and remaining time."""
 
-    def __init__(self, console: Console, ledger: Ledger, trials: int, rounds: int = 1) -> None:
-        """`rounds` is the number of full trainings that a trial runs one after another."""
+    def __init__(
+        self,
+        console: Console,
+        ledger: Ledger,
+        trials: int,
+        rounds: int = 1,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`rounds` is the number of full trainings that a trial runs one after another; `stopping`
+        returns whether the sweep has been interrupted."""
         self._console, self._ledger, self._rounds = console, ledger, rounds
+        self._stopping = stopping
         self._goal = max(trials, ledger.issued(trials))
         self._trials = trials
         self._before = self._ended
@@ -81,6 +91,8 @@ class Progress:
             self._display = None
             for notice in self._said[: self._wiped]:  # the user may not have read them
                 self._console.print(notice)
+        if self._stopping():
+            self._console.print(_STOPPING)
 
     def started(self, live: RunningTrial) -> None:
         """Show a trial that has started."""
@@ -158,7 +170,8 @@ class Progress:
             no_wrap=True,
             overflow="ellipsis",
         )
-        pace = Text(self._pace(ended), no_wrap=True, overflow="ellipsis")
+        words = _STOPPING if self._stopping() else self._pace(ended)
+        pace = Text(words, no_wrap=True, overflow="ellipsis")
         bar = Table.grid()  # adds the line break
         bar.add_row(ProgressBar(total=self._goal, completed=ended, width=min(60, size.width)))
         rows = self._first_rows()
