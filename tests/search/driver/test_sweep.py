@@ -211,6 +211,7 @@ def test_ctrl_c_stops_cleanly_and_another_driver_is_refused(sweep: Sweep) -> Non
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(timeout=120) == 130
     log = (sweep.storage / f"{sweep.name}.log").read_text()
+    assert "Stopping after the current steps; trials are kept" in log
     assert "Nothing is lost" in log
     assert f"--resume {sweep.name}" in log
     assert "Traceback" not in log
