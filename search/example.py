@@ -15,14 +15,14 @@ from search.terminal.parser import Parser, text
 from trainables.data.base import Split
 from trainables.data.digits import Digits
 
-LABELLED = 20
+LABELLED = 40
 """Labelled images per class."""
 _SIDE = 64  # pixels, of 8 in the data: large enough to look at
 
 _INTRODUCTION = """\
 Write a small folder of images that is laid out as your own would be:
 
-  FOLDER/labelled/CLASS/NN.png  20 images of each of 10 classes, handwritten digits
+  FOLDER/labelled/CLASS/NN.png  40 images of each of 10 classes, handwritten digits
   FOLDER/new/CLASS.png          one other image of each class, to classify
 
 Then `--dataset folder:FOLDER/labelled` is a data set of your own."""

@@ -85,7 +85,7 @@ README_TOUR = {
     "python -m search.export first --register digits-taskres": Run(
         "Registered as version 1 of digits-taskres"
     ),
-    "python -m search.example example": Run("Wrote 200 labelled images of 10 classes"),
+    "python -m search.example example": Run("Wrote 400 labelled images of 10 classes"),
     f"{OWN} --name own": Run("the winner"),
     "python -m search.predict own example/new": Run(r"seven\.png +\w+ \d+\.\d%"),
 }
@@ -100,7 +100,7 @@ GUIDE_TOUR = {
     f"{RUN} --space rmt+taskres --trials 24 --name both": Run("the winner"),
     f"{OWN} --dry-run": Run("Estimate of time"),
     f"{OWN} --protocol base-to-new": Run("harmonic mean of the averages"),
-    f"{OWN} --test-folds 5 --shots all --name checked": Run("200 images, each tested once"),
+    f"{OWN} --test-folds 5 --shots all --name checked": Run("400 images, each tested once"),
     "python -m search.doctor --data ~/data --dataset dtd": Run(r"\ndtd +look"),
     # The miniatures have two images in their smallest class.
     f"{RUN} --space taskres --data ~/data --dataset dtd,eurosat --shots 1,4,16": Run(
