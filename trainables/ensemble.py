@@ -211,9 +211,18 @@ class Ensemble:
             part.set_classes(dataset, half)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Not possible: raises `NotImplementedError`."""
-        raise NotImplementedError("An ensemble is trained at once.")
+        """Return the states of all members, tensors prefixed by the member's number."""
+        tensors: dict[str, Tensor] = {}
+        records = []
+        for number, part in enumerate(self._parts):
+            own, plain = part.state()
+            tensors |= {f"{number}/{name}": tensor for name, tensor in own.items()}
+            records.append(plain)
+        return tensors, {"members": records}
 
     def load_state(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Not possible: raises `NotImplementedError`."""
-        raise NotImplementedError("An ensemble is trained at once.")
+        """Continue from `state`, bit for bit."""
+        for number, (part, record) in enumerate(zip(self._parts, plain["members"], strict=True)):
+            prefix = f"{number}/"
+            own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+            part.load_state(own, record)

@@ -91,3 +91,19 @@ def test_other_classes_get_what_each_member_knows_of_them(encoded_task: EncodedT
     zero_shot = Trainer(zero_shot_trial(), encoded_task, EPISODE).validation_logits()
     assert not torch.equal(before, found.validation_logits())
     assert torch.equal(found.validation_logits().argmax(-1), zero_shot.argmax(-1))
+
+
+@pytest.mark.parametrize("config", [LINEAR, MIXED])
+def test_it_continues_from_its_state_bit_for_bit(
+    config: TrialConfig, encoded_task: EncodedTask
+) -> None:
+    whole = trained(config, encoded_task)
+    for epochs in (0, 3, whole.epochs - 1):
+        first, second = (open_training(config, encoded_task, EPISODE) for _ in range(2))
+        for _ in range(epochs):
+            first.run_epoch(validate=False)
+        tensors, plain = first.state()
+        second.load_state(tensors, json.loads(json.dumps(plain)))
+        for _ in range(epochs, whole.epochs):
+            second.run_epoch(validate=False)
+        assert torch.equal(second.validation_logits(), whole.validation_logits())
