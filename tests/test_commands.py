@@ -120,6 +120,7 @@ GUIDE_TOUR = {
     "python -m search.archive both --remove": Run("equal to the folder"),
     "python -m search.delete on-masks": Run("Deleted sweep on-masks", "--yes"),
     'eval "$(python -m search.completion bash)"': Run("_search_python", "; complete -p python"),
+    "python -m search.reproduce taskres/table-2 --embedded --shots 1": Run("phi.t. +measured"),
 }
 """The commands of the guide and of other pages, after those of the README."""
 TOUR = README_TOUR | GUIDE_TOUR
@@ -127,6 +128,7 @@ TOUR = README_TOUR | GUIDE_TOUR
 TEAM = f"{RUN} --space rmt --storage s3://BUCKET/sweeps --study-storage postgresql://USER@HOST/DATABASE"
 
 _TESTS = "it runs tests"
+_FIELD = "it needs the field's data sets; tests/search/reproduction runs it on miniatures"
 _SHELL = "tests/search/test_completion runs it in that shell"
 _SERVERS = "tests/cluster/test_servers runs them against servers on this machine"
 _IMAGE = "tests/cluster/test_container builds and runs the image where Docker runs"
@@ -167,6 +169,11 @@ NOT_RUN = {
     'docker run --rm --shm-size 8g --volume "$PWD/sweeps:/work/sweeps" few-shot-search run '
     "--space rmt": _IMAGE,
     'docker run --rm --volume "$PWD/sweeps:/work/sweeps" few-shot-search list': _IMAGE,
+    "python -m search.reproduce taskres/table-8 --data /datasets --published-draws": _FIELD,
+    "python -m search.reproduce rmt/table-17 --data /datasets --only dtd,eurosat --shots 1,4 "
+    "--seeds 1": _FIELD,
+    "python -m search.reproduce rmt/table-7 --data /datasets --backbone RN50:weights.pt,ViT-B-16 "
+    "--address auto": _FIELD,
     "ray up cluster.yaml": _CLOUD,
     f"ray exec cluster.yaml '{RUN} --space rmt --address auto --storage $STORAGE/sweeps "
     "--device cuda --gpus-per-trial 0.25 --max-concurrent 16'": _CLOUD,
