@@ -87,6 +87,11 @@ LEARNED_PROMPTS: Mapping[str, Ranges] = {
         "temperature": Float(0.5, 4.0, log=True),
         **CROPS,
     },
+    "kgcoop": {
+        **_CONTEXT,
+        "knowledge_weight": Float(0.1, 100.0, log=True),
+        **CROPS,
+    },
     # Short contexts and few epochs: each step encodes every class once per image.
     "cocoop": {
         "context_tokens": Categorical((4, 8)),
@@ -110,6 +115,16 @@ _LORA: Ranges = {
     "epochs": Int(10, 400, log=True),
     **CROPS,
 }
+
+FINE_TUNING: Ranges = {
+    "lr": Float(1e-7, 1e-3, log=True),
+    "batch_size": Categorical((8, 16, 32, 64)),
+    "epochs": Int(5, 100, log=True),
+    "optimiser": Categorical(("adam", "adamw", "sgd")),
+    "weight_decay": Categorical((0.0, 1e-4, 1e-2, 1e-1)),
+    **CROPS,
+}
+"""Training of the whole image encoder."""
 
 VPT: Ranges = {
     "tokens": Int(4, 50, log=True),

@@ -8,11 +8,11 @@ from functools import partial
 
 from spaces.auto import MethodChoice
 from spaces.base import Space
-from spaces.baselines import LEARNED_PROMPTS, ON_FEATURES, VPT, clip_lora_space
+from spaces.baselines import FINE_TUNING, LEARNED_PROMPTS, ON_FEATURES, VPT, clip_lora_space
 from spaces.declared import DeclaredSpace, Ranges
 from spaces.masks import rmt_space, variants_space
 from spaces.pipeline import PipelineSpace
-from spaces.text_classifiers import ENHANCED_BASE, TASKRES, TEXT_ADAPTER
+from spaces.text_classifiers import ENHANCED_BASE, LINEAR_ADAPTER, TASKRES, TEXT_ADAPTER
 from trainables.core.plugins import Registry
 from trainables.core.protocols import Objective, Validation
 from trainables.core.text import did_you_mean
@@ -96,10 +96,12 @@ _OWN: dict[str, SpaceEntry] = {
     "rmt-variants": _masks(variants_space, 24),
     "rmt-text": _masks(partial(variants_space, method="rmt-text"), 24),
     "rmt-both": _masks(partial(variants_space, method="rmt-both"), 24),
+    "fine-tuning": declared(METHODS["fine-tuning"], FINE_TUNING, trials=16, seeds=(1,)),
     "clip-lora": SpaceEntry(clip_lora_space, trials=16, seeds=(1,)),
     "vpt": declared(METHODS["vpt"], VPT, trials=16, seeds=(1,)),
     "taskres": declared(METHODS["taskres"], TASKRES),
     "text-adapter": declared(METHODS["text-adapter"], TEXT_ADAPTER),
+    "linear-adapter": declared(METHODS["linear-adapter"], LINEAR_ADAPTER),
     "enhanced-base": declared(METHODS["enhanced-base"], ENHANCED_BASE),
     **{name: declared(METHODS[name], ranges) for name, ranges in ON_FEATURES.items()},
     # Each step encodes the prompts of all classes; CoCoOp's once per image.

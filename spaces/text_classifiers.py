@@ -1,5 +1,5 @@
-"""Classifiers made of text features: TaskRes (arXiv:2211.10277), its enhanced base, and the text
-adapter of its ablation."""
+"""Classifiers made of text features: TaskRes (arXiv:2211.10277), its enhanced base, and the
+adapters of its ablations."""
 
 from __future__ import annotations
 
@@ -42,3 +42,15 @@ TEXT_ADAPTER: Ranges = {
     **CROPS,
 }
 """The adapter alone or beside the base, its weight and width, and its training."""
+
+LINEAR_ADAPTER: Ranges = {
+    "adapted": Categorical(("text", "image")),
+    "bias": Categorical((True, False)),
+    "alpha": Float(0.05, 3.0, log=True),
+    "lr": Float(1e-5, 1e-2, log=True),
+    "epochs": Int(25, 200),
+    "weight_decay": _WEIGHT_DECAY,
+    "warmup_epochs": Int(0, 5),
+    **CROPS,
+}
+"""The adapter's place, bias and weight, and its training."""

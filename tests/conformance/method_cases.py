@@ -13,7 +13,10 @@ from trainables.methods.cocoop import CoCoOpConfig
 from trainables.methods.context import ContextConfig
 from trainables.methods.cross_modal import CrossModalConfig
 from trainables.methods.enhanced_base import EnhancedBaseConfig
+from trainables.methods.fine_tuning import FineTuningConfig
 from trainables.methods.gda import GdaConfig
+from trainables.methods.kgcoop import KgCoOpConfig
+from trainables.methods.linear_adapter import LinearAdapterConfig
 from trainables.methods.linear_probe import LinearProbeConfig
 from trainables.methods.lp_plus_plus import LpPlusPlusConfig
 from trainables.methods.masking.mask_method import MaskConfig
@@ -57,6 +60,11 @@ CASES: dict[str, list[MethodConfig]] = {
         TextAdapterConfig(keep_base=False, reduction=2),
         TextAdapterConfig(alpha=2.0, prompts="clean"),
     ],
+    "linear-adapter": [
+        LinearAdapterConfig(),
+        LinearAdapterConfig(bias=False, prompts="clean"),
+        LinearAdapterConfig(adapted="image", alpha=2.0),
+    ],
     "enhanced-base": [
         EnhancedBaseConfig(),
         EnhancedBaseConfig(prompts="clean"),  # a norm between projection and mean
@@ -94,6 +102,12 @@ CASES: dict[str, list[MethodConfig]] = {
         ProGradConfig(),
         ProGradConfig(context_tokens=4, class_specific=True, class_position="front"),
     ],
+    "kgcoop": [
+        KgCoOpConfig(),
+        KgCoOpConfig(context_tokens=4, init_words="a photo of a", prompts="single"),
+        KgCoOpConfig(context_tokens=4, class_specific=True, knowledge_weight=0.0),
+    ],
+    "fine-tuning": [FineTuningConfig(), FineTuningConfig(prompts="clean")],
     "clip-lora": [
         ClipLoraConfig(),
         ClipLoraConfig(matrices="q,k,v,o,up,down", scaling="root", dropout=0.0),
@@ -149,6 +163,7 @@ OTHER: dict[str, dict[str, object]] = {
         "normalise_base": True,
     },
     "text-adapter": {"prompts": "clean", "keep_base": False, "alpha": 2.0, "reduction": 2},
+    "linear-adapter": {"prompts": "clean", "adapted": "image", "bias": False, "alpha": 2.0},
     "enhanced-base": {"prompts": "clean"},
     "rmt": {
         "prompts": "single",
@@ -186,6 +201,8 @@ OTHER: dict[str, dict[str, object]] = {
     "coop": _CONTEXT,
     "cocoop": {"prompts": "reference", "context_tokens": 6, "init_words": "", "reduction": 4},
     "prograd": {**_CONTEXT, "projection": 0.3, "temperature": 3.0},
+    "kgcoop": {**_CONTEXT, "knowledge_weight": 1.0},
+    "fine-tuning": {"prompts": "reference"},
     "clip-lora": {
         "prompts": "photo",
         "encoders": "text",
@@ -201,6 +218,7 @@ OTHER: dict[str, dict[str, object]] = {
 
 ADAM = OptimConfig(lr=2e-3, epochs=4, batch_size=8)
 OPTIM: dict[str, OptimConfig] = {
+    "fine-tuning": OptimConfig(lr=1e-4, epochs=4, batch_size=8),
     "clap": OptimConfig(lr=0.1, epochs=4, batch_size=8, optimiser="sgd"),
 }
 """Learning rates of methods that do not use Adam with the default rate."""

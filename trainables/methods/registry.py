@@ -13,7 +13,10 @@ from trainables.methods.cocoop import CoCoOp
 from trainables.methods.coop import CoOp
 from trainables.methods.cross_modal import CrossModal
 from trainables.methods.enhanced_base import EnhancedBase
+from trainables.methods.fine_tuning import FineTuning
 from trainables.methods.gda import Gda
+from trainables.methods.kgcoop import KgCoOp
+from trainables.methods.linear_adapter import LinearAdapter
 from trainables.methods.linear_probe import LinearProbe
 from trainables.methods.lp_plus_plus import LpPlusPlus
 from trainables.methods.masking.rmt import MaskedText, MaskedTowers, MaskTuning
@@ -36,13 +39,16 @@ _OWN: dict[str, type[Method]] = {
     Gda.name: Gda,
     TaskRes.name: TaskRes,
     TextAdapter.name: TextAdapter,
+    LinearAdapter.name: LinearAdapter,
     EnhancedBase.name: EnhancedBase,
     CoOp.name: CoOp,
     CoCoOp.name: CoCoOp,
     ProGrad.name: ProGrad,
+    KgCoOp.name: KgCoOp,
     MaskTuning.name: MaskTuning,
     MaskedText.name: MaskedText,
     MaskedTowers.name: MaskedTowers,
+    FineTuning.name: FineTuning,
     ClipLora.name: ClipLora,
     Vpt.name: Vpt,
 }

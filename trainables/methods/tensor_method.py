@@ -96,6 +96,8 @@ def fill_gradients(loss: Tensor, tensors: Iterable[nn.Parameter]) -> None:
     Raises `RuntimeError` if the loss does not depend on one of the tensors.
     """
     leaves = list(tensors)
+    for leaf in leaves:
+        leaf.grad = None  # frees the last step's gradients, which may be as large as an encoder
     gradients = torch.autograd.grad(loss, leaves) if leaves else ()
     for leaf, gradient in zip(leaves, gradients, strict=True):
         # The fused optimisers read a gradient in the order of its tensor, whatever its strides.
