@@ -63,6 +63,7 @@ PUBLISHED = {
     "fine-tuning": "R-AMT (2307.15049), table 11; its recipe is ours",
     "clip-lora": "CLIP-LoRA (2405.18541)",
     "vpt": "VPT (2203.12119), by MaPLe's recipe (2210.03117)",
+    "maple": "MaPLe (2210.03117)",
 }
 """Origin of the preset `paper`; numbers are arXiv's."""
 
@@ -179,6 +180,8 @@ def _cell(figures: list[Figure], method: str, shots: int) -> str:
 
 
 def _size(size: int) -> str:
+    if 0 < size < 2**16:
+        return f"{size / 2**10:.0f} KiB"
     return f"{size / 2**20:,.1f} MiB" if size else "0"
 
 

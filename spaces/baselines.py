@@ -137,6 +137,18 @@ VPT: Ranges = {
 }
 """Number of tokens, the blocks that have their own, and their training."""
 
+MAPLE: Ranges = {
+    "context_tokens": Categorical((2, 4)),
+    "depth": Int(1, 12),
+    "init_words": Categorical(("", "a photo of a")),
+    "lr": Float(2e-4, 2e-1, log=True),
+    "batch_size": Categorical((4, 8, 16, 32)),
+    "epochs": Int(5, 200, log=True),
+    "warmup_epochs": Int(0, 2),
+    **CROPS,
+}
+"""Number, depth and initial values of the prompts in both towers, and their training."""
+
 
 def clip_lora_space(facts: TaskFacts) -> DeclaredSpace:
     """Adapted matrices of either encoder, their rank, and their training."""

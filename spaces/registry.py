@@ -8,7 +8,7 @@ from functools import partial
 
 from spaces.auto import MethodChoice
 from spaces.base import Space
-from spaces.baselines import FINE_TUNING, LEARNED_PROMPTS, ON_FEATURES, VPT, clip_lora_space
+from spaces.baselines import FINE_TUNING, LEARNED_PROMPTS, MAPLE, ON_FEATURES, VPT, clip_lora_space
 from spaces.declared import DeclaredSpace, Ranges
 from spaces.masks import rmt_space, variants_space
 from spaces.pipeline import PipelineSpace
@@ -99,6 +99,7 @@ _OWN: dict[str, SpaceEntry] = {
     "fine-tuning": declared(METHODS["fine-tuning"], FINE_TUNING, trials=16, seeds=(1,)),
     "clip-lora": SpaceEntry(clip_lora_space, trials=16, seeds=(1,)),
     "vpt": declared(METHODS["vpt"], VPT, trials=16, seeds=(1,)),
+    "maple": declared(METHODS["maple"], MAPLE, trials=16, seeds=(1,)),
     "taskres": declared(METHODS["taskres"], TASKRES),
     "text-adapter": declared(METHODS["text-adapter"], TEXT_ADAPTER),
     "linear-adapter": declared(METHODS["linear-adapter"], LINEAR_ADAPTER),

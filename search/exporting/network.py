@@ -103,7 +103,9 @@ def program(training: Training) -> ExportedProgram:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch's own, about torch
             shapes = {IMAGES: {0: Dim("batch", min=1)}}
-            return torch.export.export(network(training), (example,), dynamic_shapes=shapes)
+            found = network(training)
+            found(example)  # methods compute their text features, which the graph holds as they are
+            return torch.export.export(found, (example,), dynamic_shapes=shapes)
     except Exception as error:  # whatever a method does that a graph cannot express
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise NoGraphError(reason) from error

@@ -19,8 +19,13 @@ TABLE = PAGE.split("<!-- methods -->\n")[1].split("\n<!-- -->")[0]
 
 def counted() -> dict[str, tuple[int, int]]:
     """Trained parameters as listed in the table, from which the size follows."""
-    found = re.findall(r"^\| `([a-z-]+)` \| .*? \| ([0-9,]+) \| ([0-9.,]+)", TABLE, re.M)
-    return {name: (int(n.replace(",", "")), round(float(s) * 2**20)) for name, n, s in found}
+    cell = r"([0-9.,]+)(?: ([KM])iB)?"
+    found = re.findall(rf"^\| `([a-z-]+)` \| .*? \| ([0-9,]+) \| {cell}", TABLE, re.M)
+    units = {"": 1, "K": 2**10, "M": 2**20}
+    return {
+        name: (int(count.replace(",", "")), round(float(size.replace(",", "")) * units[unit]))
+        for name, count, size, unit in found
+    }
 
 
 def test_the_table_shows_every_method_as_measured() -> None:

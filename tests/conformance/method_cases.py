@@ -19,6 +19,7 @@ from trainables.methods.kgcoop import KgCoOpConfig
 from trainables.methods.linear_adapter import LinearAdapterConfig
 from trainables.methods.linear_probe import LinearProbeConfig
 from trainables.methods.lp_plus_plus import LpPlusPlusConfig
+from trainables.methods.maple import MapleConfig
 from trainables.methods.masking.mask_method import MaskConfig
 from trainables.methods.masking.rmt import MaskedTowersConfig, MaskTuningConfig
 from trainables.methods.prograd import ProGradConfig
@@ -115,6 +116,7 @@ CASES: dict[str, list[MethodConfig]] = {
         ClipLoraConfig(encoders="image", matrices="v,down", rank=4),
     ],
     "vpt": [VptConfig(), VptConfig(tokens=3, deep=False)],
+    "maple": [MapleConfig(), MapleConfig(context_tokens=4, depth=1, init_words="")],
 }
 """Configurations that fit both backbones."""
 
@@ -212,6 +214,7 @@ OTHER: dict[str, dict[str, object]] = {
         "scaling": "root",
         "dropout": 0.0,
     },
+    "maple": {"prompts": "reference", "context_tokens": 4, "depth": 1, "init_words": ""},
     "vpt": {"prompts": "photo", "tokens": 3, "deep": False},
 }
 """For every field, a value that must make a difference."""
@@ -222,7 +225,7 @@ OPTIM: dict[str, OptimConfig] = {
     "clap": OptimConfig(lr=0.1, epochs=4, batch_size=8, optimiser="sgd"),
 }
 """Learning rates of methods that do not use Adam with the default rate."""
-ONLY: dict[str, str] = {"clip-lora": "vit", "vpt": "vit"}
+ONLY: dict[str, str] = {"clip-lora": "vit", "vpt": "vit", "maple": "vit"}
 """Methods that support only one of the two backbones."""
 WITH: dict[tuple[str, str], dict[str, object]] = {
     (name, "leak_kl"): {"rule": "sign"} for name in ("rmt", "rmt-text", "rmt-both")

@@ -27,6 +27,20 @@ that it stores activations for this many only: a thousand classes would need ten
 
 
 @dataclass(frozen=True)
+class DeepTokens:
+    """Tokens that replace the outputs of others inside the tower."""
+
+    places: Tensor
+    """int64 [t, m]: the places of the replaced tokens in each text."""
+    own: Sequence[Tensor]
+    """[m, w] each: those of the second block, of the third, and so on, for all texts."""
+
+    def split(self, size: int) -> list[DeepTokens]:
+        """The same for parts of the texts."""
+        return [DeepTokens(places, self.own) for places in self.places.split(size)]
+
+
+@dataclass(frozen=True)
 class TextTower:
     """The parts of CLIP's text tower; built by `text_tower`."""
 
@@ -76,12 +90,23 @@ class TextTower:
         embeddings: Tensor = self.tokens(ids[:, :used])
         return embeddings
 
-    def encode(self, embeddings: Tensor, ends: Tensor) -> Tensor:
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """The transformer's blocks, in order."""
+        return tuple(self.transformer.get_submodule("resblocks").children())
+
+    def encode(self, embeddings: Tensor, ends: Tensor, deep: DeepTokens | None = None) -> Tensor:
         """Embeddings [t, l', w] and the places of their ends [t] -> [t, d], not normalised.
 
-        Differentiable in the embeddings; at most `AT_ONCE` texts are held in memory.
+        Differentiable in the embeddings and in the deep tokens, of which there are at most as many
+        sets as blocks after the first; at most `AT_ONCE` texts are held in memory.
         """
-        parts = zip(embeddings.split(AT_ONCE), ends.split(AT_ONCE), strict=True)
+        parts = zip(
+            embeddings.split(AT_ONCE),
+            ends.split(AT_ONCE),
+            deep.split(AT_ONCE) if deep else [None] * -(-len(ends) // AT_ONCE),
+            strict=True,
+        )
         if len(embeddings) <= AT_ONCE or not torch.is_grad_enabled():
             return torch.cat([self._encode(*part) for part in parts])
         return torch.cat(
@@ -91,13 +116,33 @@ class TextTower:
             ]
         )
 
-    def _encode(self, embeddings: Tensor, ends: Tensor) -> Tensor:
+    def _encode(self, embeddings: Tensor, ends: Tensor, deep: DeepTokens | None) -> Tensor:
         used = embeddings.shape[1]
         mask = None if self.mask is None else self.mask[:used, :used]
-        inner = self.transformer(embeddings + self.positions[:used], attn_mask=mask)
+        inner = embeddings + self.positions[:used]
+        if deep is None:
+            inner = self.transformer(inner, attn_mask=mask)
+        else:
+            inner = self._through_blocks(inner, mask, deep)
         rows = torch.arange(len(inner), device=inner.device)
         # The norm acts on each place separately, and only one place is read.
         return self.project(self.norm(inner[rows, ends]))
+
+    def _through_blocks(self, x: Tensor, mask: Tensor | None, deep: DeepTokens) -> Tensor:
+        """As the transformer calls its blocks, [t, l', w] -> [t, l', w]."""
+        first = bool(self.transformer.batch_first)
+        index = deep.places[..., None].expand(-1, -1, self.width)
+        for number, block in enumerate(self.blocks):
+            if 0 < number <= len(deep.own):
+                x = x.scatter(1, index, deep.own[number - 1].expand(len(x), -1, -1))
+            x = block(x, attn_mask=mask) if first else _swapped(block, x, mask)
+        return x
+
+
+def _swapped(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    """A block that reads its texts along the second axis."""
+    found: Tensor = block(x.transpose(0, 1), attn_mask=mask)
+    return found.transpose(0, 1)
 
 
 def text_tower(backbone: Backbone) -> TextTower:

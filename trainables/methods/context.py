@@ -69,9 +69,14 @@ class PromptWriter:
             raise MethodError(str(error)) from error
 
     def prompts(
-        self, classes: ClassTexts, tokens: int, position: ClassPosition = "end"
+        self,
+        classes: ClassTexts,
+        tokens: int,
+        position: ClassPosition = "end",
+        fixed: Tensor | None = None,
     ) -> GappedPrompts:
-        """Prompts of the form "[context] name.", with `tokens` gaps for the context.
+        """Prompts of the form "[context] name.", with `tokens` gaps for the context. `fixed`, int64
+        [f], are ids of tokens that precede every name and belong to it.
 
         Raises `MethodError` if a name leaves no room for them, or if only the classes' features
         are known.
@@ -80,10 +85,14 @@ class PromptWriter:
         """
         names = texts_of(classes).class_names
         rows = self.tokenizer([f"{name}." for name in names])
-        sizes = [size - 1 for size in self._ends(rows)]
+        more = 0 if fixed is None else len(fixed)
+        sizes = [size - 1 + more for size in self._ends(rows)]
         # The full stop may merge with a name's own ("Jr.."): names are also counted alone.
-        lengths = [end - 1 for end in self._ends(self.tokenizer(list(names)))]
+        lengths = [end - 1 + more for end in self._ends(self.tokenizer(list(names)))]
         self._check_room(names, sizes, tokens)
+        if fixed is not None and more:
+            start, rest = rows[:, :1], rows[:, 1:-more]
+            rows = torch.cat([start, fixed.expand(len(rows), -1), rest], dim=1)
         ids = torch.zeros_like(rows)
         gaps = torch.empty(len(names), tokens, dtype=torch.int64)
         before = {"end": tokens, "middle": tokens // 2, "front": 0}[position]
@@ -126,6 +135,22 @@ class PromptWriter:
         if size:
             context[..., -size:, :] = self.tower.embed(ids.to(context.device))[0, 1 : 1 + size]
         return context
+
+    def opening(self, tokens: int, words: str, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Initial values [m, w] that begin `words`, and the ids of the remaining tokens, which stay
+        fixed before the names (as in MaPLe's code). Raises `MethodError` for fewer tokens than
+        `tokens`; without words, the values are drawn as in `context`."""
+        ids = self.tokenizer([words])
+        size = self._ends(ids)[0] - 1
+        if words and size < tokens:
+            raise MethodError(
+                f"init_words must have at least context_tokens ({tokens}) tokens, got {size} in "
+                f"{words!r}: use context_tokens={size}, more words, or none"
+            )
+        first = self.context(tokens, "", rng)
+        if words:
+            first = self.tower.embed(ids.to(self.tower.device))[0, 1 : 1 + tokens].clone()
+        return first, ids[0, 1 + tokens : 1 + max(size, tokens)]
 
     def _ends(self, ids: Tensor) -> list[int]:
         ends: list[int] = self.tower.ends(ids).tolist()

@@ -19,6 +19,7 @@ from trainables.methods.kgcoop import KgCoOp
 from trainables.methods.linear_adapter import LinearAdapter
 from trainables.methods.linear_probe import LinearProbe
 from trainables.methods.lp_plus_plus import LpPlusPlus
+from trainables.methods.maple import Maple
 from trainables.methods.masking.rmt import MaskedText, MaskedTowers, MaskTuning
 from trainables.methods.prograd import ProGrad
 from trainables.methods.taskres import TaskRes
@@ -51,6 +52,7 @@ _OWN: dict[str, type[Method]] = {
     FineTuning.name: FineTuning,
     ClipLora.name: ClipLora,
     Vpt.name: Vpt,
+    Maple.name: Maple,
 }
 
 METHODS: Mapping[str, type[Method]] = Registry("METHODS", _OWN)

@@ -12,7 +12,7 @@ from trainables.backbones import text_tower as module
 from trainables.backbones.base import Backbone, BackboneError, Preprocess
 from trainables.backbones.bundle import FeatureBackbone
 from trainables.backbones.open_clip import open_clip
-from trainables.backbones.text_tower import TextTower, text_tower
+from trainables.backbones.text_tower import DeepTokens, TextTower, text_tower
 from trainables.load_backbone import load_backbone
 
 TEXT = {"context_length": 24, "vocab_size": 1536, "width": 32, "heads": 2, "layers": 2}
@@ -128,3 +128,51 @@ def test_refuses_a_backbone_without_towers() -> None:
     bare = FeatureBackbone("x", model, tiny.tokenizer, tiny.preprocess, "none", "0", dimension=4)
     with pytest.raises(BackboneError, match=r"has no token_embedding.*taskres"):
         text_tower(bare)
+
+
+def deep_tokens(tower: TextTower, count: int, sets: int) -> DeepTokens:
+    """Two tokens per text, at places 1 and 2, for some of the blocks after the first."""
+    rng = torch.Generator().manual_seed(2)
+    own = [torch.randn(2, tower.width, generator=rng).requires_grad_() for _ in range(sets)]
+    return DeepTokens(torch.tensor([[1, 2]]).expand(count, -1), own)
+
+
+@pytest.mark.parametrize("sets", [0, 1, 2])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_deep_tokens_replace_the_outputs_before_their_block(sets: int, batch_first: bool) -> None:
+    """By hand, text by text, through the model's blocks."""
+    backbone = random_backbone("CLIP", layers=3)
+    tower, model = text_tower(backbone), backbone.model
+    ids = backbone.tokenizer(["a photo of one", "a photo of a longer name"])
+    embeddings, ends = tower.embed(ids), tower.ends(ids)
+    deep, expected = deep_tokens(tower, 2, sets), []
+    for row, end in zip(embeddings, ends.tolist(), strict=True):
+        x = (row + model.positional_embedding[: len(row)])[None]
+        for number, block in enumerate(model.transformer.resblocks):
+            if 1 <= number <= sets:
+                x = torch.cat([x[:, :1], deep.own[number - 1][None], x[:, 3:]], dim=1)
+            x = block(x, attn_mask=model.attn_mask[: len(row), : len(row)])
+        expected.append(model.ln_final(x)[0, end] @ model.text_projection)
+    if not batch_first:
+        model.transformer.batch_first = False
+        for block in model.transformer.resblocks:
+            block.attn.batch_first = False
+    found = tower.encode(embeddings, ends, deep)
+    torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=1e-4)
+    assert sets > 0 or torch.equal(found, tower.encode(embeddings, ends, None))
+
+
+def test_parts_change_no_gradient_of_deep_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = random_backbone("CLIP", layers=3)
+    tower = text_tower(backbone)
+    ids = backbone.tokenizer([f"a photo of {name}" for name in ("one", "two", "three")])
+    found = []
+    for size in (128, 2):
+        monkeypatch.setattr(module, "AT_ONCE", size)
+        deep = deep_tokens(tower, 3, 2)
+        features = tower.encode(tower.embed(ids), tower.ends(ids), deep)
+        (features * features.detach().cos()).sum().backward()
+        found.append([tensor.grad for tensor in deep.own])
+    for one, other in zip(*found, strict=True):
+        assert one.abs().max() > 0
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
