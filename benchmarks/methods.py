@@ -64,6 +64,7 @@ PUBLISHED = {
     "clip-lora": "CLIP-LoRA (2405.18541)",
     "vpt": "VPT (2203.12119), by MaPLe's recipe (2210.03117)",
     "maple": "MaPLe (2210.03117)",
+    "promptsrc": "PromptSRC (2307.06948)",
 }
 """Origin of the preset `paper`; numbers are arXiv's."""
 

@@ -149,6 +149,23 @@ MAPLE: Ranges = {
 }
 """Number, depth and initial values of the prompts in both towers, and their training."""
 
+PROMPT_SRC: Ranges = {
+    "context_tokens": Categorical((2, 4)),
+    "image_tokens": Int(2, 16, log=True),
+    "depth": Int(1, 12),
+    "text_weight": Float(1.0, 100.0, log=True),
+    "image_weight": Float(1.0, 100.0, log=True),
+    "logits_weight": Categorical((0.0, 1.0, 10.0)),
+    "average_center": Float(0.3, 1.0),
+    "average_width": Float(0.02, 1.0, log=True),
+    "lr": Float(2.5e-4, 2.5e-1, log=True),
+    "batch_size": Categorical((4, 8, 16, 32)),
+    "epochs": Int(10, 200, log=True),
+    "warmup_epochs": Int(0, 2),
+    **CROPS,
+}
+"""Number and depth of the prompts, weights of the losses, average over epochs, and training."""
+
 
 def clip_lora_space(facts: TaskFacts) -> DeclaredSpace:
     """Adapted matrices of either encoder, their rank, and their training."""

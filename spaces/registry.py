@@ -8,7 +8,15 @@ from functools import partial
 
 from spaces.auto import MethodChoice
 from spaces.base import Space
-from spaces.baselines import FINE_TUNING, LEARNED_PROMPTS, MAPLE, ON_FEATURES, VPT, clip_lora_space
+from spaces.baselines import (
+    FINE_TUNING,
+    LEARNED_PROMPTS,
+    MAPLE,
+    ON_FEATURES,
+    PROMPT_SRC,
+    VPT,
+    clip_lora_space,
+)
 from spaces.declared import DeclaredSpace, Ranges
 from spaces.masks import rmt_space, variants_space
 from spaces.pipeline import PipelineSpace
@@ -100,6 +108,7 @@ _OWN: dict[str, SpaceEntry] = {
     "clip-lora": SpaceEntry(clip_lora_space, trials=16, seeds=(1,)),
     "vpt": declared(METHODS["vpt"], VPT, trials=16, seeds=(1,)),
     "maple": declared(METHODS["maple"], MAPLE, trials=16, seeds=(1,)),
+    "promptsrc": declared(METHODS["promptsrc"], PROMPT_SRC, trials=16, seeds=(1,)),
     "taskres": declared(METHODS["taskres"], TASKRES),
     "text-adapter": declared(METHODS["text-adapter"], TEXT_ADAPTER),
     "linear-adapter": declared(METHODS["linear-adapter"], LINEAR_ADAPTER),

@@ -116,6 +116,7 @@ class Trainer:
         self._taken = None
         metrics = trained | {"train/lr": self.epoch_rates()[0]}
         self.epoch += 1
+        self.method.end_epoch(self.epoch, self.epochs)
         metrics |= self.method.progress()
         if validate:
             metrics |= validated or self.validate()

@@ -23,6 +23,7 @@ from trainables.methods.maple import MapleConfig
 from trainables.methods.masking.mask_method import MaskConfig
 from trainables.methods.masking.rmt import MaskedTowersConfig, MaskTuningConfig
 from trainables.methods.prograd import ProGradConfig
+from trainables.methods.promptsrc import PromptSrcConfig
 from trainables.methods.taskres import TaskResConfig
 from trainables.methods.text_adapter import TextAdapterConfig
 from trainables.methods.tip_adapter import TipAdapterConfig
@@ -116,6 +117,11 @@ CASES: dict[str, list[MethodConfig]] = {
         ClipLoraConfig(encoders="image", matrices="v,down", rank=4),
     ],
     "vpt": [VptConfig(), VptConfig(tokens=3, deep=False)],
+    "promptsrc": [
+        PromptSrcConfig(),
+        PromptSrcConfig(depth=1, image_tokens=2, average_width=1.0, prompts="diverse"),
+        PromptSrcConfig(text_weight=0.0, image_weight=0.0, logits_weight=0.0, init_words=""),
+    ],
     "maple": [MapleConfig(), MapleConfig(context_tokens=4, depth=1, init_words="")],
 }
 """Configurations that fit both backbones."""
@@ -214,6 +220,18 @@ OTHER: dict[str, dict[str, object]] = {
         "scaling": "root",
         "dropout": 0.0,
     },
+    "promptsrc": {
+        "prompts": "reference",
+        "context_tokens": 3,
+        "image_tokens": 2,
+        "depth": 1,
+        "init_words": "",
+        "text_weight": 1.0,
+        "image_weight": 1.0,
+        "logits_weight": 100.0,
+        "average_center": 0.3,
+        "average_width": 1.0,
+    },
     "maple": {"prompts": "reference", "context_tokens": 4, "depth": 1, "init_words": ""},
     "vpt": {"prompts": "photo", "tokens": 3, "deep": False},
 }
@@ -225,7 +243,7 @@ OPTIM: dict[str, OptimConfig] = {
     "clap": OptimConfig(lr=0.1, epochs=4, batch_size=8, optimiser="sgd"),
 }
 """Learning rates of methods that do not use Adam with the default rate."""
-ONLY: dict[str, str] = {"clip-lora": "vit", "vpt": "vit", "maple": "vit"}
+ONLY: dict[str, str] = {"clip-lora": "vit", "vpt": "vit", "maple": "vit", "promptsrc": "vit"}
 """Methods that support only one of the two backbones."""
 WITH: dict[tuple[str, str], dict[str, object]] = {
     (name, "leak_kl"): {"rule": "sign"} for name in ("rmt", "rmt-text", "rmt-both")

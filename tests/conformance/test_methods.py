@@ -101,6 +101,8 @@ class Run:
             if tensors := self.method.trainable():
                 self.optimiser = self.optimiser or make_optimiser(tensors.values(), self.optim)
                 self.optimiser.step()
+            if step % 2:  # both halves of the images
+                self.method.end_epoch((step + 1) // 2, self.optim.epochs)
         return losses
 
     def logits(self) -> Tensor:
@@ -138,8 +140,10 @@ def test_training_changes_what_is_trainable_and_nothing_else(
     run = Run(case, world)
     run.train(0, 0)
     before = run.state()
-    # Two steps, because the gradient of a learned alpha is zero while the residual is zero.
-    run.train(1, 3)
+    # Two steps, because the gradient of a learned alpha is zero while the residual is zero, and
+    # neither of them the last of an epoch.
+    run.train(2, 3)
+    run.train(4, 5)
     trained = {id(tensor) for tensor in run.method.trainable().values()}
     for name, tensor in run.method.state_dict(keep_vars=True).items():
         assert torch.equal(tensor, before[name]) == (id(tensor) not in trained), name

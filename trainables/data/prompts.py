@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-PromptVariant = Literal["paper", "reference", "clean", "single", "photo", "ensemble"]
+PromptVariant = Literal["paper", "reference", "clean", "single", "photo", "ensemble", "diverse"]
 """Whose texts describe the classes.
 
 `paper`: TaskRes, table 7 (seven templates on ImageNet); `_` in a class name read as a space.
@@ -23,6 +23,7 @@ class names fed raw, so that the tokenizer sees `_` as a separate token.
 `photo`: CLIP-LoRA, and MaPLe's code for VPT: «a photo of a {}.» whatever the data set.
 `ensemble`: Tip-Adapter's code and its successors: seven templates on ImageNet, with each text's
 feature scaled to unit length before their mean, else those of `single`.
+`diverse`: PromptSRC's code: the same 60 templates on every data set.
 `clean`: `paper`, with each text's feature scaled to unit length before the mean over templates.
 """
 
@@ -66,6 +67,70 @@ SEVEN = (
 )
 """CLIP's selected ImageNet templates, as TaskRes lists them."""
 
+SIXTY = (
+    "a photo of a {}.",
+    "a bad photo of a {}.",
+    "a photo of many {}.",
+    "a sculpture of a {}.",
+    "a photo of the hard to see {}.",
+    "a low resolution photo of the {}.",
+    "a rendering of a {}.",
+    "graffiti of a {}.",
+    "a bad photo of the {}.",
+    "a cropped photo of the {}.",
+    "a tattoo of a {}.",
+    "the embroidered {}.",
+    "a photo of a hard to see {}.",
+    "a bright photo of a {}.",
+    "a photo of a clean {}.",
+    "a photo of a dirty {}.",
+    "a dark photo of the {}.",
+    "a drawing of a {}.",
+    "a photo of my {}.",
+    "the plastic {}.",
+    "a photo of the cool {}.",
+    "a close-up photo of a {}.",
+    "a black and white photo of the {}.",
+    "a painting of the {}.",
+    "a painting of a {}.",
+    "a pixelated photo of the {}.",
+    "a sculpture of the {}.",
+    "a bright photo of the {}.",
+    "a cropped photo of a {}.",
+    "a plastic {}.",
+    "a photo of the dirty {}.",
+    "a jpeg corrupted photo of a {}.",
+    "a blurry photo of the {}.",
+    "a photo of the {}.",
+    "a good photo of the {}.",
+    "a rendering of the {}.",
+    "a {} in a video game.",
+    "a photo of one {}.",
+    "a doodle of a {}.",
+    "a close-up photo of the {}.",
+    "the origami {}.",
+    "the {} in a video game.",
+    "a sketch of a {}.",
+    "a doodle of the {}.",
+    "a origami {}.",
+    "a low resolution photo of a {}.",
+    "the toy {}.",
+    "a rendition of the {}.",
+    "a photo of the clean {}.",
+    "a photo of a large {}.",
+    "a rendition of a {}.",
+    "a photo of a nice {}.",
+    "a photo of a weird {}.",
+    "a blurry photo of a {}.",
+    "a cartoon {}.",
+    "art of a {}.",
+    "a sketch of the {}.",
+    "a embroidered {}.",
+    "a pixelated photo of a {}.",
+    "itap of the {}.",
+)
+"""Of CLIP's 80 ImageNet templates, the 60 that PromptSRC uses."""
+
 TEMPLATES: dict[str, str] = {
     "imagenet": PHOTO,
     "imagenet_v2": PHOTO,
@@ -92,6 +157,8 @@ def prompt_templates(dataset: str, variant: PromptVariant) -> tuple[str, ...]:
     """Return the templates of `dataset`: «a photo of a {}.» if it is not listed in `TEMPLATES`."""
     if variant == "photo":
         return (PHOTO,)
+    if variant == "diverse":
+        return SIXTY
     if variant != "single" and dataset.startswith("imagenet"):
         return (*SEVEN, PHOTO) if variant == "reference" else SEVEN
     if variant in ("paper", "clean") and dataset == "food101":

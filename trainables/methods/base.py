@@ -224,6 +224,10 @@ class Method(nn.Module, ABC):
         """Called once before the first step and the first `forward`, unless `load_artifact` or
         `load_state_dict` restores the method. Does nothing by default."""
 
+    def end_epoch(self, epoch: int, epochs: int) -> None:
+        """Called after the last step of every epoch, from 1 to `epochs`. Does nothing by
+        default."""
+
     def merged_backbone(self) -> Backbone:
         """The backbone with what was learned folded in, under a new fingerprint.
 

@@ -22,6 +22,7 @@ from trainables.methods.lp_plus_plus import LpPlusPlus
 from trainables.methods.maple import Maple
 from trainables.methods.masking.rmt import MaskedText, MaskedTowers, MaskTuning
 from trainables.methods.prograd import ProGrad
+from trainables.methods.promptsrc import PromptSrc
 from trainables.methods.taskres import TaskRes
 from trainables.methods.text_adapter import TextAdapter
 from trainables.methods.tip_adapter import TipAdapter, TipAdapterF
@@ -53,6 +54,7 @@ _OWN: dict[str, type[Method]] = {
     ClipLora.name: ClipLora,
     Vpt.name: Vpt,
     Maple.name: Maple,
+    PromptSrc.name: PromptSrc,
 }
 
 METHODS: Mapping[str, type[Method]] = Registry("METHODS", _OWN)

@@ -1,0 +1,236 @@
+"""PromptSRC: prompts in both towers that stay consistent with the frozen model (Khattak et al.,
+ICCV 2023, arXiv:2307.06948).
+
+Notation: b batch size, c classes, d feature dimension, s image side, m and k learned tokens per
+block of the text and the image tower, w and v the towers' widths, J depth; z [b, d] and t [c, d]
+the prompted features of images and texts at unit length, z' and t' those of the frozen model, p and
+p' the models' predictions [b, c].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainables.backbones.base import BackboneError
+from trainables.backbones.image_tower import image_tower
+from trainables.core.optim import OptimConfig
+from trainables.methods.base import (
+    Batch,
+    BuildContext,
+    ClassTexts,
+    MethodConfig,
+    MethodError,
+    Preset,
+    Recipe,
+    TaskFacts,
+)
+from trainables.methods.classifiers import unit_texts
+from trainables.methods.context import RANDOM_SPREAD, PromptWriter
+from trainables.methods.deep_prompts import DeepPrompts
+from trainables.methods.recipes import DASSL_CROP_SCALE, dassl_weight_decay
+from trainables.methods.tensor_method import TensorMethod
+from trainables.methods.weight_average import WeightAverage, gaussian
+
+CLEAN_STEPS = 2000
+"""Minimum training steps of the `clean` preset, as in VPT."""
+
+_LATE = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")
+"""Data sets whose few-shot prompts are averaged over the last epochs only."""
+
+
+@dataclass(frozen=True)
+class PromptSrcConfig(MethodConfig):
+    """The tokens, the weights of the consistency losses, and the average over epochs."""
+
+    context_tokens: int = 4
+    """m, learned tokens per block of the text tower."""
+    image_tokens: int = 4
+    """k, learned tokens per block of the image tower."""
+    depth: int = 9
+    """J, the number of first blocks of either tower that have their own tokens; all if the tower
+    has fewer."""
+    init_words: str = "a photo of a"
+    """Words whose first m tokens are the initial values of the first block's; others stay fixed
+    before the class name. Empty to draw all at random."""
+    text_weight: float = 25.0
+    """Weight of mean |t - t'|."""
+    image_weight: float = 10.0
+    """Weight of mean |z - z'|."""
+    logits_weight: float = 1.0
+    """Weight of KL(p' || p), divided by c."""
+    average_center: float = 0.75
+    """Center of the Gaussian that weights the epochs' prompts, as a share of all epochs."""
+    average_width: float = 0.05
+    """Standard deviation of that Gaussian, as a share of all epochs."""
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        for name, use in (("context_tokens", 4), ("image_tokens", 4), ("depth", 9)):
+            if getattr(self, name) < 1:
+                found.append(f"{name} must be at least 1, got {getattr(self, name)}: use {use}")
+        for name in ("text_weight", "image_weight", "logits_weight"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                found.append(f"{name} must be finite and not negative, got {value}: use 0 for none")
+        if not 0 <= self.average_center <= 1:
+            found.append(f"average_center must be in [0, 1], got {self.average_center}: use 0.75")
+        if not (math.isfinite(self.average_width) and self.average_width > 0):
+            found.append(
+                f"average_width must be positive and finite, got {self.average_width}: use 0.05"
+            )
+        return found
+
+
+class PromptSrc(TensorMethod):
+    """logits = exp(logit_scale) cos(z, t), with independent prompts in both towers.
+
+    The loss is cross entropy plus three distances from the frozen model (section 3.2), whose text
+    features are averages over many templates (textual diversity, section 3.4). The result is the
+    Gaussian-weighted average of the prompts after every epoch (section 3.3). Validation during
+    training uses the average so far.
+    """
+
+    name: ClassVar[str] = "promptsrc"
+    Config: ClassVar[type[MethodConfig]] = PromptSrcConfig
+    input_kind: ClassVar[Literal["features", "images"]] = "images"
+    is_zero_shot_at_init: ClassVar[bool] = False
+    scale: Tensor
+    fixed: Tensor
+
+    def __init__(self, config: PromptSrcConfig, context: BuildContext) -> None:
+        super().__init__(config, context)
+        writer, rng, device = PromptWriter.of(self.backbone), context.rng, self.backbone.device
+        try:
+            self._tower = image_tower(self.backbone)
+        except BackboneError as error:
+            raise MethodError(str(error)) from error
+        first, fixed = writer.opening(config.context_tokens, config.init_words, rng)
+        self._prompts = DeepPrompts(writer, config.context_tokens, fixed)
+
+        def drawn(sets: int, tokens: int, width: int) -> nn.Parameter:
+            values = RANDOM_SPREAD * torch.randn(sets, tokens, width, generator=rng)
+            return nn.Parameter(values.to(device))
+
+        deep = min(config.depth, len(writer.tower.blocks)) - 1
+        self.context = nn.Parameter(first)
+        self.deep = drawn(deep, config.context_tokens, writer.tower.width) if deep else None
+        sets = min(config.depth, len(self._tower.blocks))
+        self.tokens = drawn(sets, config.image_tokens, self._tower.width)
+        self.average = WeightAverage(self.trainable())
+        self._averaged = False
+        scale = self.backbone.logit_scale.detach().clone()
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("fixed", None, persistent=False)
+        self.set_classes(context.classes)
+
+    @classmethod
+    def preset(cls, name: Preset, facts: TaskFacts) -> Recipe:
+        """The released configurations: four tokens in both towers, SGD at 2.5e-3, batches of four.
+
+        Few-shot: J = 9, 50 epochs, averaged around epoch 30 with deviation 30, or 45 and 5 on five
+        data sets. Base-to-new: 20 epochs, 15 and 1. From ImageNet to other data sets: J = 3, 20
+        epochs, 6 and 10. `clean` trains for at least `CLEAN_STEPS` steps.
+        """
+        depth, epochs, center, width = 9, 50, 0.6, 0.6
+        if facts.dataset in _LATE:
+            center, width = 0.9, 0.1
+        if facts.protocol == "base-to-new":
+            epochs, center, width = 20, 0.75, 0.05
+        elif facts.protocol in ("cross-dataset", "domain-generalization"):
+            depth, epochs, center, width = 3, 20, 0.3, 0.5
+        optim = OptimConfig(
+            lr=2.5e-3,
+            epochs=epochs,
+            batch_size=4,
+            weight_decay=dassl_weight_decay(name),
+            warmup_epochs=1,
+            optimiser="sgd",
+        )
+        if name == "clean":
+            least = -(-CLEAN_STEPS // optim.steps_per_epoch(facts.images))
+            optim = replace(optim, epochs=max(epochs, least))
+        config = PromptSrcConfig(
+            prompts="diverse", depth=depth, average_center=center, average_width=width
+        )
+        return Recipe(config, optim, DASSL_CROP_SCALE)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Images [b, 3, s, s] -> logits [b, c]; with gradients those of the latest prompts,
+        otherwise of their average."""
+        if not torch.compiler.is_compiling():  # a traced graph keeps what was used last
+            self._averaged = self.average.is_set and not torch.is_grad_enabled()
+        images, texts = self._features(inputs, self.average.tensors() if self._averaged else None)
+        logits: Tensor = self.scale * images @ texts.T
+        return logits
+
+    def _features(
+        self, inputs: Tensor, tokens: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """z [b, d] and t [c, d] with the latest or with other prompts."""
+        tokens = self.trainable() if tokens is None else tokens
+        features = self._tower.encode(inputs, tokens["tokens"].unbind())
+        deep = tokens["deep"].unbind() if "deep" in tokens else ()
+        return functional.normalize(features, dim=-1), self._texts([tokens["context"], *deep])
+
+    def losses(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
+        """Cross entropy and the three distances, without their weights."""
+        images, texts = self._features(batch.inputs)
+        frozen = functional.normalize(self.backbone.encode_image(batch.inputs), dim=-1)
+        logits = self.scale * images @ texts.T
+        teacher = self.scale * frozen @ self.fixed.T
+        parts = {
+            "cross_entropy": functional.cross_entropy(logits, batch.labels),
+            "text": functional.l1_loss(texts, self.fixed),
+            "image": functional.l1_loss(images, frozen),
+            "logits": divergence(logits, teacher),
+        }
+        config = self.config
+        weights = (1.0, config.text_weight, config.image_weight, config.logits_weight)
+        products = [w * part for w, part in zip(weights, parts.values(), strict=True)]
+        total = torch.stack(products).sum()
+        return {"train/loss": total} | {f"train/{name}": part for name, part in parts.items()}
+
+    def end_epoch(self, epoch: int, epochs: int) -> None:
+        """Adds the latest prompts to the average."""
+        config = self.config
+        weight = gaussian(epoch, epochs, config.average_center, config.average_width)
+        self.average.add(self.trainable(), weight)
+
+    def set_classes(self, classes: ClassTexts) -> None:
+        """All tokens are kept, with the new names in the prompts."""
+        self._texts = self._prompts.features(classes)
+        self.fixed = unit_texts(classes)
+
+    @torch.no_grad()
+    def progress(self) -> dict[str, float]:
+        """Mean length of the latest tokens in either tower."""
+        texts = [self.context[None], *([] if self.deep is None else [self.deep])]
+        return {
+            "context/norm": torch.cat(texts).norm(dim=-1).mean().item(),
+            "tokens/norm": self.tokens.norm(dim=-1).mean().item(),
+        }
+
+    def learned(self) -> dict[str, Tensor]:
+        """The average of the tokens, or the tokens before the end of the first epoch."""
+        return self.average.tensors() if self.average.is_set else dict(self.trainable())
+
+    @torch.no_grad()
+    def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        self.check_artifact(tensors, metadata)
+        for name, own in self.trainable().items():
+            own.copy_(tensors[name])
+        self.average.clear()
+
+
+def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || model), the mean over rows [b, c] divided by c: a scalar. The released code
+    divides by both; the paper does not mention a division."""
+    model, target = logits.log_softmax(dim=-1), teacher.log_softmax(dim=-1)
+    return functional.kl_div(model, target, reduction="sum", log_target=True) / logits.numel()
