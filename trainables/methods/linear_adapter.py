@@ -93,7 +93,8 @@ class LinearAdapter(TensorMethod):
         change = features @ self.matrix
         if self.bias is not None:
             change = change + self.bias
-        return features + self.config.alpha * change
+        adapted: Tensor = features + self.config.alpha * change
+        return adapted
 
     def set_classes(self, classes: ClassTexts) -> None:
         """The adapter is kept: it belongs to no class."""
