@@ -58,7 +58,9 @@ class Stack:
         self.trainers = tuple(trainers)
         self._method = _stacked([_tensor_method(trainer) for trainer in trainers])
         self._labels = torch.stack([trainer.train.labels for trainer in trainers])
-        self._number = torch.arange(len(trainers), device=self._labels.device)[:, None]
+        firsts = torch.arange(len(trainers), device=self._labels.device)[:, None]
+        self._first_rows = firsts * self._labels.shape[1]
+        self._features: Tensor | None = None
         self._optimiser = make_optimiser(
             self._method.trainable().values(), trainers[0].config.optim
         )
@@ -86,10 +88,21 @@ class Stack:
 
     def _batches(self, steps: int) -> Iterator[Batch]:
         size = self.trainers[0].config.optim.batch_size
-        features = torch.stack([trainer.epoch_features() for trainer in self.trainers])
+        features, labels = self._epoch_features(), self._labels.flatten()
         order = torch.stack([trainer.epoch_order() for trainer in self.trainers])
-        for rows in order.to(features.device).split(size, dim=1)[:steps]:
-            yield Batch(features[self._number, rows], self._labels[self._number, rows])
+        order = order.to(labels.device) + self._first_rows
+        for rows in order.split(size, dim=1)[:steps]:
+            inputs = features.index_select(0, rows.flatten())
+            yield Batch(inputs.unflatten(0, rows.shape), labels[rows])
+
+    def _epoch_features(self) -> Tensor:
+        """Features of all trainings, [k n, d]; kept if every epoch has the same."""
+        if self._features is not None:
+            return self._features
+        features = torch.cat([trainer.epoch_features() for trainer in self.trainers])
+        if self.trainers[0].config.crop_scale == 1:
+            self._features = features
+        return features
 
     @torch.no_grad()
     def _validate(self) -> Sequence[dict[str, float] | None]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.features import extraction, second_use, training
 from benchmarks.many_trials import in_process, per_minute
 from benchmarks.mask_step import PublishedStep, measure, open_shape, peak_memory, table
+from benchmarks.stacked_steps import measure as measure_stacked
 
 
 def test_mask_step_has_the_published_gradients_in_less_time() -> None:
@@ -49,6 +50,12 @@ def test_mask_step_notices_other_gradients(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(PublishedStep, "gradients", wrong)
     assert measure("tiny", batch=8, repeats=1).difference > 1e-2
+
+
+def test_stacked_steps_learn_the_same() -> None:
+    """Uses few epochs and does not check how fast this machine is."""
+    found = measure_stacked("taskres", classes=4, draws=2, epochs=2, turns=1)
+    assert found.ratio == pytest.approx(found.single / found.stacked)
 
 
 def test_features_are_extracted_found_again_and_trained_on(tmp_path: Path) -> None:
