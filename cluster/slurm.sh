@@ -35,7 +35,8 @@ cd "$PROJECT"
 export PATH="${VENV:-$PROJECT/.venv}/bin:$PATH" RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${nodes[0]}
 workers=$((SLURM_JOB_NUM_NODES - 1))
 resources=(--num-cpus="${SLURM_CPUS_PER_TASK:-1}" --num-gpus="${SLURM_GPUS_ON_NODE:-0}")
 trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT  # srun ends its steps, and with them Ray
@@ -44,7 +45,7 @@ srun --nodes=1 --ntasks=1 --nodelist="$head" --overlap \
   ray start --head --block --node-ip-address="$head" --port="$port" \
   --include-dashboard=false --disable-usage-stats "${resources[@]}" >"$log" 2>&1 &
 until ray status --address="$head:$port" >/dev/null 2>&1; do
-  kill -0 $! || { cat "$log" >&2; exit 1; }
+  kill -0 $! 2>/dev/null || { cat "$log" >&2; exit 1; }
   sleep 2
 done
 if ((workers > 0)); then
