@@ -47,24 +47,10 @@ def build_parser() -> Parser:
     )
     parser.add_argument("name", metavar="NAME", help="name of the sweep")
     parser.add_argument(
-        "--trial",
-        default=BEST,
-        metavar="best|N",
-        help="best: the winner, re-trained on a fresh draw and evaluated on the test split; N: "
-        "trial N as the search trained it (default: %(default)s)",
-    )
-    parser.add_argument(
         "--format",
         default="",
         metavar="FORMAT",
         help="see below (default: artifact; with --register: mlflow)",
-    )
-    parser.add_argument(
-        "--episode",
-        "--cell",
-        default="",
-        metavar="LABEL",
-        help="which of several draws, data sets or shots, e.g. seed2 (default: the first)",
     )
     parser.add_argument(
         "--output",
@@ -86,12 +72,7 @@ def build_parser() -> Parser:
         "own, else MLFLOW_TRACKING_URI, else a sqlite file in the storage folder)",
     )
     parser.add_storage()
-    parser.add_argument(
-        "--data",
-        default=os.environ.get("FEWSHOT_DATA", ""),
-        metavar="FOLDER",
-        help="folder of the field's data sets (default: FEWSHOT_DATA if set, else the sweep's own)",
-    )
+    parser.add_model()
     return parser
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,6 @@ from rich.console import Console
 
 from search.core.problems import UsageError
 from search.exporting.classifier import Classifier, Photos
-from search.exporting.model import BEST
 from search.exporting.open_classifier import RegistryError, open_classifier
 from search.terminal.bars import Bars
 from search.terminal.console import open_console, print_errors
@@ -59,18 +57,6 @@ def build_parser() -> Parser:
         "--output", default="", metavar="FILE", help="CSV file to write (default: print a table)"
     )
     parser.add_argument(
-        "--trial",
-        default=BEST,
-        metavar="best|N",
-        help="which model of a sweep, as for search.export (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--episode",
-        default="",
-        metavar="LABEL",
-        help="which of several draws, data sets or shots, e.g. seed2 (default: the first)",
-    )
-    parser.add_argument(
         "--device",
         default="auto",
         metavar="NAME",
@@ -84,12 +70,7 @@ def build_parser() -> Parser:
         "MLFLOW_TRACKING_URI if set, else a sqlite file in the storage folder)",
     )
     parser.add_storage()
-    parser.add_argument(
-        "--data",
-        default=os.environ.get("FEWSHOT_DATA", ""),
-        metavar="FOLDER",
-        help="folder of the field's data sets (default: FEWSHOT_DATA if set, else the sweep's own)",
-    )
+    parser.add_model()
     return parser
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from spaces.base import searched
 from spaces.conditions import CONDITIONS, Condition, always
@@ -16,20 +16,20 @@ from trainables.trial import TrialConfig
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
+Number = TypeVar("Number", int, float)
+
 
 @dataclass(frozen=True)
-class Float:
-    """Any number in an interval, which is widened to include the value of trial 0."""
+class _Interval(Generic[Number]):
+    """An interval, which is widened to include the value of trial 0."""
 
-    low: float
+    low: Number
     """Smallest value."""
-    high: float
+    high: Number
     """Largest value."""
     log: bool = False
     """Whether to sample the logarithm uniformly."""
-    relative: bool = False
-    """Whether both ends are multiples of the value of trial 0."""
-    step: float | None = None
+    step: Number | None = None
     """Distance of the values; None for any."""
     exact: bool = False
     """Whether the interval stays as it is, and trial 0 takes its nearest value."""
@@ -38,11 +38,26 @@ class Float:
 
     def nearest(self, value: Any) -> Any:
         """The value of trial 0, given that of the preset."""
-        return _nearest(self, value) if self.exact else value
+        return self._nearest(value) if self.exact else value
 
     def inside(self, value: Any) -> Any:
         """The value of trial 0, or the nearest one if it lies apart."""
-        return _nearest(self, value) if self.apart else value
+        return self._nearest(value) if self.apart else value
+
+    def _nearest(self, value: Any) -> Any:
+        inside = min(max(value, self.low), self.high)
+        if not self.step:
+            return inside
+        most = int((self.high - self.low) / self.step + 1e-9)
+        return self.low + min(round((inside - self.low) / self.step), most) * self.step
+
+
+@dataclass(frozen=True)
+class Float(_Interval[float]):
+    """Any number in an interval."""
+
+    relative: bool = False
+    """Whether both ends are multiples of the value of trial 0."""
 
     def suggest(self, trial: BaseTrial, name: str, first: Any) -> Any:
         """A value; `first` is that of trial 0."""
@@ -53,29 +68,8 @@ class Float:
 
 
 @dataclass(frozen=True)
-class Int:
-    """A whole number in an interval, which is widened to include the value of trial 0."""
-
-    low: int
-    """Smallest value."""
-    high: int
-    """Largest value."""
-    log: bool = False
-    """Whether to sample the logarithm uniformly."""
-    step: int | None = None
-    """Distance of the values; None for 1."""
-    exact: bool = False
-    """Whether the interval stays as it is, and trial 0 takes its nearest value."""
-    apart: bool = False
-    """Whether the interval stays as it is, and trial 0 may lie outside, see `DeclaredSpace`."""
-
-    def nearest(self, value: Any) -> Any:
-        """The value of trial 0, given that of the preset."""
-        return _nearest(self, value) if self.exact else value
-
-    def inside(self, value: Any) -> Any:
-        """The value of trial 0, or the nearest one if it lies apart."""
-        return _nearest(self, value) if self.apart else value
+class Int(_Interval[int]):
+    """A whole number in an interval."""
 
     def suggest(self, trial: BaseTrial, name: str, first: Any) -> Any:
         """A value; `first` is that of trial 0."""
@@ -227,11 +221,3 @@ class DeclaredSpace:
     def _rows(self) -> list[tuple[str, Range]]:
         pixels = self.facts.pixels
         return [(n, row) for n, row in self.ranges.items() if pixels or n != CROP_SCALE]
-
-
-def _nearest(row: Float | Int, value: Any) -> Any:
-    inside = min(max(value, row.low), row.high)
-    if not row.step:
-        return inside
-    steps = min(round((inside - row.low) / row.step), int((row.high - row.low) / row.step + 1e-9))
-    return row.low + steps * row.step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -46,6 +47,30 @@ class Parser(argparse.ArgumentParser):
             default=DEFAULT_STORAGE,
             metavar="PLACE",
             help="where sweeps are stored: a folder or the URI of a bucket (default: %(default)s)",
+        )
+
+    def add_model(self) -> None:
+        """Add `--trial`, `--episode` and `--data`, which choose and open a sweep's model."""
+        self.add_argument(
+            "--trial",
+            default="best",
+            metavar="best|N",
+            help="of a sweep: best, the winner, re-trained on a fresh draw and evaluated on the "
+            "test split; N, trial N as the search trained it (default: %(default)s)",
+        )
+        self.add_argument(
+            "--episode",
+            "--cell",
+            default="",
+            metavar="LABEL",
+            help="which of several draws, data sets or shots, e.g. seed2 (default: the first)",
+        )
+        self.add_argument(
+            "--data",
+            default=os.environ.get("FEWSHOT_DATA", ""),
+            metavar="FOLDER",
+            help="folder of the field's data sets (default: FEWSHOT_DATA if set, else the sweep's "
+            "own)",
         )
 
     def add_tracking_uri(self) -> None:
