@@ -37,6 +37,7 @@ def database(folder: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2500)
 @pytest.mark.skipif(postgresql_programs() is None, reason="PostgreSQL is not installed")
 @pytest.mark.filterwarnings("ignore")  # of Optuna, about its own storage
 def test_a_sweep_with_both(tmp_path: Path) -> None:
@@ -57,7 +58,7 @@ def test_a_sweep_with_both(tmp_path: Path) -> None:
                     cwd=tmp_path,
                     capture_output=True,
                     text=True,
-                    timeout=400,
+                    timeout=1200,
                     check=False,
                 )
                 assert done.returncode == 0, done.stdout + done.stderr

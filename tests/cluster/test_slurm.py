@@ -39,6 +39,7 @@ def test_it_is_a_script_without_faults() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2500)
 def test_a_sweep_on_two_nodes(tmp_path: Path) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -64,7 +65,7 @@ def test_a_sweep_on_two_nodes(tmp_path: Path) -> None:
         env=os.environ | job,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1200,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
