@@ -286,7 +286,7 @@ def test_every_trial_but_the_papers_can_flip_bits(name: str, images: int) -> Non
     """With so many steps that they flip one after the other."""
     space = SPACES[name].build(dataclasses.replace(FACTS, images=images))
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    for _ in range(30):
+    for _ in range(12):
         config = space.suggest(study.ask())
         method: Any = config.method_config
         rates = config.optim.learning_rates(images)

@@ -55,6 +55,14 @@ def test_the_best_member_has_the_highest_likelihood_whatever_its_temperature() -
     assert scaled.likelihoods == pytest.approx(given.likelihoods, rel=1e-4)
 
 
+def test_an_image_that_was_classified_twice_counts_once() -> None:
+    given, rows = evidence(1.0, 2.0), torch.cat([torch.arange(IMAGES), torch.arange(10)])
+    twice = Evidence(given.log_probs[:, rows], given.labels[rows], given.groups[rows], 0, 1)
+    once = twice.scores[:, :IMAGES].mean(1).exp()
+    assert twice.likelihoods == pytest.approx(once, rel=1e-6)
+    assert once != pytest.approx(twice.scores.mean(1).exp(), rel=1e-3)
+
+
 def test_temperatures_undo_a_scale() -> None:
     given = evidence(2.0, 2.5)
     found = temperatures(given.log_probs, given.labels)
