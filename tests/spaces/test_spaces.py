@@ -101,10 +101,13 @@ def other(distribution: Any, value: Any) -> Any:
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     ends = (distribution.low, distribution.high)
     far = max(ends, key=lambda end: abs(end - value))
-    # Extreme learning rates ruin both models alike, so use the middle of the range.
-    middle = (distribution.low * distribution.high) ** 0.5 if distribution.log else far
+    # Extreme learning rates ruin both models alike, and at 0 other code may run, whose rounding is
+    # a difference, too: use the middle of the range.
+    middle = (
+        (distribution.low * distribution.high) ** 0.5 if distribution.log else (value + far) / 2
+    )
     if isinstance(distribution, IntDistribution):
-        middle = round(middle)
+        middle = round(middle) if distribution.log else far
     return middle if middle != value else far
 
 
@@ -116,12 +119,14 @@ class Training:
         self._learned: list[dict[str, torch.Tensor]] = []
 
     def after(self, epochs: int) -> dict[str, torch.Tensor]:
-        """What it has learned after some epochs; empty if it has fewer."""
+        """What it has learned after some epochs; empty if it has fewer. A method without epochs has
+        learned everything before its first."""
         trainer = self._trainer
-        if epochs > trainer.epochs:
+        if epochs > max(1, trainer.epochs):
             return {}
         while len(self._learned) < epochs:
-            trainer.run_epoch()
+            if trainer.epochs:
+                trainer.run_epoch()
             # A weight that only mixes what was learned changes the logits only.
             found = trainer.method.state_dict() | {"logits": trainer.logits(trainer.val)}
             self._learned.append({name: t.detach().clone() for name, t in found.items()})
