@@ -17,19 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainables.backbones.base import Backbone
+from trainables.core.tensor_names import numbered, split_numbered
 from trainables.data.class_subsets import Half
 from trainables.encoded_task import EncodedTask
-from trainables.methods.base import (
-    Batch,
-    ClassTexts,
-    Head,
-    Method,
-    MethodConfig,
-    MethodError,
-    Preset,
-    Recipe,
-    TaskFacts,
-)
+from trainables.methods.base import Head, Method, MethodError, Predictor
 from trainables.trainer import Trainer
 from trainables.trial import Episode, TrialConfig
 from trainables.validation import validation_metrics
@@ -39,20 +30,16 @@ _FORMAT = {"format": "ensemble", "format_version": "1"}
 _FEATURES = 8192  # rows per forward pass
 
 
-class LogitSum(Method):
+class LogitSum(Predictor):
     """logits = sum_k w_k z_k of trained methods on the same features.
 
     The softmax of the sum is that of the members' weighted log-probabilities.
     """
 
-    name: ClassVar[str] = "ensemble"
-    Config: ClassVar[type[MethodConfig]] = MethodConfig
     input_kind: ClassVar[Literal["features", "images"]] = "features"
-    is_zero_shot_at_init: ClassVar[bool] = False
 
     def __init__(self, methods: Sequence[Method], weights: Sequence[float]) -> None:
-        nn.Module.__init__(self)
-        self.config, self.backbone = methods[0].config, methods[0].backbone
+        super().__init__()
         self.methods, self.weights = nn.ModuleList(methods), tuple(weights)
 
     @torch.no_grad()
@@ -78,28 +65,9 @@ class LogitSum(Method):
     def _members(self) -> list[Method]:
         return list(self.methods)  # type: ignore[arg-type]
 
-    @classmethod
-    def preset(cls, name: Preset, facts: TaskFacts) -> Recipe:
-        raise NotImplementedError("An ensemble is chosen by a sweep.")
-
-    def backward(self, batch: Batch, rng: torch.Generator) -> dict[str, float]:
-        raise NotImplementedError("Members are trained one by one.")
-
-    def trainable(self) -> dict[str, nn.Parameter]:
-        return {}
-
-    def set_classes(self, classes: ClassTexts) -> None:
-        raise NotImplementedError("Each member has its own prompts: see `Ensemble.set_classes`.")
-
-    def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        raise NotImplementedError("See `Ensemble.artifact`.")
-
-    def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        raise NotImplementedError("See `Ensemble.load_artifact`.")
-
 
 class Ensemble:
-    """The members' trainings on one episode, one after the other; see `stages.Training`."""
+    """The members' trainings on one episode, one after the other; see `Training`."""
 
     def __init__(
         self,
@@ -114,7 +82,7 @@ class Ensemble:
         self.val = self._parts[0].val
 
     @property
-    def method(self) -> Method:
+    def method(self) -> LogitSum:
         """The members as one method."""
         for part in self._parts:
             part.prepare()
@@ -180,12 +148,7 @@ class Ensemble:
 
     def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Return the members' artifacts, tensors prefixed by the member's number."""
-        tensors: dict[str, Tensor] = {}
-        records = []
-        for number, part in enumerate(self._parts):
-            own, metadata = part.artifact()
-            tensors |= {f"{number}/{name}": tensor for name, tensor in own.items()}
-            records.append(metadata)
+        tensors, records = numbered(part.artifact() for part in self._parts)
         return tensors, _FORMAT | {"members": json.dumps(records)}
 
     def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -199,10 +162,9 @@ class Ensemble:
                 f"an ensemble's artifact must have {len(self._parts)} members, got "
                 f"{len(records)}: load it with the configuration that it was trained with"
             )
-        for number, (part, record) in enumerate(zip(self._parts, records, strict=True)):
-            prefix = f"{number}/"
-            own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-            part.load_artifact(own, record)
+        stored = split_numbered(tensors, records)
+        for part, artifact in zip(self._parts, stored, strict=True):
+            part.load_artifact(*artifact)
             part.epoch = part.epochs
 
     def set_classes(self, dataset: str, half: Half) -> None:
@@ -210,19 +172,22 @@ class Ensemble:
         for part in self._parts:
             part.set_classes(dataset, half)
 
+    @property
+    def parameter_count(self) -> int:
+        """Learned numbers of all members."""
+        return sum(part.parameter_count for part in self._parts)
+
+    def progress(self) -> dict[str, float]:
+        """Return nothing: each member has its own."""
+        return {}
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the states of all members, tensors prefixed by the member's number."""
-        tensors: dict[str, Tensor] = {}
-        records = []
-        for number, part in enumerate(self._parts):
-            own, plain = part.state()
-            tensors |= {f"{number}/{name}": tensor for name, tensor in own.items()}
-            records.append(plain)
+        tensors, records = numbered(part.state() for part in self._parts)
         return tensors, {"members": records}
 
     def load_state(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
         """Continue from `state`, bit for bit."""
-        for number, (part, record) in enumerate(zip(self._parts, plain["members"], strict=True)):
-            prefix = f"{number}/"
-            own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-            part.load_state(own, record)
+        stored = split_numbered(tensors, plain["members"])
+        for part, state in zip(self._parts, stored, strict=True):
+            part.load_state(*state)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainables.data.class_subsets import Half
+from trainables.core.tensor_names import numbered, split_numbered
 from trainables.encoded_task import EncodedTask
 from trainables.trainer import Trainer
 from trainables.trial import Episode, TrialConfig
@@ -22,7 +22,7 @@ from trainables.view_rows import ViewRows
 
 class FoldedTraining:
     """One training per fold, which leaves out the fold's images, and one on all images, whose model
-    is kept; see `stages.Training`. All advance together."""
+    is kept; see `Training`. All advance together."""
 
     def __init__(self, config: TrialConfig, encoded_task: EncodedTask, episode: Episode) -> None:
         """Raises `MethodError`, `DataError`, `BackboneError`."""
@@ -32,16 +32,6 @@ class FoldedTraining:
         self.val: View = ViewRows([train], torch.cat(folds))
         self._folds = [Trainer(config, encoded_task, episode, left_out=rows) for rows in folds]
         self._whole = Trainer(config, encoded_task, episode)
-
-    @property
-    def method(self) -> Any:
-        """The method that is trained on all images."""
-        return self._whole.method
-
-    @property
-    def backbone(self) -> Any:
-        """The backbone that it is trained on."""
-        return self._whole.backbone
 
     @property
     def epoch(self) -> int:
@@ -72,10 +62,6 @@ class FoldedTraining:
         """Return logits [n, c], fold by fold."""
         return torch.cat([fold.validation_logits() for fold in self._folds])
 
-    def logits(self, view: View) -> Tensor:
-        """Return logits of the model that is trained on all images."""
-        return self._whole.logits(view)
-
     @property
     def is_idle(self) -> bool:
         """Whether training leaves the model as it is."""
@@ -93,30 +79,16 @@ class FoldedTraining:
         """Return its result."""
         return self._whole.artifact()
 
-    def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """Not possible: raises `NotImplementedError`."""
-        raise NotImplementedError("A trial's episodes are trained, not loaded.")
-
-    def set_classes(self, dataset: str, half: Half) -> None:
-        """Not possible: raises `NotImplementedError`."""
-        raise NotImplementedError("A trial's episodes keep their classes.")
-
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the states of all trainings."""
-        tensors: dict[str, Tensor] = {}
-        records = []
-        for number, part in enumerate(self._parts):
-            own, plain = part.state()
-            tensors |= {f"{number}/{name}": tensor for name, tensor in own.items()}
-            records.append(plain)
+        tensors, records = numbered(part.state() for part in self._parts)
         return tensors, {"parts": records}
 
     def load_state(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
         """Continue from `state`, bit for bit."""
-        for number, (part, record) in enumerate(zip(self._parts, plain["parts"], strict=True)):
-            prefix = f"{number}/"
-            own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-            part.load_state(own, record)
+        stored = split_numbered(tensors, plain["parts"])
+        for part, state in zip(self._parts, stored, strict=True):
+            part.load_state(*state)
 
     @property
     def _parts(self) -> Sequence[Trainer]:

@@ -20,7 +20,7 @@ from trainables.trial import TaskSpec
 from trainables.validation import image_numbers
 
 if TYPE_CHECKING:
-    from trainables.stages import Training
+    from trainables.training import Training
 
 VALIDATION = "validation.safetensors"
 """The file, in the trial's folder."""

@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from trainables.data.base import image_keys
-from trainables.stages import Training
 from trainables.trainer import Trainer
+from trainables.training import Training
 from trainables.trial import Episode
 
 
@@ -64,14 +64,6 @@ class RepeatedTraining(Training):
         return self._first if self._follows else self._own
 
     @property
-    def method(self) -> Any:
-        return self._current.method
-
-    @property
-    def backbone(self) -> Any:
-        return self._own.backbone
-
-    @property
     def epoch(self) -> int:
         return self._epoch
 
@@ -97,15 +89,12 @@ class RepeatedTraining(Training):
     def validate(self) -> dict[str, float]:
         return self._current.validate_on(self.val)
 
-    def logits(self, view: Any) -> Tensor:
-        return self._current.logits(view)
-
     @property
     def is_idle(self) -> bool:
         return self._own.is_idle
 
     def validation_logits(self) -> Tensor:
-        return self.logits(self.val)
+        return self._current.logits(self.val)
 
     def forecast(self) -> dict[str, float]:
         return self._own.forecast()
@@ -115,12 +104,6 @@ class RepeatedTraining(Training):
 
     def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         return self._current.artifact()
-
-    def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        raise NotImplementedError("A trial's episodes are trained, not loaded.")
-
-    def set_classes(self, dataset: str, half: Any) -> None:
-        raise NotImplementedError("A trial's episodes keep their classes.")
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The training's own state if it trains by itself, else only its epoch."""

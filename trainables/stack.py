@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from trainables.core.optim import make_optimiser
 from trainables.methods.base import Batch
 from trainables.methods.tensor_method import TensorMethod
-from trainables.stages import Training
 from trainables.trainer import Trainer
+from trainables.training import Training
 from trainables.validation import stacked_validation_metrics
 
 _LARGEST = 2**22

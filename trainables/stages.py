@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from trainables.backbones.base import Backbone
+from trainables.core.tensor_names import numbered, split_numbered, under
 from trainables.data.class_subsets import Half
 from trainables.encoded_task import EncodedTask, Learned
 from trainables.ensemble import Ensemble
 from trainables.fixed import learned
 from trainables.methods.base import Method, MethodError
 from trainables.trainer import Trainer
+from trainables.training import TrainedModel, Training
 from trainables.trial import Episode, TrialConfig
 from trainables.validation import pool_of
 from trainables.view import View
@@ -25,96 +27,33 @@ from trainables.view import View
 _FORMAT = {"format": "pipeline", "format_version": "1"}
 
 
-class Training(Protocol):
-    """One trial on one episode, from its first epoch to its artifact."""
-
-    config: TrialConfig
-    episode: Episode
-    val: View
-
-    @property
-    def method(self) -> Method:
-        """The method of the current stage."""
-
-    @property
-    def backbone(self) -> Backbone:
-        """The backbone that it is trained on."""
-
-    @property
-    def epoch(self) -> int:
-        """Epochs trained so far."""
-
-    @property
-    def epochs(self) -> int:
-        """Number of epochs of all stages."""
-
-    def advancing(self) -> Sequence[Trainer]:
-        """Return the trainers of which the next `run_epoch` trains an epoch."""
-
-    def run_epoch(self, validate: bool = True) -> dict[str, float]:
-        """Train on all images once; return the epoch's metrics, with `validate` also `val/*`."""
-
-    def validate(self) -> dict[str, float]:
-        """Return `val/*` on the validation images."""
-
-    def logits(self, view: View) -> Tensor:
-        """Return logits [n, c] for the images of a view."""
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether training provably leaves the model as it is, so that epochs only count."""
-
-    def validation_logits(self) -> Tensor:
-        """Return logits [n, c] for the validation images."""
-
-    def forecast(self) -> dict[str, float]:
-        """Return what is known before training, by name."""
-
-    def warnings(self) -> list[str]:
-        """Return what the user should know before training."""
-
-    def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Return the result of the training: tensors and metadata."""
-
-    def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """Load a result, in place of training; raises `MethodError`."""
-
-    def set_classes(self, dataset: str, half: Half) -> None:
-        """Classify another data set, or another half of the classes."""
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return everything that the rest of the training depends on."""
-
-    def load_state(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Continue from `state`, bit for bit."""
-
-
 def open_training(
     config: TrialConfig, encoded_task: EncodedTask, episode: Episode, pool: Sequence[Episode] = ()
-) -> Training:
-    """Training of a trial on one episode, with the episode's own settings if it has any; `pool` as
-    in `Trainer`.
+) -> Trainer | Pipeline | Ensemble:
+    """Open the training of a trial on one episode, with the episode's own settings if it has any;
+    `pool` as in `Trainer`.
 
     Raises `MethodError`, `DataError`, `BackboneError`.
     """
     config = config.for_episode(episode)
     if config.members:
         return Ensemble(config, encoded_task, episode, pool)
-    kind = Pipeline if config.before else Trainer
-    return kind(config, encoded_task, episode, pool)
+    if config.before:
+        return Pipeline(config, encoded_task, episode, pool)
+    return Trainer(config, encoded_task, episode, pool)
 
 
 def first_stages(artifact: Learned, count: int) -> Learned:
     """The first `count` stages of a pipeline's artifact, as an artifact of these stages."""
     tensors, metadata = artifact
-    records = json.loads(metadata["stages"])[:count]
+    stages = split_numbered(tensors, json.loads(metadata["stages"])[:count])
     if count == 1:
-        return _under(tensors, "0/"), records[0]
-    parts = [(_under(tensors, f"{i}/"), record) for i, record in enumerate(records)]
-    return _numbered(parts)[0], _FORMAT | {"stages": json.dumps(records)}
+        return stages[0]
+    kept, records = numbered(stages)
+    return kept, _FORMAT | {"stages": json.dumps(records)}
 
 
-class Pipeline(Training):
+class Pipeline(Training, TrainedModel):
     """Several stages in sequence, of which one is in memory; finished stages are kept as their
     artifacts and the backbone that they have changed."""
 
@@ -195,7 +134,7 @@ class Pipeline(Training):
     def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Return the artifacts of all stages, tensors prefixed by the stage's number."""
         last = self._present().artifact()
-        tensors, records = _numbered([*self._over, last])
+        tensors, records = numbered([*self._over, last])
         return tensors, _FORMAT | {"stages": json.dumps(records)}
 
     def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -218,16 +157,24 @@ class Pipeline(Training):
             )
         self._restore(tensors, records[:-1])
         last = self._open()
-        last.load_artifact(_under(tensors, f"{len(records) - 1}/"), records[-1])
+        last.load_artifact(under(tensors, f"{len(records) - 1}/"), records[-1])
         last.epoch = last.epochs
 
     def set_classes(self, dataset: str, half: Half) -> None:
         """Classify other classes, with the last stage."""
         self._present().set_classes(dataset, half)
 
+    @property
+    def parameter_count(self) -> int:
+        return self._present().parameter_count
+
+    def progress(self) -> dict[str, float]:
+        """Return the scalars of the last stage."""
+        return self._present().progress()
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the artifacts of finished stages, and the current stage's state."""
-        tensors, records = _numbered(self._over)
+        tensors, records = numbered(self._over)
         if self._now is None:
             return tensors, {"before": records, "now": None}
         now, plain = self._now.state()
@@ -238,14 +185,14 @@ class Pipeline(Training):
         """Continue from `state`, bit for bit."""
         self._restore(tensors, plain["before"])
         if plain["now"] is not None:
-            self._open().load_state(_under(tensors, "now/"), plain["now"])
+            self._open().load_state(under(tensors, "now/"), plain["now"])
 
     def _restore(self, tensors: Mapping[str, Tensor], records: list[dict[str, str]]) -> None:
         """Restore the point at which the stages of these artifacts are finished."""
         self._over, self._task, self._now = [], self._origin, None
-        for number, metadata in enumerate(records):
+        for artifact in split_numbered(tensors, records):
             stage = self._open()
-            stage.load_artifact(_under(tensors, f"{number}/"), metadata)
+            stage.load_artifact(*artifact)
             self._finish(stage)
 
     def _present(self) -> Trainer:
@@ -278,16 +225,3 @@ class Pipeline(Training):
 def _epochs(stages: Iterable[TrialConfig]) -> int:
     """Number of epochs of all stages that are trained."""
     return sum(stage.epochs for stage in stages if not stage.fixed)
-
-
-def _numbered(artifacts: Iterable[Learned]) -> tuple[dict[str, Tensor], list[dict[str, str]]]:
-    tensors: dict[str, Tensor] = {}
-    records = []
-    for number, (own, metadata) in enumerate(artifacts):
-        tensors |= {f"{number}/{name}": tensor for name, tensor in own.items()}
-        records.append(metadata)
-    return tensors, records
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

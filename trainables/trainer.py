@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trainables.backbones.base import Backbone
 from trainables.core.optim import make_optimiser
+from trainables.core.tensor_names import under
 from trainables.data.class_subsets import Half
 from trainables.encoded_task import EncodedTask, zero_shot_logits
 from trainables.methods.base import Batch, BuildContext, Schedule, Support
@@ -139,7 +140,7 @@ class Trainer:
         return {name: total / len(rates) for name, total in sums.items()}
 
     def advancing(self) -> Sequence[Trainer]:
-        """Return itself, see `stages.Training`."""
+        """Return itself, see `Training`."""
         return [self]
 
     def epoch_rates(self) -> tuple[float, ...]:
@@ -233,6 +234,15 @@ class Trainer:
             self.encoded_task.classes(dataset, half, self.config.method_config.prompts)
         )
 
+    @property
+    def parameter_count(self) -> int:
+        """Number of learned numbers."""
+        return sum(tensor.numel() for tensor in self.method.trainable().values())
+
+    def progress(self) -> dict[str, float]:
+        """Return scalars about what was learned, see `Method.progress`."""
+        return self.method.progress()
+
     def merged_backbone(self) -> EncodedTask:
         """Return the task encoded by the backbone that the method has changed; its features are
         cached if the stage is fixed, because every trial uses them."""
@@ -314,11 +324,11 @@ class Trainer:
     def load_state(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
         """Continue from `state`; the result is the same to the last bit."""
         self.epoch, self._prepared = int(plain["epoch"]), bool(plain["prepared"])
-        self.method.load_state_dict(_under(tensors, "method/"))
-        for purpose, state in _under(tensors, "rng/").items():
+        self.method.load_state_dict(under(tensors, "method/"))
+        for purpose, state in under(tensors, "rng/").items():
             self._rng[purpose].set_state(state.cpu())
         moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in _under(tensors, "optimiser/").items():
+        for key, value in under(tensors, "optimiser/").items():
             index, name = key.split("/")
             moments.setdefault(int(index), {})[name] = value
         if moments:
@@ -329,7 +339,3 @@ class Trainer:
 def _generator(*key: object) -> torch.Generator:
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

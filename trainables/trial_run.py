@@ -22,12 +22,14 @@ from torch import Tensor
 from trainables.core.protocols import Objective
 from trainables.core.storage import Storage
 from trainables.core.tensor_file import read_checked, write_checked, write_tensors
+from trainables.core.tensor_names import numbered, split_numbered
 from trainables.encoded_task import EncodedTask
 from trainables.folds import FoldedTraining
 from trainables.predictions import write_predictions
 from trainables.repeated_training import share_repeated
 from trainables.stack import Lockstep
-from trainables.stages import Training, open_training
+from trainables.stages import open_training
+from trainables.training import Training
 from trainables.trial import TaskSpec, TrialConfig
 
 REPORTS_PER_TRIAL = 8
@@ -215,12 +217,7 @@ class TrialRun:
 
         Its metadata contains the configuration's fingerprint and a checksum.
         """
-        tensors: dict[str, Tensor] = {}
-        episodes = []
-        for index, episode in enumerate(self.episodes):
-            its_tensors, its_plain = episode.state()
-            tensors |= {f"{index}/{key}": tensor for key, tensor in its_tensors.items()}
-            episodes.append(its_plain)
+        tensors, episodes = numbered(episode.state() for episode in self.episodes)
         plain = {
             "step": self.step,
             "judged": self._judged,
@@ -267,10 +264,9 @@ class TrialRun:
     def _continue(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         self._lockstep = Lockstep()  # the stacks of what is replaced
         plain: dict[str, Any] = json.loads(metadata["run"])
-        for index, episode in enumerate(self.episodes):
-            prefix = f"{index}/"
-            own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-            episode.load_state(own, plain["episodes"][index])
+        stored = split_numbered(tensors, plain["episodes"])
+        for episode, state in zip(self.episodes, stored, strict=True):
+            episode.load_state(*state)
         self.step, self._judged, self._rows = plain["step"], plain["judged"], plain["rows"]
         self._reported = 0
 

@@ -36,7 +36,8 @@ from trainables.data.base import Dataset, SealedError, Shift, distinct
 from trainables.data.class_subsets import Half, classes_of
 from trainables.data.sealed import read_test_split, seal_process
 from trainables.encoded_task import EncodedTask, Progress, View
-from trainables.stages import Training, first_stages, open_training
+from trainables.stages import first_stages, open_training
+from trainables.training import Training
 from trainables.trial import Episode, TaskSpec, TrialConfig
 from trainables.trial_run import TrialRun
 
@@ -172,9 +173,9 @@ def train(
     facts = TrainingFacts(
         round(seconds + time.monotonic() - begun, 3),
         trainer.epochs,
-        sum(p.numel() for p in trainer.method.trainable().values()),
+        trainer.parameter_count,
         sum(t.numel() * t.element_size() for t in tensors.values()),
-        trainer.method.progress(),
+        trainer.progress(),
     )
     folder.write(facts_file(candidate.training), json.dumps(asdict(facts)).encode())
     write_checked(folder, training_file(candidate.training), tensors, metadata)  # last: it ends it

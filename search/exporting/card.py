@@ -23,7 +23,7 @@ _NAMES, _NAME_LENGTH = 30, 60  # classes named in a description, which may be 50
 
 def card(model: Model, kind: str) -> dict[str, Any]:
     """The card of an export in the format `kind`, before it is verified."""
-    artifact, training = model.artifact, model.training
+    artifact, trained = model.artifact, model.trained
     episode, config = artifact.episode, artifact.trial
     classes = model.task.classes(episode.dataset, episode.half, config.method_config.prompts)
     names = distinct(model.task.source.dataset(episode.dataset, episode.half).class_names)
@@ -45,7 +45,7 @@ def card(model: Model, kind: str) -> dict[str, Any]:
         "prompts": classes.prompts.texts() if classes.prompts else None,
         "validation": None
         if artifact.task.draws == JOINED  # it was trained on these images
-        else {"accuracy": model.accuracy, "images": len(training.val)},
+        else {"accuracy": model.accuracy, "images": len(trained.val)},
         "search_value": artifact.result.accuracy,
         "test": _test(model, episode),
         "versions": {

@@ -96,10 +96,10 @@ def ask_artifact(folder: Path, probe: Path) -> Answer:
         spec = TrainingSpec.from_json(file.metadata()[OPENING])
         rows = file.get_tensor(ROWS)
     with safe_open(path, framework="pt") as file:
-        training = spec.open(spec.encoded_task())
+        trained = spec.open(spec.encoded_task())
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        training.load_artifact(tensors, file.metadata())
-    return {LOGITS: training.logits(training.val)[rows]}
+        trained.load_artifact(tensors, file.metadata())
+    return {LOGITS: trained.logits(trained.val)[rows]}
 
 
 ASK: Mapping[str, Callable[[Path, Path], Answer]] = {

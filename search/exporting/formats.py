@@ -86,7 +86,7 @@ def _not_mergeable(model: Model) -> str:
         return why
     if model.merged is not None:
         return ""
-    if model.training.method.linear_head() is not None:
+    if model.trained.method.linear_head() is not None:
         return (
             f"the method {model.artifact.trial.methods} adds a constant to the image features, and "
             f"no layer of '{model.artifact.task.backbone}' can hold it"

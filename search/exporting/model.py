@@ -28,7 +28,8 @@ from trainables.core.text import did_you_mean
 from trainables.data.base import DataError, Images
 from trainables.encoded_task import EncodedTask
 from trainables.methods.base import Head, MethodError
-from trainables.stages import Training, open_training
+from trainables.stages import open_training
+from trainables.training import TrainedModel
 from trainables.trial import Episode, TaskSpec, TrialConfig
 from trainables.validation import accuracy
 
@@ -184,7 +185,7 @@ class TrainingSpec:
         """Backbone and data."""
         return EncodedTask(self.task.backbone, device, self.task.source(self.data), self.weights)
 
-    def open(self, task: EncodedTask) -> Training:
+    def open(self, task: EncodedTask) -> TrainedModel:
         """The untrained model; raises `MethodError`, `DataError`, `BackboneError`."""
         return open_training(self.config, task, self.episode)
 
@@ -213,23 +214,23 @@ class Model:
     """The artifact's tensors and metadata."""
     task: EncodedTask
     """The sweep's backbone and data."""
-    training: Training
-    """The training, with the artifact loaded."""
+    trained: TrainedModel
+    """The model, with the artifact loaded."""
 
     @cached_property
     def logits(self) -> Tensor:
         """float32 [n, c] of the validation images, which every export must reproduce."""
-        return self.training.logits(self.training.val).float()
+        return self.trained.logits(self.trained.val).float()
 
     @cached_property
     def merged(self) -> tuple[Backbone, Head] | None:
         """The backbone with everything learned folded in, and its classifier, if possible."""
-        return merged(self.training)
+        return merged(self.trained)
 
     @cached_property
     def graph(self) -> ExportedProgram:
         """The model as one graph; raises `NoGraphError`."""
-        return program(self.training)
+        return program(self.trained)
 
     @property
     def val_images(self) -> Images:
@@ -241,7 +242,7 @@ class Model:
     @property
     def accuracy(self) -> float:
         """Validation accuracy, a fraction."""
-        return accuracy(self.logits, self.training.val.labels)
+        return accuracy(self.logits, self.trained.val.labels)
 
 
 def open_model(artifact: Artifact, data: str, device: str = _CPU) -> Model:
@@ -264,13 +265,13 @@ def open_model(artifact: Artifact, data: str, device: str = _CPU) -> Model:
                     for line in lines
                 ]
             )
-        training = spec.open(task)
-        training.load_artifact(*content)
+        trained = spec.open(task)
+        trained.load_artifact(*content)
     except MethodError as error:
         raise UsageError([_damaged(artifact, str(error))]) from error
     except (BackboneError, DataError) as error:
         raise UsageError([str(error)]) from error
-    model = Model(artifact, spec, content, task, training)
+    model = Model(artifact, spec, content, task, trained)
     _check_accuracy(model)
     return model
 
@@ -297,7 +298,7 @@ def _check_accuracy(model: Model) -> None:
     if not bool(torch.isfinite(model.logits).all()):
         raise UsageError([_damaged(model.artifact, "its logits are not finite")])
     # Devices round differently: one image may be classified differently.
-    slack = max(1 / len(model.training.val), 0.005) + 1e-9
+    slack = max(1 / len(model.trained.val), 0.005) + 1e-9
     if recorded is not None and abs(recorded - found) > slack:
         raise UsageError(
             [

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from trainables.backbones.base import Backbone
 from trainables.backbones.feature_offset import add_feature_offset
-from trainables.methods.base import Head, Method
-from trainables.stages import Training
+from trainables.methods.base import Head, Predictor
+from trainables.training import TrainedModel
 
 IMAGES, LOGITS = "images", "logits"
 """Names of the input and the output."""
@@ -51,7 +51,7 @@ class LinearNetwork(nn.Module):
 class MethodNetwork(nn.Module):
     """An image tower and the method behind it."""
 
-    def __init__(self, visual: nn.Module, method: Method) -> None:
+    def __init__(self, visual: nn.Module, method: Predictor) -> None:
         super().__init__()
         self.visual = visual if method.input_kind == "features" else nn.Identity()
         self.method = method
@@ -62,10 +62,10 @@ class MethodNetwork(nn.Module):
         return logits
 
 
-def merged(training: Training) -> tuple[Backbone, Head] | None:
+def merged(trained: TrainedModel) -> tuple[Backbone, Head] | None:
     """The backbone with everything learned folded in, and the linear classifier behind it. None if
     the method is more than that, or its image tower cannot carry an offset of the features."""
-    found = _linear(training)
+    found = _linear(trained)
     if found is None:
         return None
     backbone, linear_head = found
@@ -75,26 +75,26 @@ def merged(training: Training) -> tuple[Backbone, Head] | None:
     return None if shifted is None else (shifted, replace(linear_head, offset=None))
 
 
-def network(training: Training) -> nn.Module:
+def network(trained: TrainedModel) -> nn.Module:
     """The model as one network, in evaluation mode."""
-    found = _linear(training)
+    found = _linear(trained)
     if found is not None:
         return LinearNetwork(found[0].visual, found[1]).eval()
-    return MethodNetwork(training.backbone.visual, training.method).eval()
+    return MethodNetwork(trained.backbone.visual, trained.method).eval()
 
 
-def _linear(training: Training) -> tuple[Backbone, Head] | None:
-    method = training.method
+def _linear(trained: TrainedModel) -> tuple[Backbone, Head] | None:
+    method = trained.method
     linear_head = method.linear_head()
     if linear_head is None:
         return None
-    return method.merged_backbone() if method.changes_backbone else training.backbone, linear_head
+    return method.merged_backbone() if method.changes_backbone else trained.backbone, linear_head
 
 
-def program(training: Training) -> ExportedProgram:
+def program(trained: TrainedModel) -> ExportedProgram:
     """The model as a graph of torch's own operations, for one image or more. Raises `NoGraphError`
     if the computation of its method cannot be expressed as one."""
-    side = training.backbone.preprocess.image_size
+    side = trained.backbone.preprocess.image_size
     example = torch.zeros(2, 3, side, side)
     fused = torch.backends.mha.get_fastpath_enabled()
     # Attention's fused inference path is one operation that only PyTorch itself knows.
@@ -103,7 +103,7 @@ def program(training: Training) -> ExportedProgram:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch's own, about torch
             shapes = {IMAGES: {0: Dim("batch", min=1)}}
-            found = network(training)
+            found = network(trained)
             found(example)  # methods compute their text features, which the graph holds as they are
             return torch.export.export(found, (example,), dynamic_shapes=shapes)
     except Exception as error:  # whatever a method does that a graph cannot express

@@ -35,7 +35,7 @@ from trainables.core.tensor_file import read_tensors
 from trainables.data.base import DataError, distinct
 from trainables.load_backbone import load_backbone
 from trainables.methods.base import Head, MethodError
-from trainables.stages import Training
+from trainables.training import TrainedModel
 from trainables.trial import Episode, TaskSpec, TrialConfig
 
 REGISTERED = "models:/"
@@ -82,11 +82,11 @@ def open_classifier(
     model = open_model(artifact, data or sweep.config.data, device)
     chosen = artifact.episode
     names = model.task.source.dataset(chosen.dataset, chosen.half).class_names
-    return _of_training(model.training, distinct(names), device)
+    return _of_training(model.trained, distinct(names), device)
 
 
-def _of_training(training: Training, classes: tuple[str, ...], device: str) -> Classifier:
-    backbone = training.backbone
+def _of_training(trained: TrainedModel, classes: tuple[str, ...], device: str) -> Classifier:
+    backbone = trained.backbone
     if isinstance(backbone, FeatureBackbone):
         raise UsageError(
             [
@@ -94,7 +94,7 @@ def _of_training(training: Training, classes: tuple[str, ...], device: str) -> C
                 "sweep that was run on images."
             ]
         )
-    return Classifier(classes, backbone.preprocess, network(training).to(device), device)
+    return Classifier(classes, backbone.preprocess, network(trained).to(device), device)
 
 
 def _of_export(folder: Path, kind: str, data: str, device: str) -> Classifier:
@@ -135,7 +135,7 @@ def _classes(card: Card) -> tuple[str, ...]:
     return tuple(card["classes"])
 
 
-def _training(folder: Path, card: Card, data: str, device: str) -> Training:
+def _training(folder: Path, card: Card, data: str, device: str) -> TrainedModel:
     """The training of an artifact, whose backbone and data must be on this machine."""
     (path,) = folder.glob("*.safetensors")
     content = read_tensors(LocalStorage(folder), path.name)
@@ -149,9 +149,9 @@ def _training(folder: Path, card: Card, data: str, device: str) -> Training:
     spec = TrainingSpec(TrialConfig.from_dict(card["configuration"]), task, episode, data, "")
     encoded = spec.encoded_task(device)
     _check_backbone(card, encoded.backbone)
-    training = spec.open(encoded)
-    training.load_artifact(*content)
-    return training
+    trained = spec.open(encoded)
+    trained.load_artifact(*content)
+    return trained
 
 
 def _check_backbone(card: Card, backbone: Backbone) -> None:

@@ -98,8 +98,8 @@ def _write_probe(model: Model, rows: Tensor, path: Path) -> None:
     tensors = {ROWS: rows}
     images = model.val_images
     if not isinstance(images, FeatureRows):
-        views = model.training.val.images(rows)
-        tensors |= {VIEWS: views, INPUTS: model.training.backbone.preprocess.normalise(views)}
+        views = model.trained.val.images(rows)
+        tensors |= {VIEWS: views, INPUTS: model.trained.backbone.preprocess.normalise(views)}
         for number, row in enumerate(rows[_spread(len(rows), _ORIGINALS)].tolist()):
             tensors[f"{ORIGINAL}{number}"] = images.read(row).contiguous()
     save_file(tensors, path, {OPENING: model.spec.to_json()})

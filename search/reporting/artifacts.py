@@ -13,6 +13,7 @@ from search.core.results import Result, trial_folder
 from search.reporting.accuracy import place_name
 from search.reporting.source import Source
 from trainables.core.tensor_file import read_tensors
+from trainables.core.tensor_names import split_numbered
 from trainables.methods.base import MethodError
 from trainables.methods.masking.masks import FORMAT as MASKS
 from trainables.methods.masking.masks import unpack_masks
@@ -113,10 +114,7 @@ def stages_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> lis
     """Split a pipeline into its stages; any other artifact is a single stage."""
     if metadata.get("format") != _PIPELINE:
         return [(tensors, metadata)]
-    return [
-        ({k.removeprefix(f"{i}/"): t for k, t in tensors.items() if k.startswith(f"{i}/")}, record)
-        for i, record in enumerate(json.loads(metadata["stages"]))
-    ]
+    return [*split_numbered(tensors, json.loads(metadata["stages"]))]
 
 
 def numbers_in(stage: Stage) -> int:

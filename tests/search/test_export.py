@@ -113,9 +113,9 @@ def elsewhere(tmp_path: Path, code: str, *arguments: str) -> dict[str, Tensor]:
 
 def probe(model: Model, path: Path) -> Tensor:
     """Writes the preprocessed validation images; returns the trial's logits [n, c]."""
-    count = len(model.training.val)
-    images = model.training.val.images(torch.arange(count))
-    save_file({"images": model.training.backbone.preprocess.normalise(images)}, path)
+    count = len(model.trained.val)
+    images = model.trained.val.images(torch.arange(count))
+    save_file({"images": model.trained.backbone.preprocess.normalise(images)}, path)
     return model.logits
 
 

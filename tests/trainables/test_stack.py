@@ -18,8 +18,9 @@ from trainables.methods.registry import METHODS
 from trainables.methods.taskres import TaskResConfig
 from trainables.methods.tensor_method import TensorMethod
 from trainables.stack import Lockstep, Stack
-from trainables.stages import Training, open_training
+from trainables.stages import open_training
 from trainables.trainer import Trainer
+from trainables.training import Training
 from trainables.trial import TaskSpec, TrialConfig
 from trainables.trial_run import TrialRun
 

@@ -307,7 +307,7 @@ def test_a_trial_of_which_one_draw_trains_is_trained(encoded_task: EncodedTask) 
 
 def test_forecasts_are_means_and_warnings_speak_once(encoded_task: EncodedTask) -> None:
     run = TrialRun(idle_trial(1), TWO_SEEDS, encoded_task)
-    assert run.forecast() == pytest.approx(run.episodes[0].method.forecast())
+    assert run.forecast() == pytest.approx(run.episodes[0].forecast())
     (warning,) = run.warnings()
     assert "No mask bit can flip" in warning
     assert TrialRun(residual_trial(), TASK, encoded_task).forecast() == {}

@@ -157,7 +157,36 @@ class Support:
     """One epoch of training batches in random order."""
 
 
-class Method(nn.Module, ABC):
+class Predictor(nn.Module, ABC):
+    """Computes logits: all that evaluation and export need of a trained method."""
+
+    input_kind: ClassVar[Literal["features", "images"]]
+    """What `forward` takes."""
+    changes_backbone: ClassVar[bool] = False
+    """Whether `merged_backbone` can fold what is learned into the backbone for a later stage."""
+
+    @abstractmethod
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Inputs (see `input_kind`) -> logits [b, c], multiplied by the logit scale."""
+
+    def merged_backbone(self) -> Backbone:
+        """The backbone with what was learned folded in, under a new fingerprint.
+
+        Raises `MethodError` if nothing that is learned belongs to the backbone.
+        """
+        raise MethodError(
+            f"what {type(self).__name__} learns does not belong to the backbone, so that no other "
+            "stage can follow: use it as the last stage"
+        )
+
+    def linear_head(self) -> Head | None:
+        """The linear classifier that computes the same logits as `forward` on features of the
+        backbone, or of `merged_backbone` if the method changes it. None, the default, if the
+        method is more than a CLIP image tower and a linear classifier."""
+        return None
+
+
+class Method(Predictor):
     """A way to tune a frozen backbone on a few labelled images.
 
     The base class keeps `config` and `backbone`.
@@ -167,10 +196,6 @@ class Method(nn.Module, ABC):
     """Registry name."""
     Config: ClassVar[type[MethodConfig]]
     """Class of its configurations."""
-    input_kind: ClassVar[Literal["features", "images"]]
-    """What `forward` takes."""
-    changes_backbone: ClassVar[bool] = False
-    """Whether `merged_backbone` can fold what is learned into the backbone for a later stage."""
     training_free: ClassVar[bool] = False
     """Whether there is nothing to train because `prepare` computes everything."""
     is_zero_shot_at_init: ClassVar[bool] = True
@@ -199,10 +224,6 @@ class Method(nn.Module, ABC):
         return cls(config, context)
 
     @abstractmethod
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Inputs (see `input_kind`) -> logits [b, c], multiplied by the logit scale."""
-
-    @abstractmethod
     def backward(self, batch: Batch, rng: torch.Generator) -> dict[str, float]:
         """Sets `.grad` of every trainable tensor; returns scalars, including `train/loss`."""
 
@@ -227,22 +248,6 @@ class Method(nn.Module, ABC):
     def end_epoch(self, epoch: int, epochs: int) -> None:
         """Called after the last step of every epoch, from 1 to `epochs`. Does nothing by
         default."""
-
-    def merged_backbone(self) -> Backbone:
-        """The backbone with what was learned folded in, under a new fingerprint.
-
-        Raises `MethodError` if nothing that is learned belongs to the backbone.
-        """
-        raise MethodError(
-            f"what {type(self).__name__} learns does not belong to the backbone, so that no other "
-            "stage can follow: use it as the last stage"
-        )
-
-    def linear_head(self) -> Head | None:
-        """The linear classifier that computes the same logits as `forward` on features of the
-        backbone, or of `merged_backbone` if the method changes it. None, the default, if the
-        method is more than a CLIP image tower and a linear classifier."""
-        return None
 
     def forecast(self) -> dict[str, float]:
         """Scalars known before training, e.g. the flip budget."""

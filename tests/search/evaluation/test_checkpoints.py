@@ -13,7 +13,8 @@ from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask
 from trainables.methods.base import TaskFacts
 from trainables.presets import preset_trial
-from trainables.stages import Training, open_training
+from trainables.stages import open_training
+from trainables.training import Training
 from trainables.trial import Episode
 
 NAME = "checkpoint.safetensors"

@@ -72,8 +72,8 @@ class Trial:
     def probe(self) -> Path:
         """The preprocessed validation images, as `check` reads them."""
         path = self.folder / "probe.safetensors"
-        views = self.model.training.val.images(torch.arange(len(self.model.logits)))
-        inputs = self.model.training.backbone.preprocess.normalise(views)
+        views = self.model.trained.val.images(torch.arange(len(self.model.logits)))
+        inputs = self.model.trained.backbone.preprocess.normalise(views)
         save_file({"inputs": inputs}, path)
         return path
 
@@ -104,8 +104,8 @@ def test_a_method_has_the_documented_formats(trial: Trial) -> None:
         found = ask_merged(trial.written("merged"), trial.probe)["logits"]
         torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
     if "torch" in fits:
-        views = trial.model.training.val.images(torch.arange(len(expected)))
-        inputs = trial.model.training.backbone.preprocess.normalise(views)
+        views = trial.model.trained.val.images(torch.arange(len(expected)))
+        inputs = trial.model.trained.backbone.preprocess.normalise(views)
         found = trial.model.graph.module()(inputs)
         torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
 

@@ -46,7 +46,7 @@ def test_an_ensemble_is_evaluated_and_exported(finished: tuple[Sweep, str]) -> N
             assert member.config.to_dict() == trials[share["trial"]]["config"]
     artifact = find_artifact(SweepFolder(LocalStorage(sweep.folder)), "best", "")
     model = open_model(artifact, "")
-    assert isinstance(model.training, Ensemble)
+    assert isinstance(model.trained, Ensemble)
     assert "#" in artifact.source
 
 
