@@ -21,7 +21,7 @@ from trainables.core.records import Count, Positive, RecordError, from_plain
 from trainables.data.registry import BASE_TASKS
 from trainables.fields import Value
 
-PAPERS = ("taskres", "rmt", "rivals")
+PAPERS = ("taskres", "rmt", "baselines")
 """Names of the papers, each with a file: TaskRes, R-AMT, and later methods on the same
 benchmarks."""
 
