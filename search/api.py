@@ -10,7 +10,7 @@
 Errors are exceptions with the texts of the commands: `UsageError`, which has every problem in
 `problems`, before any work starts; `StoppedError`, `EvaluationError` and `StorageError` for a sweep
 that cannot continue; `TrackingError` if MLflow does not answer. Everything is stored in the sweep's
-folder; an object holds only where that is.
+folder; an object holds only its location.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ end
 complete -c python -c python3 -n '_search_python_line >/dev/null' -f -a '(_search_python)'
 """,
 }
-"""Completion after `python -m`; MODULES stands for the names of all modules."""
+"""Completion after `python -m`; MODULES is replaced by the names of all modules."""
 
 
 def script(shell: str) -> str:

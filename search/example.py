@@ -1,4 +1,4 @@
-"""`python -m search.example`: a small folder of images in which to try everything."""
+"""`python -m search.example`: write a small folder of images for trying the commands."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from trainables.data.digits import Digits
 
 LABELLED = 40
 """Labelled images per class."""
-_SIDE = 64  # pixels, of 8 in the data: large enough to look at
+_SIDE = 64  # pixels; the data has 8, too small to look at
 
 _INTRODUCTION = """\
-Write a small folder of images that is laid out as your own would be:
+Write a small folder of images in the layout of a data set of your own:
 
   FOLDER/labelled/CLASS/NN.png  40 images of each of 10 classes, handwritten digits
   FOLDER/new/CLASS.png          one other image of each class, to classify
 
-Then `--dataset folder:FOLDER/labelled` is a data set of your own."""
+Use it as `--dataset folder:FOLDER/labelled`."""
 
 
 def build_parser() -> Parser:
@@ -36,7 +36,7 @@ def build_parser() -> Parser:
 
 
 def write_example(folder: Path) -> None:
-    """Write the folder; raises `UsageError` if it has any content, and `OSError`."""
+    """Write the folder; raises `UsageError` if it is not empty, and `OSError`."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(
             [f"FOLDER must be new or empty, got '{folder}'. Name another one, or remove it."]
@@ -51,7 +51,7 @@ def write_example(folder: Path) -> None:
 
 
 def _images(split: Split, label: int, count: int) -> list[Tensor]:
-    """The first images of a class, uint8 [3, 8, 8] each."""
+    """Return the first images of a class, uint8 [3, 8, 8] each."""
     rows = (split.labels == label).nonzero().flatten().tolist()[:count]
     return [split.images.read(row) for row in rows]
 

@@ -127,7 +127,7 @@ def build_parser(everything: bool = True) -> Parser:
         nargs="?",
         metavar="FILE.yaml",
         help="a file with options as keys, such as the sweep.yaml in a sweep's folder; options "
-        "after it replace what it says",
+        "after it override it",
     )
     docs = {name: doc for record in records for name, doc in field_docs(record).items()}
     docs |= _NOT_FIELDS

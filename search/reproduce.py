@@ -42,15 +42,15 @@ if TYPE_CHECKING:
     from search.reproduction.plan import ReproductionPlan
 
 _INTRODUCTION = """\
-Reproduce tables and figures of the papers, with the published numbers beside the measured ones.
+Reproduce tables and figures of the papers, and compare measured with published numbers.
 
-Without a name, it lists what there is. The same command again resumes an interrupted run; what is
-trained once is never trained again, also if several tables need it."""
+Without a name, it lists all tables and figures. Repeat the command to resume an interrupted run.
+Each training is done once, even if several tables need it."""
 _EXAMPLES = """\
 examples:
   python -m search.reproduce                               list tables and figures
   python -m search.reproduce rmt/table-5 --embedded        in miniature, in a minute
-  python -m search.reproduce taskres --embedded            all of a paper
+  python -m search.reproduce taskres --embedded            all tables of a paper
   python -m search.reproduce taskres/table-8 --data ROOT --published-draws
   python -m search.reproduce rmt/table-17 --data ROOT --only dtd,eurosat --shots 1,4 --seeds 1
   python -m search.reproduce taskres/table-8 --bundles FOLDER"""
@@ -72,7 +72,7 @@ def build_parser() -> Parser:
         default=os.environ.get("FEWSHOT_DATA", ""),
         metavar="ROOT",
         help="folder of the field's data sets (default: FEWSHOT_DATA if set); data sets that are "
-        "missing are left out, and averages say so",
+        "missing are skipped, and a note lists the data sets of each average",
     )
     add(
         "--bundles",
@@ -109,7 +109,7 @@ def build_parser() -> Parser:
         action="store_true",
         help="print the number of trainings, and an estimate of time and memory",
     )
-    add("--retry-failed", action="store_true", help="train again what has failed")
+    add("--retry-failed", action="store_true", help="repeat trainings that have failed")
     add(
         "--storage",
         type=location,
@@ -131,7 +131,7 @@ def build_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; return 0 if every cell was trained, 2 for invalid input, 1 if a training failed or the
-    run could not go on, 130 when it was interrupted."""
+    run could not continue, and 130 if it was interrupted."""
     console = open_console()
     try:
         options = build_parser().parse_args(arguments)
@@ -151,20 +151,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (StoppedError, StorageError) as error:
         print_errors(
             [
-                f"The reproduction stopped: {error}. What is trained is safe: fix the cause and "
-                "run the same command again."
+                f"The reproduction stopped: {error}. Finished trainings are kept: fix the cause "
+                "and run the same command again."
             ]
         )
         return 1
     except KeyboardInterrupt:
         open_console(stderr=True).print(
-            "Stopped. What is trained is kept; run the same command again."
+            "Stopped. Finished trainings are kept; run the same command again to continue."
         )
         return 130
 
 
 def read_requests(options: Namespace) -> list[Request]:
-    """What the options ask for; raises `UsageError` with every mistake."""
+    """Return the requested tables; raises `UsageError` with every mistake."""
     problems = _conflicts(options)
     found: list[Request] = []
     for name in _table_names(options.tables):
@@ -176,8 +176,8 @@ def read_requests(options: Namespace) -> list[Request]:
             continue
         if options.bundles and table.protocol != "few-shot":
             problems.append(
-                f"--bundles is for few-shot tables, and {name} is about {table.protocol}, which "
-                "needs images. Use --data."
+                f"--bundles requires a few-shot table, and {name} is {table.protocol}, which needs "
+                "images. Use --data."
             )
         if options.embedded:
             table = miniature(table)
@@ -213,8 +213,8 @@ def _conflicts(options: Namespace) -> list[str]:
 
 
 def _table_names(given: Sequence[str]) -> list[str]:
-    """Names of tables, with those of a paper in place of its name. Tables that nothing can be
-    trained for are only run by name."""
+    """Return the names of tables; a paper's name is replaced by its tables, except those with
+    nothing to train."""
     known = papers()
     found: list[str] = []
     for name in given:
@@ -234,12 +234,12 @@ def _list(console: Console) -> None:
         console.print()
     console.print(
         "Run one: python -m search.reproduce rmt/table-5 --embedded, or with --data ROOT. A "
-        "training that several tables share is done once."
+        "training that several tables need is done once."
     )
 
 
 def _carrier(options: Namespace) -> SweepConfig:
-    """The options of the machine, as placement and checks read them."""
+    """Return the options about machines, for placement and checks."""
     return SweepConfig(
         task=TaskSpec(("digits",), EMBEDDED, (1,), (1,)),
         address=options.address or os.environ.get("RAY_ADDRESS", ""),
@@ -250,7 +250,8 @@ def _carrier(options: Namespace) -> SweepConfig:
 
 
 def _placement(options: Namespace) -> Placement | None:
-    """Where trainings run; None on a cluster, which is not connected yet. Raises `UsageError`."""
+    """Return where trainings run; None on a cluster, which is not connected yet. Raises
+    `UsageError`."""
     from search.driver.preflight import address_problems
 
     config = _carrier(options)
@@ -286,7 +287,7 @@ def _carrier_task() -> TaskSpec:
 
 def _print_left_out(plan: ReproductionPlan, console: Console) -> None:
     for what, why in plan.left_out.items():
-        console.print(f"Left out: {what} ({why.rstrip('.')}).", style="yellow")
+        console.print(f"Skipped: {what} ({why.rstrip('.')}).", style="yellow")
 
 
 def _run(
@@ -337,7 +338,7 @@ def _reproduce(
     options: Namespace,
     console: Console,
 ) -> Reproduced:
-    """Train and evaluate what is missing, and lay the table out."""
+    """Train and evaluate the missing cells, and lay out the table."""
     from search.reproduction.layout import lay_out
     from search.reproduction.numbers import measured
     from search.reproduction.run import run_cells

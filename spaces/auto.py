@@ -1,4 +1,4 @@
-"""The space `auto`: the method is a parameter, and each method has parameters of its own."""
+"""The space `auto`: the method is a parameter, and each method has its own parameters."""
 
 from __future__ import annotations
 

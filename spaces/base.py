@@ -66,15 +66,15 @@ class Prefixed:
     """What precedes a name and a dot."""
 
     def suggest_float(self, name: str, *given: Any, **named: Any) -> float:
-        """See `optuna.trial.Trial`."""
+        """Suggest a number under the prefix."""
         return self.trial.suggest_float(f"{self.prefix}.{name}", *given, **named)
 
     def suggest_int(self, name: str, *given: Any, **named: Any) -> int:
-        """See `optuna.trial.Trial`."""
+        """Suggest an integer under the prefix."""
         return self.trial.suggest_int(f"{self.prefix}.{name}", *given, **named)
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """See `optuna.trial.Trial`."""
+        """Suggest a choice under the prefix."""
         return self.trial.suggest_categorical(f"{self.prefix}.{name}", choices)
 
 

@@ -208,7 +208,7 @@ class DeclaredSpace:
         return values_of(settings)
 
     def with_values(self, settings: Settings, chosen: Mapping[str, Any]) -> Settings:
-        """The same with other values of some fields."""
+        """Return the settings with other values of some fields."""
         return with_values(settings, chosen)
 
     def _first(self, settings: Settings) -> Settings:

@@ -43,7 +43,7 @@ class SpaceEntry:
     objective: Objective = "accuracy"
     """Default of what trials are ranked by."""
     pruner: str = "asha"
-    """Default pruner; none if a trial costs less than its validation is worth."""
+    """Default pruner; none if trials are cheap."""
     select: str = "best"
     """Default result: the best trial, or an ensemble if training several models costs little."""
 

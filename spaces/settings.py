@@ -387,8 +387,8 @@ def _interval(kind: Field, text: str) -> Float | Int:
 def _ordered(
     space: DeclaredSpace, own: Mapping[str, Range], given: Mapping[str, Range]
 ) -> dict[str, Range]:
-    """The table with the given rows in place of its own. New rows come before it if the conditions
-    of others depend on them, else after it."""
+    """Return the table with the given rows replaced or added. New rows come before it if the
+    conditions of others depend on them, else after it."""
     needed = {name for row in (*own, *given) for name in space.condition(row).names}
     added = {name: row for name, row in given.items() if name not in own}
     before = {name: row for name, row in added.items() if name in needed}

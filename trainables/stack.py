@@ -1,9 +1,9 @@
-"""Trainings of equal shapes, whose steps are taken together.
+"""Stacks trainings with tensors of equal shapes, to take their steps together.
 
-A step of a method on features is small: most of its time passes between the operations. The draws,
-folds and data sets of a trial whose tensors have equal shapes therefore take their steps as one
-training with stacked tensors. Each training keeps its own order of images, and every operation is
-that of a single training, applied to each part of the stack: results differ at most by rounding.
+A step of a method on features is small, and most of its time is overhead between operations. The
+draws, folds and data sets of a trial whose tensors have equal shapes therefore take their steps as
+one training with stacked tensors. Each training keeps its own order of images, and every operation
+is that of a single training, applied to each part of the stack: results differ at most by rounding.
 
 Notation: k trainings, n training images of each, b batch size, d feature dimension.
 """
@@ -24,12 +24,12 @@ from trainables.training import Training
 from trainables.validation import stacked_validation_metrics
 
 _LARGEST = 2**22
-"""Numbers in a training's features, above which it is not stacked: its steps take their time for
-their arithmetic, and a stack would only need more memory."""
+"""Trainings with more numbers in their features are not stacked: arithmetic dominates their time,
+and a stack would only need more memory."""
 
 
 class Lockstep:
-    """Trains several trainings side by side, stacked where their shapes allow it.
+    """Advances several trainings together, stacked if their shapes allow it.
 
     The stacks depend only on the trainings' configurations, data and epochs, so that a continued
     trial forms the same ones.
@@ -68,8 +68,8 @@ class Stack:
         self._rng = torch.Generator()  # a stackable method draws nothing
 
     def run_epoch(self, validate: bool) -> None:
-        """Train an epoch of every trainer, and with `validate` validate it if possible; their own
-        `run_epoch` then only returns the metrics."""
+        """Train an epoch of every trainer, and validate it if `validate` is set and the shapes
+        allow it. The trainers' `run_epoch` then only returns the metrics."""
         first = self.trainers[0]
         steps = first.config.optim.steps_per_epoch(len(first.train))
         sums: dict[str, Tensor] = {}
@@ -114,7 +114,7 @@ class Stack:
         return stacked_validation_metrics(logits, labels)
 
     def _stack_moments(self) -> None:
-        """Continue with what the trainers' optimisers know, if they have taken steps."""
+        """Copy the state of the trainers' optimisers, if they have taken steps."""
         for number, tensor in enumerate(self._method.trainable().values()):
             known = [trainer.moments(number) for trainer in self.trainers]
             for name in known[0]:
@@ -124,7 +124,7 @@ class Stack:
         self._are_shared = False
 
     def _share_moments(self) -> None:
-        """Make the moments of every trainer parts of the stacked ones, which exist after the first
+        """Make the moments of every trainer views of the stacked ones, which exist after the first
         step."""
         if self._are_shared:
             return
@@ -156,7 +156,7 @@ def _is_stackable(trainer: Trainer) -> bool:
 
 
 def _shape(trainer: Trainer) -> Hashable:
-    """Everything that trainers of a stack have in common."""
+    """Return everything that the trainers of a stack must have in common."""
     method = trainer.method
     trainer.prepare()
     tensors = [*method.named_parameters(), *method.named_buffers()]
@@ -173,7 +173,7 @@ def _tensor_method(trainer: Trainer) -> TensorMethod:
 
 
 def _stacked(methods: Sequence[TensorMethod]) -> TensorMethod:
-    """A method with the tensors of several, whose tensors become parts of its own."""
+    """Return a method with the stacked tensors of several, whose tensors become views of them."""
     stacked = copy.copy(methods[0])
     parameters: dict[str, nn.Parameter] = {}
     for name, _ in methods[0].named_parameters():

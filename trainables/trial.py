@@ -78,7 +78,7 @@ class TaskSpec:
     skip_unreadable: bool = False
     """Leave out unreadable images."""
     validation: Validation = "held-out"
-    """Images that trials are compared on. held-out: the validation images of their own draws;
+    """Images that trials are compared on. held-out: the validation images of each draw;
     pooled: all labelled images of all draws, except those that a model was trained on; folds: the
     training images themselves, each by a model that was trained without it."""
     objective: Objective = "accuracy"

@@ -16,7 +16,7 @@ from benchmarks.selection.candidates import GRID
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result that a rule gives to a sweep. Accuracies are in per cent, on test images."""
+    """The result that a rule chooses in a sweep. Accuracies are in per cent, on test images."""
 
     data_set: str
     """Origin of the images."""
@@ -33,18 +33,18 @@ class Outcome:
     rule: str
     """The rule's name."""
     accuracy: float
-    """Of the result."""
+    """Accuracy of the result."""
     zero_shot: float
-    """Of the zero-shot model."""
+    """Accuracy of the zero-shot model."""
     paper: float
-    """Of the paper's setting."""
+    """Accuracy of the paper's setting."""
     top: float
-    """Of the trial that the test images would choose."""
+    """Accuracy of the best trial on the test images."""
     rank_accuracy: float
     """Spearman's correlation of validation and test accuracy over the trials; NaN if all are
     equal."""
     rank_likelihood: float
-    """That of the validation likelihood and test accuracy."""
+    """Spearman's correlation of validation likelihood and test accuracy."""
     members: int
     """Number of members of the result."""
 
@@ -62,7 +62,8 @@ def spearman(first: Tensor, second: Tensor) -> float:
 
 
 def interval(outcomes: Sequence[Outcome], value: Callable[[Outcome], float]) -> tuple[float, float]:
-    """95 % bootstrap interval of a mean; bundles are drawn, because tasks of one are related."""
+    """95 % bootstrap interval of a mean. Bundles are resampled, because tasks of the same bundle
+    are related."""
     groups: dict[str, list[float]] = defaultdict(list)
     for each in outcomes:
         groups[each.bundle].append(value(each))

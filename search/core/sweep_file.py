@@ -30,16 +30,16 @@ _PLACES = (
     *("storage", "study_storage", "tracking_uri", "experiment", "address", "device"),
     *("gpus_per_trial", "max_concurrent", "report", "register", "init_from"),
 )
-"""Options that say where a sweep runs and not what it is."""
+"""Options that determine where a sweep runs, not its results."""
 _REPEATED = ("plugin", "prompt")
 _HEADER = """\
 # The sweep's settings. To run it elsewhere: python -m search.run sweep.yaml
-# Options after the file replace what it says.
+# Options after the file override it.
 """
 
 
 def read_options(path: str) -> list[str]:
-    """The command line that a file stands for; raises `UsageError`."""
+    """Return a file's options as a command line; raises `UsageError`."""
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
         # Every scalar stays text: to YAML, 10:50 is a number in base 60.
@@ -48,7 +48,7 @@ def read_options(path: str) -> list[str]:
     except OSError as error:
         raise _invalid(path, f"cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise _invalid(path, "is no text in UTF-8") from None
+        raise _invalid(path, "is not UTF-8 text") from None
     except yaml.YAMLError as error:
         raise _invalid(path, " ".join(str(error).split())) from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -62,7 +62,7 @@ def read_options(path: str) -> list[str]:
 
 
 def sweep_text(config: SweepConfig) -> str:
-    """The file of a sweep."""
+    """Return the content of a sweep's file."""
     public = config.public()
     found = _values(public) | _values(public.task) | _values(public.settings)
     start = {"init_from": public.init_from.location} if public.init_from else {}
@@ -78,7 +78,7 @@ def sweep_text(config: SweepConfig) -> str:
 
 
 def _texts(path: str, key: str, value: Any) -> Iterator[str | None]:
-    """The values of an option's uses; None for an option without a value."""
+    """Yield the value of each use of an option; None for a flag."""
     match value:
         case "" | "null" | "false":
             return
@@ -103,7 +103,8 @@ def _values(record: Any) -> dict[str, Any]:
 
 
 def _joined(path: str, key: str, value: Any) -> str:
-    """A value as it is typed: parts of a list are separated by commas, or by | if one has some."""
+    """Return a value as it is typed: the parts of a list are separated by commas, or by | if a part
+    contains a comma."""
     if isinstance(value, list):
         parts = [_joined(path, key, part) for part in value]
         return ("|" if any("," in part for part in parts) else ",").join(parts)

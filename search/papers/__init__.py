@@ -1,1 +1,1 @@
-"""The tables and figures of both papers as data: what is trained, and the numbers they print."""
+"""The tables and figures of both papers as data: their trainings and the numbers they print."""

@@ -24,9 +24,9 @@ class Cell:
     row: str
     """Name of its row."""
     backbone: str
-    """Architecture, as the paper's table has it."""
+    """Architecture, as named in the paper's table."""
     dataset: str
-    """What it is trained on."""
+    """Data set that it is trained on."""
     shots: int
     """Training images per class."""
     seed: int
@@ -34,13 +34,13 @@ class Cell:
 
 
 def sources(table: Table) -> tuple[str, ...]:
-    """The data sets of a table that are trained on."""
+    """Return the data sets of a table that are trained on."""
     return table.datasets if table.protocol in ("few-shot", "base-to-new") else table.datasets[:1]
 
 
 def cells(table: Table) -> Iterator[Cell]:
-    """Every training of a table, without those of rows that cannot be trained. Cells that share a
-    backbone and a data set follow each other."""
+    """Yield every training of a table, except those of rows that cannot be trained. Cells that
+    share a backbone and a data set follow each other."""
     rows = [row for row in table.rows if row.method]
     for backbone in table.backbones:
         for dataset in sources(table):
@@ -60,7 +60,7 @@ def _has(row: Row, backbone: str, dataset: str) -> bool:
 
 
 def row_config(row: Row, facts: TaskFacts) -> TrialConfig:
-    """The configuration of a row for a task. Raises `SpaceError` and `SettingsError`."""
+    """Return the configuration of a row for a task. Raises `SpaceError` and `SettingsError`."""
     space: Space
     if row.method == ZERO_SHOT:  # nothing is searched: no space has it
         space = DeclaredSpace(facts, ZERO_SHOT, ZERO_SHOT, {})

@@ -43,7 +43,7 @@ Measure = Literal[
     "layer-change",
     "layer-sparsity",
 ]
-"""What a number is about.
+"""What a number measures.
 
 `accuracy` (per cent); `gain` over the zero-shot row (points); `sparsity`: share of masked elements
 that are dropped (per cent); `size` of the learned artifact (MiB); `parameters`: learned ones
@@ -56,7 +56,7 @@ layers.
 """
 
 Columns = Literal["shots", "datasets", "backbones", "measures"]
-"""The dimension of a table that goes across."""
+"""The dimension of a table that its columns show."""
 
 Average = Literal["none", "mean", "targets"]
 """How a table averages over data sets: not at all, over all of them, or over all but the source
@@ -71,17 +71,17 @@ class Published:
     """Numbers that the paper prints in one row, for one backbone, number of shots and measure."""
 
     values: Annotated[Mapping[str, float], MinLen(1)]
-    """By data set; `average` is the average as printed."""
+    """Numbers by data set; `average` is the printed average."""
     shots: Positive | None = None
     """Training images per class; may be omitted if the row has only one, or none (zero-shot)."""
     backbone: str = ""
-    """May be omitted if the row has only one."""
+    """Architecture; may be omitted if the row has only one."""
     part: Literal["", "base", "new", "harmonic"] = ""
-    """For base-to-new."""
+    """Part of the classes in base-to-new; empty for other protocols."""
     measure: Measure = "accuracy"
-    """What the numbers are about."""
+    """What the numbers measure."""
     deviations: Mapping[str, float] = field(default_factory=dict)
-    """Deviations over seeds, if they are printed."""
+    """Printed deviations over seeds, by data set."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,13 @@ class Row:
     settings: Mapping[str, Value] = field(default_factory=dict)
     """Fixed fields, named as in `--set`."""
     backbones: tuple[str, ...] = ()
-    """Those of the table that the row has; empty for all."""
+    """Backbones of the table that the row has; empty for all."""
     datasets: tuple[str, ...] = ()
-    """Those of the table that the row has; empty for all."""
+    """Data sets of the table that the row has; empty for all."""
     shots: tuple[Positive, ...] = ()
-    """Those of the table that the row has; empty for all."""
+    """Numbers of shots of the table that the row has; empty for all."""
     published: tuple[Published, ...] = ()
-    """The numbers in the paper."""
+    """The paper's numbers."""
     why: str = ""
     """Why nothing can be trained for this row."""
     compare: bool = False
@@ -116,9 +116,9 @@ class Table:
     """A table or a figure."""
 
     caption: str
-    """What it shows, in our words."""
+    """Content of the table, in our words."""
     columns: Columns
-    """The dimension that goes across; the others are blocks of rows."""
+    """The dimension that the columns show; the others form blocks of rows."""
     backbones: Annotated[tuple[str, ...], MinLen(1)]
     """Architectures, as named by open_clip."""
     datasets: Annotated[tuple[str, ...], MinLen(1)]
@@ -138,7 +138,7 @@ class Table:
     page: Count = 0
     """Page of the paper; 0 if unknown."""
     note: str = ""
-    """What a reader should know."""
+    """Remark for readers."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Paper:
 
 @cache
 def papers() -> Mapping[str, Paper]:
-    """All papers by name; raises `RecordError` for a file that is wrong."""
+    """Return all papers by name; raises `RecordError` for an invalid file."""
     folder = files("search.papers")
     return {
         name: read_paper(folder.joinpath(f"{name}.toml").read_text(encoding="utf-8"), name)
@@ -182,7 +182,7 @@ def read_paper(text: str, name: str) -> Paper:
 
 
 def _expanded(table: Table) -> Table:
-    """The table with the eleven data sets for `all11`."""
+    """Return the table with `all11` replaced by the eleven data sets."""
     rows = tuple(replace(row, datasets=_all(row.datasets)) for row in table.rows)
     return replace(table, datasets=_all(table.datasets), rows=rows)
 
@@ -192,7 +192,7 @@ def _all(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _check(table: Table, where: str) -> None:
-    """Raise `RecordError` for a row that is not one of its table."""
+    """Raise `RecordError` if rows and table contradict each other."""
     names = [row.name for row in table.rows]
     for name in names:
         if names.count(name) > 1:

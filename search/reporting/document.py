@@ -95,7 +95,7 @@ class Figure:
     layout: Mapping[str, Any] = field(default_factory=dict)
     """Plotly's layout, without colours of text, axes and background, which the page sets."""
     wide: int = 0
-    """Least width in pixels of a figure that has a row of its own; 0 for one that shares a row."""
+    """Minimum width in pixels of a figure that fills a row; 0 for one that shares a row."""
 
     @property
     def height(self) -> int:

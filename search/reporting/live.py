@@ -185,7 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _is_allowed(self, given: str) -> bool:
         token = self.server.token
-        if not token:  # a page of another origin cannot reach this one under a name of its own
+        if not token:  # a page of another origin cannot reach this one by its own name
             host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
             return host in LOOPBACK
         try:

@@ -1,4 +1,4 @@
-"""Which backbones a table is reproduced with, and whether they are those of its paper."""
+"""Chooses the backbones of a reproduction and compares them with the paper's."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _OPENAI = "openai"
 
 
 def chosen(table: Sequence[str], given: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """The specification of each backbone of a table, and why the others are left out.
+    """Return the specification of each backbone that is used, and the reasons why others are not.
 
-    A given backbone takes the place of the table's of the same architecture; if none has the
-    architecture of one in the table, the given ones are used as they are.
+    A given backbone replaces the table's backbone of the same architecture. If the table has none
+    of the given architectures, the given backbones replace all of the table's.
     """
     if not given:
         return {name: f"{name}:{_OPENAI}" for name in table}, {}
@@ -25,13 +25,13 @@ def chosen(table: Sequence[str], given: Sequence[str]) -> tuple[dict[str, str], 
 
 
 def architecture(spec: str) -> str:
-    """The architecture that a specification names, as the papers' tables name it."""
+    """Return the architecture in a specification, as named in the papers' tables."""
     return spec.partition(":")[0].removesuffix("-quickgelu")
 
 
 def difference(name: str, spec: str) -> str:
-    """Why results with the backbone `spec` cannot be compared with those of a paper with `name` and
-    OpenAI's weights; empty if they can."""
+    """Return why results with the backbone `spec` cannot be compared with those of a paper with
+    `name` and OpenAI's weights; empty if they can."""
     if architecture(spec) != name:
         return f"another backbone ({spec})"
     tag, _, file = spec.partition(":")[2].partition("@")

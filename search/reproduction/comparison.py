@@ -1,4 +1,4 @@
-"""A measured number beside the published one."""
+"""Comparison of measured and published numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from search.reproduction.numbers import Place
 
 @dataclass(frozen=True)
 class Number:
-    """The mean over draws, and the number that the paper prints."""
+    """Measured values of one cell, and the number that the paper prints."""
 
     values: tuple[float, ...]
     """One per draw; empty if nothing was measured."""
@@ -22,11 +22,11 @@ class Number:
     is_comparable: bool = True
     """Whether the published number was measured in the same setting."""
     is_drawn: bool = True
-    """Whether the number may differ between draws; not that of the zero-shot model."""
+    """Whether the number may differ between draws; False for the zero-shot model."""
 
     @property
     def depends_on_draws(self) -> bool:
-        """Whether it is measured, and may differ between draws."""
+        """Whether the number was measured and may differ between draws."""
         return self.is_drawn and bool(self.values)
 
     @property
@@ -66,10 +66,10 @@ class Number:
 def published_value(
     table: Table, row: Row, place: Place, datasets: Sequence[str], whole: Sequence[str]
 ) -> float | None:
-    """The number that the paper prints at a place; None if it is not known.
+    """Return the number that the paper prints at a place; None if it is not known.
 
-    `datasets` are those that an average is over, `whole` those of the paper's. An average over some
-    of them is that of the printed numbers.
+    `datasets` are averaged over, `whole` are those of the paper's average. An average over some of
+    them is the mean of the printed numbers.
     """
     for own in row.published:
         if own.measure != place.measure or own.part != place.part:

@@ -1,4 +1,4 @@
-"""How long a reproduction takes, from a measured training of each method."""
+"""Estimates time and memory of a reproduction from timed steps of each method."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainables.trial import TaskSpec
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the missing cells of a table cost."""
+    """Estimated cost of a table's cells."""
 
     trainings: int
     """Number of trainings."""
@@ -26,7 +26,7 @@ class Estimate:
     test_images: int
     """Test images to classify."""
     seconds: float
-    """Time of all workers together."""
+    """Total time of all workers."""
     memory: int
     """Memory of a worker, in bytes."""
     gpu_memory: int
@@ -36,10 +36,10 @@ class Estimate:
 
 
 def estimate(plan: ReproductionPlan, placement: Placement) -> Estimate:
-    """Time some steps of every method and backbone, and multiply by all their cells.
+    """Time a few steps of every method and backbone, and multiply by the number of cells.
 
-    The steps are those of the cell with the most training images, so the estimate errs upwards:
-    a step on fewer classes costs less. Test images cost what validation images cost.
+    The steps are those of the cell with the most training images, so the estimate is an
+    upper bound: steps with fewer classes cost less. Test images cost as much as validation images.
     """
     costs, untimed = _costs(plan, placement)
     seconds, memory, gpu_memory, images, test_images = 0.0, 0, 0, 0, 0
@@ -69,7 +69,7 @@ def estimate(plan: ReproductionPlan, placement: Placement) -> Estimate:
 
 
 def _kind(planned: PlannedCell) -> tuple[str, str]:
-    """Cells of equal cost per image: the methods and the backbone."""
+    """Return methods and backbone, which determine the cost per image."""
     return planned.config.methods, planned.cell.backbone
 
 
@@ -98,7 +98,7 @@ def _costs(
 
 
 class _TestSizes:
-    """Numbers of test images, which are known without reading them."""
+    """Numbers of test images, from public counts, without reading test data."""
 
     def __init__(self, plan: ReproductionPlan) -> None:
         self._data = plan.request.data
@@ -106,7 +106,8 @@ class _TestSizes:
         self._known: dict[tuple[str, str], int] = {}
 
     def of(self, planned: PlannedCell, target: str) -> int:
-        """Test images of a data set, as published; of others, as many as for validation."""
+        """Return the published number of test images; if there is none, the number of validation
+        images."""
         if target in LAYOUTS:
             return LAYOUTS[target].counts.test
         backbone = planned.task.backbone
@@ -118,10 +119,10 @@ class _TestSizes:
 
 
 def lines(found: Estimate, placement: Placement) -> Iterator[str]:
-    """The estimate in words."""
+    """Yield the estimate as sentences."""
     yield (
-        f"{found.trainings} trainings on {found.images:,} images, epochs included; then about "
-        f"{found.test_images:,} test images are classified."
+        f"{found.trainings} trainings on {found.images:,} images (summed over epochs), then "
+        f"tests on about {found.test_images:,} images."
     )
     shown = duration(found.seconds / placement.slots)
     where = "GPU" if placement.device == "cuda" else "CPU"

@@ -23,7 +23,7 @@ _TWO = 2
 
 
 def figures_of(reproduced: Reproduced) -> Iterator[Figure]:
-    """The figures that suit a table."""
+    """Yield the figures for a table."""
     table = reproduced.plan.table
     name = reproduced.plan.request.name.replace("/", "-")
     if "mask-iou" in table.measures:
@@ -60,7 +60,7 @@ def _over_shots(block: Block) -> tuple[list[Trace], dict[str, Axis]]:
 
 
 def _points(reproduced: Reproduced) -> tuple[list[Trace], dict[str, Axis]]:
-    """The first measure against the second; of a block per data set."""
+    """Plot the second measure over the first, with one point per data set."""
     x, y = reproduced.plan.table.measures[:_TWO]
     points: dict[str, list[tuple[float, float, str]]] = {}
     axes: dict[str, Axis] = {}
@@ -87,7 +87,7 @@ def _points(reproduced: Reproduced) -> tuple[list[Trace], dict[str, Axis]]:
 
 
 def _overlaps(reproduced: Reproduced, name: str) -> Iterator[Figure]:
-    """The mean overlap of every two data sets; on the diagonal, of two draws of one."""
+    """Plot the mean overlap of every two data sets, and on the diagonal of two draws of one."""
     datasets = reproduced.plan.table.datasets
     found: dict[tuple[str, str], dict[str, Number]] = {}
     for at, number in reproduced.numbers:

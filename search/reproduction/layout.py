@@ -1,4 +1,4 @@
-"""The paper's layout of a table: blocks of rows, measured and published numbers side by side."""
+"""The paper's layout of a table: blocks of rows, with measured and published numbers."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ _MARK = "*"
 
 @dataclass(frozen=True)
 class Block:
-    """Rows that share what is not in the columns."""
+    """Rows that have the same values of all dimensions but the columns'."""
 
     title: str
-    """What they share; empty if the table has one block."""
+    """These values; empty if the table has one block."""
     columns: tuple[str, ...]
     """Headings."""
     rows: Mapping[str, tuple[tuple[Place, Number], ...]]
-    """Name of a row -> one number per column."""
+    """One number per column, by name of the row."""
 
 
 @dataclass(frozen=True)
@@ -56,23 +56,23 @@ class Reproduced:
     """A table with its measured numbers."""
 
     plan: ReproductionPlan
-    """What was planned."""
+    """The plan."""
     blocks: tuple[Block, ...]
-    """In the order of the paper's."""
+    """Blocks in the paper's order."""
     notes: tuple[str, ...]
-    """What a reader should know."""
+    """Remarks below the table."""
 
     @property
     def numbers(self) -> list[tuple[Place, Number]]:
-        """Every number."""
+        """Return all numbers."""
         return [one for block in self.blocks for row in block.rows.values() for one in row]
 
     def tables(self) -> list[document.Table]:
-        """The blocks as tables of text."""
+        """Return the blocks as tables of text."""
         return [_text(self, block, place) for place, block in enumerate(self.blocks, start=1)]
 
     def csv(self) -> str:
-        """One line per number, with everything that is known about it."""
+        """Return a CSV file with one line per number."""
         stream = io.StringIO()
         write = csv.writer(stream, lineterminator="\n").writerow
         write(_COLUMNS)
@@ -92,7 +92,7 @@ _COLUMNS = (
 
 
 def lay_out(plan: ReproductionPlan, values: Values, failures: Sequence[str]) -> Reproduced:
-    """The paper's layout with these values."""
+    """Arrange these values in the paper's layout."""
     table = plan.table
     columns = "datasets" if {*table.measures} & _OWN_COLUMNS else table.columns
     measures = [(m, part) for m in table.measures for part in _parts(plan, m)]
@@ -133,7 +133,8 @@ def _parts(plan: ReproductionPlan, measure: Measure) -> Sequence[str]:
 
 
 def _columns_of_data(plan: ReproductionPlan, values: Values) -> list[str]:
-    """The data sets and their average; for layers their groups, for overlaps also the pairs."""
+    """Return the data sets and their average; the groups for layers, and also pairs for
+    overlaps."""
     table = plan.table
     if {*table.measures} & _OWN_COLUMNS:
         return list(dict.fromkeys(p.dataset for p in values if p.measure in table.measures))
@@ -172,7 +173,7 @@ def _words(dimension: str, value: Any) -> str:
 
 
 def unit(place: Place) -> str:
-    """What the number at a place is, with its unit."""
+    """Name the measure at a place, with its unit."""
     return _named(place.measure, place.part)
 
 
@@ -205,8 +206,8 @@ def _notes(plan: ReproductionPlan, blocks: Sequence[Block], failures: Sequence[s
         without = f", without {', '.join(missing)}" if missing else ""
         found.append(f"Averages are over {', '.join(names)}{without}.")
     if not blocks:
-        found.append("There are no numbers: nothing that the table is about was learned.")
-    found += [f"Left out: {what} ({why.rstrip('.')})." for what, why in plan.left_out.items()]
+        found.append("No numbers: the trainings learned nothing that this table measures.")
+    found += [f"Skipped: {what} ({why.rstrip('.')})." for what, why in plan.left_out.items()]
     found += [f"Failed: {line}." for line in failures]
     found += [
         f"{row.name}: not reproduced, {row.why.rstrip('.')}." for row in table.rows if row.why

@@ -31,28 +31,28 @@ _ANY = 0  # shots of a number that does not depend on them
 
 @dataclass(frozen=True)
 class Place:
-    """What a number is about."""
+    """Coordinates of a number in a table."""
 
     row: str
     """Name of the row."""
     backbone: str
     """Architecture."""
     dataset: str
-    """Whose test images, or `average`; for layers their group."""
+    """Data set of the test images, or `average`; the group of layers for `layer-*`."""
     shots: int
     """Training images per class."""
     measure: Measure = "accuracy"
-    """What is measured."""
+    """The measure."""
     part: str = ""
     """`base`, `new` or `harmonic` for base-to-new."""
 
 
 Values = dict[Place, dict[int, float]]
-"""Place -> the value of each draw by its seed."""
+"""Values by place and by seed of the draw."""
 
 
 def measured(plan: ReproductionPlan, store: CellStore) -> Values:
-    """Every number that the stored cells give, with the averages over data sets."""
+    """Compute all numbers from the stored cells, with the averages over data sets."""
     found: Values = {}
     wanted = {*plan.table.measures}
     reference = _zero_shot(plan, store)
@@ -79,7 +79,7 @@ def measured(plan: ReproductionPlan, store: CellStore) -> Values:
 
 
 def _zero_shot(plan: ReproductionPlan, store: CellStore) -> Mapping[tuple[str, str], SplitJob]:
-    """The evaluated zero-shot model by backbone and test data set."""
+    """Return the evaluation of the zero-shot model by backbone and test data set."""
     return {
         (planned.cell.backbone, planned.name_of(job)): job
         for planned in plan.cells
@@ -100,7 +100,7 @@ def _of_line(
     store: CellStore,
     reference: Mapping[tuple[str, str], SplitJob],
 ) -> Iterator[_Named]:
-    """What the predictions of a test split give."""
+    """Yield the numbers that follow from the predictions of a test split."""
     for part in line.parts:
         name = part.part if part.part in HALVES else ""
         yield ("accuracy", name), 100 * part.right / part.images
@@ -123,7 +123,7 @@ def _of_line(
 def _of_training(
     planned: PlannedCell, at: Place, wanted: set[Measure], store: CellStore
 ) -> Iterator[tuple[Place, float]]:
-    """What the training and its artifact give."""
+    """Yield the numbers that follow from the training and its artifact."""
     facts = store.facts(planned.training) if wanted & {"train-minutes", "train-speed"} else None
     if facts is not None and facts.epochs:
         yield replace(at, measure="train-minutes"), facts.seconds / 60
@@ -139,13 +139,13 @@ def _of_training(
     if wanted & _LAYERS:
         for group, values in layer_measures(*artifact).items():
             for measure, value in values.items():
-                # By data set for the average, which is over data sets and draws.
+                # By data set, because averages are over data sets and draws.
                 yield replace(at, dataset=f"{group}/{at.dataset}", measure=measure), value
 
 
 def _overlaps(plan: ReproductionPlan, store: CellStore) -> Values:
-    """Overlap of dropped weights: of two draws of a data set (at the data set), and of two data
-    sets (at `FIRST and SECOND`); each pair of draws counts once."""
+    """Compute overlaps of dropped weights, between draws of one data set (stored under its name)
+    and of two data sets (under `FIRST and SECOND`); each pair of draws counts once."""
     pairs: dict[Place, list[float]] = {}
     groups: dict[tuple[str, str, int], list[PlannedCell]] = {}
     for planned in plan.cells:
@@ -166,13 +166,13 @@ def _overlaps(plan: ReproductionPlan, store: CellStore) -> Values:
 
 
 def averaged(table: Table) -> tuple[str, ...]:
-    """The data sets that a table's averages are over; empty if it has no averages."""
+    """Return the data sets that a table averages over; empty if it has no averages."""
     names = table.datasets[1:] if table.average == "targets" else table.datasets
     return names if table.average != "none" and len(names) > 1 else ()
 
 
 def _add_averages(plan: ReproductionPlan, found: Values) -> None:
-    """Averages over data sets, draw by draw, of rows that have all of them."""
+    """Add averages over data sets, draw by draw, for rows that have all of them."""
     table = plan.table
     names = averaged(table)
     if {*table.measures} & _LAYERS:
@@ -189,7 +189,7 @@ def _add_averages(plan: ReproductionPlan, found: Values) -> None:
 
 
 def _add_layers(found: Values) -> None:
-    """The mean over data sets per group of layers, draw by draw."""
+    """Replace the numbers of layers by their means over data sets, draw by draw."""
     groups: dict[Place, dict[int, list[float]]] = {}
     for place in [p for p in found if p.measure in _LAYERS]:
         group = replace(place, dataset=place.dataset.partition("/")[0])
@@ -200,7 +200,8 @@ def _add_layers(found: Values) -> None:
 
 
 def _add_harmonics(found: Values) -> None:
-    """Harmonic means of base and new accuracies, draw by draw; of averages for the average."""
+    """Add harmonic means of base and new accuracies, draw by draw. That of the average is the
+    harmonic mean of the two averages."""
     for place in [p for p in found if p.part == "base" and p.measure == "accuracy"]:
         base, new = found[place], found.get(replace(place, part="new"), {})
         seeds = [seed for seed in base if seed in new]
@@ -210,5 +211,5 @@ def _add_harmonics(found: Values) -> None:
 
 
 def at(values: Values, place: Place) -> dict[int, float]:
-    """The values of a place; those of the zero-shot model are the same for all shots."""
+    """Return the values of a place; those of the zero-shot model are the same for all shots."""
     return values.get(place) or values.get(replace(place, shots=_ANY), {})

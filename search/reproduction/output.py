@@ -1,4 +1,4 @@
-"""Prints a reproduced table, and writes it as Markdown, LaTeX, CSV and a page."""
+"""Prints a reproduced table and writes it as Markdown, LaTeX, CSV and HTML."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAGE = "reproduced.html"
 
 
 def table_list() -> list[Table]:
-    """One table per paper: its tables and figures, and how many trainings they take."""
+    """Return one table per paper: its tables and figures, and their numbers of trainings."""
     found = []
     for name, paper in papers().items():
         title = f"{paper.title} ({paper.source})"
@@ -78,7 +78,7 @@ def write_page(found: Sequence[Reproduced], folder: Storage) -> str:
 
 
 def _section(reproduced: Reproduced) -> document.Section:
-    """A table with its figures, as a section of a page."""
+    """Return a table and its figures as a section of a page."""
     name = reproduced.plan.request.name
     return document.Section(
         name.replace("/", "-"),

@@ -1,5 +1,5 @@
-"""The plan of a reproduction: its trainings, the test splits that evaluate each, and what is left
-out, with the reason."""
+"""The plan of a reproduction: its trainings, the test splits that evaluate each, and what is
+skipped, with the reason."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class PlannedCell:
     cell: Cell
     """Its place in the table."""
     config: TrialConfig
-    """How it is trained."""
+    """Configuration that is trained."""
     task: TaskSpec
-    """The task that its data and its backbone belong to."""
+    """Task with its data and backbone."""
     candidate: Candidate
-    """The model, as the evaluation knows it."""
+    """The model, for the evaluation."""
     jobs: tuple[SplitJob, ...]
     """One read per test split."""
     images: int
@@ -48,33 +48,34 @@ class PlannedCell:
 
     @property
     def training(self) -> str:
-        """Digest of its training; equal for cells of several tables that are the same training."""
+        """Digest of the training; cells with equal digests share one training."""
         return self.candidate.training
 
     def name_of(self, job: SplitJob) -> str:
-        """The table's name of the data set that a job reads."""
+        """Return the table's name of the data set that a job reads."""
         own = job.split.target == self.candidate.episode.dataset
         return self.cell.dataset if own else job.split.target
 
 
 @dataclass(frozen=True)
 class ReproductionPlan:
-    """What is trained for a table."""
+    """The trainings of a table."""
 
     request: Request
-    """What was asked for."""
+    """The request."""
     table: Table
-    """The table, with the data sets and backbones that are at hand."""
+    """The table, with the available data sets and backbones."""
     cells: tuple[PlannedCell, ...]
     """Every training."""
     left_out: Mapping[str, str]
-    """What is missing, by name, and why."""
+    """Reasons by name of what is skipped."""
     incomparable: Mapping[str, str]
-    """Why numbers of a backbone cannot be compared with the paper's, by the table's backbone."""
+    """Reasons why numbers cannot be compared with the paper's, by the table's backbone; empty if
+    they can."""
 
     @property
     def trainings(self) -> dict[str, PlannedCell]:
-        """The different trainings by digest; a table may have one in two rows."""
+        """Return the distinct trainings by digest; two rows of a table may share one."""
         found: dict[str, PlannedCell] = {}
         for planned in self.cells:
             found.setdefault(planned.training, planned)
@@ -82,7 +83,7 @@ class ReproductionPlan:
 
 
 def plan_reproduction(request: Request) -> ReproductionPlan:
-    """Open everything that a table needs. Raises `UsageError` if nothing can be trained."""
+    """Plan the trainings of a table. Raises `UsageError` if nothing can be trained."""
     table, left_out = request.table, dict[str, str]()
     specs: dict[str, str] = {name: name for name in table.backbones}
     others: dict[str, str] = {}
@@ -106,7 +107,7 @@ def plan_reproduction(request: Request) -> ReproductionPlan:
 
 
 def _incomparable(request: Request, backbone: str, spec: str) -> str:
-    """Why a measured number is not about what the paper's is; empty if it is."""
+    """Return why numbers cannot be compared with the paper's; empty if they can."""
     if request.embedded:
         return "the embedded model on handwritten digits"
     if request.bundles:
@@ -122,7 +123,7 @@ class _Backbone:
     def __init__(
         self, request: Request, table: Table, name: str, spec: str, left_out: dict[str, str]
     ) -> None:
-        # A row without a list of its own has every backbone, also one in place of the table's.
+        # A row without its own list has every backbone, also one that replaces the table's.
         own = (name,) if name in request.whole.backbones else ()
         rows = tuple(
             replace(row, backbones=()) for row in table.rows if not (own and _lacks(row, name))
@@ -132,7 +133,7 @@ class _Backbone:
         self._rows = {row.name: row for row in rows}
 
     def cells(self) -> Iterator[PlannedCell]:
-        """Every training with this backbone."""
+        """Yield every training with this backbone."""
         if self._request.bundles:
             for dataset in sources(self._table):
                 path = _bundle(self._request.bundles, self._name, dataset)
@@ -196,7 +197,7 @@ class _Backbone:
     def _refused(
         self, task: TaskSpec, source: DataSource, facts: Facts, probe: Examiner, dataset: str
     ) -> set[str]:
-        """The rows that cannot be trained on this backbone and this kind of data."""
+        """Return the rows that cannot be trained on this backbone and this kind of data."""
         refused = set()
         episode = Episode(dataset, task.shots[0], task.seeds[0], task.half)
         for row in self._rows.values():
@@ -227,8 +228,8 @@ class _Backbone:
     def _config(
         self, row: Row, episode: Episode, task: TaskSpec, source: DataSource, facts: Facts
     ) -> TrialConfig:
-        """The row's configuration for one training, with the settings that its paper has for the
-        data set and the number of shots."""
+        """Return the row's configuration for one training, with the paper's settings for the data
+        set and the number of shots."""
         known = task_facts(task, source, facts.tower, episode)
         if self._request.bundles:  # presets know data sets by name
             known = replace(known, dataset=Path(episode.dataset).stem)
@@ -261,8 +262,8 @@ def _lacks(row: Row, backbone: str) -> bool:
 
 
 def _bundle(folder: str, backbone: str, dataset: str) -> Path | None:
-    """The bundle of a data set: `FOLDER/BACKBONE/DATASET.safetensors`, or without the backbone's
-    folder."""
+    """Find the bundle of a data set: `FOLDER/BACKBONE/DATASET.safetensors`, or without the
+    backbone's folder."""
     root = Path(folder).expanduser()
     for path in (root / backbone / f"{dataset}.safetensors", root / f"{dataset}.safetensors"):
         if path.is_file():

@@ -1,4 +1,4 @@
-"""What is reproduced: a table, or a part of it, with given data, backbones and draws."""
+"""Requests: a table or a part of it, with data, backbones and draws."""
 
 from __future__ import annotations
 
@@ -18,33 +18,32 @@ _MINIATURE_EPOCHS = 2
 
 @dataclass(frozen=True)
 class Request:
-    """A part of a table, and what it is reproduced with."""
+    """A table or a part of it, with data, backbones and draws."""
 
     paper: Paper
     """The paper."""
     name: str
-    """Name of the table with that of its paper, e.g. `rmt/table-4`."""
+    """Names of paper and table, e.g. `rmt/table-4`."""
     table: Table
     """The table, with the chosen data sets, shots and draws only."""
     whole: Table
-    """The table of the paper."""
+    """The whole table of the paper."""
     data: str = ""
     """Folder of the field's data sets."""
     bundles: str = ""
     """Folder of feature bundles, in place of images; empty for images."""
     backbones: tuple[str, ...] = ()
-    """Specifications of backbones in place of the table's; empty for the published weights."""
+    """Specifications of backbones that replace the table's; empty for the published weights."""
     draws: str = "seeded-capped"
     """Rule of the few-shot draws."""
     embedded: bool = False
-    """Whether it is the miniature on the embedded model."""
+    """Whether to run the miniature on the embedded model."""
 
     def config(self, config: TrialConfig) -> TrialConfig:
-        """The configuration that is trained: in miniature, with few epochs.
+        """Return the configuration that is trained; a miniature has few epochs.
 
-        Adam's steps are bounded by its learning rate, so they are longer in proportion, and masks
-        flip as they would in a whole training. Other optimisers might diverge.
-        """
+        The learning rate bounds Adam's steps. It is raised in proportion, so that masks flip as in
+        a whole training. Other optimisers might diverge."""
         if not self.embedded:
             return config
         before, optim = self.config(config.before) if config.before else None, config.optim
@@ -55,7 +54,7 @@ class Request:
 
 
 def find_table(name: str) -> tuple[Paper, Table]:
-    """The table `PAPER/TABLE`; raises `UsageError`."""
+    """Return the table `PAPER/TABLE`; raises `UsageError`."""
     known = {f"{key}/{table}": paper for key, paper in papers().items() for table in paper.tables}
     if name not in known:
         raise UsageError([did_you_mean("table", name, known)])
@@ -65,8 +64,8 @@ def find_table(name: str) -> tuple[Paper, Table]:
 def narrowed(
     table: Table, only: Sequence[str], shots: Sequence[int], seeds: Sequence[int]
 ) -> Table:
-    """The table with these data sets, shots and seeds only; an empty sequence keeps all. In domain
-    generalisation, the source stays. Raises `UsageError`."""
+    """Return the table with these data sets, shots and seeds only; an empty sequence keeps all. The
+    source of a domain generalisation stays. Raises `UsageError`."""
     problems = []
     named: tuple[tuple[str, Sequence[object], Sequence[object]], ...] = (
         ("--only", only, table.datasets),
@@ -76,7 +75,7 @@ def narrowed(
         for value in given:
             if value not in known:
                 listed = ", ".join(map(str, known))
-                problems.append(f"{option} must be of the table's ({listed}), got {value}.")
+                problems.append(f"{option} must be one of the table's ({listed}), got {value}.")
     if len(set(seeds)) < len(seeds) or any(seed < 0 for seed in seeds):
         problems.append(
             "--seeds must be different numbers of at least 0, got "
@@ -95,7 +94,7 @@ def narrowed(
 
 
 def _narrowed_row(row: Row, datasets: Sequence[str], shots: Sequence[int]) -> Row | None:
-    """The row with what is left of it; None if nothing is. An empty field means everything."""
+    """Return the row with what remains of it, or None. An empty field means everything."""
     own_datasets = tuple(d for d in row.datasets if d in datasets)
     own_shots = tuple(n for n in row.shots if n in shots)
     if (row.datasets and not own_datasets) or (row.shots and not own_shots):
@@ -105,8 +104,9 @@ def _narrowed_row(row: Row, datasets: Sequence[str], shots: Sequence[int]) -> Ro
 
 
 def miniature(table: Table) -> Table:
-    """The table on the embedded model and the digits, with two of its draws: every data set is the
-    digits, and a shift their rotated version. Without published numbers, which are about others."""
+    """Return the table for the embedded model, with two draws. The digits replace all data sets,
+    and rotated digits the shifts. Published numbers are removed, because they are not
+    comparable."""
     alone = table.protocol in ("few-shot", "base-to-new")
     rows = tuple(replace(row, backbones=(), datasets=(), published=()) for row in table.rows)
     return replace(

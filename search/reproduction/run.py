@@ -1,8 +1,8 @@
-"""Trains and evaluates the cells of a table, spread over Ray's workers one by one.
+"""Trains and evaluates the cells of a table in parallel on Ray.
 
 Each training is a Ray task, and so is each read of a test split, which follows as soon as the model
-is trained. Results are stored as they end; a reproduction that was interrupted continues from what
-is stored, and from the checkpoints of unfinished trainings.
+is trained. Results are stored at once; an interrupted reproduction continues from them, and
+from the checkpoints of unfinished trainings.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def run_cells(
 ) -> None:
     """Train and evaluate every cell that is not in the ledger yet. Runs on the connected Ray.
 
-    `shared`: whether workers on other machines need copies of local weights. A training that fails
-    is recorded, and the others go on. Raises `StoppedError` and `StorageError`.
+    `shared`: whether workers on other machines need copies of local weights. If a training fails,
+    the failure is recorded and the others continue. Raises `StoppedError` and `StorageError`.
     """
     run = _Run(plan, store, placement, shared, tell)
     missing = [
@@ -71,12 +71,12 @@ class _Run:
         self._specs = self._open_specs(shared, store.storage)
         self._done, self._total = 0, len(plan.trainings)
         self._left: dict[str, int] = {}
-        """Training -> reads of test splits that have not ended."""
+        """Number of unfinished reads of test splits, by training."""
         self._train = ray.remote(**task_options(placement, TRAINING_PROCESS))(train)
         self._classify = ray.remote(**task_options(placement, EVALUATION_PROCESS))(classify)
 
     def _open_specs(self, shared: bool, storage: Storage) -> Mapping[str, EncodedTaskSpec]:
-        """Backbone -> how workers open it: once for all its cells."""
+        """Return how workers open each backbone, once for all its cells."""
         threads = max(1, int(self._placement.cpus))
         found: dict[str, EncodedTaskSpec] = {}
         for planned in self._plan.cells:
@@ -101,7 +101,8 @@ class _Run:
         run_tasks(tasks, self._placement.slots + 1)
 
     def _training(self, planned: PlannedCell) -> Task:
-        """The training of a cell, then its reads; if the model is stored, the reads alone."""
+        """Return the training of a cell, followed by its reads; only the reads if the model is
+        stored."""
         if self._store.is_trained(planned.training):
             first, *rest = self._reads(planned)
             return Task(first.start, lambda: [*first.then(), *rest], first.failed)
@@ -113,7 +114,7 @@ class _Run:
         )
 
     def _reads(self, planned: PlannedCell) -> list[Task]:
-        """The reads of test splits that evaluate a trained cell."""
+        """Return the reads of test splits that evaluate a trained cell."""
         return [
             Task(
                 partial(self._read, planned, job),
@@ -125,7 +126,7 @@ class _Run:
         ]
 
     def _read(self, planned: PlannedCell, job: SplitJob) -> Any:
-        """Record the read, and start it."""
+        """Record the read, then start it."""
         episode, storage = planned.candidate.episode, self._store.storage
         model = (planned.candidate.label, episode.dataset, episode.shots, episode.seed)
         name = self._plan.request.name
@@ -142,7 +143,7 @@ class _Run:
         return ()
 
     def _fail(self, planned: PlannedCell, error: Exception) -> None:
-        """Record a failure; the storage's own are no fault of the cell."""
+        """Record a failure; storage errors are raised, because the cell did not cause them."""
         cause = getattr(error, "cause", error)
         if isinstance(cause, OSError):
             raise error

@@ -1,7 +1,7 @@
 """The ledger of trained and evaluated cells, `cells.jsonl`, shared by all tables of a folder.
 
-A line is written when a cell's test split has been classified, or when its training has failed; a
-cell is never repeated after that. Models and predictions are in the folder of evaluations, under
+A line is written when a test split has been classified, or when a training has failed; the cell is
+never repeated after that. Models and predictions are stored in the folder of evaluations, named by
 the digest of the training.
 """
 
@@ -30,7 +30,7 @@ CELLS = "cells.jsonl"
 
 @dataclass(frozen=True)
 class EvaluatedPart:
-    """How many images of one part of a test split are classified correctly."""
+    """Result on one part of a test split."""
 
     part: str
     """`test`, `base`, `new`, `shift` or `target`."""
@@ -51,13 +51,13 @@ class Line:
     parts: tuple[EvaluatedPart, ...] = ()
     """The parts of the test split that were classified."""
     seconds: Seconds = 0.0
-    """Time for reading and classifying the test split."""
+    """Seconds for reading and classifying the test split."""
     failed: str = ""
     """Why the training failed; empty if it did not."""
 
 
 class CellStore:
-    """The cells in a folder. For its owner, who alone appends to the ledger."""
+    """The cells in a folder. Only the process that owns the folder appends to the ledger."""
 
     def __init__(self, storage: Storage, guard: Callable[[], None] = lambda: None) -> None:
         """`guard` is called before a line is written, and raises if this process no longer owns the
@@ -78,11 +78,11 @@ class CellStore:
             self._evaluated[line.job] = line
 
     def evaluated(self, job: SplitJob) -> Line | None:
-        """The line of a job; None if it was not evaluated yet."""
+        """Return the line of a job; None if it has not been evaluated."""
         return self._evaluated.get(job.file)
 
     def failure(self, training: str) -> str:
-        """Why a training failed; empty if it did not."""
+        """Return why a training failed; empty if it did not."""
         return self._failed.get(training, "")
 
     def commit(self, training: str, job: SplitJob) -> None:
@@ -100,7 +100,7 @@ class CellStore:
 
     def _append(self, line: Line) -> None:
         self._guard()
-        # What a power cut has left of a line must not swallow this one.
+        # A partial line that a power cut has left must not corrupt this one.
         start, self._is_torn = b"\n" * self._is_torn, False
         self.storage.append(CELLS, start + json.dumps(asdict(line)).encode() + b"\n")
         self._add(line)
@@ -114,16 +114,16 @@ class CellStore:
         return load_result(self._folder, job) is not None
 
     def artifact(self, training: str) -> Content | None:
-        """What a training has learned; None if it is missing or damaged."""
+        """Return the artifact of a training; None if it is missing or damaged."""
         return read_checked(self._folder, training_file(training))
 
     def predictions(self, job: SplitJob) -> list[PredictionTable]:
-        """The stored predictions of a job; empty if they are missing or damaged."""
+        """Return the stored predictions of a job; empty if they are missing or damaged."""
         found = load_result(self._folder, job)
         return found[0] if found else []
 
     def facts(self, training: str) -> TrainingFacts | None:
-        """What a training was like; None if it is not stored."""
+        """Return the facts of a training; None if they are not stored."""
         try:
             return from_plain(TrainingFacts, parse_json(self._folder.read(facts_file(training))))
         except (FileNotFoundError, RecordError):
@@ -131,7 +131,7 @@ class CellStore:
 
 
 def _lines(log: bytes) -> Iterator[Line]:
-    """The whole lines of a ledger."""
+    """Yield the complete lines of a ledger."""
     for text in log.splitlines():
         try:
             yield from_plain(Line, parse_json(text))

@@ -68,7 +68,7 @@ def configurations(value: str) -> str:
 
 
 def lines(value: str) -> list[str]:
-    """Read a file of names, one per line; a JSON list stands for itself."""
+    """Read a file of names, one per line; a JSON list is taken as it is."""
     text = value
     if not value.lstrip().startswith("["):
         try:

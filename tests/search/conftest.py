@@ -63,7 +63,7 @@ class Sweep:
         return run_here(main, *self._arguments(*options))
 
     def run_alone(self, *options: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
-        """Run in a process of its own with a private Ray, as a user does."""
+        """Run in a separate process with a private Ray, as a user does."""
         return subprocess.run(
             self.command(*options),
             capture_output=True,

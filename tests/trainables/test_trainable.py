@@ -413,7 +413,7 @@ def test_a_trial_that_may_be_stopped_has_an_artifact_before_each_report(
     assert names == ["artifact-seed1.safetensors"]  # the other draw has not been trained
 
 
-# --- in a script of one's own --------------------------------------------------------------------
+# --- in a user's script --------------------------------------------------------------------------
 
 FLAT: dict[str, Any] = {"method": "taskres", "shots": 2, "epochs": 4, "device": "cpu"}
 

@@ -1,4 +1,4 @@
-"""The trainable in a script of one's own: Tune's schedulers, searchers and callbacks use it."""
+"""The trainable in a user's script: Tune's schedulers, searchers and callbacks use it."""
 
 from __future__ import annotations
 

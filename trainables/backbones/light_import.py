@@ -1,6 +1,6 @@
 """Imports open_clip without the packages that few models need.
 
-open_clip imports timm and transformers where they are installed, and all of torchvision. Together
+open_clip imports timm and transformers if they are installed, and all of torchvision. Together
 they take most of the time until a process can encode an image, and every worker is a process. They
 are imported when a model needs them.
 """

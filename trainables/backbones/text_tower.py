@@ -36,7 +36,7 @@ class DeepTokens:
     """[m, w] each: those of the second block, of the third, and so on, for all texts."""
 
     def split(self, size: int) -> list[DeepTokens]:
-        """The same for parts of the texts."""
+        """Split into parts of the texts, `size` texts each."""
         return [DeepTokens(places, self.own) for places in self.places.split(size)]
 
 

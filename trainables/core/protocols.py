@@ -14,9 +14,9 @@ others.
 """
 
 Validation = Literal["held-out", "pooled", "folds"]
-"""On which labelled images a trial's models are validated.
+"""Labelled images that the models of a trial are validated on.
 
-`held-out`: the validation images of their own draw. `pooled`: all labelled images of all draws of
+`held-out`: the validation images of each draw. `pooled`: all labelled images of all draws of
 the search, except those that the model was trained on. `folds`: the training images of the draw,
 each by a model that was trained without it.
 """

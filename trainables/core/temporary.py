@@ -19,7 +19,7 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
     """Create a folder that only this user can enter, and remove it afterwards.
 
     It holds a lock file. The kernel releases the lock of a process that ends in any way, so that
-    `remove_abandoned_folders` can tell what a killed process has left behind.
+    `remove_abandoned_folders` recognises the folders of killed processes.
     """
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=parent))
     try:

@@ -22,16 +22,16 @@ class DeepPrompts:
     """Text features of classes whose prompts have learned tokens in the first blocks."""
 
     writer: PromptWriter
-    """The backbone's."""
+    """Writer of the backbone."""
     tokens: int
     """m."""
     fixed: Tensor
     """int64 [f]: ids of fixed tokens between the learned ones and the name."""
 
     def features(self, classes: ClassTexts) -> Callable[[Sequence[Tensor]], Tensor]:
-        """The function from the learned tokens [m, w] of the first block, the second and so on to
-        the text features of `classes` [c, d], at unit length. Raises `MethodError` for names that
-        leave no room."""
+        """Return a function from the learned tokens [m, w] of the first block, the second and so on
+        to the text features of `classes` [c, d], at unit length. Raises `MethodError` if a name is
+        too long."""
         prompts = self.writer.prompts(classes, self.tokens, fixed=self.fixed)
 
         def features(contexts: Sequence[Tensor]) -> Tensor:
@@ -44,8 +44,8 @@ class DeepPrompts:
 
 
 class Remembered:
-    """A function of tensors whose last value without gradients is kept: a large test set takes
-    many batches with the same prompts."""
+    """A function of tensors that keeps its last value without gradients, because all batches of a
+    test set have the same prompts."""
 
     def __init__(self, compute: Callable[[Sequence[Tensor]], Tensor]) -> None:
         self._compute = compute

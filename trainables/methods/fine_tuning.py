@@ -1,5 +1,5 @@
-"""Fine-tuning: every weight of the image encoder is trained, and the text features stay fixed. The
-reference that R-AMT is compared with (Zheng et al., ICCV 2023, arXiv:2307.15049, table 11).
+"""Fine-tuning: trains every weight of the image encoder; the text features stay fixed. A baseline
+of R-AMT (Zheng et al., ICCV 2023, arXiv:2307.15049, table 11).
 
 Notation: b batch size, c classes, s image side; W the encoder's weights, W_0 the pre-trained ones.
 """
@@ -40,7 +40,7 @@ _RATE = 1e-5
 
 @dataclass(frozen=True)
 class FineTuningConfig(MethodConfig):
-    """Only the prompts: all other choices are about the training."""
+    """The prompts; the other settings are those of the optimiser."""
 
 
 class FineTuning(TensorMethod):
@@ -70,7 +70,7 @@ class FineTuning(TensorMethod):
 
     @classmethod
     def preset(cls, name: Preset, facts: TaskFacts) -> Recipe:
-        """The paper gives no recipe for this row, and the code does not contain it. Templates,
+        """Neither the paper nor the code gives a recipe. Templates,
         epochs, batches and crops are those of R-AMT, the learning rate is `_RATE`."""
         config = FineTuningConfig(prompts="clean" if name == "clean" else "single")
         epochs = 10 if facts.dataset == "imagenet" else 30
@@ -83,7 +83,7 @@ class FineTuning(TensorMethod):
         return functional.normalize(features.float(), dim=-1) @ self.classifier.T
 
     def set_classes(self, classes: ClassTexts) -> None:
-        """The weights are kept: they belong to the image encoder."""
+        """Keeps the weights, which belong to the image encoder."""
         classifier = zero_shot_classifier(classes, self.backbone)
         self.register_buffer("classifier", classifier, persistent=False)
 

@@ -1,4 +1,4 @@
-"""KgCoOp: CoOp whose text features stay near those of a written prompt (Yao et al., CVPR 2023,
+"""KgCoOp: CoOp with text features close to those of a written prompt (Yao et al., CVPR 2023,
 arXiv:2303.13283).
 
 Notation: c classes, d feature dimension, w the text features of the learned prompts, t those of the
@@ -30,7 +30,7 @@ from trainables.methods.recipes import coop_optim, dassl_crop_scale
 
 @dataclass(frozen=True)
 class KgCoOpConfig(ContextConfig):
-    """The context, and how strongly its features are tied to those of the written prompts."""
+    """The context, and the weight of the distance from the written prompts."""
 
     knowledge_weight: float = 8.0
     """lambda, the weight of the distance; 0 is CoOp."""
@@ -64,7 +64,7 @@ class KgCoOp(ContextMethod):
         """Section 4: lambda 8, four tokens from "a photo of a", 100 epochs at any number of shots;
         t has the data set's template. Batches of 128 are the code's, whose rate and schedule are
         CoOp's. `clean` has CoOp's batches and epochs: the published ones are a hundred steps on
-        small data sets, which hardly move the context.
+        small data sets, which hardly change the context.
         """
         config = KgCoOpConfig(prompts="single", context_tokens=4, init_words="a photo of a")
         optim = coop_optim(name, facts)

@@ -35,7 +35,7 @@ class LinearAdapterConfig(MethodConfig):
     """Place and form of the adapter."""
 
     adapted: Adapted = "text"
-    """Which features pass through the adapter: those of the classes, or those of the images."""
+    """Features that pass through the adapter: those of the classes or of the images."""
     bias: bool = True
     """Whether the adapter has a bias v, one vector for all classes or images."""
     alpha: float = 0.5
@@ -97,7 +97,7 @@ class LinearAdapter(TensorMethod):
         return adapted
 
     def set_classes(self, classes: ClassTexts) -> None:
-        """The adapter is kept: it belongs to no class."""
+        """Keeps the adapter, which belongs to no class."""
         self.base = classes.features.detach().clone()
 
     @torch.no_grad()
@@ -114,6 +114,6 @@ class LinearAdapter(TensorMethod):
         return sizes
 
     def metadata(self) -> dict[str, str]:
-        """With the adapted features and alpha."""
+        """Adds the adapted features and alpha."""
         adapted, alpha = self.config.adapted, repr(float(self.config.alpha))
         return super().metadata() | {"adapted": adapted, "alpha": alpha}

@@ -1,5 +1,5 @@
-"""MaPLe: prompts in both towers, the image's computed from the text's (Khattak et al., CVPR 2023,
-arXiv:2210.03117).
+"""MaPLe: prompts in both towers, with those of the image tower computed from those of the text
+tower (Khattak et al., CVPR 2023, arXiv:2210.03117).
 
 Notation: b batch size, c classes, s image side, m context tokens, w and v widths of the text and
 the image tower, J depth, P_i [m, w] the tokens before block i of the text tower.
@@ -139,7 +139,7 @@ class Maple(TensorMethod):
         return logits
 
     def set_classes(self, classes: ClassTexts) -> None:
-        """All tokens are kept, with the new names in the prompts."""
+        """Keeps all tokens, and inserts the new names into the prompts."""
         self._texts = self._prompts.features(classes)
 
     @torch.no_grad()

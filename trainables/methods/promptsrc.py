@@ -204,7 +204,7 @@ class PromptSrc(TensorMethod):
         self.average.add(self.trainable(), weight)
 
     def set_classes(self, classes: ClassTexts) -> None:
-        """All tokens are kept, with the new names in the prompts."""
+        """Keeps all tokens, and inserts the new names into the prompts."""
         self._texts = self._prompts.features(classes)
         self.fixed = unit_texts(classes)
 

@@ -183,7 +183,7 @@ def test_states_and_values_of_ends(tmp_path: Path) -> None:
 
 
 def test_trials_that_are_not_trained_do_not_count(tmp_path: Path) -> None:
-    """As long as they are few: a space without any other trial must come to an end."""
+    """Unless there are many: a sweep over a space without other trials must finish."""
     ledger = open_ledger(tmp_path, pruner="none")
 
     def end(trained: bool) -> None:

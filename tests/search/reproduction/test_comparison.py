@@ -1,4 +1,4 @@
-"""Measured and published numbers side by side."""
+"""Measured numbers compared with published ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layout of a table: what stands beside what, and what the notes say."""
+"""The layout of a table: the order of rows and columns, and the notes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_zero_shot_stands_beside_every_number_of_shots() -> None:
 def test_averages_of_some_data_sets_say_so() -> None:
     part = replace(TABLE, datasets=("dtd",), rows=TABLE.rows)
     reproduced = made(part, values("dtd"))
-    assert "Left out: eurosat (no folder)." in reproduced.notes
+    assert "Skipped: eurosat (no folder)." in reproduced.notes
     assert reproduced.tables()[0].headings[2:] == ("dtd",)
     three = replace(TABLE, datasets=("dtd", "eurosat"))
     assert "Averages are over dtd, eurosat." in made(three).notes

@@ -42,7 +42,7 @@ def reproduce(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen[str]:
-    """In a session of its own, so that Ray's processes can be killed with it."""
+    """Start a new session, so that Ray's processes can be killed with it."""
     return subprocess.Popen(
         command(folder, *options),
         stdout=subprocess.DEVNULL,
@@ -181,8 +181,8 @@ def test_missing_data_sets_are_left_out_by_name(tmp_path: Path) -> None:
     data = ("--data", str(tmp_path / "data"), "--backbone", "tiny", "--seeds", "1")
     done = reproduce(tmp_path / "out", "taskres/table-11", *data, "--shots", "1")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Left out: imagenet (" in done.stdout
-    assert "Left out: dtd" not in done.stdout
+    assert "Skipped: imagenet (" in done.stdout
+    assert "Skipped: dtd" not in done.stdout
     assert len(lines(tmp_path / "out")) == 2
     assert "Averages are over dtd, eurosat, without imagenet, caltech101" in done.stdout
     (average,) = [
@@ -207,7 +207,7 @@ def test_bundles_serve_methods_on_features(tmp_path: Path) -> None:
     done = reproduce(tmp_path / "out", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(lines(tmp_path / "out")) == 4
-    assert "Left out: dtd (no bundle in" in done.stdout
+    assert "Skipped: dtd (no bundle in" in done.stdout
     assert "features from bundles, whose weights are not verified" in done.stdout
 
 
@@ -219,15 +219,15 @@ def test_bundles_serve_methods_on_features(tmp_path: Path) -> None:
     [
         (["rmt/table-99", "--embedded"], "There is no table 'rmt/table-99'"),
         (["rmt/table-4"], "A table needs data: add --data ROOT"),
-        (["rmt/table-4", "--embedded", "--shots", "3"], "--shots must be of the table's (16)"),
+        (["rmt/table-4", "--embedded", "--shots", "3"], "--shots must be one of the table's (16)"),
         (["rmt/table-4", "--embedded", "--seeds", "1,1"], "--seeds must be different numbers"),
-        (["rmt/table-1", "--data", ".", "--only", "x"], "--only must be of the table's"),
+        (["rmt/table-1", "--data", ".", "--only", "x"], "--only must be one of the table's"),
         (["rmt/table-4", "--embedded", "--backbone", "RN50"], "--backbone cannot be used with"),
         (["rmt/table-4", "--embedded", "--bundles", "."], "--bundles cannot be used with"),
         (["rmt/table-4", "--embedded", "--only", "imagenet"], "--only cannot be used with"),
         (["rmt/table-4", "--embedded", "--published-draws"], "--published-draws cannot be used"),
         (["rmt/table-4", "--bundles", "nowhere"], "--bundles must be a folder, got 'nowhere'"),
-        (["rmt/table-2", "--bundles", "."], "--bundles is for few-shot tables"),
+        (["rmt/table-2", "--bundles", "."], "--bundles requires a few-shot table"),
         (["rmt/table-4", "--bundles", ".", "--backbone", "RN50"], "--backbone cannot be used"),
         (["rmt/table-4", "--embedded", "--device", "tpu"], "--device"),
         (["rmt/table-4", "--embedded", "--address", "nowhere"], "--address must be HOST:PORT"),

@@ -33,8 +33,8 @@ def test_domain_generalisation_keeps_its_source() -> None:
 @pytest.mark.parametrize(
     ("only", "shots", "seeds", "message"),
     [
-        (["digits"], [], [], "--only must be of the table's (imagenet, "),
-        ([], [3], [], "--shots must be of the table's (1, 2, 4, 8, 16), got 3."),
+        (["digits"], [], [], "--only must be one of the table's (imagenet, "),
+        ([], [3], [], "--shots must be one of the table's (1, 2, 4, 8, 16), got 3."),
         ([], [], [1, 1], "--seeds must be different numbers of at least 0, got 1,1."),
         ([], [], [-1], "--seeds must be different numbers of at least 0, got -1."),
     ],

@@ -20,7 +20,7 @@ IMAGES, CLASSES = 60, 4
 
 
 def evidence(*strengths: float, images: int = IMAGES, seed: int = 0) -> Evidence:
-    """Members whose logits are the truth times a strength, plus noise of their own."""
+    """Members whose logits are the truth times a strength, plus independent noise."""
     rng = torch.Generator().manual_seed(seed)
     labels = torch.arange(images) % CLASSES
     truth = torch.nn.functional.one_hot(labels, CLASSES).float()

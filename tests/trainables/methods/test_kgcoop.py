@@ -76,7 +76,7 @@ def test_loss_formula(backbone: Backbone, own: bool) -> None:
 
 
 def test_without_weight_it_is_coop(backbone: Backbone) -> None:
-    """The same training, bit for bit."""
+    """Trainings are equal bit for bit."""
     method = KgCoOp.build(KgCoOpConfig(context_tokens=4, knowledge_weight=0.0), context(backbone))
     coop = CoOp.build(ContextConfig(context_tokens=4), context(backbone))
     assert trained(method) == trained(coop)
