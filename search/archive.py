@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from search.core.lock import SweepLock
 from search.core.problems import StoppedError, UsageError
@@ -16,6 +15,7 @@ from search.terminal.console import open_console
 from search.terminal.exit_code import exit_code
 from search.terminal.parser import Parser, text
 from trainables.core.credentials import without_password
+from trainables.core.files import expanded
 from trainables.core.storage import LocalStorage, Storage, join, open_storage
 
 _INTRODUCTION = """\
@@ -49,7 +49,7 @@ def _target(output: str | None, name: str, storage: str) -> tuple[Storage, str]:
     """The archive's folder and name; raises `UsageError`."""
     if output is None:
         return open_storage(storage), f"{name}.tar.gz"
-    path = Path(output).expanduser().absolute()
+    path = expanded(output).absolute()
     found = []
     if not path.name.endswith((".tar.gz", ".tgz")):
         found.append(f"--output must end in .tar.gz, got '{output}'. Use e.g. {name}.tar.gz.")

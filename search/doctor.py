@@ -32,6 +32,7 @@ from search.tracking.uri import TrackingError, check_tracking_uri, tracking_uri 
 from trainables.backbones.base import BackboneError  # noqa: E402
 from trainables.backbones.registry import absolute_spec  # noqa: E402
 from trainables.core.credentials import shown  # noqa: E402
+from trainables.core.files import kind_of  # noqa: E402
 from trainables.core.storage import StorageError, open_storage  # noqa: E402
 from trainables.core.store import cache_folder  # noqa: E402
 from trainables.data.base import DataError, Dataset  # noqa: E402
@@ -40,7 +41,6 @@ from trainables.data.benchmarks.layouts import LAYOUTS  # noqa: E402
 from trainables.data.lists import ListedDataset  # noqa: E402
 from trainables.data.registry import open_dataset  # noqa: E402
 from trainables.data.sealed import check_test_split  # noqa: E402
-from trainables.images.decode import kind_of  # noqa: E402
 
 State = Literal["fine", "look", "wrong", "absent"]
 _STYLES = {"fine": "green", "look": "yellow", "wrong": "red", "absent": "dim"}

@@ -12,6 +12,7 @@ from torch import Tensor
 from search.core.problems import UsageError
 from search.terminal.console import end_with_the_reader, open_console, print_errors, tool
 from search.terminal.parser import Parser, text
+from trainables.core.files import expanded
 from trainables.data.base import Split
 from trainables.data.digits import Digits
 
@@ -65,7 +66,7 @@ def _write(image: Tensor, path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the folder; return 0, 2 for invalid options, and 1 if it cannot be written."""
     try:
-        folder = Path(build_parser().parse_args(arguments).folder).expanduser()
+        folder = expanded(build_parser().parse_args(arguments).folder)
         write_example(folder)
     except UsageError as error:
         print_errors(error.problems)

@@ -27,6 +27,7 @@ from search.terminal.console import module_command, open_console, print_errors
 from search.terminal.parser import Parser
 from search.tracking.mlflow_reporter import open_runs
 from search.tracking.uri import TrackingError, check_tracking_uri, uri_afterwards
+from trainables.core.files import expanded
 from trainables.core.storage import StorageError
 from trainables.core.temporary import temporary_folder
 from trainables.core.text import did_you_mean
@@ -112,7 +113,7 @@ def export(options: argparse.Namespace) -> Exported:
     if problems := _registration_problems(options, kind):
         raise UsageError(problems)
     output = Path(options.output or f"exports/{options.name}-{_title(options)}-{kind}")
-    output = output.expanduser().absolute()
+    output = expanded(output).absolute()
     is_kept = bool(options.output) or options.register is None
     if is_kept and os.path.lexists(output):
         raise UsageError(

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
@@ -20,6 +19,7 @@ from search.terminal.bars import Bars
 from search.terminal.console import open_console, print_errors
 from search.terminal.parser import Parser, integer
 from search.tracking.uri import TrackingError
+from trainables.core.files import expanded
 from trainables.core.storage import StorageError
 from trainables.core.text import printable
 from trainables.data.base import DataError
@@ -115,13 +115,13 @@ def _files(options: argparse.Namespace) -> list[str]:
     problems = []
     if options.top < 1:
         problems.append(f"--top must be at least 1, got {options.top}.")
-    if options.output and not Path(options.output).expanduser().absolute().parent.is_dir():
+    if options.output and not expanded(options.output).absolute().parent.is_dir():
         problems.append(
             f"--output must be in a folder that exists, got '{options.output}'. Create the folder."
         )
     files: list[str] = []
     for name in options.images:
-        path = Path(name).expanduser()
+        path = expanded(name)
         if path.is_dir():
             try:
                 found = images_below(path)
@@ -171,7 +171,7 @@ def _opened(output: str) -> AbstractContextManager[IO[str] | None]:
     """The file to write, or None if there is none."""
     if not output:
         return nullcontext()
-    path = Path(output).expanduser()
+    path = expanded(output)
     return open(path, "w", newline="", encoding="utf-8", errors="surrogateescape")
 
 

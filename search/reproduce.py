@@ -34,6 +34,7 @@ from search.terminal.console import (  # noqa: E402
 )
 from search.terminal.option_values import names  # noqa: E402
 from search.terminal.parser import Parser, integers, location, number, text  # noqa: E402
+from trainables.core.files import expanded  # noqa: E402
 from trainables.core.storage import StorageError, open_storage  # noqa: E402
 from trainables.trial import TaskSpec  # noqa: E402
 
@@ -202,7 +203,7 @@ def _conflicts(options: Namespace) -> list[str]:
     ]
     if options.bundles and options.backbone:
         found.append("--backbone cannot be used with --bundles, which hold features. Omit it.")
-    if options.bundles and not Path(options.bundles).expanduser().is_dir():
+    if options.bundles and not expanded(options.bundles).is_dir():
         found.append(f"--bundles must be a folder, got '{options.bundles}'. Use another one.")
     if not (options.embedded or options.bundles or options.data):
         found.append(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
-from pathlib import Path
 
 from search.core.objectives import ranked
 from search.core.problems import UsageError
 from search.core.sweep_folder import find_sweep
+from trainables.core.files import expanded, read_regular
 from trainables.core.records import RecordError, parse_json
 from trainables.fields import Value, read_value
 
@@ -22,12 +22,12 @@ def read_configurations(where: str, storage: str) -> tuple[Mapping[str, Value], 
     trials of a sweep in `storage`. Raises `UsageError` and `StorageError`."""
     if where.lstrip().startswith(("[", "{")):
         return _from_json(where.encode(), where)
-    path = Path(where).expanduser()
+    path = expanded(where)
     if path.suffix in (".json", ".csv"):
         try:
-            data = path.read_bytes()
+            data = read_regular(path)
         except OSError as error:
-            raise _invalid(where, f"cannot be read ({error.strerror})") from None
+            raise _invalid(where, f"cannot be read ({error})") from None
         return _from_json(data, where) if path.suffix == ".json" else _from_csv(data, where)
     name, _, count = where.partition(":")
     if count and not (count.isdecimal() and int(count)):

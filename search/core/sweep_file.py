@@ -13,15 +13,16 @@ Every sweep's folder has such a file, `sweep.yaml`, with all its settings.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from search.core.config import SweepConfig, option
 from search.core.problems import UsageError
+from trainables.core.files import expanded, read_text
 from trainables.fields import read_value
 
 NAME = "sweep.yaml"
@@ -32,27 +33,39 @@ _PLACES = (
 )
 """Options that determine where a sweep runs, not its results."""
 _REPEATED = ("plugin", "prompt")
+_ABOUT = ("help", "help-all", "version")
 _HEADER = """\
 # The sweep's settings. To run it elsewhere: python -m search.run sweep.yaml
 # Options after the file override it.
 """
 
 
+class _Loader(yaml.BaseLoader):
+    """Builds strings, lists and dicts only, and runs nothing. Every scalar stays text: to YAML,
+    10:50 is a number in base 60. Aliases are refused, since a few can stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("has an alias (*NAME): write the value in its place")
+        return super().compose_node(parent, index)
+
+
 def read_options(path: str) -> list[str]:
     """Return a file's options as a command line; raises `UsageError`."""
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-        # Every scalar stays text: to YAML, 10:50 is a number in base 60.
-        # It builds strings, lists and dicts only, and runs nothing.
-        content = yaml.load(text, Loader=yaml.BaseLoader)
+        content = yaml.load(read_text(expanded(path)), Loader=_Loader)
     except OSError as error:
-        raise _invalid(path, f"cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise _invalid(path, "is not UTF-8 text") from None
+        raise _invalid(path, f"cannot be read ({error})") from None
     except yaml.YAMLError as error:
         raise _invalid(path, " ".join(str(error).split())) from None
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+    except RecursionError:
+        raise _invalid(path, "is nested too deeply") from None
+    if not isinstance(content, dict):
         raise _invalid(path, "has no options")
+    if wrong := [key for key in content if not re.fullmatch("(--)?[a-z][a-z_-]*", key)]:
+        raise _invalid(path, f"has {ascii(wrong[0])[:60]}, which is not an option")
+    if about := [key for key in content if key.replace("_", "-").strip("-") in _ABOUT]:
+        raise _invalid(path, f"has '{about[0]}', which only the command line may have")
     words: list[str] = []
     for key, value in content.items():
         name = f"--{key.removeprefix('--').replace('_', '-')}"
@@ -91,7 +104,7 @@ def _texts(path: str, key: str, value: Any) -> Iterator[str | None]:
             yield from (_joined(path, key, part) for part in parts)
         case [*_] if key.replace("-", "_") == "class_names":
             yield json.dumps(value)
-        case [{}, *_]:  # configurations
+        case [{}, *_] if all(isinstance(row, dict) for row in value):  # configurations
             rows = [{f: read_value(str(text)) for f, text in row.items()} for row in value]
             yield json.dumps(rows)
         case _:

@@ -29,6 +29,7 @@ from search.exporting.registry import RegistryError, download
 from search.tracking.uri import uri_afterwards
 from trainables.backbones.base import Backbone, BackboneError, Preprocess
 from trainables.backbones.bundle import FeatureBackbone
+from trainables.core.files import expanded
 from trainables.core.storage import LocalStorage
 from trainables.core.temporary import temporary_folder
 from trainables.core.tensor_file import read_tensors
@@ -72,7 +73,7 @@ def open_classifier(
             uri = uri_afterwards(tracking_uri, SweepConfig(storage=storage))
             folder = download(name, uri, temporary)
             return _of_export(folder / "artifacts", "torch", data, device)
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if (folder / CARD).is_file():
         return _of_export(folder, str(_card(folder)["kind"]), data, device)
     if "/" in name:

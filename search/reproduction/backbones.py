@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
+
+from trainables.core.files import expanded
 
 _OPENAI = "openai"
 
@@ -37,7 +37,7 @@ def difference(name: str, spec: str) -> str:
     tag, _, file = spec.partition(":")[2].partition("@")
     if tag in ("", _OPENAI) and not file:
         return ""
-    if not os.path.exists(os.path.expanduser(file or tag)):
+    if not expanded(file or tag).exists():
         return f"other weights ({tag})"
     return "" if is_openai(name, file or tag) else "weights not verified"
 
@@ -46,4 +46,4 @@ def is_openai(name: str, file: str) -> bool:
     """Whether a local file has the digest of OpenAI's published weights."""
     from trainables.backbones.open_clip import recognise  # takes seconds to load
 
-    return recognise(name, Path(os.path.expanduser(file))) == _OPENAI
+    return recognise(name, expanded(file)) == _OPENAI

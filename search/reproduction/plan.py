@@ -19,6 +19,7 @@ from search.reproduction.request import Request
 from spaces.registry import SpaceError
 from spaces.settings import SettingsError
 from trainables.backbones.base import BackboneError
+from trainables.core.files import expanded
 from trainables.data.base import DataError
 from trainables.data.bundle import PREFIX
 from trainables.data.registry import DataSource
@@ -264,7 +265,7 @@ def _lacks(row: Row, backbone: str) -> bool:
 def _bundle(folder: str, backbone: str, dataset: str) -> Path | None:
     """Find the bundle of a data set: `FOLDER/BACKBONE/DATASET.safetensors`, or without the
     backbone's folder."""
-    root = Path(folder).expanduser()
+    root = expanded(folder)
     for path in (root / backbone / f"{dataset}.safetensors", root / f"{dataset}.safetensors"):
         if path.is_file():
             return path

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from search.terminal import parser as parsing
 from search.terminal.notify import webhook
+from trainables.core.files import expanded, read_text
 from trainables.data.registry import BASE_TASKS, PREFIXES
 from trainables.fields import read_value
 
@@ -31,7 +30,7 @@ def names(value: str) -> list[str]:
 def _is_path(spec: str) -> bool:
     """Whether a data set's specification contains an existing path."""
     path = next((spec.removeprefix(p) for p in PREFIXES if spec.startswith(p)), "")
-    return bool(path) and os.path.exists(os.path.expanduser(path))
+    return bool(path) and expanded(path).exists()
 
 
 def shots(value: str) -> str | tuple[int, ...]:
@@ -72,16 +71,14 @@ def lines(value: str) -> list[str]:
     text = value
     if not value.lstrip().startswith("["):
         try:
-            path = Path(parsing.text(value)).expanduser()
-            text = json.dumps(path.read_text(encoding="utf-8").splitlines())
-        except (OSError, UnicodeDecodeError) as error:
+            text = json.dumps(read_text(expanded(parsing.text(value))).splitlines())
+        except OSError as error:
             raise argparse.ArgumentTypeError(
-                f"must be a file with one name per line, got {parsing.quoted(value)} "
-                f"({getattr(error, 'strerror', None) or 'no text in UTF-8'})"
+                f"must be a file with one name per line, got {parsing.quoted(value)} ({error})"
             ) from None
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not found or not all(isinstance(name, str) for name in found):
         raise argparse.ArgumentTypeError(

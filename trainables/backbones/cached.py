@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from trainables.core.files import expanded
+
 _KNOWN: dict[str, tuple[str, str]] = {
     "ViT-B-16": ("ViT-B-16.pt", "timm/vit_base_patch16_clip_224.openai"),
     "ViT-L-14": ("ViT-L-14.pt", "timm/vit_large_patch14_clip_224.openai"),
@@ -36,4 +38,4 @@ def _hub_cache() -> Path:
     """The folder of the Hugging Face cache, by its environment variables."""
     home = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = os.environ.get("HF_HOME", f"{home}/huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
+    return expanded(os.environ.get("HF_HUB_CACHE", f"{home}/hub"))

@@ -10,6 +10,7 @@ import torch
 from trainables.backbones.base import Backbone
 from trainables.backbones.bundle import open_bundle_backbone
 from trainables.backbones.layout import HUB, split_masks, split_path
+from trainables.core.files import expanded
 from trainables.data.bundle import PREFIX
 
 BACKBONES: dict[str, Path] = {
@@ -25,7 +26,7 @@ def absolute_spec(spec: str) -> str:
     if masked := split_masks(spec):
         return f"{_absolute(masked[0])}@{absolute_spec(masked[1])}"
     before, name = split_path(spec)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file() or (path.is_dir() and before in ("local-dir:", "")):
         return f"{before}{_absolute(name)}"
     return spec
@@ -33,7 +34,7 @@ def absolute_spec(spec: str) -> str:
 
 def _absolute(path: str) -> str:
     """Links are kept: what the Hugging Face cache links to has names without suffixes."""
-    return os.path.abspath(Path(path).expanduser())
+    return os.path.abspath(expanded(path))
 
 
 def open_backbone(spec: str, device: torch.device | str = "cpu") -> Backbone:

@@ -26,6 +26,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
+from trainables.core.files import expanded, read_text
 from trainables.core.temporary import temporary_folder
 
 T = TypeVar("T")
@@ -82,7 +83,7 @@ def plugins() -> tuple[ModuleType, ...]:
 
 def use_plugins(files: tuple[str, ...]) -> None:
     """Use these files in this process and in those that it starts; raises `PluginError`."""
-    given = [Path(os.path.abspath(os.path.expanduser(path))) for path in files]
+    given = [expanded(path).absolute() for path in files]
     wanted = list(dict.fromkeys([*_files(), *given]))
     names = [path.name for path in wanted]
     if twice := [str(path) for path in wanted if names.count(path.name) > 1]:
@@ -170,8 +171,8 @@ def _from_file(path: Path, source: str) -> ModuleType:
 
 def _source(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path)
+    except OSError as error:
         raise PluginError(
             f"A plugin must be a Python file that can be read, and '{path}' is not ({error}). "
             "Correct --plugin or FEWSHOT_PLUGINS."

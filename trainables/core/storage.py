@@ -26,6 +26,7 @@ from urllib.parse import unquote
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from trainables.core.credentials import shown, take_secrets, with_secrets
+from trainables.core.files import expanded
 from trainables.core.temporary import temporary_folder
 
 T = TypeVar("T")
@@ -145,7 +146,7 @@ def local_folder(location: str) -> Path | None:
     """Return the folder on this machine that a location names, or None."""
     if found := _FILE.match(location):
         return Path(unquote(location[found.end() :]))
-    return None if "://" in location else Path(location).expanduser().absolute()
+    return None if "://" in location else expanded(location).absolute()
 
 
 def join(location: str, name: str) -> str:

@@ -20,6 +20,7 @@ from typing import NoReturn
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from trainables.core.files import kind_of
 from trainables.core.text import printable
 from trainables.data.base import (
     DataError,
@@ -32,7 +33,6 @@ from trainables.data.base import (
     fingerprint,
 )
 from trainables.data.prompts import PHOTO, PromptSet, PromptVariant
-from trainables.images.decode import kind_of
 
 PREFIX = "bundle:"
 """Prefix of the file in a data set's name."""

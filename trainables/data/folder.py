@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from trainables.core.files import kind_of
 from trainables.core.text import unprintable
 from trainables.data.base import DataError
 from trainables.data.benchmarks.coop import read_split_file
@@ -35,7 +36,6 @@ from trainables.data.lists import (
     split_by_hash,
     split_off_by_hash,
 )
-from trainables.images.decode import kind_of
 
 COLUMNS = ("path", "label", "split", "prompt")
 """The columns of a table that are read."""

@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from pyarrow.fs import LocalFileSystem
 from torch import Tensor
 
+from trainables.core.files import kind_of, read_regular
 from trainables.core.text import printable, unprintable
 from trainables.data.base import DataError, Images, fingerprint
 from trainables.images.decode import (
     ImageError,
     image_suffixes,
-    kind_of,
-    open_regular,
     read_image,
 )
 
@@ -181,12 +180,10 @@ def holds_anything(folder: Path) -> bool:
 def read_list(file: Path, what: str = "A list of the data set") -> bytes:
     """Return the content of a list file; raises `DataError`."""
     try:
-        with open_regular(file) as stream:
-            return stream.read()
+        return read_regular(file)
     except OSError as error:
-        reason = f"it is {kind_of(file)}" if kind_of(file) != "a file" else str(error)
         raise DataError(
-            f"{what} must be readable: '{file}' is not ({reason}). Put it there."
+            f"{what} must be readable: '{file}' is not ({error}). Put it there."
         ) from None
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from trainables.core.files import expanded
 from trainables.core.plugins import Registry
 from trainables.core.text import did_you_mean, unprintable
 from trainables.data.base import DataError, Dataset, Shift, Split
@@ -69,7 +69,7 @@ def _open(spec: str, root: str, generate_split: bool) -> Dataset:
             path = spec.removeprefix(prefix)
             if not path.strip():
                 raise DataError(f"A path must follow '{prefix}', got '{spec}'. Add one.")
-            return open_path(Path(os.path.expanduser(path)))
+            return open_path(expanded(path))
     if spec not in DATASETS:
         raise DataError(did_you_mean("data set", spec, (*DATASETS, *PREFIXES)))
     if spec in LAYOUTS and not root:
@@ -77,7 +77,7 @@ def _open(spec: str, root: str, generate_split: bool) -> Dataset:
             f"The data set '{spec}' needs --data ROOT (or FEWSHOT_DATA), the folder that contains "
             f"'{LAYOUTS[spec].folders[0]}', and none was given. Add it."
         )
-    return DATASETS[spec](spec, Path(os.path.expanduser(root)), generate_split)
+    return DATASETS[spec](spec, expanded(root), generate_split)
 
 
 def open_shift(name: str, root: str = "") -> Shift:

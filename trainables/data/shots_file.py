@@ -10,7 +10,6 @@ Notation: m listed images.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trainables.core.files import expanded, kind_of
 from trainables.core.text import unprintable
 from trainables.data.base import DataError, Dataset, Split, SplitName
 from trainables.data.image_files import read_list
-from trainables.images.decode import kind_of
 
 _KEYS = ("impath", "label", "classname")
 _BRACES = re.compile(r"\{\{|\}\}|\{(dataset|shots|seed)\}|[{}]")
@@ -60,7 +59,7 @@ def shots_file(pattern: str, dataset: str, shots: int, seed: int) -> Path:
         raise DataError(
             f"--shots-file must be printable text, '{pattern}' contains {fault}: rename the file."
         )
-    return Path(os.path.expanduser(path))
+    return expanded(path)
 
 
 def shots_file_problems(

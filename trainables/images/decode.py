@@ -5,9 +5,6 @@ Notation: h x w pixels.
 
 from __future__ import annotations
 
-import errno
-import os
-import stat
 import threading
 import warnings
 from collections import deque
@@ -21,6 +18,8 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+
+from trainables.core.files import kind_of, open_regular
 
 _COMMON = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000")
 """Formats that are tried first."""
@@ -65,44 +64,6 @@ def image_formats() -> dict[str, tuple[str, ...]]:
 def image_suffixes() -> frozenset[str]:
     """Return the file name suffixes that mark an image, in lower case."""
     return frozenset(suffix for suffixes in image_formats().values() for suffix in suffixes)
-
-
-def kind_of(path: str | Path) -> str:
-    """Return what is stored at a path, e.g. `a folder`, `a named pipe` or `missing`."""
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        return "a link to a missing file" if os.path.islink(path) else "missing"
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return "a symbolic link that leads to itself"
-        return f"not accessible ({error.strerror})"
-    except ValueError:  # a NUL, or a character that no file name can have
-        return "not a valid path"
-    kinds = {
-        stat.S_IFREG: "a file",
-        stat.S_IFDIR: "a folder",
-        stat.S_IFIFO: "a named pipe",
-        stat.S_IFSOCK: "a socket",
-    }
-    return kinds.get(stat.S_IFMT(mode), "a device")
-
-
-def open_regular(path: str | Path) -> BinaryIO:
-    """Open a regular file for reading. Anything else raises `OSError` at once, even a named pipe
-    that no process writes to."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        raise OSError(
-            f"it is {kind_of(path)}" if kind_of(path) != "a file" else str(error)
-        ) from None
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise OSError(f"it is {kind_of(path)}, not a regular file")
-    return os.fdopen(handle, "rb")
 
 
 def read_image(file: Path) -> Tensor:

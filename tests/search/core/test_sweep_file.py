@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,6 +102,13 @@ def test_every_sweep_has_its_file(tmp_path: Path) -> None:
         ("shots: {a: {b: 1}}", "has no plain value for 'shots'"),
         ("shotz: 4", "Unrecognized arguments: --shotz=4. Did you mean --shots?"),
         ("shots: many", "--shots must be whole numbers"),
+        ("enqueue: [{lr: 1}, 5]", "has no plain value for 'enqueue'"),
+        ("help: true", "has 'help', which only the command line may have"),
+        ("'a b': 1", "has 'a b', which is not an option"),
+        ('"\\e[31m": 1', r"has '\x1b[31m', which is not an option"),
+        ("file: a.yaml", "Unrecognized arguments: --file=a.yaml"),
+        ("a: &x [1, 2]\nshots: *x", "has an alias"),
+        ("shots: " + "[" * 9000, "is nested too deeply"),
     ],
 )
 def test_mistakes_in_a_file(text: str, told: str, tmp_path: Path) -> None:
@@ -113,4 +121,12 @@ def test_mistakes_in_a_file(text: str, told: str, tmp_path: Path) -> None:
 
 def test_a_missing_file(tmp_path: Path) -> None:
     (found,) = read_request([str(tmp_path / "none.yaml")]).problems
-    assert "cannot be read (No such file or directory)" in found
+    assert "cannot be read (it is missing)" in found
+
+
+@pytest.mark.parametrize("option", ["", "--class-names=", "--plugin=", "--enqueue="])
+def test_a_path_that_is_no_regular_file(option: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    for path, kind in ((f"{tmp_path}/pipe.json", "a named pipe"), ("~nobody9/x.json", "missing")):
+        (found,) = read_request([f"{option}{path}"]).problems
+        assert kind in found

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainables.core.files import kind_of
 from trainables.data.base import DataError
 from trainables.data.lists import Counts
-from trainables.images.decode import kind_of
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,72 @@
+"""Files that users name: their paths, what is there, and their content."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+
+def expanded(path: str | Path) -> Path:
+    """Replace `~` or `~USER` at the beginning by the home folder. The name of an unknown user is
+    kept, for which `Path.expanduser` raises `RuntimeError`."""
+    return Path(os.path.expanduser(path))
+
+
+def kind_of(path: str | Path) -> str:
+    """Return what is stored at a path, e.g. `a folder`, `a named pipe` or `missing`."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return "a link to a missing file" if os.path.islink(path) else "missing"
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "a symbolic link that leads to itself"
+        return f"not accessible ({error.strerror})"
+    except ValueError:  # a NUL, or a character that no file name can have
+        return "not a valid path"
+    kinds = {
+        stat.S_IFREG: "a file",
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
+    }
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a regular file for reading. Anything else raises `OSError` at once, even a named pipe
+    that no process writes to."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"it is {kind_of(path)}" if kind_of(path) != "a file" else str(error)
+        ) from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(f"it is {kind_of(path)}, not a regular file")
+    return os.fdopen(handle, "rb")
+
+
+def read_regular(path: str | Path) -> bytes:
+    """Return the content of a regular file. Raises `OSError` with the reason, for the middle of a
+    sentence."""
+    try:
+        with open_regular(path) as stream:
+            return stream.read()
+    except FileNotFoundError:
+        raise OSError(f"it is {kind_of(path)}") from None
+
+
+def read_text(path: str | Path) -> str:
+    """Return the text of a regular file in UTF-8, without a byte order mark; raises
+    `OSError` like `read_regular`."""
+    try:
+        return read_regular(path).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise OSError("it is not UTF-8 text") from None
