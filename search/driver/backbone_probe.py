@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
 import torch
@@ -117,13 +116,8 @@ class BackboneProbeProcess(Examiner):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._child.__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        self._child.__exit__(*error)
 
     def facts(self) -> Facts:
         found = self._call("facts_as_json")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console, ConsoleDimensions, Group
@@ -77,17 +76,12 @@ class Progress:
                 refresh_per_second=4,
                 transient=True,
             )
-            self._display.__enter__()
+            self._display.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._display is not None:
-            self._display.__exit__(kind, error, trace)
+            self._display.stop()
             self._display = None
             for notice in self._said[: self._wiped]:  # the user may not have read them
                 self._console.print(notice)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trainables.data.base import DataError, Dataset, Permit, Split, SplitName
+from trainables.data.derived import DerivedDataset
 from trainables.data.prompts import PromptSet, PromptVariant
 
 Half = Literal["all", "base", "new"]
@@ -39,32 +40,16 @@ def half_of(dataset: Dataset, half: Half) -> Dataset:
 
 
 @dataclass(frozen=True)
-class _Restricted:
-    """Some classes of a data set; implements `Dataset`."""
+class _Restricted(DerivedDataset):
+    """Some classes of a data set."""
 
-    whole: Dataset
     half: Half
     classes: range
-
-    @property
-    def name(self) -> str:
-        """The whole data set's name: a permit for it opens its halves."""
-        return self.whole.name
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of these classes."""
         return tuple(self.whole.class_names[label] for label in self.classes)
-
-    @property
-    def flip(self) -> bool:
-        """As in the whole data set."""
-        return self.whole.flip
-
-    @property
-    def caveats(self) -> tuple[str, ...]:
-        """As in the whole data set."""
-        return self.whole.caveats
 
     def prompts(self, variant: PromptVariant) -> PromptSet:
         """The texts of these classes."""

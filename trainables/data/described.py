@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from trainables.core.text import unprintable
-from trainables.data.base import DataError, Dataset, Permit, Split, SplitName, check_class_names
+from trainables.data.base import DataError, Dataset, check_class_names
+from trainables.data.derived import DerivedDataset
 from trainables.data.prompts import PHOTO, PromptSet, PromptVariant
 
 
@@ -38,32 +39,16 @@ def described(dataset: Dataset, names: Sequence[str], templates: Sequence[str]) 
 
 
 @dataclass(frozen=True)
-class _Described:
-    """Implements `Dataset`."""
+class _Described(DerivedDataset):
+    """A data set with other texts."""
 
-    whole: Dataset
     names: tuple[str, ...]
     templates: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """As in the original: a permit for it opens this one."""
-        return self.whole.name
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """The user's names, or the original's."""
         return self.names or self.whole.class_names
-
-    @property
-    def flip(self) -> bool:
-        """As in the original."""
-        return self.whole.flip
-
-    @property
-    def caveats(self) -> tuple[str, ...]:
-        """As in the original."""
-        return self.whole.caveats
 
     def prompts(self, variant: PromptVariant) -> PromptSet:
         """The original's texts, with the user's names and templates in their place."""
@@ -74,11 +59,3 @@ class _Described:
             templates=self.templates or found.templates or (PHOTO,),
             given=(),
         )
-
-    def split(self, name: SplitName) -> Split:
-        """As in the original."""
-        return self.whole.split(name)
-
-    def sealed_split(self, permit: Permit) -> Split:
-        """As in the original."""
-        return self.whole.sealed_split(permit)

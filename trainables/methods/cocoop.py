@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainables.backbones import text_tower
-from trainables.core.optim import OptimConfig
 from trainables.methods.base import (
     BuildContext,
     ClassTexts,
@@ -24,7 +23,7 @@ from trainables.methods.base import (
     TaskFacts,
 )
 from trainables.methods.context import PromptWriter
-from trainables.methods.recipes import dassl_crop_scale, dassl_weight_decay
+from trainables.methods.recipes import dassl_crop_scale, dassl_sgd
 from trainables.methods.tensor_method import TensorMethod
 
 
@@ -80,14 +79,7 @@ class CoCoOp(TensorMethod):
     def preset(cls, name: Preset, facts: TaskFacts) -> Recipe:
         """Section 4.1: four tokens from "a photo of a", ten epochs, one image per step, on all
         data sets and in all protocols. The paper has 16 shots only."""
-        optim = OptimConfig(
-            lr=2e-3,
-            epochs=10,
-            batch_size=1,
-            weight_decay=dassl_weight_decay(name),
-            warmup_epochs=1,
-            optimiser="sgd",
-        )
+        optim = dassl_sgd(name, 2e-3, epochs=10, batch_size=1)
         return Recipe(CoCoOpConfig(prompts="photo"), optim, dassl_crop_scale(name))
 
     def shift(self, unit: Tensor) -> Tensor:

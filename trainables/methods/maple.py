@@ -8,7 +8,7 @@ the image tower, J depth, P_i [m, w] the tokens before block i of the text tower
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from trainables.backbones.base import BackboneError
 from trainables.backbones.image_tower import image_tower
-from trainables.core.optim import OptimConfig
 from trainables.methods.base import (
     BuildContext,
     ClassTexts,
@@ -29,11 +28,8 @@ from trainables.methods.base import (
 )
 from trainables.methods.context import RANDOM_SPREAD, PromptWriter
 from trainables.methods.deep_prompts import DeepPrompts
-from trainables.methods.recipes import DASSL_CROP_SCALE, dassl_weight_decay
+from trainables.methods.recipes import DASSL_CROP_SCALE, token_optim
 from trainables.methods.tensor_method import TensorMethod
-
-CLEAN_STEPS = 2000
-"""Minimum training steps of the `clean` preset, as in VPT."""
 
 
 @dataclass(frozen=True)
@@ -108,19 +104,9 @@ class Maple(TensorMethod):
         `clean` trains for at least `CLEAN_STEPS` steps.
         """
         transfer = facts.protocol in ("cross-dataset", "domain-generalization")
-        optim = OptimConfig(
-            lr=2.6e-3 if transfer else 3.5e-3,
-            epochs=2 if transfer else 5,
-            batch_size=4,
-            weight_decay=dassl_weight_decay(name),
-            warmup_epochs=1,
-            optimiser="sgd",
-        )
-        if name == "clean":
-            epochs = max(optim.epochs, -(-CLEAN_STEPS // optim.steps_per_epoch(facts.images)))
-            optim = replace(optim, epochs=epochs)
+        lr, epochs = (2.6e-3, 2) if transfer else (3.5e-3, 5)
         config = MapleConfig(prompts="photo", depth=3 if transfer else 9)
-        return Recipe(config, optim, DASSL_CROP_SCALE)
+        return Recipe(config, token_optim(name, facts, lr, epochs), DASSL_CROP_SCALE)
 
     def contexts(self) -> list[Tensor]:
         """P_1 to P_J, [m, w] each."""

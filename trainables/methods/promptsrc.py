@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -20,7 +20,6 @@ from torch.nn import functional
 
 from trainables.backbones.base import BackboneError
 from trainables.backbones.image_tower import image_tower
-from trainables.core.optim import OptimConfig
 from trainables.methods.base import (
     Batch,
     BuildContext,
@@ -34,12 +33,9 @@ from trainables.methods.base import (
 from trainables.methods.classifiers import unit_texts
 from trainables.methods.context import RANDOM_SPREAD, PromptWriter
 from trainables.methods.deep_prompts import DeepPrompts
-from trainables.methods.recipes import DASSL_CROP_SCALE, dassl_weight_decay
+from trainables.methods.recipes import DASSL_CROP_SCALE, token_optim
 from trainables.methods.tensor_method import TensorMethod
 from trainables.methods.weight_average import WeightAverage, gaussian
-
-CLEAN_STEPS = 2000
-"""Minimum training steps of the `clean` preset, as in VPT."""
 
 _LATE = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")
 """Data sets whose few-shot prompts are averaged over the last epochs only."""
@@ -145,21 +141,10 @@ class PromptSrc(TensorMethod):
             epochs, center, width = 20, 0.75, 0.05
         elif facts.protocol in ("cross-dataset", "domain-generalization"):
             depth, epochs, center, width = 3, 20, 0.3, 0.5
-        optim = OptimConfig(
-            lr=2.5e-3,
-            epochs=epochs,
-            batch_size=4,
-            weight_decay=dassl_weight_decay(name),
-            warmup_epochs=1,
-            optimiser="sgd",
-        )
-        if name == "clean":
-            least = -(-CLEAN_STEPS // optim.steps_per_epoch(facts.images))
-            optim = replace(optim, epochs=max(epochs, least))
         config = PromptSrcConfig(
             prompts="diverse", depth=depth, average_center=center, average_width=width
         )
-        return Recipe(config, optim, DASSL_CROP_SCALE)
+        return Recipe(config, token_optim(name, facts, 2.5e-3, epochs), DASSL_CROP_SCALE)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Images [b, 3, s, s] -> logits [b, c]; with gradients those of the latest prompts,

@@ -6,7 +6,7 @@ Notation: b batch size, c classes, s image side, k tokens, w width of the image 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -15,7 +15,6 @@ from torch.nn import functional
 
 from trainables.backbones.base import BackboneError
 from trainables.backbones.image_tower import image_tower
-from trainables.core.optim import OptimConfig
 from trainables.methods.base import (
     BuildContext,
     ClassTexts,
@@ -26,12 +25,8 @@ from trainables.methods.base import (
     TaskFacts,
 )
 from trainables.methods.classifiers import zero_shot_classifier
-from trainables.methods.recipes import DASSL_CROP_SCALE, dassl_weight_decay
+from trainables.methods.recipes import DASSL_CROP_SCALE, token_optim
 from trainables.methods.tensor_method import TensorMethod
-
-CLEAN_STEPS = 2000
-"""Minimum training steps of the `clean` preset: what the published epochs and batches give at 16
-shots on a data set of a hundred classes."""
 
 
 @dataclass(frozen=True)
@@ -88,19 +83,8 @@ class Vpt(TensorMethod):
         `clean` uses the data set's own template and trains for at least `CLEAN_STEPS` steps: the
         published 5 epochs are ten steps at one shot of ten classes, of which two warm up.
         """
-        optim = OptimConfig(
-            lr=2.5e-3,
-            epochs=5,
-            batch_size=4,
-            weight_decay=dassl_weight_decay(name),
-            warmup_epochs=1,
-            optimiser="sgd",
-        )
-        if name == "clean":
-            epochs = max(optim.epochs, -(-CLEAN_STEPS // optim.steps_per_epoch(facts.images)))
-            optim = replace(optim, epochs=epochs)
         config = VptConfig(prompts="single" if name == "clean" else "photo")
-        return Recipe(config, optim, DASSL_CROP_SCALE)
+        return Recipe(config, token_optim(name, facts, 2.5e-3, epochs=5), DASSL_CROP_SCALE)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Images [b, 3, s, s] -> logits [b, c]."""

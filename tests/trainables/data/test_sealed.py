@@ -41,16 +41,22 @@ ROOT = Path(__file__).parents[3]
 SEAL = "FEWSHOT_PROCESS_ROLE"
 HOME = "trainables/data/sealed.py"
 
-BENCHMARKS = {"benchmarks/mask_results.py", "benchmarks/selection/tasks.py"}
-"""They compare rules of selection by test accuracy, which no sweep can; nothing imports them."""
+BENCHMARKS = {
+    *("benchmarks/mask_results.py", "benchmarks/selection/tasks.py"),
+    "benchmarks/reproduction.py",
+}
+"""They compare rules of selection by test accuracy, which no sweep can, or time a read; nothing
+imports them."""
 
 USERS = {
     "read_test_split": {"search/evaluation/workers.py"},
-    "check_test_split": {"search/doctor.py", "search/core/task.py"},
+    "check_test_split": {
+        *("search/doctor.py", "search/core/task.py", "search/reproduction/plan.py"),
+    },
     "sealed_split": {
         HOME,
-        # Half of the classes, and other names or prompts: they pass their permit on.
-        *("trainables/data/class_subsets.py", "trainables/data/described.py"),
+        # Derived data sets pass their permit on.
+        *("trainables/data/class_subsets.py", "trainables/data/derived.py"),
         *BENCHMARKS,
     },
     "TestPermit()": {HOME, *BENCHMARKS},
