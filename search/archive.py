@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
+import tarfile
+import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from search.core.lock import SweepLock
+from search.core.lock import CLAIMS, SweepLock
 from search.core.problems import StoppedError, UsageError
 from search.core.relocation import begin_removal, finish_removal
-from search.core.sweep_archive import archive_problem, write_archive
 from search.core.sweep_folder import SweepFolder, find_sweep
 from search.delete import readable_size
 from search.terminal.console import open_console
@@ -122,6 +125,39 @@ def _run(arguments: Sequence[str] | None) -> int:
     outputs = open_console(stderr=True).print, open_console().print
     archive(options.name, options.storage, options.output, options.remove, *outputs)
     return 0
+
+
+def write_archive(sweep: Storage, name: str, path: Path) -> None:
+    """Write every file of a sweep except claims to `path`, below a folder `name`; raises
+    `OSError`."""
+    with tarfile.open(path, "w:gz") as archive:
+        for file in _files(sweep):
+            with sweep.as_local_file(file) as local:
+                archive.add(local, f"{name}/{file}", recursive=False)
+
+
+def archive_problem(sweep: Storage, name: str, path: Path) -> str:
+    """Return how an archive differs from the folder; empty if it holds exactly the same files."""
+    missing = set(_files(sweep))
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            for member in archive:
+                file = member.name.removeprefix(f"{name}/")
+                stored = archive.extractfile(member) if member.isreg() else None
+                if stored is None or file not in missing:
+                    return f"it holds '{member.name}', which is not in the folder"
+                with sweep.as_local_file(file) as local, open(local, "rb") as ours:
+                    digest = hashlib.file_digest(ours, "sha256").digest()
+                if hashlib.file_digest(stored, "sha256").digest() != digest:  # type: ignore[arg-type]
+                    return f"its '{file}' differs from that in the folder"
+                missing.remove(file)
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        return f"it cannot be read ({error})"
+    return f"it lacks {len(missing)} files, e.g. '{min(missing)}'" if missing else ""
+
+
+def _files(sweep: Storage) -> list[str]:
+    return [file for file in sweep.files() if not file.startswith(f"{CLAIMS}/")]
 
 
 if __name__ == "__main__":

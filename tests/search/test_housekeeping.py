@@ -16,11 +16,11 @@ from mlflow.entities import Run, ViewType
 
 from search import Sweep, annotate, archive, delete, rename, status, sync
 from search import list as listing
+from search.archive import archive_problem, write_archive
 from search.core.annotations import Annotations, read_annotations
 from search.core.lock import SweepLock
 from search.core.problems import UsageError
 from search.core.relocation import begin_removal, finish_removal, move_folder
-from search.core.sweep_archive import archive_problem, write_archive
 from search.core.sweep_folder import SWEEP_FILE, SweepFolder, find_sweep
 from search.delete import readable_size
 from search.reporting.provenance import provenance_section
