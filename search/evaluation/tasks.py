@@ -1,4 +1,4 @@
-"""Ray tasks that are started again if their worker dies, and of which one may follow another."""
+"""Runs Ray tasks that restart if their worker dies and that can have subsequent tasks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ATTEMPTS = 4  # per task, if its worker dies
 
 
 def nothing() -> Sequence[Task]:
-    """No task follows."""
+    """Return no subsequent tasks."""
     return ()
 
 
@@ -23,15 +23,15 @@ class Task:
     """One call of a remote function."""
 
     start: Callable[[], Any]
-    """Submits it, and returns Ray's reference."""
+    """Submits the call and returns Ray's reference."""
     then: Callable[[], Sequence[Task]] = nothing
-    """Called when it has ended; returns the tasks that follow, which come before all others."""
+    """Called after success; returns subsequent tasks, which run before all others."""
     failed: Callable[[Exception], None] | None = None
-    """Called with an exception of the task itself; None raises it."""
+    """Called with an exception of the task itself; if None, the exception is raised."""
 
 
 def run_tasks(tasks: Iterable[Task], window: int) -> None:
-    """Run tasks, at most `window` at a time; one whose worker dies is started again. Raises
+    """Run tasks, at most `window` at a time; a task restarts if its worker dies. Raises
     `RayError`."""
     waiting = [(task, 1) for task in tasks][::-1]
     running: dict[Any, tuple[Task, int]] = {}
@@ -57,9 +57,12 @@ def run_tasks(tasks: Iterable[Task], window: int) -> None:
 
 
 def task_options(placement: Placement, process: dict[str, str]) -> dict[str, Any]:
-    """Tasks rather than actors: they run on what is left of a cluster that has lost a machine. They
-    run in separate processes per role, because Ray reuses a process only for tasks with the same
-    environment. A task is started again here and not by Ray: a repeated read must be recorded."""
+    """Return Ray's options of a task.
+
+    Tasks, unlike actors, continue on the remaining machines if a cluster loses one. They run in
+    separate processes per role, because Ray reuses a process only for tasks with the same
+    environment. Ray does not restart them, because a repeated read must be recorded first.
+    """
     return {
         "num_cpus": placement.cpus,
         "num_gpus": placement.gpus,

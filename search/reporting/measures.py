@@ -1,4 +1,4 @@
-"""What the papers' tables report about a trained model besides its accuracy.
+"""Measures of a trained model that the papers report besides its accuracy.
 
 Notation: n test images, K classes, x a residual [K, d].
 """
@@ -18,7 +18,7 @@ from trainables.trial import Episode
 
 _MIB = 2**20
 _GROUPS = {"attn": "attention", "mlp": "MLP", "conv1": "first convolution"}
-"""Part of a tensor's name -> the group of layers that it belongs to. The first convolution of a ViT
+"""Groups of layers by a part of their tensors' names. The first convolution of a ViT
 embeds the patches; a ResNet's is at the start of its stem."""
 _OTHER = "other convolutions"
 
@@ -26,7 +26,7 @@ _OTHER = "other convolutions"
 def artifact_measures(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> dict[Measure, float]:
-    """The measures of an artifact that depend on nothing else.
+    """Compute the measures that depend only on an artifact.
 
     Sparsity (per cent of all masked weights) and the magnitudes of a text residual without alpha
     are absent if nothing of that kind was learned.
@@ -49,9 +49,9 @@ def artifact_measures(
 def layer_measures(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> dict[str, dict[Measure, float]]:
-    """Group of layers -> `layer-change`, the mean over its tensors of the mean absolute change of
-    the scores, and `layer-sparsity`, the share of its weights that are dropped (per cent). Empty
-    without masks."""
+    """Compute per group of layers: `layer-change`, the mean over its tensors of the mean absolute
+    change of the scores, and `layer-sparsity`, the share of its weights that are dropped (per
+    cent). Empty without masks."""
     changes: dict[str, list[float]] = {}
     masks: dict[str, list[Tensor]] = {}
     for own in (_learned(*stage) for stage in stages_of(tensors, metadata)):
@@ -70,7 +70,8 @@ def layer_measures(
 
 
 def masks_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
-    """All masks of an artifact, True for kept weights, for `dropped_iou`; empty if it has none."""
+    """Return all masks of an artifact, True for kept weights, for `dropped_iou`; empty if it has
+    none."""
     stages = (_learned(*stage) for stage in stages_of(tensors, metadata))
     return {name: mask for own in stages for name, mask in (own.masks() or {}).items()}
 
@@ -100,12 +101,13 @@ def _learned(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Lear
 
 
 def _median(values: Tensor) -> float:
-    """The mean of the two middle values if their number is even, unlike `Tensor.median`."""
+    """Return the median; for an even count the mean of the middle two, unlike `Tensor.median`."""
     return float(np.median(values.cpu().numpy()))
 
 
 def _group(name: str) -> str:
-    """By the names of open_clip's towers: `transformer.resblocks.0.attn.in_proj_weight`."""
+    """Return the group of a tensor by its name in open_clip's towers:
+    `transformer.resblocks.0.attn.in_proj_weight`."""
     if name.removeprefix("visual.").startswith("conv1."):
         return _GROUPS["conv1"]
     found = (group for part, group in _GROUPS.items() if part != "conv1" and part in name)

@@ -43,7 +43,8 @@ class Request:
         """Return the configuration that is trained; a miniature has few epochs.
 
         The learning rate bounds Adam's steps. It is raised in proportion, so that masks flip as in
-        a whole training. Other optimisers might diverge."""
+        a whole training. Other optimisers might diverge.
+        """
         if not self.embedded:
             return config
         before, optim = self.config(config.before) if config.before else None, config.optim
