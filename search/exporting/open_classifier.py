@@ -29,7 +29,7 @@ from search.exporting.registry import RegistryError, download
 from search.tracking.uri import uri_afterwards
 from trainables.backbones.base import Backbone, BackboneError, Preprocess
 from trainables.backbones.bundle import FeatureBackbone
-from trainables.core.files import expanded
+from trainables.core.files import expanded, read_text
 from trainables.core.storage import LocalStorage
 from trainables.core.temporary import temporary_folder
 from trainables.core.tensor_file import read_tensors
@@ -126,9 +126,13 @@ def _of_export(folder: Path, kind: str, data: str, device: str) -> Classifier:
 
 def _card(folder: Path) -> Card:
     try:
-        found: Card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError([f"'{folder / CARD}' must be readable, and is not ({error})."]) from error
+        found: Card = json.loads(read_text(folder / CARD))
+        if not (isinstance(found, dict) and isinstance(found.get("kind"), str)):
+            raise ValueError("it does not describe an export")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(
+            [f"'{folder / CARD}' must be readable, and is not ({error}). Export the model again."]
+        ) from error
     return found
 
 

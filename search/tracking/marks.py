@@ -15,6 +15,7 @@ from pathlib import Path
 
 from search.core.results import Result
 from search.tracking.uri import absolute_uri, without_user
+from trainables.core.files import read_regular
 from trainables.core.storage import LocalStorage, Storage, remove_file
 from trainables.core.store import cache_folder
 
@@ -43,14 +44,14 @@ class Marks:
         """The marks by trial; later lines win. Lines that cannot be read are skipped."""
         found: dict[int, Mark] = {}
         try:
-            lines = self.path.read_bytes().splitlines()
+            lines = read_regular(self.path).splitlines()
         except OSError:
             return {}
         for line in lines:
             try:
                 plain = json.loads(line)
                 found[int(plain["trial"])] = Mark(float(plain["ended"]), str(plain["refused"]))
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
                 continue
         return found
 

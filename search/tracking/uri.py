@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from search.core.config import SweepConfig
 from search.core.problems import UsageError
@@ -56,7 +57,9 @@ def check_tracking_uri(uri: str, timeout: float = 5.0) -> str:
         scheme = scheme_of(uri)
         if scheme in SERVERS and not (parts.hostname and parts.port != 0):
             raise ValueError("it names no host")
-    except ValueError as error:
+        if scheme in _DATABASES and "\0" in (make_url(uri).database or ""):
+            raise ValueError("it contains a NUL")
+    except (ValueError, ArgumentError) as error:
         raise TrackingError(
             f"A tracking URI must be well-formed, but {shown(uri)!r} is not ({error})."
         ) from error

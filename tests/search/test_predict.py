@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from search import export
+from search.core.problems import UsageError
 from search.core.sweep_folder import SweepFolder
 from search.exporting.model import Model, find_artifact, open_model
 from search.exporting.open_classifier import open_classifier
@@ -92,6 +93,13 @@ def test_an_export_classifies_like_its_trial(
     wanted = expected(storage, "masks")
     np.testing.assert_allclose(probabilities, wanted.numpy(), atol=1e-4)
     assert labels == [classifier.classes[place] for place in wanted.argmax(1).tolist()]
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "[" * 9000, '{"kind": 1}'])
+def test_a_description_of_foreign_content(content: str, tmp_path: Path) -> None:
+    (tmp_path / "card.json").write_text(content)
+    with pytest.raises(UsageError, match=r"card\.json' must be readable, and is not"):
+        open_classifier(str(tmp_path), "sweeps")
 
 
 def test_images_in_memory_are_classified_like_files(storage: Path, photos: Path) -> None:

@@ -25,6 +25,7 @@ from trainables.backbones.base import Backbone, BackboneError, Preprocess
 from trainables.backbones.layout import MERGES_FILE
 from trainables.backbones.light_import import complete_on_first_use, without_optional_packages
 from trainables.backbones.weights import digest, load_strictly, sha256
+from trainables.core.files import read_text
 from trainables.images.resample import Interpolation, ResizeMode
 
 
@@ -360,7 +361,7 @@ def _tower_folder(tower: str, name: str, folder: Path | None) -> Path:
     """The folder with the configuration of a text tower of Hugging Face."""
 
     def check(source: Path) -> Path:
-        content = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        content = json.loads(read_text(source / "config.json"))
         if "auto_map" in content:
             raise ValueError("it contains code, which is never run")
         return source

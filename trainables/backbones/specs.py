@@ -21,6 +21,7 @@ from trainables.backbones.base import Backbone, BackboneError
 from trainables.backbones.layout import CONFIG_FILE, HUB, WEIGHTS_FILES, split_path
 from trainables.backbones.open_clip import Config, Published, build, find_tokenizer, open_clip
 from trainables.backbones.weights import is_half_precision, read_weights
+from trainables.core.files import read_text
 from trainables.core.text import did_you_mean
 
 _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
@@ -61,7 +62,7 @@ def open_folder(folder: Path, name: str, built_in: bool = False) -> Backbone:
     """A folder with `open_clip_config.json`, a weights file and, if the model has its own, a
     tokenizer: `bpe_merges.txt.gz` or the files of a Hugging Face tokenizer."""
     try:
-        content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        content = json.loads(read_text(folder / CONFIG_FILE))
         config, preprocess = content["model_cfg"], content.get("preprocess_cfg") or {}
         if not isinstance(config, dict) or not isinstance(preprocess, dict):
             raise TypeError("model_cfg and preprocess_cfg must be objects")

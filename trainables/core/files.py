@@ -43,10 +43,10 @@ def open_regular(path: str | Path) -> BinaryIO:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as error:
-        raise OSError(
-            f"it is {kind_of(path)}" if kind_of(path) != "a file" else str(error)
-        ) from None
+    except (OSError, ValueError):
+        if (kind := kind_of(path)) == "a file":
+            raise
+        raise OSError(f"it is {kind}") from None
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(f"it is {kind_of(path)}, not a regular file")

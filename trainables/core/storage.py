@@ -26,7 +26,7 @@ from urllib.parse import unquote
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from trainables.core.credentials import shown, take_secrets, with_secrets
-from trainables.core.files import expanded
+from trainables.core.files import expanded, kind_of, open_regular
 from trainables.core.temporary import temporary_folder
 
 T = TypeVar("T")
@@ -209,8 +209,8 @@ class LocalStorage(Storage):
         return LocalStorage(self.root / name)
 
     def read(self, name: str) -> bytes:
-        with _explained(self.root / name):
-            return (self.root / name).read_bytes()
+        with _explained(self.root / name), open_regular(self.root / name) as file:
+            return file.read()
 
     def write_with(self, name: str, writer: Callable[[Path], None]) -> None:
         """Write to a temporary name, flush to the disk, rename."""
@@ -265,6 +265,8 @@ class LocalStorage(Storage):
         path = self.root / name
         with _explained(path, writing=True):
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not path.is_file():
+                raise OSError(f"it is {kind_of(path)}, not a regular file")
             with open(path, "ab", buffering=0) as file:
                 end = os.fstat(file.fileno()).st_size
                 try:

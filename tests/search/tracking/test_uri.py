@@ -59,6 +59,9 @@ def test_a_folder_of_files_and_an_unknown_scheme_are_refused(tmp_path: Path) -> 
         check_tracking_uri("ftp://host/")
     with pytest.raises(TrackingError, match="must name a file"):
         check_tracking_uri("sqlite://")
+    for uri in ("sqlite:", "sqlite:/x", "sqlite:///%00", "postgresql:"):
+        with pytest.raises(TrackingError, match="must be well-formed"):
+            check_tracking_uri(uri)
     check_tracking_uri("postgresql+psycopg2://user@host/mlflow")
     with pytest.raises(TrackingError, match="mkdir -p"):
         check_tracking_uri(f"sqlite:///{tmp_path}/no/such/mlflow.db")

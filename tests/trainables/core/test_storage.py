@@ -226,6 +226,20 @@ def test_a_folder_that_is_a_file_is_an_error(tmp_path: Path) -> None:
         storage.write("a", b"")
 
 
+def test_only_a_regular_file_is_read_or_appended_to(tmp_path: Path) -> None:
+    """A named pipe would make a command wait for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "folder").mkdir()
+    storage = LocalStorage(tmp_path)
+    for name in ("pipe", "zero", "loop", "folder"):
+        with pytest.raises(StorageError, match=f"{name}': it is a"):
+            storage.read(name)
+        with pytest.raises(StorageError, match=name):
+            storage.append(name, b"x")
+
+
 @pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
 def test_only_a_regular_file_is_replaced_or_removed(kind: str, tmp_path: Path) -> None:
     storage, path = LocalStorage(tmp_path / "here"), tmp_path / "here" / "result.json"
