@@ -1,18 +1,21 @@
 """CPU time of TaskRes's main table at real scale: 11 data sets x 5 shots x 3 draws on features.
 
-    python -m benchmarks.reproduction FOLDER
+    python -m benchmarks.reproduction [--only DATASET ...]
 
-writes a random feature bundle of each data set's published size to FOLDER (900 MB; only numbers of
-classes and images matter for the time), then trains some epochs of each data set and number of
-shots, and classifies each test split once. CPU time is measured rather than wall time, so other
-programs on the machine matter little. Training times are extrapolated by the number of epochs.
+writes a random feature bundle of each data set's published size to a temporary folder (900 MB; only
+numbers of classes and images matter for the time), then trains some epochs of each data set and
+number of shots, and classifies each test split once. CPU time is measured rather than wall time, so
+other programs on the machine matter little. Training times are extrapolated by the number of
+epochs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,14 +39,10 @@ _DRAWS = 3
 _CORES = 2
 
 
-def write_bundles(folder: Path) -> None:
+def write_bundles(folder: Path, names: Sequence[str]) -> None:
     """Write a bundle of random features per data set, in half precision as a user would."""
-    folder.mkdir(parents=True, exist_ok=True)
     rng = torch.Generator().manual_seed(0)
-    for name in ALL11:
-        path = folder / f"{name}.safetensors"
-        if path.exists():
-            continue
+    for name in names:
         counts = LAYOUTS[name].counts
         sizes = {"train": _POOL * counts.classes, "val": 4 * counts.classes, "test": counts.test}
         tensors = {"class_features": torch.randn(counts.classes, _DIMENSION, generator=rng)}
@@ -51,10 +50,9 @@ def write_bundles(folder: Path) -> None:
             features = torch.randn(size, _DIMENSION, generator=rng)
             tensors[f"{split}_features"] = features.half()
             tensors[f"{split}_labels"] = torch.arange(size) % counts.classes
-        names = json.dumps([f"class {label}" for label in range(counts.classes)])
-        save_file(
-            tensors, path, {"class_names": names, "backbone": "random", "logit_scale": "100.0"}
-        )
+        classes = json.dumps([f"class {label}" for label in range(counts.classes)])
+        metadata = {"class_names": classes, "backbone": "random", "logit_scale": "100.0"}
+        save_file(tensors, folder / f"{name}.safetensors", metadata)
 
 
 def train_seconds(encoded: EncodedTask, task: TaskSpec, name: str, shots: int) -> float:
@@ -89,13 +87,18 @@ def test_seconds(encoded: EncodedTask, task: TaskSpec) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    parser.add_argument("--only", nargs="+", choices=ALL11, default=ALL11, metavar="DATASET")
+    names = parser.parse_args().only
     torch.set_num_threads(1)
-    write_bundles(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        write_bundles(Path(folder), names)
+        _measure(Path(folder), names)
+
+
+def _measure(folder: Path, names: Sequence[str]) -> None:
     total = 0.0
     print(f"{'data set':16}" + "".join(f"{n:>4} shots" for n in _SHOTS) + "      test  (CPU s)")
-    for name in ALL11:
+    for name in names:
         spec = f"bundle:{folder / name}.safetensors"
         task = TaskSpec((spec,), spec, (1,), (1,), draws="seeded-capped")
         encoded = EncodedTask(spec, "cpu", task.source(""))
@@ -103,7 +106,7 @@ def main() -> None:
         tested = test_seconds(encoded, task)
         total += _DRAWS * (sum(trained) + len(_SHOTS) * tested)
         print(f"{name:16}" + "".join(f"{s:10.1f}" for s in [*trained, tested]))
-    cells = len(ALL11) * len(_SHOTS) * _DRAWS
+    cells = len(names) * len(_SHOTS) * _DRAWS
     print(
         f"{cells} cells: {total / 60:.1f} CPU minutes, {total / 60 / _CORES:.1f} on {_CORES} cores"
     )

@@ -114,7 +114,7 @@ def test_other_machines_receive_it(file: Path, monkeypatch: pytest.MonkeyPatch) 
 _SCRIPT = """
 import sys
 import ray
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 from search import Sweep
 plugin, storage, photo = sys.argv[1:]
 sweep = Sweep(

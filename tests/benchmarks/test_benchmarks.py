@@ -94,6 +94,8 @@ SHORT = {
     "own_script": ("--trials 4 --shots 4 --turns 1", "both trained the same models"),
     "prediction": ("--images 40 --turns 2", "ratio"),
     "precision": ("--shots 1", "1-shot: "),
+    "reproduction": ("--only eurosat", "15 cells"),
+    "stacked_steps": ("--draws 2 --epochs 2 --turns 1", "times"),
     "tracking_outage": ("--trials 5 --idle 1", "MLflow was not imported"),
 }
 """Options for a short run, and a part of the expected output."""

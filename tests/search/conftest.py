@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -19,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from search.driver import preflight
 from search.driver.backbone_probe import BackboneProbe
-from search.execution import ray_session
 from search.run import main
+from tests.shared_ray import share_ray
 
 
 @dataclass
@@ -93,25 +91,6 @@ class Sweep:
                 log = (self.storage / f"{self.name}.log").read_text()
                 raise AssertionError(f"the sweep did not get there:\n{log}")
             time.sleep(0.05)
-
-
-def share_ray() -> None:
-    """Start a Ray that all tests of this process use; a test that starts its own ends it first.
-    `pytest_unconfigure` ends the last one."""
-    if ray.is_initialized():
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")  # whatever the user has in ~/.ray
-        ray_session._reread_settings()
-        ray.init(
-            "local",
-            num_cpus=2,
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            object_store_memory=2**28,
-            _node_ip_address="127.0.0.1",
-        )
 
 
 def run_here(

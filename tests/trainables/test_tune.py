@@ -17,6 +17,7 @@ from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
 from ray.tune.search.optuna import OptunaSearch
 from safetensors import safe_open
 
+from tests.shared_ray import end_shared_ray
 from trainables.trainable import FewShotTrainable
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's, about itself
@@ -30,8 +31,9 @@ def _ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     quiet = {"RAY_AIR_NEW_OUTPUT": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     before = {name: os.environ.get(name) for name in quiet}
     os.environ.update(quiet)
-    ray.shutdown()  # the one that other tests share
+    end_shared_ray()
     ray.init(
+        "local",
         num_cpus=2,
         include_dashboard=False,
         logging_level=logging.ERROR,

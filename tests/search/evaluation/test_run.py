@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 
 from search.evaluation.workers import FOLDER
 from tests.search.conftest import Sweep, kill_everything
+from tests.shared_ray import end_shared_ray
 from tests.trainables.data.trees import paint
 from trainables.data.sealed import EVALUATION_PROCESS, TRAINING_PROCESS, seal_process
 
@@ -54,7 +55,7 @@ def a_process(sealed: bool) -> tuple[str, str]:
 def test_no_process_does_both(tmp_path: Path) -> None:
     """One CPU, so that Ray would reuse every process that it may: tasks of either kind in turn, and
     those of neither kind, such as trials, in between."""
-    ray.shutdown()  # the one that other tests share
+    end_shared_ray()
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         processes: dict[str, set[str]] = {}

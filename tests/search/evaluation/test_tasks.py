@@ -12,11 +12,13 @@ import ray
 
 from search.core.placement import Placement
 from search.evaluation.tasks import Task, run_tasks, task_options
+from tests.shared_ray import end_shared_ray
 from trainables.data.sealed import TRAINING_PROCESS
 
 
 @pytest.fixture(scope="module", autouse=True)
 def session() -> Iterator[None]:
+    end_shared_ray()
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

@@ -20,6 +20,7 @@ from search.core.problems import UsageError
 from search.execution import ray_session as module
 from search.execution.ray_session import ray_session
 from tests.search.conftest import session_members
+from tests.shared_ray import end_shared_ray
 
 PROGRAM = """
 import json, os, sys, threading
@@ -147,7 +148,7 @@ def test_a_connected_ray_is_used_and_stays_connected(tmp_path: Path) -> None:
     """As in a notebook; also outside the main thread."""
     process = start(
         """
-ray.init(num_cpus=3, include_dashboard=False)
+ray.init("local", num_cpus=3, include_dashboard=False)
 address = ray.get_runtime_context().gcs_address
 found = []
 
@@ -203,6 +204,7 @@ with ray_session("", Console()) as folder:
 
 
 def test_an_address_that_ray_refuses() -> None:
+    end_shared_ray()
     with (
         pytest.raises(UsageError, match="--address must be a running Ray cluster that accepts"),
         ray_session("somewhere", Console(file=io.StringIO())),

@@ -1,0 +1,35 @@
+"""A Ray that the tests of a process share."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import ray
+
+from search.execution import ray_session
+
+
+def share_ray() -> None:
+    """Start a Ray that all tests of this process use; a test that starts its own calls
+    `end_shared_ray` first. `pytest_unconfigure` ends the last one."""
+    if ray.is_initialized():
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # whatever the user has in ~/.ray
+        ray_session._reread_settings()
+        ray.init(
+            "local",
+            num_cpus=2,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            object_store_memory=2**28,
+            _node_ip_address="127.0.0.1",
+        )
+
+
+def end_shared_ray() -> None:
+    """End it, and forget its settings."""
+    ray.shutdown()
+    ray_session._reread_settings()
