@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 from search.core.config import SweepConfig
 from search.core.init_from import Start
@@ -13,6 +12,7 @@ from search.core.results import trial_folder
 from search.core.sweep_folder import SweepFolder
 from search.core.task import fresh_draws
 from search.evaluation.record import Evaluation, read_evaluation
+from trainables.core.records import parse_json
 from trainables.core.storage import Storage, StorageError, join, open_storage
 from trainables.core.tensor_file import Content, read_tensors, write_checked
 from trainables.data.registry import DataSource
@@ -109,7 +109,7 @@ def _artifact(start: Start, episode: Episode, other: Storage) -> Content | None:
 def _is_of(judged: Evaluation, start: Start, other: Storage) -> bool:
     """Whether the evaluation still is that of the start: more trials may have replaced it."""
     try:
-        config = TrialConfig.from_dict(json.loads(other.read("winner/config.json")))
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        config = TrialConfig.from_dict(parse_json(other.read("winner/config.json")))
+    except (FileNotFoundError, ValueError):
         return False
     return judged.winner == start.trial and _fixed(config) == start.stage

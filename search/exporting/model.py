@@ -22,6 +22,7 @@ from search.evaluation.record import Evaluation, read_evaluation
 from search.exporting.network import merged, program
 from search.selection.selection import Selection
 from trainables.backbones.base import Backbone, BackboneError
+from trainables.core.records import parse_json
 from trainables.core.storage import Storage
 from trainables.core.tensor_file import Content, read_tensors
 from trainables.core.text import did_you_mean
@@ -108,7 +109,7 @@ def _winner(sweep: SweepFolder, results: Mapping[int, Result], episode: str, bes
         )
     result, selection = results.get(evaluation.winner), evaluation.selection
     try:
-        written = TrialConfig.from_dict(json.loads(sweep.files.read("winner/config.json")))
+        written = TrialConfig.from_dict(parse_json(sweep.files.read("winner/config.json")))
     except (FileNotFoundError, ValueError):
         written = None
     if result is None or written is None or not _is_of(written, result, selection, results):
@@ -139,7 +140,7 @@ def _is_of(
     members = [member.config for member in written.members] or [written]
     numbers = [share.trial for share in selection.members]
     return len(members) == len(numbers) and all(
-        number is None or member.to_dict() == results[number].config
+        number is None or (number in results and member.to_dict() == results[number].config)
         for number, member in zip(numbers, members, strict=True)
     )
 

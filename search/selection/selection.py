@@ -114,7 +114,7 @@ def select(sweep: Storage, results: Mapping[int, Result], choice: str) -> Select
         return Selection(leader.number, (Share(leader.number, 1.0),), "best", f"{why}.")
     inputs = _digest(results)
     stored = _read(sweep)
-    if stored is not None and stored.inputs == inputs:
+    if stored is not None and stored.inputs == inputs and _is_complete(stored, results):
         return stored
     zero_shot = read_predictions(sweep.child(ZERO_SHOT))
     if zero_shot is None:
@@ -122,6 +122,13 @@ def select(sweep: Storage, results: Mapping[int, Result], choice: str) -> Select
     found = _pool(sweep, results, leader.number, zero_shot, inputs)
     sweep.write(SELECTION, json.dumps(asdict(found), indent=1).encode() + b"\n")
     return found
+
+
+def _is_complete(selection: Selection, results: Mapping[int, Result]) -> bool:
+    """Whether all trials of a selection that was read from a file are complete."""
+    numbers = {selection.trial, *(share.trial for share in selection.members)} - {None}
+    complete = {number for number, result in results.items() if result.state == "COMPLETE"}
+    return numbers <= complete
 
 
 def ensemble_problem(config: TrialConfig) -> str:

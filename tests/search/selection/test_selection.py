@@ -112,8 +112,11 @@ def test_it_is_stored_until_results_change(sweep: LocalStorage) -> None:
     assert again.note == "stored"
     fewer = {n: r for n, r in results.items() if n != 3}
     assert select(sweep, fewer, "ensemble") != again
-    sweep.write(SELECTION, b"{")
-    assert select(sweep, results, "ensemble") == found
+    foreign = [{"trial": 1, "weight": 1.0}], [{"trial": 9, "weight": 1.0}]  # pruned, absent
+    changed = [json.dumps(stored | {"members": members}) for members in foreign]
+    for content in ("{", *changed, json.dumps(stored | {"trial": 9})):
+        sweep.write(SELECTION, content.encode())
+        assert select(sweep, results, "ensemble") == found
 
 
 def test_without_predictions(sweep: LocalStorage) -> None:
