@@ -234,7 +234,7 @@ class LocalStorage(Storage):
     @contextmanager
     def as_local_file(self, name: str) -> Iterator[Path]:
         path = self.root / name
-        if not path.is_file():
+        if not self.exists(name):
             raise FileNotFoundError(path)
         with _explained(path):
             yield path
@@ -244,13 +244,15 @@ class LocalStorage(Storage):
             remove_file(self.root / name)
 
     def exists(self, name: str) -> bool:
-        return (self.root / name).is_file()
+        with _explained(self.root / name):  # e.g. a name that is too long
+            return (self.root / name).is_file()
 
     def folders(self) -> list[str]:
-        if not self.root.is_dir():
-            return []
-        with _explained(self.root), os.scandir(self.root) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir())
+        with _explained(self.root):
+            if not self.root.is_dir():
+                return []
+            with os.scandir(self.root) as entries:
+                return sorted(entry.name for entry in entries if entry.is_dir())
 
     def files(self) -> list[str]:
         return sorted(

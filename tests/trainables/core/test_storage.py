@@ -226,6 +226,15 @@ def test_a_folder_that_is_a_file_is_an_error(tmp_path: Path) -> None:
         storage.write("a", b"")
 
 
+def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path).child("a" * 300)
+    for use in (storage.exists, storage.read, storage.delete):
+        with pytest.raises(StorageError, match="File name too long"):
+            use("x")
+    with pytest.raises(StorageError, match="File name too long"):
+        storage.folders()
+
+
 def test_only_a_regular_file_is_read_or_appended_to(tmp_path: Path) -> None:
     """A named pipe would make a command wait for ever."""
     os.mkfifo(tmp_path / "pipe")
