@@ -301,6 +301,11 @@ def _check(name: str, record: Result | IssuedTrial) -> None:
         TrialConfig.from_dict(record.config)
     except RecordError as error:
         raise error.inside("config") from error
+    for parameter, text in record.distributions.items():
+        if parameter not in record.parameters:
+            raise RecordError(f"parameters.{parameter}", "is missing")
+        if problem := _misfit(record.parameters[parameter], text):
+            raise RecordError(f"parameters.{parameter}", problem)
     if isinstance(record, IssuedTrial):
         return
     value = record.value
@@ -311,3 +316,24 @@ def _check(name: str, record: Result | IssuedTrial) -> None:
     for metric, number in record.metrics.items():
         if metric.endswith("/accuracy") and not 0 <= number <= 1:
             raise RecordError(f"metrics.{metric}", f"must be between 0 and 1, got {number}")
+
+
+def _misfit(value: object, distribution: str) -> str:
+    """Why a value cannot have been drawn from a distribution in Optuna's JSON; empty if it can. A
+    number may be outside its interval: the paper's setting often is."""
+    shown = json.dumps(value)[:60]
+    match _parsed(distribution):
+        case {"name": "CategoricalDistribution", "attributes": {"choices": list(choices)}}:
+            return "" if value in choices else f"must be one of the choices, got {shown}"
+        case {"name": "FloatDistribution" | "IntDistribution", "attributes": dict()}:
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            return "" if is_number else f"must be a number, got {shown}"
+    return f"must have a distribution in Optuna's JSON, got {json.dumps(distribution)[:60]}"
+
+
+@lru_cache(maxsize=1 << 10)  # trials share their distributions
+def _parsed(distribution: str) -> object:
+    try:
+        return parse_json(distribution.encode())
+    except (RecordError, UnicodeEncodeError):
+        return None
