@@ -706,9 +706,9 @@ def test_any_history_keeps_every_finished_trial(
         ({"newer": 1}, "'newer' is unknown to this version"),
         ({"config": {"method": "gone", "preset": "x"}}, "'config.method' must be a method's"),
         ({"config": None}, "'config' must be"),
-        ({"distributions": {"lr": "{}"}}, "Optuna refuses it"),
+        ({"distributions": {"lr": "{}"}}, "must have a distribution in Optuna's JSON"),
         ({"distributions": 5}, "'distributions' must be"),
-        ({"parameters": {"lr": 0.1}}, "Optuna refuses it"),
+        ({"parameters": {"lr": 0.1}}, "'parameters.residual' is missing"),
         ({"begun": 1e300}, "Optuna refuses it"),
     ],
 )
