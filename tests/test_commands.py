@@ -166,9 +166,9 @@ NOT_RUN = {
         "tests/cluster/test_slurm runs the script"
     ),
     "docker build --file cluster/Dockerfile --tag few-shot-search .": _IMAGE,
-    'docker run --rm --shm-size 8g --volume "$PWD/sweeps:/work/sweeps" few-shot-search run '
+    'docker run --rm --shm-size 8g --volume "$PWD/sweeps:/home/search/sweeps" few-shot-search run '
     "--space rmt": _IMAGE,
-    'docker run --rm --volume "$PWD/sweeps:/work/sweeps" few-shot-search list': _IMAGE,
+    'docker run --rm --volume "$PWD/sweeps:/home/search/sweeps" few-shot-search list': _IMAGE,
     "python -m search.reproduce taskres/table-8 --data /datasets --published-draws": _FIELD,
     "python -m search.reproduce rmt/table-17 --data /datasets --only dtd,eurosat --shots 1,4 "
     "--seeds 1": _FIELD,

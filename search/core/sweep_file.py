@@ -42,7 +42,7 @@ _HEADER = """\
 
 class _Loader(yaml.BaseLoader):
     """Builds strings, lists and dicts only, and runs nothing. Every scalar stays text: to YAML,
-    10:50 is a number in base 60. Aliases are refused, since a few can stand for gigabytes."""
+    10:50 is a number in base 60. Aliases are refused, since a few can expand to gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):

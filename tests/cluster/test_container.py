@@ -55,7 +55,7 @@ def test_docker_builds_it(tmp_path: Path) -> None:
     build = f"docker build --file {FILE} --tag few-shot-search-test {ROOT}"
     subprocess.run(build.split(), check=True)
     (tmp_path / "sweeps").mkdir(mode=0o777)
-    volume = f"--volume {tmp_path}/sweeps:/work/sweeps"
+    volume = f"--volume {tmp_path}/sweeps:/home/search/sweeps"
     options = "run --space taskres --trials 2 --shots 2 --seeds 1 --eval-seeds 1 --name s"
     sweep = f"docker run --rm --shm-size 2g {volume} few-shot-search-test {options}"
     done = subprocess.run(sweep.split(), capture_output=True, text=True, check=False)
