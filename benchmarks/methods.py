@@ -65,6 +65,7 @@ PUBLISHED = {
     "vpt": "VPT (2203.12119), by MaPLe's recipe (2210.03117)",
     "maple": "MaPLe (2210.03117)",
     "promptsrc": "PromptSRC (2307.06948)",
+    "plot": "PLOT++ (2210.01253)",
 }
 """Origin of the preset `paper`; numbers are arXiv's."""
 

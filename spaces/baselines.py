@@ -167,6 +167,22 @@ PROMPT_SRC: Ranges = {
 """Number and depth of the prompts, weights of the losses, average over epochs, and training."""
 
 
+PLOT: Ranges = {
+    "text_prompts": Categorical((1, 2, 4)),
+    "image_prompts": Categorical((1, 2, 4)),
+    "context_tokens": Categorical((2, 4)),
+    "image_tokens": Int(1, 8, log=True),
+    "entropy": Float(0.02, 1.0, log=True),
+    "image_share": Categorical((0.0, 0.25, 0.5)),
+    "lr": Float(2e-4, 2e-1, log=True),
+    "batch_size": Categorical((4, 8, 16, 32)),
+    "epochs": Int(10, 200, log=True),
+    "warmup_epochs": Int(0, 2),
+    **CROPS,
+}
+"""Numbers of prompts and tokens, the transport, and training."""
+
+
 def clip_lora_space(facts: TaskFacts) -> DeclaredSpace:
     """Adapted matrices of either encoder, their rank, and their training."""
     encoders: Ranges = {"encoders": Categorical(("both", "image", "text"))}

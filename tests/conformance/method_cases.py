@@ -22,6 +22,7 @@ from trainables.methods.lp_plus_plus import LpPlusPlusConfig
 from trainables.methods.maple import MapleConfig
 from trainables.methods.masking.mask_method import MaskConfig
 from trainables.methods.masking.rmt import MaskedTowersConfig, MaskTuningConfig
+from trainables.methods.plot import PlotConfig
 from trainables.methods.prograd import ProGradConfig
 from trainables.methods.promptsrc import PromptSrcConfig
 from trainables.methods.taskres import TaskResConfig
@@ -121,6 +122,12 @@ CASES: dict[str, list[MethodConfig]] = {
         PromptSrcConfig(),
         PromptSrcConfig(depth=1, image_tokens=2, average_width=1.0, prompts="diverse"),
         PromptSrcConfig(text_weight=0.0, image_weight=0.0, logits_weight=0.0, init_words=""),
+    ],
+    "plot": [
+        PlotConfig(image_share=0.0),
+        PlotConfig(
+            text_prompts=2, image_prompts=1, context_tokens=3, init_words="", image_share=0.0
+        ),
     ],
     "maple": [MapleConfig(), MapleConfig(context_tokens=4, depth=1, init_words="")],
 }
@@ -232,6 +239,16 @@ OTHER: dict[str, dict[str, object]] = {
         "average_center": 0.3,
         "average_width": 1.0,
     },
+    "plot": {
+        "prompts": "reference",
+        "text_prompts": 2,
+        "image_prompts": 2,
+        "context_tokens": 3,
+        "image_tokens": 3,
+        "init_words": "",
+        "entropy": 0.5,
+        "image_share": 0.0,
+    },
     "maple": {"prompts": "reference", "context_tokens": 4, "depth": 1, "init_words": ""},
     "vpt": {"prompts": "photo", "tokens": 3, "deep": False},
 }
@@ -243,7 +260,13 @@ OPTIM: dict[str, OptimConfig] = {
     "clap": OptimConfig(lr=0.1, epochs=4, batch_size=8, optimiser="sgd"),
 }
 """Learning rates of methods that do not use Adam with the default rate."""
-ONLY: dict[str, str] = {"clip-lora": "vit", "vpt": "vit", "maple": "vit", "promptsrc": "vit"}
+ONLY: dict[str, str] = {
+    "clip-lora": "vit",
+    "vpt": "vit",
+    "maple": "vit",
+    "promptsrc": "vit",
+    "plot": "vit",
+}
 """Methods that support only one of the two backbones."""
 WITH: dict[tuple[str, str], dict[str, object]] = {
     (name, "leak_kl"): {"rule": "sign"} for name in ("rmt", "rmt-text", "rmt-both")

@@ -45,6 +45,7 @@ ACTIVE: dict[str, dict[str, Any]] = {
     "vpt": {"epochs": 5, "batch_size": 16},
     "maple": {"epochs": 5, "batch_size": 16, "lr": 2e-2},
     "promptsrc": {"epochs": 10, "batch_size": 16, "lr": 2e-2, "average_width": 0.5},
+    "plot": {"epochs": 10, "batch_size": 16, "lr": 2e-2},
     "coop": {"epochs": 5, "weight_decay": 5e-4},
     "cocoop": {"epochs": 2},
     "prograd": {"epochs": 5, "weight_decay": 5e-4, "lr": 2e-2},

@@ -21,6 +21,7 @@ from trainables.methods.linear_probe import LinearProbe
 from trainables.methods.lp_plus_plus import LpPlusPlus
 from trainables.methods.maple import Maple
 from trainables.methods.masking.rmt import MaskedText, MaskedTowers, MaskTuning
+from trainables.methods.plot import Plot
 from trainables.methods.prograd import ProGrad
 from trainables.methods.promptsrc import PromptSrc
 from trainables.methods.taskres import TaskRes
@@ -55,6 +56,7 @@ _OWN: dict[str, type[Method]] = {
     Vpt.name: Vpt,
     Maple.name: Maple,
     PromptSrc.name: PromptSrc,
+    Plot.name: Plot,
 }
 
 METHODS: Mapping[str, type[Method]] = Registry("METHODS", _OWN)
