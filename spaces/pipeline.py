@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PipelineSpace:
-    """The parameters of every stage, prefixed with the stage's number: `1.lr`, `2.lr`."""
+    """The parameters of every stage, prefixed with the stage's method: `rmt.lr`, `taskres.lr`."""
 
     stages: tuple[DeclaredSpace, ...]
     """In the order of training."""
@@ -28,6 +28,14 @@ class PipelineSpace:
     def name(self) -> str:
         """Registry name."""
         return "+".join(stage.name for stage in self.stages)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The stages' prefixes: their methods, or their numbers if a method is used twice."""
+        methods = tuple(stage.method for stage in self.stages)
+        if len(set(methods)) == len(methods):
+            return methods
+        return tuple(str(number) for number in range(1, len(methods) + 1))
 
     @property
     def paper(self) -> TrialConfig:
@@ -43,13 +51,13 @@ class PipelineSpace:
 
     @property
     def first_parameters(self) -> dict[str, Value]:
-        """Those of every stage, with its number."""
-        return _numbered([stage.first_parameters for stage in self.stages])
+        """Those of every stage."""
+        return self._labelled([stage.first_parameters for stage in self.stages])
 
     @property
     def first_values(self) -> dict[str, Value]:
-        """Those of every stage, with its number."""
-        return _numbered([stage.first_values for stage in self.stages])
+        """Those of every stage."""
+        return self._labelled([stage.first_values for stage in self.stages])
 
     @property
     def queue(self) -> tuple[Mapping[str, Value], ...]:
@@ -65,11 +73,18 @@ class PipelineSpace:
         """One point of every stage's space."""
         found = _chain(
             [
-                stage.suggest(Prefixed(trial, str(number)))  # type: ignore[arg-type]
-                for number, stage in enumerate(self.stages, start=1)
+                stage.suggest(Prefixed(trial, label))  # type: ignore[arg-type]
+                for label, stage in zip(self.labels, self.stages, strict=True)
             ]
         )
         return found if found == self.first else replace(found, preset="search")
+
+    def _labelled(self, stages: Sequence[Mapping[str, Value]]) -> dict[str, Value]:
+        return {
+            f"{label}.{name}": value
+            for label, values in zip(self.labels, stages, strict=True)
+            for name, value in values.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -118,11 +133,3 @@ class StartedSpace:
 
 def _chain(stages: Sequence[TrialConfig]) -> TrialConfig:
     return reduce(lambda before, stage: stage.after(before), stages)
-
-
-def _numbered(stages: Sequence[Mapping[str, Value]]) -> dict[str, Value]:
-    return {
-        f"{number}.{name}": value
-        for number, values in enumerate(stages, start=1)
-        for name, value in values.items()
-    }

@@ -147,6 +147,13 @@ def _tables(
     return (space,)
 
 
+def _labels(space: DeclaredSpace | PipelineSpace | MethodChoice) -> tuple[str, ...]:
+    """What the names of each table's fields begin with."""
+    if isinstance(space, PipelineSpace):
+        return space.labels
+    return tuple(table.name for table in _tables(space))
+
+
 class _Adjustment:
     """Applies settings to the stages of a space, and collects problems."""
 
@@ -155,6 +162,7 @@ class _Adjustment:
     ) -> None:
         self._settings, self._space = settings, space
         self._stages = list(_tables(space))
+        self._labels = _labels(space)
         self._fields = [stage.fields for stage in self._stages]
         self._problems: list[str] = []
         self._owners: dict[tuple[int, str], str] = {}
@@ -270,23 +278,20 @@ class _Adjustment:
     def _place(self, typed: str, option: str) -> tuple[int, str] | None:
         """The stage and the field of a name; reports an unknown or ambiguous one."""
         stage, dot, name = typed.rpartition(".")
-        numbers = [
-            number
-            for number, space in enumerate(self._stages)
-            if not dot or stage in (space.name, space.method, str(number + 1))
+        every = range(len(self._stages))
+        numbers = [n for n in every if dot and stage == self._labels[n]] or [
+            n
+            for n in every
+            if not dot or stage in (self._stages[n].name, self._stages[n].method, str(n + 1))
         ]
         having = [number for number in numbers if name in self._fields[number]]
         if len(having) == 1:
             return having[0], name
         if having:
-            shown = ", ".join(f"{number + 1}.{name}" for number in having)
-            if len({self._stages[number].name for number in having}) == len(having):
-                shown = ", ".join(f"{self._stages[number].name}.{name}" for number in having)
+            shown = ", ".join(f"{self._labels[number]}.{name}" for number in having)
             self._problems.append(f"{option} {typed} must name one stage. Use one of {shown}.")
         elif not numbers:
-            self._problems.append(
-                f"{option}: {did_you_mean('stage', stage, [s.name for s in self._stages])}"
-            )
+            self._problems.append(f"{option}: {did_you_mean('stage', stage, self._labels)}")
         else:
             known = {field for number in numbers for field in self._fields[number]}
             self._problems.append(f"{option}: {did_you_mean('field', name, known)}")
@@ -323,7 +328,8 @@ class _Adjustment:
                     self._problems += [f"--{option}: {problem}." for problem in config.problems()]
 
     def _parameter(self, number: int, name: str) -> str:
-        return f"{number + 1}.{name}" if isinstance(self._space, PipelineSpace) else name
+        label = self._labels[number]
+        return f"{label}.{name}" if isinstance(self._space, PipelineSpace) else name
 
     def _entry(
         self, space: DeclaredSpace | PipelineSpace, entry: Mapping[str, Value]

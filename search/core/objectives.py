@@ -7,7 +7,7 @@ evaluation uses its best trial in the first objective.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -18,6 +18,7 @@ Direction = Literal["maximize", "minimize"]
 SAMPLERS_OF_TWO = ("tpe", "gp", "random", "nsga2")
 """Samplers that support two objectives."""
 
+_SHOWN = 10  # trials that a message lists
 _SHORT: dict[str, Direction] = {"max": "maximize", "min": "minimize"}
 
 
@@ -99,6 +100,23 @@ def winner_of(results: Mapping[int, Result], choice: str) -> Result | None:
         return best_of(results.values())
     chosen = results.get(int(choice))
     return chosen if chosen is not None and chosen.state == "COMPLETE" else None
+
+
+def choice_problem(choice: str, results: Mapping[int, Result], trials: int) -> str:
+    """Why a sweep of so many trials cannot end with `--select CHOICE`; empty if it can."""
+    if not choice.isdecimal():
+        return ""
+    chosen, complete = results.get(int(choice)), [r.number for r in ranked(results.values())]
+    if (chosen is None and int(choice) < trials) or int(choice) in complete:
+        return ""
+    state = f"which is {chosen.state}" if chosen else f"and --trials {trials} ends before it"
+    shown = f" Complete so far, the best first: {_listed(complete)}." if complete else ""
+    return f"--select must be ensemble, best or a complete trial, got {choice}, {state}.{shown}"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    more = ", ..." if len(numbers) > _SHOWN else ""
+    return ", ".join(map(str, numbers[:_SHOWN])) + more
 
 
 def _rank(result: Result) -> tuple[float, float, int]:

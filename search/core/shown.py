@@ -18,10 +18,12 @@ def shown_parameters(
     while stage:
         stages = [stage, *stages] if not stage.get("fixed") else stages
         stage = stage.get("before")
+    places = {str(stage["method"]): place for place, stage in enumerate(stages)}
+    places |= {str(place + 1): place for place in range(len(stages))}  # a method is used twice
     shown = dict(parameters)
     for name, value in parameters.items():
-        number, _, field = name.rpartition(".")
-        own = stages[int(number) - 1 if number.isdecimal() else -1]
+        label, _, field = name.rpartition(".")
+        own = stages[places.get(label, -1)]
         for each in own.get("per_episode", ()):
             values = each["method_config"] | each["optim"] | {"crop_scale": each["crop_scale"]}
             if values.get(field, value) != value:

@@ -49,6 +49,13 @@ class _Loader(yaml.BaseLoader):
             raise yaml.YAMLError("has an alias (*NAME): write the value in its place")
         return super().compose_node(parent, index)
 
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key that is there twice, of which YAML would keep the last."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.YAMLError(f"has '{twice[0]}' twice")
+        return super().construct_mapping(node, deep)
+
 
 def read_options(path: str) -> list[str]:
     """Return a file's options as a command line; raises `UsageError`."""
@@ -99,7 +106,8 @@ def _texts(path: str, key: str, value: Any) -> Iterator[str | None]:
             yield None
         case {}:
             for field, inner in value.items():
-                yield f"{field}={_joined(path, key, inner)}"
+                parts = ":" if key == "range" else ""
+                yield f"{field}={_joined(path, key, inner, parts)}"
         case [*parts] if key in _REPEATED:
             yield from (_joined(path, key, part) for part in parts)
         case [*_] if key.replace("-", "_") == "class_names":
@@ -115,12 +123,13 @@ def _values(record: Any) -> dict[str, Any]:
     return {field.name: getattr(record, field.name) for field in fields(record)}
 
 
-def _joined(path: str, key: str, value: Any) -> str:
+def _joined(path: str, key: str, value: Any, separator: str = "") -> str:
     """Return a value as it is typed: the parts of a list are separated by commas, or by | if a part
-    contains a comma."""
+    contains a comma, unless a separator is given."""
     if isinstance(value, list):
         parts = [_joined(path, key, part) for part in value]
-        return ("|" if any("," in part for part in parts) else ",").join(parts)
+        usual = "|" if any("," in part for part in parts) else ","
+        return (separator or usual).join(parts)
     if not isinstance(value, str):
         raise _invalid(path, f"has no plain value for '{key}'")
     return value

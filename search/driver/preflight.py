@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from search.core.config import SweepConfig, differences
-from search.core.objectives import parse_objective
+from search.core.objectives import choice_problem, parse_objective
 from search.core.placement import Placement, place, this_machine
 from search.core.problems import UsageError
 from search.core.sweep_folder import SweepFolder, SweepRecord
@@ -274,6 +274,15 @@ def _tracking_problems(config: SweepConfig, uri: str) -> tuple[list[str], list[s
     except TrackingError as error:
         return [], [str(error)]
     return [notice] if notice else [], []
+
+
+def check_choice(config: SweepConfig, sweep: SweepFolder, retry_failed: bool = False) -> None:
+    """Raise `UsageError` if the sweep cannot end with the trial that `--select` names."""
+    results = sweep.results() if config.select.isdecimal() else {}
+    if retry_failed:
+        results = {number: r for number, r in results.items() if r.state != "FAIL"}
+    if why := choice_problem(config.select, results, config.trials):
+        raise UsageError([why])
 
 
 def adopt(plan: Plan, sweep: SweepFolder) -> Plan:

@@ -21,7 +21,7 @@ from search.core.pruners import IN_SEQUENCE
 from search.core.results import Result, counted, trial_folder, untrained_note
 from search.core.sweep_folder import SWEEP_FILE, SweepFolder
 from search.core.task import described, val_images
-from search.driver.preflight import Plan, adopt
+from search.driver.preflight import Plan, adopt, check_choice
 from search.driver.prepare import prepare
 from search.evaluation.plan import SweepFacts
 from search.evaluation.record import Evaluation
@@ -103,6 +103,7 @@ def run_sweep(plan: Plan, console: Console, retry_failed: bool = False) -> Outco
     for notice in plan.notices:
         say(notice)
     sweep = open_storage(plan.config.location)
+    check_choice(plan.config, SweepFolder(sweep), retry_failed)
     with SweepLock(sweep, say) as lock:
         sweep.clean_temporary_files()
         plan = adopt(plan, SweepFolder(sweep))

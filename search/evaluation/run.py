@@ -19,6 +19,7 @@ from typing import Any
 import ray
 
 from search.core.config import SweepConfig
+from search.core.objectives import choice_problem
 from search.core.placement import Placement
 from search.core.problems import EvaluationError
 from search.core.task import evaluation_sets
@@ -168,12 +169,8 @@ def _select(
     sweep, config = ledger.sweep, facts.config
     if found := select(sweep, ledger.results, config.select):
         return found
-    if config.select.isdecimal():
-        complete = [n for n, r in sorted(ledger.results.items()) if r.state == "COMPLETE"]
-        raise EvaluationError(
-            f"--select must be ensemble, best or a complete trial, got {config.select}; complete "
-            f"are {', '.join(map(str, complete)) or 'none'}"
-        )
+    if why := choice_problem(config.select, ledger.results, config.trials):
+        raise EvaluationError(why.rstrip("."))
     zero_shot = general_zero_shot(facts).to_dict()
     remote = ray.remote(**task_options(placement, TRAINING_PROCESS))(predict_validation)
     where = sweep.child(ZERO_SHOT).location

@@ -45,7 +45,7 @@ def test_every_trial_trains_both_stages(undisturbed: Sweep) -> None:
         config = result["config"]
         assert (config["before"]["method"], config["method"]) == ("rmt", "taskres")
         assert config["before"]["fixed"] is False
-        assert {name[:2] for name in result["parameters"]} == {"1.", "2."}
+        assert {name.partition(".")[0] for name in result["parameters"]} == {"rmt", "taskres"}
         if result["state"] == "COMPLETE":
             assert "residual/norm" in result["metrics"]
             assert "mask/flipped" not in result["metrics"]

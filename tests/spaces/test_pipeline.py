@@ -33,17 +33,22 @@ def test_every_parameter_belongs_to_one_stage() -> None:
     """Names that both stages have, such as `crop_scale`, are distinguished, and changing one
     changes one stage."""
     parameters = SPACE.first_parameters
-    expected = {f"1.{name}" for name in MASKS.first_parameters}
-    expected |= {f"2.{name}" for name in RESIDUAL.first_parameters}
+    expected = {f"rmt.{name}" for name in MASKS.first_parameters}
+    expected |= {f"taskres.{name}" for name in RESIDUAL.first_parameters}
     assert parameters.keys() == expected
-    assert {"1.crop_scale", "2.crop_scale", "1.leak", "2.lr"} < expected
-    schedule = {f"1.{name}": value for name, value in MASKS.first_values.items()}
-    for name, value in (("1.leak", 0.7), ("2.lr", 1e-3), ("1.masked", "all"), ("2.alpha", 1.0)):
+    assert {"rmt.crop_scale", "taskres.crop_scale", "rmt.leak", "taskres.lr"} < expected
+    schedule = {f"rmt.{name}": value for name, value in MASKS.first_values.items()}
+    for name, value in (
+        ("rmt.leak", 0.7),
+        ("taskres.lr", 1e-3),
+        ("rmt.masked", "all"),
+        ("taskres.alpha", 1.0),
+    ):
         changed = SPACE.suggest(FixedTrial(schedule | parameters | {name: value}))
         first, second = changed.stages
-        assert (first == SPACE.paper.before) is name.startswith("2")
+        assert (first == SPACE.paper.before) is name.startswith("taskres")
         assert (replace(second, before=None) == RESIDUAL.paper) is not (
-            name.startswith("2")
+            name.startswith("taskres")
         ) or second.preset == "search"
         assert changed.preset == "search"
 

@@ -92,13 +92,15 @@ def test_ranges_are_searched_as_they_are_typed() -> None:
 
 
 def test_stages_have_their_own_fields() -> None:
-    space = adjusted("rmt+taskres", set={"rmt.leak": 0.5, "alpha": 0.7}, range={"2.lr": "0.01:0.1"})
+    space = adjusted(
+        "rmt+taskres", set={"rmt.leak": 0.5, "alpha": 0.7}, range={"taskres.lr": "0.01:0.1"}
+    )
     assert space.first.preset == "search"
     for config, trial in drawn(space, 10):
         masks, residual = config.stages
         assert (values_of(masks)["leak"], values_of(residual)["alpha"]) == (0.5, 0.7)
-        assert 0.01 <= trial.params["2.lr"] <= 0.1
-        assert "1.leak" not in trial.params
+        assert 0.01 <= trial.params["taskres.lr"] <= 0.1
+        assert "rmt.leak" not in trial.params
     assert problems("rmt+taskres", set={"lr": 1.0}) == (
         "--set lr must name one stage. Use one of rmt.lr, taskres.lr.",
     )
@@ -207,8 +209,8 @@ def test_what_is_enqueued_follows_trial_zero() -> None:
     again = ({"alpha": 0.5}, {"alpha": 0.7}, {"alpha": 0.7})
     assert len(adjusted("taskres", enqueue=again).queue) == 2  # trial 0, and no trial twice
     staged = adjusted("rmt+taskres", enqueue=({"1.leak": 0.5, "taskres.alpha": 1.5},))
-    assert staged.queue[1]["1.leak"] == 0.5
-    assert staged.queue[1]["2.alpha"] == 1.5
+    assert staged.queue[1]["rmt.leak"] == 0.5
+    assert staged.queue[1]["taskres.alpha"] == 1.5
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,7 @@ def test_the_papers_setting_is_that_of_each_data_set(name: str) -> None:
     [
         ("taskres", {"alpha", "lr", "epochs"}),
         ("rmt", {"leak"}),  # the schedule of masks is no parameter of trial 0
-        ("rmt+taskres", {"1.leak", "2.alpha", "2.lr", "2.epochs"}),
+        ("rmt+taskres", {"rmt.leak", "taskres.alpha", "taskres.lr", "taskres.epochs"}),
         ("gda", set()),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from search.core.objectives import (
     SAMPLERS_OF_TWO,
     Objective,
+    choice_problem,
     front_of,
     pareto_front,
     parse_objective,
@@ -21,6 +23,7 @@ from search.ledger.ledger import Ledger
 from search.options import configure
 from spaces.registry import SPACES
 from tests.search.conftest import Sweep
+from tests.search.core.test_results import RESULT_RECORD
 from tests.search.driver.test_sweep import QUIET
 from trainables.core.storage import LocalStorage
 from trainables.methods.base import TaskFacts
@@ -44,6 +47,21 @@ def test_what_an_objective_is() -> None:
     for wrong in ("mask/sparsity", "mask/sparsity:up", ":max"):
         with pytest.raises(ValueError, match="METRIC:max or METRIC:min"):
             parse_objective(wrong)
+
+
+def test_which_trials_can_be_chosen() -> None:
+    ended = {
+        0: replace(RESULT_RECORD, number=0),
+        1: replace(RESULT_RECORD, number=1, state="PRUNED"),
+        2: replace(RESULT_RECORD, number=2, value=0.75),
+    }
+    for choice in ("best", "ensemble", "0", "2", "5"):
+        assert choice_problem(choice, ended, trials=6) == ""
+    assert "got 1, which is PRUNED. Complete so far, the best first: 2, 0." in choice_problem(
+        "1", ended, trials=6
+    )
+    assert "got 6, and --trials 6 ends before it." in choice_problem("6", ended, trials=6)
+    assert choice_problem("6", {}, trials=6).endswith("ends before it.")
 
 
 POINTS = st.dictionaries(

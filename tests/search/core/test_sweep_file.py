@@ -20,7 +20,7 @@ shots: [1, 4]
 set: {rmt.leak: 0.5, learn_alpha: true}
 range:
   rmt.epochs: 10:20:5
-  rmt.lr: 1e-5:1e-2:log
+  rmt.lr: [1e-5, 1e-2, log]
 choice: {rmt.batch_size: [8, 16], residual: [text, both]}
 enqueue:
   - {rmt.lr: 1e-3, residual: both}
@@ -108,6 +108,8 @@ def test_every_sweep_has_its_file(tmp_path: Path) -> None:
         ('"\\e[31m": 1', r"has '\x1b[31m', which is not an option"),
         ("file: a.yaml", "Unrecognized arguments: --file=a.yaml"),
         ("a: &x [1, 2]\nshots: *x", "has an alias"),
+        ("shots: 4\nspace: rmt\nshots: 8", "has 'shots' twice"),
+        ("set: {leak: 0.3, leak: 1}", "has 'leak' twice"),
         ("shots: " + "[" * 9000, "is nested too deeply"),
     ],
 )

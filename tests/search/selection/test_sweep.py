@@ -57,6 +57,15 @@ def test_another_choice_replaces_it(finished: tuple[Sweep, str], tmp_path: Path)
     assert "The winner is trial 1, named by --select" in done.stdout
     assert sweep.evaluation()["winner"] == 1
     assert written(sweep).to_dict() == sweep.results()[1]["config"]
-    missing = sweep.run(*OPTIONS, *QUIET, "--select", "9")
-    assert missing.returncode == 1
-    assert "--select must be ensemble, best or a complete trial, got 9" in missing.stderr
+
+
+def test_a_choice_that_cannot_come_true_is_an_error_before_any_trial(
+    finished: tuple[Sweep, str],
+) -> None:
+    sweep, _ = finished
+    known = sorted(sweep.results())
+    for options in (("--select", "9", "--dry-run"), ("--select", "9", "--trials", "6")):
+        done = sweep.run(*OPTIONS, *QUIET, *options)
+        assert done.returncode == 2
+        assert "--select must be ensemble, best or a complete trial, got 9" in done.stderr
+    assert sorted(sweep.results()) == known
