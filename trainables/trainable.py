@@ -22,6 +22,7 @@ import os
 import re
 import time
 import traceback
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from ray import tune
 from ray._private.utils import get_system_memory, get_used_memory
 
 from trainables.assignment import Assignment, Message, Outcome
-from trainables.core.plugins import receive_plugins
+from trainables.core.plugins import plugin_sources, receive_plugins
 from trainables.core.storage import (
     PATIENCE,
     LocalStorage,
@@ -65,9 +66,17 @@ class FewShotTrainable(tune.Trainable):
     (one file per episode if there are several) in the trial's folder, also if it was stopped early.
     """
 
-    def setup(self, config: dict[str, Any]) -> None:
-        """Prepare the first trial of this process."""
+    @classmethod
+    def with_plugins(cls, *files: str) -> type[FewShotTrainable]:
+        """Return this class with methods and data sets from plugin files, which its workers
+        receive, also on other machines. Raises `PluginError`."""
+        return tune.with_parameters(cls, plugins=plugin_sources(files))  # type: ignore[no-any-return]
+
+    def setup(self, config: dict[str, Any], plugins: Mapping[str, str] | None = None) -> None:
+        """Prepare the first trial of this process, with the sources of plugins by file name."""
         seal_process()
+        if plugins:
+            receive_plugins(plugins)
         self._task: EncodedTask | None = None
         self._run: TrialRun | None = None
         self._job: Assignment | None = None

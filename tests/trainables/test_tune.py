@@ -47,11 +47,15 @@ def _ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def fit(
-    space: dict[str, Any], folder: Path, callbacks: list[Any] | None = None, **settings: Any
+    space: dict[str, Any],
+    folder: Path,
+    callbacks: list[Any] | None = None,
+    trainable: type[FewShotTrainable] = FewShotTrainable,
+    **settings: Any,
 ) -> tune.ResultGrid:
     given = {"metric": "val/accuracy", "mode": "max", "reuse_actors": True} | settings
     tuner = tune.Tuner(
-        tune.with_resources(FewShotTrainable, {"cpu": 1}),
+        tune.with_resources(trainable, {"cpu": 1}),
         param_space=TASK | space,
         tune_config=tune.TuneConfig(**given),
         run_config=tune.RunConfig(
@@ -157,3 +161,19 @@ def test_an_unknown_parameter_is_one_clear_error(tmp_path: Path) -> None:
     grid = fit({"lrr": 0.1}, tmp_path)
     (error,) = grid.errors
     assert "There is no parameter 'lrr' of taskres. Did you mean lr" in str(error)
+
+
+def test_workers_receive_plugins(tmp_path: Path) -> None:
+    """Of which their environment has neither the variable nor the file."""
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "from trainables.data.digits import Digits\n"
+        "DATASETS = {'my-digits': lambda name, root, generate_split: Digits('digits')}\n"
+    )
+    trainable = FewShotTrainable.with_plugins(str(plugin))
+    plugin.unlink()
+    space = {"dataset": "my-digits", "epochs": 2, "alpha": tune.grid_search([0.5, 1])}
+    grid = fit(space, tmp_path / "own", trainable=trainable)
+    assert not grid.errors
+    assert all(artifacts(result) == ["artifact.safetensors"] for result in grid)
+    assert "FEWSHOT_PLUGINS" not in os.environ

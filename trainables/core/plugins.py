@@ -83,23 +83,13 @@ def plugins() -> tuple[ModuleType, ...]:
 
 def use_plugins(files: tuple[str, ...]) -> None:
     """Use these files in this process and in those that it starts; raises `PluginError`."""
-    given = [expanded(path).absolute() for path in files]
-    wanted = list(dict.fromkeys([*_files(), *given]))
-    names = [path.name for path in wanted]
-    if twice := [str(path) for path in wanted if names.count(path.name) > 1]:
-        raise PluginError(
-            f"The files of plugins must have different names, got {' and '.join(twice)}. Rename "
-            "one of them."
-        )
-    _installed()
-    _from_files(wanted)
-    os.environ[ENVIRONMENT] = os.pathsep.join(map(str, wanted))
+    os.environ[ENVIRONMENT] = os.pathsep.join(map(str, _with(files)))
 
 
-def plugin_sources() -> dict[str, str]:
-    """The files of this process, for other processes of a sweep: name -> source. Raises
+def plugin_sources(files: tuple[str, ...] = ()) -> dict[str, str]:
+    """The files of this process and `files`, for other processes: name -> source. Raises
     `PluginError`."""
-    return {path.name: _source(path) for path in _files()}
+    return {path.name: _source(path) for path in _with(files)}
 
 
 def receive_plugins(sources: Mapping[str, str]) -> None:
@@ -126,6 +116,21 @@ def plugin_fingerprints(names: Collection[str]) -> dict[str, str]:
             digest = hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
             found[f"plugin.{module.__name__.removeprefix(_PREFIX)}"] = digest
     return found
+
+
+def _with(files: tuple[str, ...]) -> list[Path]:
+    """The files of this process and these; raises `PluginError` if one is no plugin."""
+    given = [expanded(path).absolute() for path in files]
+    wanted = list(dict.fromkeys([*_files(), *given]))
+    names = [path.name for path in wanted]
+    if twice := [str(path) for path in wanted if names.count(path.name) > 1]:
+        raise PluginError(
+            f"The files of plugins must have different names, got {' and '.join(twice)}. Rename "
+            "one of them."
+        )
+    _installed()
+    _from_files(wanted)
+    return wanted
 
 
 def _files() -> list[Path]:
