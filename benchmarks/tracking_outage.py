@@ -30,8 +30,8 @@ from trainables.assignment import Message
 from trainables.core.optim import OptimConfig
 from trainables.core.storage import LocalStorage
 from trainables.methods.taskres import TaskResConfig
+from trainables.report import Report
 from trainables.trial import TrialConfig
-from trainables.trial_run import Report
 
 REPORTS, EPOCHS, METRICS = 8, 4, 10
 CONFIG = TrialConfig("taskres", "search", TaskResConfig(), OptimConfig(2e-3, 32, 64))

@@ -21,8 +21,8 @@ from search.core.config import SweepConfig
 from trainables.assignment import Assignment, Message
 from trainables.core.optim import OptimConfig
 from trainables.methods.registry import METHODS
+from trainables.report import Report
 from trainables.trial import TaskSpec, TrialConfig
-from trainables.trial_run import Report
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("search", "spaces", "trainables")

@@ -8,7 +8,7 @@ import socket
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
-from trainables.trial_run import Report
+from trainables.report import Report
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,13 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
-from trainables.core.protocols import Objective
 from trainables.core.storage import Storage
 from trainables.core.tensor_file import read_checked, write_checked, write_tensors
 from trainables.core.tensor_names import numbered, split_numbered
@@ -27,36 +25,13 @@ from trainables.encoded_task import EncodedTask
 from trainables.folds import FoldedTraining
 from trainables.predictions import write_predictions
 from trainables.repeated_training import share_repeated
+from trainables.report import CHECKPOINT, METRICS, REPORTS_PER_TRIAL, Report
 from trainables.stack import Lockstep
 from trainables.stages import open_training
 from trainables.training import Training
 from trainables.trial import TaskSpec, TrialConfig
 
-REPORTS_PER_TRIAL = 8
-"""Limit of reports per trial when its episodes are trained in parallel."""
-METRICS: Mapping[Objective, str] = {"accuracy": "val/accuracy", "likelihood": "val/likelihood"}
-"""The metric of each objective."""
-CHECKPOINT = "checkpoint.safetensors"
 _FORMAT = {"format": "few-shot-checkpoint", "format_version": "2"}
-
-
-@dataclass(frozen=True)
-class Report:
-    """Report for the latest step of a trial."""
-
-    step: int
-    """Number of steps done, from 1."""
-    values: tuple[float, ...]
-    """The task's objective after each step so far, in [0, 1]; see `TrialRun`."""
-    rows: tuple[dict[str, float], ...]
-    """Metrics per epoch since the last report, including `epoch` and `time` (unix seconds); after
-    a continuation, since the first epoch."""
-    finished: bool
-    """Whether the whole budget has been trained."""
-    metrics: dict[str, float]
-    """The latest row, without `epoch` and `time`."""
-    trained: bool = True
-    """False if training provably changes nothing, so that none took place."""
 
 
 class CheckpointError(ValueError):

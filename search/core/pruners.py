@@ -17,7 +17,7 @@ from optuna.pruners import (
     WilcoxonPruner,
 )
 
-from trainables.trial_run import REPORTS_PER_TRIAL
+from trainables.report import REPORTS_PER_TRIAL
 
 WARMUP_PARTS = 2
 """Parts that every trial may train before it can be stopped."""

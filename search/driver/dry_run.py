@@ -38,8 +38,8 @@ from search.terminal.sweep_status import duration
 from trainables.core.credentials import shown, without_password
 from trainables.core.storage import open_storage
 from trainables.methods.registry import METHODS
+from trainables.report import REPORTS_PER_TRIAL
 from trainables.trial import Episode, TrialConfig
-from trainables.trial_run import REPORTS_PER_TRIAL
 from trainables.view import AUGMENTED_VIEWS
 
 _MEMBERS = 5  # of a typical ensemble

@@ -37,8 +37,8 @@ from search.ledger.study import SweepStudy
 from spaces.base import Space
 from trainables.core.protocols import Objective
 from trainables.core.storage import Storage
+from trainables.report import CHECKPOINT, METRICS
 from trainables.trial import TrialConfig
-from trainables.trial_run import CHECKPOINT, METRICS
 
 RETRIES = 2
 """Number of times in a row that a trial is restarted after its worker has crashed, without making

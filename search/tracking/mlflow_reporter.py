@@ -42,7 +42,7 @@ from trainables.trial import TrialConfig
 if TYPE_CHECKING:
     from search.ledger.ledger import Ledger, RunningTrial
     from trainables.assignment import Message
-from trainables.trial_run import METRICS
+from trainables.report import METRICS
 
 logger = logging.getLogger(__name__)
 

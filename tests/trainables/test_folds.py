@@ -13,9 +13,10 @@ from trainables.core.storage import LocalStorage
 from trainables.data.base import image_keys
 from trainables.encoded_task import EncodedTask
 from trainables.folds import FoldedTraining
+from trainables.report import Report
 from trainables.trainer import Trainer
 from trainables.trial import TrialConfig
-from trainables.trial_run import Report, TrialRun
+from trainables.trial_run import TrialRun
 from trainables.validation import fold_rows, image_numbers
 
 FOLDS = replace(TASK, shots=(4,), validation="folds", objective="likelihood")

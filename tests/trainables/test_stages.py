@@ -16,10 +16,11 @@ from trainables.core.storage import LocalStorage
 from trainables.encoded_task import EncodedTask
 from trainables.methods.base import MethodError, TaskFacts
 from trainables.methods.registry import METHODS
+from trainables.report import REPORTS_PER_TRIAL
 from trainables.stages import Pipeline, open_training
 from trainables.trainer import Trainer
 from trainables.trial import Episode, TrialConfig
-from trainables.trial_run import REPORTS_PER_TRIAL, TrialRun
+from trainables.trial_run import TrialRun
 
 CELL = Episode("digits", 2, 1)
 MASKS = mask_trial(2)

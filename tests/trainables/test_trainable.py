@@ -21,10 +21,11 @@ from trainables.encoded_task import EncodedTask
 from trainables.methods.taskres import TaskRes
 from trainables.parameters import ParameterError
 from trainables.predictions import VALIDATION
+from trainables.report import CHECKPOINT, Report
 from trainables.trainable import FewShotTrainable
 from trainables.trainer import Trainer
 from trainables.trial import TaskSpec, TrialConfig
-from trainables.trial_run import CHECKPOINT, CheckpointError, Report, TrialRun
+from trainables.trial_run import CheckpointError, TrialRun
 
 Job = Callable[..., dict[str, Any]]
 

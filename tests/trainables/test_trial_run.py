@@ -23,9 +23,10 @@ from trainables.core.storage import LocalStorage, StorageError
 from trainables.encoded_task import EncodedTask
 from trainables.methods.base import BuildContext, Schedule
 from trainables.methods.registry import METHODS
+from trainables.report import REPORTS_PER_TRIAL, Report
 from trainables.trainer import NonFiniteError, Trainer
 from trainables.trial import Episode, EpisodeSettings, TaskSpec, TrialConfig
-from trainables.trial_run import REPORTS_PER_TRIAL, Report, TrialRun
+from trainables.trial_run import TrialRun
 
 Content = tuple[dict[str, Any], dict[str, torch.Tensor]]
 

@@ -30,7 +30,7 @@ from tests.servers import s3_server
 from trainables.assignment import Message
 from trainables.core.storage import LocalStorage, Storage, open_storage
 from trainables.methods.base import TaskFacts
-from trainables.trial_run import Report
+from trainables.report import Report
 
 pytestmark = pytest.mark.filterwarnings(
     # MLflow 3.17 configures its tables with an option that SQLAlchemy 2.1 has deprecated.

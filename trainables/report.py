@@ -1,0 +1,33 @@
+"""What a trial reports after a step. Read by programs that train nothing, so it loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from trainables.core.protocols import Objective
+
+REPORTS_PER_TRIAL = 8
+"""Limit of reports per trial when its episodes are trained in parallel."""
+METRICS: Mapping[Objective, str] = {"accuracy": "val/accuracy", "likelihood": "val/likelihood"}
+"""The metric of each objective."""
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Report for the latest step of a trial."""
+
+    step: int
+    """Number of steps done, from 1."""
+    values: tuple[float, ...]
+    """The task's objective after each step so far, in [0, 1]; see `TrialRun`."""
+    rows: tuple[dict[str, float], ...]
+    """Metrics per epoch since the last report, including `epoch` and `time` (unix seconds); after
+    a continuation, since the first epoch."""
+    finished: bool
+    """Whether the whole budget has been trained."""
+    metrics: dict[str, float]
+    """The latest row, without `epoch` and `time`."""
+    trained: bool = True
+    """False if training provably changes nothing, so that none took place."""
