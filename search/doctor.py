@@ -32,9 +32,8 @@ from search.tracking.uri import TrackingError, check_tracking_uri, tracking_uri 
 from trainables.backbones.base import BackboneError  # noqa: E402
 from trainables.backbones.registry import absolute_spec  # noqa: E402
 from trainables.core.credentials import shown  # noqa: E402
-from trainables.core.files import kind_of  # noqa: E402
+from trainables.core.files import cache_folder, kind_of  # noqa: E402
 from trainables.core.storage import StorageError, open_storage  # noqa: E402
-from trainables.core.store import cache_folder  # noqa: E402
 from trainables.data.base import DataError, Dataset  # noqa: E402
 from trainables.data.benchmarks.imagenet import ImageNet, ImageNetShift  # noqa: E402
 from trainables.data.benchmarks.layouts import LAYOUTS  # noqa: E402

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.table import Table
 
 from search.core.problems import UsageError
-from search.core.task import described
+from search.core.shown import described
 from search.terminal.console import end_with_the_reader, open_console, print_errors
 from search.terminal.parser import Parser
 from search.terminal.progress import percent

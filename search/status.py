@@ -11,7 +11,7 @@ from rich.table import Table
 
 from search.core.problems import UsageError
 from search.core.results import untrained_note
-from search.core.task import described
+from search.core.shown import described
 from search.evaluation.record import EVALUATION, Evaluation
 from search.evaluation.statistics import summary
 from search.list import STYLES

@@ -15,7 +15,8 @@ from search.terminal.console import open_console, print_errors
 from search.terminal.parser import Parser, duration
 from search.terminal.sweep_status import SweepStatus
 from search.tracking.content import sweep_artifacts
-from search.tracking.mlflow_reporter import MlflowReporter, open_marks
+from search.tracking.marks import open_marks
+from search.tracking.mlflow_reporter import MlflowReporter
 from search.tracking.uri import TrackingError, check_tracking_uri, ui_command, uri_afterwards
 from trainables.core.storage import StorageError
 

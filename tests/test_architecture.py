@@ -242,7 +242,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "pydantic": ("search/core/config.py", "trainables/core/records.py", "trainables/trial.py"),
     "pydantic_core": ("search/core/config.py", "trainables/core/records.py", "trainables/trial.py"),
     "annotated_types": (
-        *("search/evaluation/record.py", "search/selection/selection.py"),
+        *("search/evaluation/record.py", "search/selection/record.py"),
         *("search/papers/schema.py", "trainables/core/records.py"),
     ),
     "filelock": ("trainables/core/store.py", "trainables/core/temporary.py"),

@@ -16,8 +16,6 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from trainables.core.optim import OptimConfig
-from trainables.methods.registry import METHODS
 from trainables.trial import EpisodeSettings, TrialConfig
 
 Value = float | int | str | bool
@@ -70,12 +68,16 @@ class Field:
 
 def fields_of(method: str) -> Mapping[str, Field]:
     """The settings of a method, by name: its own, then those of the training."""
+    from trainables.methods.registry import METHODS  # which loads torch
+
     config: type = METHODS[method].Config
     return _fields_of(config)
 
 
 @cache
 def _fields_of(config: type) -> Mapping[str, Field]:
+    from trainables.core.optim import OptimConfig
+
     found: dict[str, Field] = {}
     for record in (config, OptimConfig):
         kinds, docs = get_type_hints(record), field_docs(record)

@@ -13,8 +13,9 @@ import json
 from dataclasses import asdict, replace
 from typing import Any
 
+from trainables.core.files import cache_folder
 from trainables.core.storage import LocalStorage, Storage, open_storage
-from trainables.core.store import cache_folder, explained, locked
+from trainables.core.store import explained, locked
 from trainables.core.tensor_file import read_checked, write_checked
 from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask, Learned

@@ -201,23 +201,38 @@ class EpisodeSettings:
 
 
 @dataclass(frozen=True)
-class _OwnFields:
-    """The fields of a `TrialConfig` that are no records themselves."""
-
-    method: str
-    preset: str
-    crop_scale: float = 1.0
-    seed: int = 0
-    fixed: bool = False
-
-
-@dataclass(frozen=True)
-class _OwnEpisodeFields:
-    """The fields of `EpisodeSettings` that are no records themselves."""
+class _EpisodeShape:
+    """`EpisodeSettings`, as far as they are the same for all methods."""
 
     dataset: str
     shots: int
+    method_config: dict[str, Any]
+    optim: dict[str, Any]
     crop_scale: float
+
+
+@dataclass(frozen=True)
+class _MemberShape:
+    """A `Member`, as far as members are the same for all methods."""
+
+    weight: float
+    config: _Shape
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """A `TrialConfig`, as far as configurations are the same for all methods."""
+
+    method: str
+    preset: str
+    method_config: dict[str, Any]
+    optim: dict[str, Any]
+    crop_scale: float = 1.0
+    seed: int = 0
+    before: _Shape | None = None
+    fixed: bool = False
+    per_episode: tuple[_EpisodeShape, ...] = ()
+    members: tuple[_MemberShape, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -280,37 +295,35 @@ class TrialConfig:
         return parsed_by(cls._parse)
 
     @classmethod
-    def _parse(cls, plain: object) -> TrialConfig:
+    def check_shape(cls, plain: object) -> None:
+        """Raises `RecordError` for what is wrong whatever the method is. Loads no methods."""
+        from_plain(_Shape, plain)
+
+    @classmethod
+    def _parse(cls, plain: Any) -> TrialConfig:
         """The type of `method_config` depends on `method`."""
         from trainables.core.optim import OptimConfig
 
-        if not isinstance(plain, Mapping):
-            raise RecordError("", f"must be an object, got {json.dumps(plain)[:60]}")
-        nested = ("method_config", "optim", "before", "per_episode", "members")
-        own = from_plain(_OwnFields, {k: v for k, v in plain.items() if k not in nested})
+        shape = from_plain(_Shape, plain)
         try:
-            config = _method(own.method).Config
+            config = _method(shape.method).Config
         except KeyError:
-            raise RecordError("method", f"must be a method's name, got '{own.method}'") from None
-        before, per_episode = plain.get("before"), plain.get("per_episode", ())
-        if not isinstance(per_episode, list | tuple):
-            raise RecordError("per_episode", f"must be a list, got {json.dumps(per_episode)[:60]}")
-        members = plain.get("members", ())
-        if not isinstance(members, list | tuple):
-            raise RecordError("members", f"must be a list, got {json.dumps(members)[:60]}")
+            raise RecordError("method", f"must be a method's name, got '{shape.method}'") from None
         return cls(
-            own.method,
-            own.preset,
+            shape.method,
+            shape.preset,
             from_field(config, plain, "method_config"),
             from_field(OptimConfig, plain, "optim"),
-            own.crop_scale,
-            own.seed,
-            None if before is None else from_field(cls, plain, "before"),
-            own.fixed,
-            tuple(_episode_settings(config, number, s) for number, s in enumerate(per_episode)),
+            shape.crop_scale,
+            shape.seed,
+            from_field(cls, plain, "before") if shape.before else None,
+            shape.fixed,
+            tuple(
+                _episode_settings(config, number, s) for number, s in enumerate(shape.per_episode)
+            ),
             tuple(
                 from_field(Member, {f"members.{n}": m}, f"members.{n}")
-                for n, m in enumerate(members)
+                for n, m in enumerate(plain.get("members", ()))
             ),
         )
 
@@ -413,21 +426,20 @@ class TrialConfig:
         return found
 
 
-def _episode_settings(config: type[MethodConfig], number: int, plain: object) -> EpisodeSettings:
+def _episode_settings(
+    config: type[MethodConfig], number: int, shape: _EpisodeShape
+) -> EpisodeSettings:
     """Parse the settings at a place of `per_episode`; raises `RecordError`."""
     from trainables.core.optim import OptimConfig
 
+    plain = vars(shape)
     try:
-        if not isinstance(plain, Mapping):
-            raise RecordError("", f"must be an object, got {json.dumps(plain)[:60]}")
-        nested = ("method_config", "optim")
-        own = from_plain(_OwnEpisodeFields, {k: v for k, v in plain.items() if k not in nested})
         return EpisodeSettings(
-            own.dataset,
-            own.shots,
+            shape.dataset,
+            shape.shots,
             from_field(config, plain, "method_config"),
             from_field(OptimConfig, plain, "optim"),
-            own.crop_scale,
+            shape.crop_scale,
         )
     except RecordError as error:
         raise error.inside(f"per_episode[{number}]") from None

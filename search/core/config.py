@@ -1,6 +1,8 @@
 """The configuration of a sweep: one frozen record, stored as JSON in the sweep's folder.
 
 The docstrings of its fields are the help texts of `search.run`, which has an option per field.
+Spaces and methods, which load torch, are imported when they are needed: reading a configuration
+does without them.
 """
 
 from __future__ import annotations
@@ -21,22 +23,20 @@ from search.core.model_name import model_name_problem, sweep_name_problem
 from search.core.objectives import SAMPLERS_OF_TWO, parse_objective
 from search.core.pruners import PRUNERS
 from search.core.samplers import GRID, SAMPLERS
-from spaces.base import Space
-from spaces.pipeline import StartedSpace
-from spaces.registry import SPACES, SpaceError, find_space
-from spaces.settings import Settings, SettingsError, adjust
+from spaces.settings import Settings, SettingsError
 from trainables.core.credentials import without_password
 from trainables.core.protocols import Objective, Protocol, Validation
 from trainables.core.records import from_plain, upgraded
 from trainables.core.storage import join
 from trainables.core.text import did_you_mean
-from trainables.data.few_shot import JOINED
-from trainables.methods.base import TaskFacts
 from trainables.trial import TaskSpec, TrialConfig
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler
     from pydantic_core import CoreSchema
+
+    from spaces.base import Space
+    from trainables.methods.base import TaskFacts
 
 IDENTITY = ("space", "task", "sampler", "pruner", "seed")
 """Settings that may not change when a sweep is resumed; neither may `init_from`, `settings` and
@@ -64,16 +64,14 @@ class SweepConfig:
     space: str = "rmt"
     """What may vary. Several names joined by + are stages, each trained on the backbone that the
     one before has changed."""
-    task: TaskSpec = field(
-        default_factory=lambda: TaskSpec(("digits",), "tiny", (16,), SPACES["rmt"].seeds)
-    )
+    task: TaskSpec = field(default_factory=lambda: TaskSpec(("digits",), "tiny", (16,), (1,)))
     """What every trial solves."""
     init_from: Start | None = None
     """Begin every trial with the winner of this finished sweep, given by name or folder. The task
     is that sweep's."""
     settings: Settings = field(default_factory=Settings)
     """What is fixed and searched in place of the space's own ranges."""
-    trials: int = SPACES["rmt"].trials
+    trials: int = 16
     """Finished trials to reach, including those of earlier runs."""
     sampler: str = "tpe"
     """How trials are proposed."""
@@ -153,6 +151,9 @@ class SweepConfig:
 
     def open_space(self, facts: TaskFacts) -> Space:
         """The space for a task; raises `SpaceError` and `SettingsError`."""
+        from spaces.adjust import adjust
+        from spaces.pipeline import StartedSpace
+
         space = adjust(self._plain_space(facts), self.settings)
         return StartedSpace(space, self.init_from.stage) if self.init_from else space
 
@@ -162,6 +163,8 @@ class SweepConfig:
         return found.after(self.init_from.stage) if self.init_from else found
 
     def _plain_space(self, facts: TaskFacts) -> Space:
+        from spaces.registry import find_space
+
         before = self.init_from.stage.stages if self.init_from else ()
         own = dataclasses.replace(facts, after=tuple(stage.method for stage in before))
         return find_space(self.space).build(own)
@@ -170,6 +173,8 @@ class SweepConfig:
     def general_space(self) -> Space:
         """The space for a general task, before anything is known of backbone and data; raises
         `SpaceError` and `SettingsError`."""
+        from trainables.methods.base import TaskFacts
+
         # Presets depend on no larger number, and nothing has checked this one yet.
         shots = max(1, min(16, max(self.task.shots, default=1)))
         return self.open_space(TaskFacts("", shots, shots * 10, protocol=self.task.protocol))
@@ -276,6 +281,8 @@ class SweepConfig:
         return found
 
     def _space_problems(self) -> list[str]:
+        from spaces.registry import SpaceError
+
         try:
             space = self.general_space
         except SpaceError as error:
@@ -334,6 +341,8 @@ class SweepConfig:
 
     def task_problems(self) -> list[str]:
         """Every broken rule of the task, and of its draws, that shows without its data."""
+        from trainables.data.few_shot import JOINED
+
         task, found = self.task, []
         if not 1 <= self.eval_seeds <= _MAX_EVAL_SEEDS:
             bound = _between(1, _MAX_EVAL_SEEDS, self.eval_seeds)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainables.data.folder import MOST_FOLDS
 from trainables.trial import TaskSpec
 
 NOT_WITH_FOLDS = ("per_task", "init_from", "register")
@@ -16,6 +15,8 @@ def fold_problems(folds: int, task: TaskSpec, others: Sequence[str]) -> list[str
     options of `NOT_WITH_FOLDS` that are given."""
     if not folds:
         return []
+    from trainables.data.folder import MOST_FOLDS  # which loads torch
+
     found = []
     if not 2 <= folds <= MOST_FOLDS:
         found.append(

@@ -1,44 +1,54 @@
 """Optuna's pruners by name: the rules by which unpromising trials stop early.
 
 They decide from the study, which a restart restores. A step is an eighth of a trial's own
-budget, see `trainables/trial_run.py`.
+budget, see `trainables/trial_run.py`. Optuna is imported when a pruner is created: commands that
+only read a sweep do without it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-
-from optuna.pruners import (
-    BasePruner,
-    HyperbandPruner,
-    MedianPruner,
-    NopPruner,
-    SuccessiveHalvingPruner,
-    WilcoxonPruner,
-)
+from typing import TYPE_CHECKING
 
 from trainables.report import REPORTS_PER_TRIAL
+
+if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
 
 WARMUP_PARTS = 2
 """Parts that every trial may train before it can be stopped."""
 
 
 def _asha() -> BasePruner:
+    from optuna.pruners import SuccessiveHalvingPruner
+
     return SuccessiveHalvingPruner(min_resource=WARMUP_PARTS, reduction_factor=3)
 
 
 def _hyperband() -> BasePruner:
+    from optuna.pruners import HyperbandPruner
+
     return HyperbandPruner(
         min_resource=WARMUP_PARTS, max_resource=REPORTS_PER_TRIAL, reduction_factor=3
     )
 
 
 def _median() -> BasePruner:
+    from optuna.pruners import MedianPruner
+
     return MedianPruner(n_startup_trials=4, n_warmup_steps=WARMUP_PARTS)
 
 
 def _wilcoxon() -> BasePruner:
+    from optuna.pruners import WilcoxonPruner
+
     return WilcoxonPruner(p_threshold=0.1, n_startup_steps=WARMUP_PARTS)
+
+
+def _none() -> BasePruner:
+    from optuna.pruners import NopPruner
+
+    return NopPruner()
 
 
 PRUNERS: dict[str, Callable[[], BasePruner]] = {
@@ -46,7 +56,7 @@ PRUNERS: dict[str, Callable[[], BasePruner]] = {
     "hyperband": _hyperband,
     "median": _median,
     "wilcoxon": _wilcoxon,
-    "none": NopPruner,
+    "none": _none,
 }
 
 IN_SEQUENCE = frozenset({"wilcoxon"})

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
@@ -22,8 +21,8 @@ from trainables.core.records import (
     Fraction01,
     RecordError,
     Seconds,
-    from_plain,
     parse_json,
+    read_version,
 )
 from trainables.core.storage import Storage
 from trainables.trial import TrialConfig
@@ -39,20 +38,31 @@ METRICS = "metrics.jsonl"
 State = Literal["COMPLETE", "PRUNED", "FAIL"]
 Row = dict[str, float]
 """Metrics of one epoch, with `epoch` and `time` (Unix seconds)."""
-_ROUNDING = Fraction(1, 10**15)
+_LARGEST_DENOMINATOR = 10**6
+_ROUNDING = 10**15  # an error of less than 1 / _ROUNDING comes from adding floats
 
 
-@lru_cache(maxsize=1 << 16)
 def exact(value: float) -> float:
-    """The value without the rounding error of a sum, if it is a fraction of less than a million.
+    """The value without the rounding error of a sum, if it is a fraction of at most a million.
 
     Accuracies are means of whole counts over numbers of images. Older versions added them as
     floats, so that equal counts could differ in the last bit.
     """
     if not math.isfinite(value):
         return value
-    fraction = Fraction(value).limit_denominator(10**6)
-    return float(fraction) if abs(fraction - Fraction(value)) < _ROUNDING else value
+    # A fraction as close as this is a convergent of the value's continued fraction (Legendre), so
+    # it is the last one with a small denominator.
+    numerator, denominator = value.as_integer_ratio()
+    p_before, q_before, p, q = 0, 1, 1, 0
+    n, d = numerator, denominator
+    while d:
+        whole, rest = divmod(n, d)
+        if q_before + whole * q > _LARGEST_DENOMINATOR:
+            break
+        p_before, q_before, p, q = p, q, p_before + whole * p, q_before + whole * q
+        n, d = d, rest
+    error = abs(p * denominator - numerator * q) * _ROUNDING
+    return p / q if error < q * denominator else value
 
 
 @dataclass(frozen=True)
@@ -210,17 +220,22 @@ def read_trials(sweep: Storage) -> tuple[dict[int, Result], dict[int, IssuedTria
     return results, _read_issued(sweep, [name for name in files if _number(name) not in results])
 
 
-def read_results(sweep: Storage) -> dict[int, Result]:
-    """Every committed result, by number; raises `UsageError` for one that cannot be read."""
+def read_results(sweep: Storage, methods: bool = True) -> dict[int, Result]:
+    """Every committed result, by number; raises `UsageError` for one that cannot be read.
+
+    Without `methods`, the parts of configurations that depend on the method are not checked:
+    methods load torch.
+    """
     files = sweep.child("trials").files()
-    return _read_results(sweep, files)
+    return _read_results(sweep, files, methods)
 
 
-def read_issued(sweep: Storage) -> dict[int, IssuedTrial]:
-    """Every trial that was issued and has not ended, by number; raises `UsageError`."""
+def read_issued(sweep: Storage, methods: bool = True) -> dict[int, IssuedTrial]:
+    """Every trial that was issued and has not ended, by number; raises `UsageError`. `methods` as
+    in `read_results`."""
     files = sweep.child("trials").files()
     ended = {_number(name) for name in files if name.endswith(f"/{RESULT}")}
-    return _read_issued(sweep, [name for name in files if _number(name) not in ended])
+    return _read_issued(sweep, [name for name in files if _number(name) not in ended], methods)
 
 
 def unreadable(name: str, why: str) -> UsageError:
@@ -258,47 +273,45 @@ def _number(name: str) -> int | None:
     return int(folder) if folder.isdecimal() else None
 
 
-def _read_results(sweep: Storage, files: Sequence[str]) -> dict[int, Result]:
+def _read_results(sweep: Storage, files: Sequence[str], methods: bool = True) -> dict[int, Result]:
     names = [file for file in files if file.endswith(f"/{RESULT}")]
     found = zip(names, sweep.child("trials").read_many(names), strict=True)
-    results = (_read(name, data, Result) for name, data in found)
+    results = (_read(name, data, Result, methods) for name, data in found)
     return {result.number: result for result in results}
 
 
-def _read_issued(sweep: Storage, files: Sequence[str]) -> dict[int, IssuedTrial]:
+def _read_issued(
+    sweep: Storage, files: Sequence[str], methods: bool = True
+) -> dict[int, IssuedTrial]:
     found = {}
     for name in files:
         if name.endswith(f"/{ISSUED}"):
             # A trial that ends while we look loses this file.
             with suppress(FileNotFoundError):
-                issued = _read(name, sweep.read(f"trials/{name}"), IssuedTrial)
+                issued = _read(name, sweep.read(f"trials/{name}"), IssuedTrial, methods)
                 found[issued.number] = issued
     return found
 
 
-def _read(name: str, data: bytes, cls: type[T]) -> T:
+def _read(name: str, data: bytes, cls: type[T], methods: bool) -> T:
     """Parse a record; `name` is relative to `trials`."""
     try:
-        plain = parse_json(data)
-        known = FORMAT if cls is Result else ISSUED_FORMAT
-        if not isinstance(plain, Mapping):
-            raise RecordError("", "it must be a JSON object")
-        if plain.get("format") != known:
-            found = json.dumps(plain.get("format"))[:20]
-            raise RecordError("format", f"is {found}, this version reads format {known}")
-        record = from_plain(cls, plain)
-        _check(name, record)
+        record = read_version(cls, data, FORMAT if cls is Result else ISSUED_FORMAT)
+        _check(name, record, methods)
     except RecordError as error:
         raise unreadable(name, str(error)) from error
     return record
 
 
-def _check(name: str, record: Result | IssuedTrial) -> None:
+def _check(name: str, record: Result | IssuedTrial, methods: bool) -> None:
     """Raises `RecordError` if fields contradict each other, or the record is in the wrong place."""
     if name.rpartition("/")[0] != f"{record.number:06d}":
         raise RecordError("number", f"must be that of the folder, got {record.number}")
     try:
-        TrialConfig.from_dict(record.config)
+        if methods:
+            TrialConfig.from_dict(record.config)
+        else:
+            TrialConfig.check_shape(record.config)
     except RecordError as error:
         raise error.inside("config") from error
     for parameter, text in record.distributions.items():

@@ -1,11 +1,12 @@
-"""A trial's parameters as a person reads them."""
+"""Tasks, and the parameters of trials, as a person reads them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
-from trainables.trial import PER_EPISODE
+from trainables.trial import PER_EPISODE, TaskSpec
 
 
 def shown_parameters(
@@ -29,3 +30,19 @@ def shown_parameters(
             if values.get(field, value) != value:
                 shown[name] = PER_EPISODE
     return shown
+
+
+def described(task: TaskSpec) -> str:
+    """A short description: data sets, shots, backbone, protocol."""
+    names = [_short(name) for name in task.sources]
+    what = ", ".join(names) if len(names) <= 3 else f"{len(names)} data sets"
+    shots = ", ".join(map(str, task.shots))
+    backbone = "" if task.backbone in task.datasets else f", backbone {task.backbone}"
+    how = "" if task.protocol == "few-shot" else f", {task.protocol}"
+    return f"{what}, {shots} shots{backbone}{how}"
+
+
+def _short(spec: str) -> str:
+    """A path by its last part."""
+    kind, colon, path = spec.partition(":")
+    return f"{kind}:{PurePath(path).name}" if colon else spec

@@ -35,7 +35,7 @@ from search.core.results import (
     trial_folder,
 )
 from trainables.core.credentials import shown, without_password
-from trainables.core.records import Positive, RecordError, from_plain, parse_json, read_record
+from trainables.core.records import Positive, RecordError, read_record, read_version
 from trainables.core.storage import (
     PATIENCE,
     Storage,
@@ -150,9 +150,9 @@ class SweepFolder:
         """A configuration with this folder's name and storage."""
         return replace(config, name=self.name, storage=self.storage)
 
-    def results(self) -> dict[int, Result]:
-        """Every trial that has ended, by number."""
-        return read_results(self.files)
+    def results(self, methods: bool = True) -> dict[int, Result]:
+        """Every trial that has ended, by number; `methods` as in `read_results`."""
+        return read_results(self.files, methods)
 
     def issued(self) -> dict[int, IssuedTrial]:
         """Every trial that was issued and has not ended, by number."""
@@ -229,14 +229,7 @@ class SweepFolder:
         return record.id
 
     def _read_record(self) -> SweepRecord:
-        plain = parse_json(self.files.read(SWEEP_FILE))
-        if not isinstance(plain, dict):
-            raise RecordError("", "it must be a JSON object")
-        if plain.get("format") != FORMAT:
-            raise RecordError(
-                "format", f"is {json.dumps(plain.get('format'))[:20]}, this version reads {FORMAT}"
-            )
-        return from_plain(SweepRecord, plain)
+        return read_version(SweepRecord, self.files.read(SWEEP_FILE), FORMAT)
 
     def _read_unfinished(self) -> Unfinished:
         return read_record(Unfinished, self.files.read(UNFINISHED_FILE))

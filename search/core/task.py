@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePath
-from typing import Literal, get_args
+from typing import get_args
 
 from search.core.config import SweepConfig, is_bundle
-from trainables.core.protocols import Protocol
+from trainables.core.protocols import Part, Protocol
 from trainables.data.base import DataError, FeatureRows, PixelRows, fingerprint, image_keys
 from trainables.data.class_subsets import Half
 from trainables.data.few_shot import FewShot, draws_problems
@@ -16,10 +15,6 @@ from trainables.data.prompts import PromptVariant
 from trainables.data.registry import SHIFTS, DataSource
 from trainables.data.sealed import check_test_split
 from trainables.trial import Episode, TaskSpec
-
-Part = Literal["test", "base", "new", "shift", "target"]
-"""Which test images a score is about: a whole test split, one half of its classes among themselves,
-or a data set that nothing was trained on (`shift`: other images of the same classes)."""
 
 
 @dataclass(frozen=True)
@@ -293,19 +288,3 @@ def _draw(source: DataSource, episode: Episode) -> FewShot:
 
 
 # --- words ---------------------------------------------------------------------------------------
-
-
-def described(task: TaskSpec) -> str:
-    """A short description: data sets, shots, backbone, protocol."""
-    names = [_short(name) for name in task.sources]
-    what = ", ".join(names) if len(names) <= 3 else f"{len(names)} data sets"
-    shots = ", ".join(map(str, task.shots))
-    backbone = "" if task.backbone in task.datasets else f", backbone {task.backbone}"
-    how = "" if task.protocol == "few-shot" else f", {task.protocol}"
-    return f"{what}, {shots} shots{backbone}{how}"
-
-
-def _short(spec: str) -> str:
-    """A path by its last part."""
-    kind, colon, path = spec.partition(":")
-    return f"{kind}:{PurePath(path).name}" if colon else spec

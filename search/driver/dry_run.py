@@ -16,10 +16,10 @@ from rich.table import Table
 
 from search.core.results import counted
 from search.core.samplers import STARTUP_TRIALS
-from search.core.shown import shown_parameters
+from search.core.shown import described, shown_parameters
 from search.core.sweep_file import sweep_text
 from search.core.sweep_folder import SweepFolder
-from search.core.task import described, fresh_draws
+from search.core.task import fresh_draws
 from search.driver.cost_estimate import (
     Cost,
     RehearsalError,

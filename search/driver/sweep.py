@@ -19,8 +19,9 @@ from search.core.placement import Placement, place
 from search.core.problems import StoppedError, UsageError
 from search.core.pruners import IN_SEQUENCE
 from search.core.results import Result, counted, trial_folder, untrained_note
+from search.core.shown import described
 from search.core.sweep_folder import SWEEP_FILE, SweepFolder
-from search.core.task import described, val_images
+from search.core.task import val_images
 from search.driver.preflight import Plan, adopt, check_choice
 from search.driver.prepare import prepare
 from search.evaluation.plan import SweepFacts

@@ -18,7 +18,7 @@ from search.core.task import (
 from search.evaluation.examples import MOST
 from search.evaluation.record import Label
 from search.evaluation.workers import Candidate, SplitJob
-from search.selection.selection import Selection
+from search.selection.record import Selection
 from trainables.data.registry import DataSource
 from trainables.fixed import training_key
 from trainables.methods.base import Tower

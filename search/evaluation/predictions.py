@@ -24,8 +24,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor
 
-from search.core.task import Part
 from search.evaluation.record import Evaluation, Label
+from trainables.core.protocols import Part
 from trainables.core.storage import Storage
 from trainables.data.base import FeatureRows, Images, PixelRows
 from trainables.trial import Episode

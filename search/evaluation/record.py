@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Ge, MinLen
 
-from search.core.task import Part
 from search.evaluation.statistics import (
     Difference,
     harmonic,
@@ -19,8 +18,8 @@ from search.evaluation.statistics import (
     mean_of_harmonics,
     paired,
 )
-from search.selection.selection import Selection
-from trainables.core.protocols import Protocol
+from search.selection.record import Selection
+from trainables.core.protocols import Part, Protocol
 from trainables.core.records import Count, Fraction01, Positive, RecordError, from_plain, parse_json
 from trainables.core.storage import Storage
 

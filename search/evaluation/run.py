@@ -57,7 +57,8 @@ from search.evaluation.workers import (
     training_file,
 )
 from search.ledger.ledger import Ledger
-from search.selection.selection import ZERO_SHOT, Selection, select
+from search.selection.record import Selection
+from search.selection.selection import ZERO_SHOT, select
 from trainables.backbones.shared_weights import share_weights
 from trainables.core.plugins import plugin_sources
 from trainables.core.storage import LocalStorage, Storage

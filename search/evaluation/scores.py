@@ -13,10 +13,10 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from search.core.task import Part
 from search.evaluation.predictions import ModelPredictions, PredictionTable
 from search.evaluation.record import FIGURE_PART, Comparison, Evaluation, Label, Score
 from search.evaluation.statistics import half_width_over_images
+from trainables.core.protocols import Part
 from trainables.trial import Episode
 
 

@@ -102,17 +102,19 @@ def run_trials(
     stop: StopSwitch,
     folder: Path,
     say: Callable[[str], None],
+    trainable: type[tune.Trainable] = FewShotTrainable,
 ) -> None:
     """Let Ray run what the ledger issues until it holds `trials` or `stop` is thrown.
 
-    Tune keeps its own files in `folder`; nothing reads them. `say` prints a notice.
+    Tune keeps its own files in `folder`; nothing reads them. `say` prints a notice. `trainable`
+    runs the assignments and sends the messages.
     Raises whatever a hook raised: `StoppedError` or `StorageError`.
     """
     memory = MemoryGate(placement.slots, say)
     resources = {"cpu": placement.cpus, "gpu": placement.gpus}
     searcher = StudySearcher(ledger, assign, trials, listener, memory, stop.stop_all)
     tuner = tune.Tuner(
-        tune.with_resources(FewShotTrainable, resources),
+        tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=StudyScheduler(ledger, listener, memory, stop.give_up),

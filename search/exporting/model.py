@@ -20,7 +20,7 @@ from search.core.sweep_folder import SweepFolder, SweepRecord
 from search.core.task import task_fingerprints
 from search.evaluation.record import Evaluation, read_evaluation
 from search.exporting.network import merged, program
-from search.selection.selection import Selection
+from search.selection.record import Selection
 from trainables.backbones.base import Backbone, BackboneError
 from trainables.core.records import parse_json
 from trainables.core.storage import Storage

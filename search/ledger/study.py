@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from typing import Any
 
@@ -22,7 +22,6 @@ from optuna.distributions import (
 )
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import RandomSampler
-from optuna.storages import InMemoryStorage
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from search.core.objectives import Objective, directions, study_values
@@ -36,6 +35,7 @@ from search.core.results import (
     unreadable,
 )
 from search.core.samplers import make_sampler
+from search.ledger.seen_trials import SweepTrials
 from spaces.base import Space
 
 _RUNNING = TrialState.RUNNING
@@ -131,7 +131,7 @@ class SweepStudy:
     def _create(self) -> optuna.Study:
         with _without_warnings():
             return optuna.create_study(
-                storage=InMemoryStorage(),
+                storage=SweepTrials(),
                 study_name=_NAME,
                 directions=directions(self._second),
                 sampler=RandomSampler(),  # `_ask` sets the real one
@@ -143,7 +143,7 @@ class SweepStudy:
         if number < len(self._space.queue):
             study.enqueue_trial(dict(self._space.queue[number]))
         before = self._attrs(study)
-        with _without_warnings():
+        with _without_warnings(), self._seen(study):
             trial = study.ask()
             config = self._space.suggest(trial).seeded(self._seed)
         after = self._attrs(study)
@@ -156,6 +156,13 @@ class SweepStudy:
             {key: value for key, value in after.items() if before.get(key) != value},
             time.time(),
         )
+
+    def _seen(self, study: optuna.Study) -> AbstractContextManager[None]:
+        """What the sampler sees of a study: TPE's time per proposal grows with it."""
+        trials = study._storage
+        if self._sampler == "tpe" and isinstance(trials, SweepTrials):
+            return trials.limited()
+        return nullcontext()
 
     def _restore(self, number: int, record: Result | IssuedTrial | None) -> None:
         if record is None:

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from search.papers.schema import Row, Table
+from spaces.adjust import adjust
 from spaces.base import Space
 from spaces.declared import DeclaredSpace
 from spaces.registry import find_space
-from spaces.settings import Settings, adjust
+from spaces.settings import Settings
 from trainables.methods.base import TaskFacts
 from trainables.trial import TrialConfig
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import get_args
 
-from search.core.task import Part, described
+from search.core.shown import described
 from search.evaluation.record import LABELS, Evaluation, Label, Score
 from search.evaluation.statistics import summary
 from search.reporting.document import Figure, Section, Table, mean_of, percent
@@ -17,6 +17,7 @@ from search.reporting.figures import axis, bars_above, count_axis, look, series,
 from search.reporting.published import Published, comparable_rows
 from search.reporting.source import Source
 from search.reporting.trials import ACCURACY, best_so_far
+from trainables.core.protocols import Part
 
 _TITLES: dict[Part, str] = {
     "test": "Test accuracy",

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from search.core.results import counted
-from search.core.task import described
+from search.core.shown import described
 from search.reporting.accuracy import accuracy_section, comparison_section
 from search.reporting.document import Figure, Section
 from search.reporting.files import INPUTS, PAGE, report_folder, report_inputs

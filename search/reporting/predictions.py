@@ -16,7 +16,6 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from search.core.task import Part
 from search.evaluation.examples import SIDE, Example
 from search.evaluation.predictions import ModelPredictions, PredictionTable
 from search.evaluation.record import LABELS, Label
@@ -32,6 +31,7 @@ from search.reporting.document import (
 )
 from search.reporting.figures import GREY, axis, heatmap, look, plain, series
 from search.reporting.source import Source
+from trainables.core.protocols import Part
 
 BINS = 15
 """Number of bins of confidence (M), as in the paper."""

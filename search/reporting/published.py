@@ -11,10 +11,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 
-from search.core.task import Part
 from search.evaluation.record import Score
 from search.papers.cells import ZERO_SHOT
 from search.papers.schema import AVERAGE, Row, Table, papers
+from trainables.core.protocols import Part
 from trainables.data.registry import BASE_TASKS
 from trainables.trial import TaskSpec
 

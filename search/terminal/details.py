@@ -11,8 +11,7 @@ from search.core.problems import UsageError
 from search.core.results import IssuedTrial, read_issued
 from search.reporting.files import has_report
 from search.terminal.sweep_status import SweepStatus
-from search.tracking.marks import SWEEP_RUN
-from search.tracking.mlflow_reporter import open_marks
+from search.tracking.marks import SWEEP_RUN, open_marks
 from search.tracking.uri import tracking_uri
 from trainables.core.credentials import shown
 from trainables.core.storage import LocalStorage, StorageError
@@ -74,7 +73,7 @@ def load_details(found: SweepStatus) -> Details:
     assert config is not None
     assert found.results is not None
     try:
-        issued, report = read_issued(found.sweep), has_report(found.sweep)
+        issued, report = read_issued(found.sweep, methods=False), has_report(found.sweep)
         annotations = read_annotations(found.sweep)
     except StorageError as error:
         raise UsageError([f"A sweep's folder must be readable, and is not: {error}."]) from error

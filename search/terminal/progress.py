@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console, ConsoleDimensions, Group
 from rich.control import Control
@@ -16,11 +16,13 @@ from rich.text import Text
 
 from search.core.results import Result, counted
 from search.core.shown import shown_parameters
-from search.ledger.ledger import Ledger, RunningTrial
 from search.terminal.sweep_status import duration
 from search.terminal.trial_table import TrialRow, VaryingParameters, trial_table
 from trainables.assignment import Message
 from trainables.core.text import printable
+
+if TYPE_CHECKING:
+    from search.ledger.ledger import Ledger, RunningTrial
 
 _STOPPING = "Stopping after the current steps; trials are kept. Ctrl-C again stops at once."
 _MOST_RECENT = 100  # finished trials that are shown, on the tallest terminal

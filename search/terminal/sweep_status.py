@@ -154,7 +154,7 @@ def _read(sweep: SweepFolder) -> SweepStatus:
     standing = SweepStatus(sweep.name, sweep.files)
     try:
         standing = replace(standing, id=sweep.id, config=sweep.config, owner=sweep.owner())
-        standing = replace(standing, results=sweep.results(), begun=sweep.has_trials)
+        standing = replace(standing, results=sweep.results(methods=False), begun=sweep.has_trials)
         found = read_evaluation(sweep.files)
         damaged = found is None and sweep.has_evaluation
     except UsageError as error:

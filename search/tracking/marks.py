@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from search.core.config import SweepConfig
 from search.core.results import Result
 from search.tracking.uri import absolute_uri, without_user
-from trainables.core.files import read_regular
+from trainables.core.files import cache_folder, read_regular
 from trainables.core.storage import LocalStorage, Storage, remove_file
-from trainables.core.store import cache_folder
 
 FOLDER = "tracking"
 SWEEP_RUN = -1
@@ -84,6 +84,11 @@ class Marks:
     def refused(self) -> list[int]:
         """The runs that MLflow will never accept."""
         return sorted(number for number, mark in self.read().items() if mark.refused)
+
+
+def open_marks(uri: str, config: SweepConfig, identity: str, storage: Storage) -> Marks:
+    """The marks of the trials that MLflow holds."""
+    return Marks(uri, config.experiment, identity, storage)
 
 
 def _path(uri: str, experiment: str, identity: str, storage: Storage) -> Path:

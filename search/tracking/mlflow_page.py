@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from search.core.annotations import Annotations
 from search.core.config import SweepConfig
 from search.core.results import Result
-from search.core.task import described
+from search.core.shown import described
 from search.evaluation.record import LABELS, Evaluation, Label
 from search.evaluation.statistics import summary
 

@@ -30,7 +30,7 @@ from search.tracking.content import (
     result_content,
     trial_content,
 )
-from search.tracking.marks import SWEEP_RUN, Mark, Marks
+from search.tracking.marks import SWEEP_RUN, Mark, open_marks
 from search.tracking.mlflow_client import RefusedError, is_outage
 from search.tracking.mlflow_page import COLUMNS, DESCRIPTION, annotated, columns, description
 from search.tracking.mlflow_runs import ArtifactUploader, MlflowRuns
@@ -71,11 +71,6 @@ def open_runs(uri: str, config: SweepConfig, identity: str, storage: Storage) ->
         root = path.parent / "mlartifacts"
     ranked_by = METRICS[config.task.objective]
     return MlflowRuns(uri, config.experiment, config.name, identity, storage, root, ranked_by)
-
-
-def open_marks(uri: str, config: SweepConfig, identity: str, storage: Storage) -> Marks:
-    """The marks of the trials that MLflow holds."""
-    return Marks(uri, config.experiment, identity, storage)
 
 
 class MlflowReporter:

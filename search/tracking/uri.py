@@ -20,9 +20,6 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
-
 from search.core.config import SweepConfig
 from search.core.problems import UsageError
 from trainables.core.credentials import shown
@@ -57,9 +54,9 @@ def check_tracking_uri(uri: str, timeout: float = 5.0) -> str:
         scheme = scheme_of(uri)
         if scheme in SERVERS and not (parts.hostname and parts.port != 0):
             raise ValueError("it names no host")
-        if scheme in _DATABASES and "\0" in (make_url(uri).database or ""):
+        if scheme in _DATABASES and "\0" in (_database(uri) or ""):
             raise ValueError("it contains a NUL")
-    except (ValueError, ArgumentError) as error:
+    except ValueError as error:
         raise TrackingError(
             f"A tracking URI must be well-formed, but {shown(uri)!r} is not ({error})."
         ) from error
@@ -128,8 +125,19 @@ def scheme_of(uri: str) -> str:
 
 def sqlite_path(uri: str) -> Path | None:
     """The database file of a sqlite URI, as SQLAlchemy reads it; None for one in memory."""
-    path = make_url(uri).database
+    path = _database(uri)
     return None if path in {None, "", ":memory:"} else Path(path)
+
+
+def _database(uri: str) -> str | None:
+    """The database that a URI names, as SQLAlchemy reads it; raises `ValueError`."""
+    from sqlalchemy.engine import make_url  # takes a quarter of a second to import
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        return make_url(uri).database
+    except ArgumentError as error:
+        raise ValueError(str(error)) from error
 
 
 def sqlite_uri(path: Path) -> str:

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
@@ -27,8 +29,7 @@ from search.ledger.ledger import Ledger
 from search.options import configure
 from search.terminal.details import load_details
 from search.terminal.sweep_status import ago, duration, read_standing
-from search.tracking.marks import SWEEP_RUN, Mark
-from search.tracking.mlflow_reporter import open_marks
+from search.tracking.marks import SWEEP_RUN, Mark, open_marks
 from tests.servers import s3_server
 from trainables.core.storage import open_storage
 
@@ -232,6 +233,26 @@ def test_every_sweep_is_a_row(
     for name in ("older", "torn", "half"):
         assert status.main([name, "--storage", str(tmp_path)]) == 2
         assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("command", ["status mine", "list"])
+def test_reading_a_sweep_loads_nothing_heavy(command: str, plan: Plan, tmp_path: Path) -> None:
+    with World(plan, str(tmp_path)) as world:
+        world.end(0.8)
+        world.ledger.ask()
+    module, *names = command.split()
+    program = f"""
+import sys
+from search.{module} import main
+assert main([*{names}, "--storage", {str(tmp_path)!r}]) == 0
+heavy = {{"torch", "ray", "optuna", "mlflow", "pandas", "numpy", "pyarrow"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 of 4" in done.stdout
 
 
 def test_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

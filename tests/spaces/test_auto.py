@@ -7,9 +7,10 @@ import pytest
 from optuna.trial import FixedTrial
 
 from search.core.samplers import make_sampler
+from spaces.adjust import adjust
 from spaces.auto import METHOD, MethodChoice
 from spaces.registry import SPACES
-from spaces.settings import Settings, SettingsError, adjust
+from spaces.settings import Settings, SettingsError
 from trainables.methods.base import TaskFacts
 from trainables.methods.registry import METHODS
 

@@ -9,11 +9,12 @@ import optuna
 import pytest
 from optuna.trial import FixedTrial
 
+from spaces.adjust import adjust
 from spaces.auto import MethodChoice
 from spaces.declared import DeclaredSpace
 from spaces.pipeline import PipelineSpace, StartedSpace
 from spaces.registry import SPACES, find_space
-from spaces.settings import Settings, SettingsError, adjust
+from spaces.settings import Settings, SettingsError
 from trainables.fields import values_of
 from trainables.methods.base import TaskFacts
 from trainables.trial import Episode, TrialConfig

@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 
 from trainables.backbones.layout import split_masks, split_path
+from trainables.core.files import cache_folder
 from trainables.core.storage import Storage, StorageError, open_storage
-from trainables.core.store import cache_folder, locked
+from trainables.core.store import locked
 
 
 def share_weights(spec: str, sweep: Storage) -> str:

@@ -70,3 +70,10 @@ def read_text(path: str | Path) -> str:
         return read_regular(path).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise OSError("it is not UTF-8 text") from None
+
+
+def cache_folder() -> Path:
+    """This user's cache on this machine: `few-shot-clip-search` in $XDG_CACHE_HOME, or in ~/.cache.
+    It need not exist; everything in it can be computed again."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "few-shot-clip-search"

@@ -13,6 +13,10 @@ set, then its shifts, on which nothing is trained. `cross-dataset`: the first da
 others.
 """
 
+Part = Literal["test", "base", "new", "shift", "target"]
+"""Which test images a score is about: a whole test split, one half of its classes among themselves,
+or a data set that nothing was trained on (`shift`: other images of the same classes)."""
+
 Validation = Literal["held-out", "pooled", "folds"]
 """Labelled images that the models of a trial are validated on.
 

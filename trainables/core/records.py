@@ -52,7 +52,20 @@ def read_record(cls: type[T], data: bytes) -> T:
     Types are strict: no value is converted, except an integer where a float belongs. Unknown
     fields, NaN, infinity and integers beyond 64 bits are errors.
     """
-    return from_plain(cls, parse_json(data))
+    parse_json(data)
+    return _validated(cls, data)
+
+
+def read_version(cls: type[T], data: bytes, version: int) -> T:
+    """Parse the JSON of a record whose field `format` must be `version`; raises `RecordError`."""
+    plain = parse_json(data)
+    if not isinstance(plain, dict):
+        raise RecordError("", "it must be a JSON object")
+    found = plain.get("format")
+    if found != version:
+        shown = json.dumps(found)[:20]
+        raise RecordError("format", f"is {shown}, this version reads format {version}")
+    return _validated(cls, data)
 
 
 def parse_json(data: bytes) -> Any:
@@ -64,19 +77,24 @@ def parse_json(data: bytes) -> Any:
         plain = from_json(data, allow_inf_nan=False)
     except ValueError as error:
         raise RecordError("", f"the file must be valid JSON in UTF-8 ({error})") from None
-    _check_numbers(plain, ())
+    if not _fits(plain):
+        _check_numbers(plain, ())
     return plain
 
 
 def from_plain(cls: type[T], plain: object) -> T:
     """Build a record from plain JSON types; raises `RecordError`."""
-    from pydantic import ValidationError
-
     try:
         # In JSON mode, because a strict Python tuple is no list.
         text = json.dumps(plain, allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:
         raise RecordError("", f"the record must be plain JSON ({error})") from None
+    return _validated(cls, text)
+
+
+def _validated(cls: type[T], text: str | bytes) -> T:
+    from pydantic import ValidationError
+
     try:
         record: T = _adapter(cast(Any, cls)).validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
@@ -140,6 +158,23 @@ def _first(error: ValidationError) -> RecordError:
             return RecordError(_path(where), str(inner))
     rule = found["msg"].replace("Input should", "must")
     return RecordError(_path(where), f"{rule}, got {_shown(found['input'])}")
+
+
+def _fits(plain: object) -> bool:
+    """Whether `_check_numbers` passes; without the paths, which take most of its time."""
+    values = [plain]
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            values += value.values()
+        elif isinstance(value, list):
+            values += value
+        elif isinstance(value, float):
+            if not math.isfinite(value):
+                return False
+        elif isinstance(value, int) and abs(value) > _LARGEST:
+            return False
+    return True
 
 
 def _check_numbers(value: object, where: tuple[int | str, ...]) -> None:

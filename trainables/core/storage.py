@@ -20,14 +20,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote
-
-from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from trainables.core.credentials import shown, take_secrets, with_secrets
 from trainables.core.files import expanded, kind_of, open_regular
 from trainables.core.temporary import temporary_folder
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileInfo, FileSystem
 
 T = TypeVar("T")
 
@@ -132,6 +133,8 @@ def open_storage(location: str, patience: float = PATIENCE) -> Storage:
     folder = local_folder(location)
     if folder is not None:
         return LocalStorage(folder)
+    from pyarrow.fs import FileSystem  # loads numpy; not needed for folders
+
     location = take_secrets(location)
     try:
         file_system, path = FileSystem.from_uri(with_secrets(location))
@@ -359,13 +362,13 @@ class ObjectStorage(Storage):
 
     def exists(self, name: str) -> bool:
         info = self._with_retries(lambda: self._fs.get_file_info(self._path(name)))
-        return bool(info.type == FileType.File)
+        return bool(info.is_file)
 
     def folders(self) -> list[str]:
-        return sorted(i.base_name for i in self._list(False) if i.type == FileType.Directory)
+        return sorted(i.base_name for i in self._list(False) if not i.is_file)
 
     def files(self) -> list[str]:
-        names = (i.path for i in self._list(True) if i.type == FileType.File)
+        names = (i.path for i in self._list(True) if i.is_file)
         return sorted(name.removeprefix(f"{self._root}/") for name in names)
 
     def append(self, name: str, data: bytes) -> None:
@@ -385,7 +388,7 @@ class ObjectStorage(Storage):
             yield from pool.map(self.read, names)
 
     def size(self) -> int:
-        return sum(info.size for info in self._list(True) if info.type == FileType.File)
+        return sum(info.size for info in self._list(True) if info.is_file)
 
     def remove(self) -> None:
         with suppress(FileNotFoundError):
@@ -402,6 +405,8 @@ class ObjectStorage(Storage):
             stream.close()
 
     def _list(self, recursive: bool) -> list[FileInfo]:
+        from pyarrow.fs import FileSelector
+
         selector = FileSelector(self._root, recursive=recursive, allow_not_found=True)
         found: list[FileInfo] = self._with_retries(lambda: self._fs.get_file_info(selector))
         return found

@@ -27,17 +27,11 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from trainables.core.files import cache_folder
 from trainables.core.storage import StorageError, flush_folder
 
 Facts = Mapping[str, Any]
 """What a file's content depends on, in JSON's types."""
-
-
-def cache_folder() -> Path:
-    """This user's cache on this machine: `few-shot-clip-search` in $XDG_CACHE_HOME, or in ~/.cache.
-    It need not exist; everything in it can be computed again."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "few-shot-clip-search"
 
 
 @contextmanager

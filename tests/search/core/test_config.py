@@ -12,6 +12,7 @@ from search.core.config import SweepConfig
 from search.core.problems import UsageError
 from search.core.sweep_folder import FORMAT
 from search.options import configure
+from spaces.registry import SPACES
 
 
 def test_unreadable_images_may_be_left_out_of_a_sweep_that_has_begun(tmp_path: Path) -> None:
@@ -35,3 +36,8 @@ def test_the_time_between_checkpoints_is_a_time(seconds: str) -> None:
     (problem,) = configure(["--checkpoint-seconds", seconds]).problems()
     assert f"--checkpoint-seconds must be a finite number of at least 0, got {seconds}." in problem
     assert configure(["--checkpoint-seconds", "0"]).problems() == []
+
+
+def test_the_default_sweep_has_the_size_of_its_space() -> None:
+    config, entry = SweepConfig(), SPACES[SweepConfig().space]
+    assert (config.trials, config.task.seeds) == (entry.trials, entry.seeds)

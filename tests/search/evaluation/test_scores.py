@@ -8,11 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from search.core.task import Part
 from search.evaluation.predictions import ModelPredictions, PredictionTable
 from search.evaluation.record import Evaluation, Label
 from search.evaluation.scores import comparisons_of, scores_of
-from trainables.core.protocols import Protocol
+from trainables.core.protocols import Part, Protocol
 from trainables.trial import Episode
 
 

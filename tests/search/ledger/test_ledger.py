@@ -34,9 +34,10 @@ from search.core.results import (
 )
 from search.core.samplers import SAMPLERS
 from search.ledger.ledger import RETRIES, Ledger, RunningTrial
+from spaces.adjust import adjust
 from spaces.declared import DeclaredSpace, Float
 from spaces.registry import SPACES
-from spaces.settings import Settings, adjust
+from spaces.settings import Settings
 from trainables.core.storage import LocalStorage
 from trainables.methods.base import TaskFacts
 from trainables.trial import TrialConfig
@@ -704,7 +705,10 @@ def test_any_history_keeps_every_finished_trial(
         ({"number": 1}, "'number' must be that of the folder, got 1"),
         ({"number": 10**30}, "'number' must be a number of at most 64 bits"),
         ({"newer": 1}, "'newer' is unknown to this version"),
-        ({"config": {"method": "gone", "preset": "x"}}, "'config.method' must be a method's"),
+        (
+            {"config": {"method": "gone", "preset": "x", "method_config": {}, "optim": {}}},
+            "'config.method' must be a method's",
+        ),
         ({"config": None}, "'config' must be"),
         ({"distributions": {"lr": "{}"}}, "must have a distribution in Optuna's JSON"),
         ({"distributions": 5}, "'distributions' must be"),

@@ -10,14 +10,8 @@ from pathlib import Path
 import pytest
 
 from search.core.results import Result, commit, read_results, trial_folder
-from search.selection.selection import (
-    SELECTION,
-    ZERO_SHOT,
-    Selection,
-    Share,
-    ensemble_problem,
-    select,
-)
+from search.selection.record import Selection, Share
+from search.selection.selection import SELECTION, ZERO_SHOT, ensemble_problem, select
 from tests.trainables.test_validation import POOLED
 from tests.trainables.trials import mask_trial, residual_trial, zero_shot_trial
 from trainables.core.storage import LocalStorage

@@ -21,8 +21,8 @@ from search.core.results import State
 from search.core.sweep_folder import SweepFolder, SweepRecord
 from search.ledger.ledger import Ledger, RunningTrial
 from search.tracking.content import sweep_artifacts
-from search.tracking.marks import SWEEP_RUN
-from search.tracking.mlflow_reporter import MlflowReporter, open_marks
+from search.tracking.marks import SWEEP_RUN, open_marks
+from search.tracking.mlflow_reporter import MlflowReporter
 from search.tracking.uri import TrackingError, check_tracking_uri
 from spaces.registry import SPACES
 from tests.search.mlflow_server import TIMEOUT, Server, content, history, runs_of, wait_until

@@ -19,8 +19,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from trainables.core.files import cache_folder
 from trainables.core.storage import StorageError
-from trainables.core.store import Store, Stored, cache_folder
+from trainables.core.store import Store, Stored
 from trainables.data.base import DataError
 from trainables.view import as_lists
 
