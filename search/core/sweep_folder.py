@@ -247,14 +247,16 @@ class SweepFolder:
 
 def find_sweep(name: str, storage: str, patience: float = PATIENCE) -> SweepFolder:
     """The sweep of this name in a storage location; raises `UsageError` if there is none, and
-    `StorageError` if the storage cannot be opened."""
-    sweep = SweepFolder(open_storage(join(storage, name), patience), storage)
-    if not sweep.exists and not sweep.has_trials and sweep.unfinished() is None:
+    `StorageError` if the storage cannot be opened. A bucket that does not answer is an error after
+    seconds; `patience` is for the requests that follow."""
+    location = join(storage, name)
+    found = SweepFolder(open_storage(location, min(patience, _PROBE_SECONDS)), storage)
+    if not found.exists and not found.has_trials and found.unfinished() is None:
         raise UsageError([_unknown(storage, name)])
-    return sweep
+    return SweepFolder(open_storage(location, patience), storage)
 
 
-def sweep_folders(storage: str, patience: float = PATIENCE) -> list[SweepFolder]:
+def sweep_folders(storage: str, patience: float = _PROBE_SECONDS) -> list[SweepFolder]:
     """Every sweep in a storage location, by name, readable or not; other folders are skipped.
     Raises `StorageError`."""
     place = open_storage(storage, patience)

@@ -9,11 +9,11 @@ from search.core.init_from import Start
 from search.core.objectives import winner_of
 from search.core.problems import UsageError
 from search.core.results import trial_folder
-from search.core.sweep_folder import SweepFolder
+from search.core.sweep_folder import find_sweep
 from search.core.task import fresh_draws
 from search.evaluation.record import Evaluation, read_evaluation
 from trainables.core.records import parse_json
-from trainables.core.storage import Storage, StorageError, join, open_storage
+from trainables.core.storage import Storage, StorageError, join, open_storage, split
 from trainables.core.tensor_file import Content, read_tensors, write_checked
 from trainables.data.registry import DataSource
 from trainables.fixed import STAGES, stage_name
@@ -26,11 +26,11 @@ def read_start(where: str, storage: str) -> Start:
     `UsageError`."""
     location = where if "/" in where else join(storage, where)
     try:
-        sweep = open_storage(location)
-        folder = SweepFolder(sweep)
+        parent, name = split(location)
+        folder = find_sweep(name, parent)
         record = folder.record
         best = winner_of(folder.results(), record.config.select)
-        judged = read_evaluation(sweep)
+        judged = read_evaluation(folder.files)
     except StorageError as error:
         raise UsageError([f"--init-from must name a sweep that can be read: {error}."]) from error
     config = record.config
@@ -52,7 +52,7 @@ def read_start(where: str, storage: str) -> Start:
             ]
         )
     return Start(
-        sweep.location,
+        folder.files.location,
         record.id,
         best.number,
         _fixed(stage),

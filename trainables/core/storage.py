@@ -137,12 +137,20 @@ def open_storage(location: str, patience: float = PATIENCE) -> Storage:
 
     location = take_secrets(location)
     try:
-        file_system, path = FileSystem.from_uri(with_secrets(location))
+        file_system, path = FileSystem.from_uri(_limited(with_secrets(location), patience))
     except (OSError, ValueError, NotImplementedError) as error:
         raise StorageError(shown(f"'{location}': {_line(error)}")) from error
     if not path.strip("/"):
         raise StorageError(f"'{shown(location)}': it must name a bucket")
     return ObjectStorage(file_system, path, location, patience)
+
+
+def _limited(uri: str, patience: float) -> str:
+    """The URI with a limit for the retries of Google's client, which are 15 minutes by default."""
+    limit = "retry_limit_seconds="
+    if not re.match("gc?s://", uri) or limit in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}{limit}{patience:g}"
 
 
 def local_folder(location: str) -> Path | None:

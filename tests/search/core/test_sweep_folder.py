@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 import pytest
 
 from search.core.config import SweepConfig
-from search.core.sweep_folder import SWEEP_FILE, SweepFolder, SweepRecord
+from search.core.sweep_folder import SWEEP_FILE, SweepFolder, SweepRecord, find_sweep
 from tests.servers import s3_server
-from trainables.core.storage import LocalStorage, Storage, open_storage
+from trainables.core.storage import LocalStorage, Storage, StorageError, open_storage
 
 
 def record(sweep: Storage) -> Mapping[str, Any]:
@@ -77,3 +78,21 @@ def test_a_copy_in_a_bucket_and_no_secret_in_its_record(tmp_path: Path) -> None:
         twin = open_storage(server.location("twin").replace("s3://", "s3://me:x@"))
         assert identify(twin) != "a"
         assert record(twin)["location"] == server.location("twin")
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        "s3://bucket/sweeps?endpoint_override=127.0.0.1:9&scheme=http",
+        "gs://anonymous@bucket/sweeps?endpoint_override=127.0.0.1:9&scheme=http",
+    ],
+)
+def test_a_bucket_that_does_not_answer_is_an_error_after_seconds(
+    storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    start = time.monotonic()
+    with pytest.raises(StorageError, match=r"(?i)could not connect"):
+        find_sweep("mine", storage)
+    assert time.monotonic() - start < 20
