@@ -71,6 +71,8 @@ class Message:
     """Metrics known before training; only in the first message."""
     warnings: tuple[str, ...] = ()
     """Warnings for the user; only in the first message."""
+    saved: bool = False
+    """Whether the latest step is in a checkpoint."""
     host: str = field(default_factory=socket.gethostname)
     """Name of the machine."""
 

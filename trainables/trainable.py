@@ -215,12 +215,14 @@ class FewShotTrainable(tune.Trainable):
                 run.save_predictions(self._folder)
         else:
             self._keep_stopped(run)
-        if self._job and time.monotonic() - self._saved >= self._job.checkpoint_seconds:
+        age = time.monotonic() - self._saved
+        saved = self._job is not None and age >= self._job.checkpoint_seconds
+        if saved:
             self._check_sweep_folder()
             run.save(self._folder)
             self._saved = time.monotonic()
         outcome: Outcome = "finished" if report.finished else "running"
-        return Message(number, outcome, report, seconds, forecast=forecast)
+        return Message(number, outcome, report, seconds, forecast=forecast, saved=saved)
 
     def _result(self, message: Message) -> dict[str, Any]:
         """What Tune gets: plain metrics, and in a sweep the whole message."""

@@ -201,6 +201,8 @@ def _run(
                         reporter.interrupted(number)
                 if stop.reason:
                     raise StoppedError(stop.reason)
+                for number in ledger.live:  # their workers have saved checkpoints
+                    ledger.record(number)
             _check_folder(ledger.sweep)
             evaluation = stored_evaluation(ledger, facts)  # the winner may have changed
             if evaluation is None and ledger.best() is not None and not stop.interrupted:

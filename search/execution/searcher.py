@@ -98,6 +98,8 @@ class StudyScheduler(FIFOScheduler):
         message = self._receive(result)
         pruned = None if message.report is None else self._ledger.prune(message.number)
         if pruned is None:
+            if message.saved:
+                self._ledger.record(message.number)
             return str(TrialScheduler.CONTINUE)
         self._end(pruned)
         return str(TrialScheduler.STOP)

@@ -52,7 +52,7 @@ class RunningTrial:
     """A trial that has been issued and has not ended."""
 
     issued: IssuedTrial
-    """Its record, as last written."""
+    """Its record after the latest decision."""
     config: TrialConfig
     """What it trains."""
     values: tuple[float, ...] = ()
@@ -199,6 +199,7 @@ class Ledger:
         if len(values) > len(live.values):
             live.values = tuple(map(exact, values))
             live.crashes_since_progress = 0
+            self._replay(live)
             self._study.report(number, live.values)
             self._on_change(self._study.frozen(number))
 
@@ -206,16 +207,21 @@ class Ledger:
         """Commit a running trial as PRUNED if the pruner stops it at its latest step.
 
         The paper's setting, trial 0, is the baseline of its sweep and is never pruned. A step is
-        decided on once: a trial that continues from a checkpoint reports its last steps again. The
-        record is written after the decision, so a crash in between repeats it.
+        decided on once: a trial that continues from a checkpoint reports its last steps again.
         """
         live = self.live[number]
         if len(live.values) <= len(live.issued.values):
             return None
         if number > 0 and self._study.should_prune(number):
             return self.finish(number, "PRUNED")
-        self._write(live)
+        self._note(live)
         return None
+
+    def record(self, number: int) -> None:
+        """Write what is known of a running trial, once its worker has saved a checkpoint: a trial
+        without one starts again, and its steps are decided on again."""
+        self._guard()
+        write_issued(self.sweep, self.live[number].issued)
 
     def record_crash(self, number: int) -> None:
         """A trial's worker has crashed or has run out of memory."""
@@ -224,7 +230,8 @@ class Ledger:
         stuck = len(live.values) <= live.steps_at_last_crash
         live.crashes_since_progress = live.crashes_since_progress + 1 if stuck else 1
         live.steps_at_last_crash = len(live.values)
-        self._write(live)
+        self._note(live)
+        self.record(number)
 
     def requeue(self, number: int) -> None:
         """Issue a trial again that Tune has given up, and the ledger has not."""
@@ -297,9 +304,17 @@ class Ledger:
         issued = self._interrupted.pop(number)
         return (issued, False) if issued else (self._study.ask_again(number), True)
 
-    def _write(self, live: RunningTrial) -> None:
+    def _replay(self, live: RunningTrial) -> None:
+        """Let the pruner see the steps between the record and the latest one, which the trial has
+        passed: their verdicts are known, but what the pruner stores with the trial is not."""
+        if live.number == 0:  # no pruner sees it
+            return
+        for step in range(len(live.issued.values) + 1, len(live.values)):
+            self._study.report(live.number, live.values[:step])
+            self._study.should_prune(live.number)
+
+    def _note(self, live: RunningTrial) -> None:
         """Make the trial's record what the driver knows of it."""
-        self._guard()
         live.issued = dataclasses.replace(
             live.issued,
             system_attrs=self._study.system_attrs(live.number),
@@ -308,7 +323,6 @@ class Ledger:
             crashes_since_progress=live.crashes_since_progress,
             steps_at_last_crash=live.steps_at_last_crash,
         )
-        write_issued(self.sweep, live.issued)
 
     def _reopen(self, result: Result) -> IssuedTrial:
         """Turn a failure into an issued trial that starts again from its beginning.

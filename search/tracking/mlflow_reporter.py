@@ -46,6 +46,7 @@ from trainables.report import METRICS
 
 logger = logging.getLogger(__name__)
 
+_PERIOD = 2.0  # seconds between two updates of a running trial: a short one is sent once
 _LONGEST_WAIT = 5.0  # seconds between two tries while MLflow is unreachable
 _REASON_LENGTH = 500  # characters of a refusal that are noted
 _PATIENCE = 300.0  # seconds for which one run may fail while MLflow accepts others
@@ -104,6 +105,8 @@ class MlflowReporter:
         self._last_end = -math.inf
         self._values: dict[str, set[str]] = {}  # of every parameter, in all trials
         self._changed: dict[int | None, int] = {}  # runs to bring up to date: number of changes
+        self._due: dict[int | None, float] = {}  # running trials: when the next update may be sent
+        self._waiting = 0  # callers of `flush`, for whom everything is due
         self._suspects: dict[int | None, float] = {}  # runs that failed alone, and since when
         self._refused: set[int | None] = set()
         self._all_results: dict[int, Result] = {}
@@ -139,6 +142,7 @@ class MlflowReporter:
         with self._condition:
             self._results.pop(live.number, None)
             self._live[live.number] = _Live(live.begun, live.config)
+            self._due[live.number] = time.monotonic() + _PERIOD
         self._open(live.begun)
         self._note(live.number)
 
@@ -158,6 +162,7 @@ class MlflowReporter:
         """A trial's result is in the folder."""
         with self._condition:
             self._live.pop(result.number, None)
+            self._due.pop(result.number, None)
             self._results[result.number] = self._all_results[result.number] = result
             self._last_end = max(self._last_end, result.ended)
         self._note(result.number)
@@ -167,6 +172,7 @@ class MlflowReporter:
         with self._condition:
             if live := self._live.get(number):
                 live.end = End("INTERRUPTED", time.time())
+            self._due.pop(number, None)
         self._note(number)
 
     def close_sweep(
@@ -197,12 +203,15 @@ class MlflowReporter:
         seen, since = self.delivered, time.monotonic()
         deadline = since + timeout
         with self._condition:
+            self._waiting += 1
+            self._condition.notify_all()
             while self._changed and (now := time.monotonic()) < deadline:
                 if self.delivered > seen or not self.last_error:
                     seen, since = self.delivered, now
                 elif now - since > patience:
                     break
                 self._condition.wait(min(0.1, deadline - now))
+            self._waiting -= 1
             return len(self._changed)
 
     def close(self, timeout: float, patience: float = math.inf) -> int:
@@ -299,12 +308,16 @@ class MlflowReporter:
     def _next(self) -> tuple[int | None, int] | None:
         """The next changed run and its number of changes; None when the reporter is closed."""
         with self._condition:
-            self._condition.wait_for(lambda: self._changed or self._stop.is_set())
-            if self._stop.is_set():
-                return None
-            is_sweep_first = None in self._changed and None not in self._suspects
-            number = None if is_sweep_first else next(iter(self._changed))
-            return number, self._changed[number]
+            while not self._stop.is_set():
+                if None in self._changed and None not in self._suspects:
+                    return None, self._changed[None]
+                now = math.inf if self._waiting else time.monotonic()
+                for number, changes in self._changed.items():
+                    if self._due.get(number, 0.0) <= now:
+                        return number, changes
+                ends = [self._due[number] - now for number in self._changed]
+                self._condition.wait(min(ends, default=None))
+            return None
 
     def _repair(self) -> None:
         """End the runs that a killed driver has left running, and add the trials that MLflow has
@@ -353,6 +366,8 @@ class MlflowReporter:
         """A run is up to date, unless it has changed since."""
         with self._condition:
             self.delivered += changed
+            if number in self._due:
+                self._due[number] = time.monotonic() + _PERIOD
             if self._changed.get(number) != changes:
                 self._postpone(number)
                 return

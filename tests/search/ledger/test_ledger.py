@@ -156,6 +156,8 @@ def test_an_interrupted_trial_keeps_number_configuration_and_reports(tmp_path: P
     for steps in (1, 2):
         report(ledger, live, steps)
         assert ledger.prune(live.number) is None
+    ledger.record(live.number)
+    report(ledger, live, 3)  # its worker saves no checkpoint
     again = open_ledger(tmp_path)
     first, second = again.ask(), again.ask()
     assert (second.number, second.config) == (live.number, live.config)
@@ -297,7 +299,8 @@ def test_a_verdict_survives_a_power_cut(
                 if cut and number > 3:
                     fuse[:] = [writes, moment]
                 try:
-                    ledger.prune(number)
+                    if ledger.prune(number) is None:
+                        ledger.record(number)
                 except PowerCutError:
                     ledger = open_ledger(folder, pruner=pruner)
                     if number not in ledger.results:
@@ -422,7 +425,7 @@ def test_a_ledger_that_was_taken_over_commits_nothing(tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
     for act in (
         ledger.ask,
-        lambda: ledger.prune(0),
+        lambda: ledger.record(0),
         lambda: ledger.record_crash(0),
         lambda: ledger.finish(0, "COMPLETE"),
     ):
@@ -492,8 +495,8 @@ def test_a_restart_between_any_two_events_changes_nothing(
             report(ledger, ledger.live[number], steps[number])
             if steps[number] == 8:
                 ledger.finish(number, "COMPLETE")
-            else:
-                ledger.prune(number)
+            elif ledger.prune(number) is None:
+                ledger.record(number)
             if restart_every and event % restart_every == 0:
                 ledger = open_ledger(folder, sampler, pruner)
         ended = {n: (r.state, r.values, r.config) for n, r in ledger.results.items()}
@@ -513,6 +516,7 @@ def test_a_step_is_decided_on_once(tmp_path: Path) -> None:
     late = ledger.ask()
     ledger.report(late.number, [0.5, 0.5, 0.5], {"val/accuracy": 0.5})
     assert ledger.prune(late.number) is None
+    ledger.record(late.number)
     for _ in range(6):
         live = ledger.ask()
         ledger.report(live.number, [0.9] * 8, {"val/accuracy": 0.9})
@@ -607,7 +611,9 @@ def test_records_that_optuna_refuses_are_errors_of_one_line(
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(["ask", "part", "complete", "prune", "fail", "strike", "reopen", "cut"]),
+        st.sampled_from(
+            ["ask", "part", "record", "complete", "prune", "fail", "strike", "reopen", "cut"]
+        ),
         st.integers(0, 3),
         st.integers(1, 9),
         st.integers(0, 2),
@@ -645,6 +651,8 @@ def test_any_history_keeps_every_finished_trial(
         if event == "part":
             report(ledger, ledger.live[number], parts.get(number, 0) + 1)
             parts[number] = parts.get(number, 0) + 1
+        elif event == "record":
+            ledger.record(number)
         elif event == "strike":
             ledger.record_crash(number)
         elif event == "fail":
