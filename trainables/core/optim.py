@@ -5,28 +5,38 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import nn
+
+from trainables.core.limits import (
+    Limit,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ShareBelowOne,
+    broken_limits,
+)
 
 Optimiser = Literal["adam", "adamw", "sgd"]
 Decay = Literal["epoch", "step", "none"]
 MAX_EPOCHS = 100_000
 """Most epochs: the learning rate of every step is computed before the first."""
+Epochs = Annotated[int, Limit(f"in [1, {MAX_EPOCHS}]", lambda n: 1 <= n <= MAX_EPOCHS)]
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """Optimiser, schedule and batch size of a training."""
 
-    lr: float
+    lr: PositiveFloat
     """Base learning rate, the peak of the cosine."""
-    epochs: int
+    epochs: Epochs
     """Passes over the few-shot training set; T, the length of the cosine."""
-    batch_size: int
+    batch_size: PositiveInt
     """Images per step; the last incomplete batch is dropped if there is a complete one."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """Coupled L2 penalty of Adam and SGD; decoupled in AdamW."""
     warmup_epochs: int = 0
     """w, the number of first epochs that run at `warmup_lr`."""
@@ -34,9 +44,9 @@ class OptimConfig:
     """The constant learning rate of the warm-up."""
     optimiser: Optimiser = "adam"
     """`adam` or `adamw` with betas 0.9 and 0.999, or `sgd` with momentum."""
-    momentum: float = 0.9
+    momentum: ShareBelowOne = 0.9
     """Momentum of SGD; not used by Adam."""
-    eps: float = 1e-8
+    eps: PositiveFloat = 1e-8
     """Added to Adam's denominator; not used by SGD."""
     decay: Decay = "epoch"
     """When the cosine advances: every epoch (Dassl), every step, or never."""
@@ -45,28 +55,11 @@ class OptimConfig:
 
     def problems(self) -> list[str]:
         """One message per broken rule, with value and fix; empty if there is none."""
-        found = []
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            found.append(f"lr must be positive and finite, got {self.lr}: use e.g. 2e-3")
-        if not 1 <= self.epochs <= MAX_EPOCHS:
-            bound = "at least 1" if self.epochs < 1 else f"at most {MAX_EPOCHS}"
-            found.append(f"epochs must be {bound}, got {self.epochs}: use e.g. 30")
-        if self.batch_size < 1:
-            found.append(f"batch_size must be at least 1, got {self.batch_size}: use e.g. 32")
-        if self.weight_decay < 0:
-            found.append(f"weight_decay must not be negative, got {self.weight_decay}: use 0")
+        found = broken_limits(self, lr="2e-3", epochs=30, batch_size=32)
         if not 0 <= self.warmup_epochs <= self.epochs:
             found.append(
                 f"warmup_epochs must be in [0, epochs] ({self.epochs}), got {self.warmup_epochs}"
             )
-        for name, kind in (("optimiser", Optimiser), ("decay", Decay)):
-            if getattr(self, name) not in get_args(kind):
-                known = ", ".join(get_args(kind))
-                found.append(f"{name} must be one of {known}, got {getattr(self, name)!r}")
-        if not 0 <= self.momentum < 1:
-            found.append(f"momentum must be in [0, 1), got {self.momentum}: use 0.9")
-        if not (math.isfinite(self.eps) and self.eps > 0):
-            found.append(f"eps must be positive and finite, got {self.eps}: use 1e-8")
         if not self.min_lr >= 0 or 0 < self.lr < self.min_lr:
             found.append(f"min_lr must be in [0, lr] ({self.lr}), got {self.min_lr}: use 0")
         return found

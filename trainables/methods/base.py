@@ -13,12 +13,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from trainables.backbones.base import Backbone
+from trainables.core.limits import broken_limits
 from trainables.core.optim import OptimConfig
 from trainables.core.protocols import Protocol
 from trainables.data.prompts import PromptSet, PromptVariant
@@ -67,9 +68,7 @@ class MethodConfig:
 
     def problems(self) -> list[str]:
         """One message per broken rule, with value and fix; empty if there is none."""
-        if self.prompts in get_args(PromptVariant):
-            return []
-        return [f"prompts must be one of {get_args(PromptVariant)}, got {self.prompts!r}"]
+        return broken_limits(self)
 
 
 class Recipe(NamedTuple):

@@ -7,7 +7,6 @@ Notation: b batch size, n images, c classes, d feature dimension, t class texts,
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainables.core.limits import NonNegativeFloat
 from trainables.core.optim import OptimConfig
 from trainables.methods.base import (
     Batch,
@@ -36,7 +36,7 @@ from trainables.methods.tensor_method import TensorMethod
 class ClapConfig(MethodConfig):
     """The penalty."""
 
-    penalty: float = 1.0
+    penalty: NonNegativeFloat = 1.0
     """Factor of the squared distance to the texts; 1 is CLAP, 0 is ZS-LP, the probe without it."""
     per_class: bool = True
     """Whether every class has its own multiplier, rather than the mean of all (`constant` in the
@@ -44,14 +44,6 @@ class ClapConfig(MethodConfig):
     normalise_base: bool = False
     """Scale t to unit length first. The authors' code compares w and t as they are, which makes a
     step's rotation smaller by t's squared length."""
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        if not (math.isfinite(self.penalty) and self.penalty >= 0):
-            found.append(
-                f"penalty must be finite and not negative, got {self.penalty}: use 1, or 0 for none"
-            )
-        return found
 
 
 class Clap(TensorMethod):

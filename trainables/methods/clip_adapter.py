@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainables.core.limits import PositiveInt, PositiveShare
 from trainables.core.optim import OptimConfig
 from trainables.methods.base import (
     BuildContext,
@@ -34,19 +35,11 @@ from trainables.methods.tensor_method import TensorMethod
 class ClipAdapterConfig(MethodConfig):
     """Width of the bottleneck, and weight of its output."""
 
-    ratio: float = 0.2
+    ratio: PositiveShare = 0.2
     """alpha, the share of the adapter's output in the new features. 0.2 in the code; the paper
     selects it for each data set."""
-    reduction: int = 4
+    reduction: PositiveInt = 4
     """d / h: how many times narrower the bottleneck is than the features."""
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        if not 0 < self.ratio <= 1:
-            found.append(f"ratio must be in (0, 1], got {self.ratio}: use e.g. 0.2")
-        if self.reduction < 1:
-            found.append(f"reduction must be at least 1, got {self.reduction}: use e.g. 4")
-        return found
 
 
 class ClipAdapter(TensorMethod):

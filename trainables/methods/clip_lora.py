@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from trainables.backbones.base import Backbone, BackboneError
 from trainables.backbones.text_tower import AT_ONCE, text_tower
+from trainables.core.limits import PositiveFloat, PositiveInt, ShareBelowOne
 from trainables.core.optim import OptimConfig
 from trainables.data.prompts import PromptSet
 from trainables.methods.base import (
@@ -48,14 +49,14 @@ class ClipLoraConfig(MethodConfig):
     """The encoders that are adapted; an `image` encoder must be a transformer."""
     matrices: str = "q,k,v"
     """Some of q, k, v, o (attention), up and down (MLP), separated by commas."""
-    rank: int = 2
+    rank: PositiveInt = 2
     """r."""
-    lora_alpha: float = 1.0
+    lora_alpha: PositiveFloat = 1.0
     """Numerator of s."""
     scaling: Scaling = "rank"
     """`rank`: s is alpha / r, as LoRA defines it. `root`: s is alpha / sqrt(r), as in CLIP-LoRA's
     released code (loralib/layers.py)."""
-    dropout: float = 0.25
+    dropout: ShareBelowOne = 0.25
     """Probability of a branch's inputs being zeroed in a training step, drawn per branch."""
 
     @property
@@ -71,21 +72,12 @@ class ClipLoraConfig(MethodConfig):
 
     def problems(self) -> list[str]:
         found = super().problems()
-        for name, kind in (("encoders", Encoders), ("scaling", Scaling)):
-            if getattr(self, name) not in get_args(kind):
-                found.append(f"{name} must be one of {get_args(kind)}, got {getattr(self, name)!r}")
         if sorted(self.names) != sorted(self.matrices.split(",")):
             known = ",".join(get_args(Matrix))
             found.append(
                 f"matrices must be some of {known}, each once, got {self.matrices!r}: "
                 "use e.g. 'q,k,v'"
             )
-        if self.rank < 1:
-            found.append(f"rank must be at least 1, got {self.rank}: use e.g. 2")
-        if not (math.isfinite(self.lora_alpha) and self.lora_alpha > 0):
-            found.append(f"lora_alpha must be positive and finite, got {self.lora_alpha}: use 1")
-        if not 0 <= self.dropout < 1:
-            found.append(f"dropout must be in [0, 1), got {self.dropout}: use e.g. 0.25")
         return found
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainables.backbones import text_tower
+from trainables.core.limits import PositiveInt
 from trainables.methods.base import (
     BuildContext,
     ClassTexts,
@@ -31,20 +32,12 @@ from trainables.methods.tensor_method import TensorMethod
 class CoCoOpConfig(MethodConfig):
     """The context, and the meta-net that shifts it depending on the image."""
 
-    context_tokens: int = 4
+    context_tokens: PositiveInt = 4
     """m, the number of learned vectors."""
     init_words: str = "a photo of a"
     """Words whose embeddings are the initial values; empty to draw them at random."""
-    reduction: int = 16
+    reduction: PositiveInt = 16
     """d / h: how many times narrower the meta-net is than a feature."""
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        if self.context_tokens < 1:
-            found.append(f"context_tokens must be at least 1, got {self.context_tokens}: use 4")
-        if self.reduction < 1:
-            found.append(f"reduction must be at least 1, got {self.reduction}: use 16")
-        return found
 
 
 class CoCoOp(TensorMethod):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from trainables.backbones.base import Backbone, BackboneError
 from trainables.backbones.text_tower import TextTower, text_tower
+from trainables.core.limits import PositiveInt
 from trainables.data.prompts import PromptSet
 from trainables.methods.base import BuildContext, ClassTexts, Head, MethodConfig, MethodError
 from trainables.methods.tensor_method import TensorMethod
@@ -185,7 +186,7 @@ def texts_of(classes: ClassTexts) -> PromptSet:
 class ContextConfig(MethodConfig):
     """Length, initial values, scope and position of the context."""
 
-    context_tokens: int = 16
+    context_tokens: PositiveInt = 16
     """m, the number of learned vectors."""
     init_words: str = ""
     """Words whose embeddings are the initial values, e.g. "a photo of a"; empty to draw them at
@@ -194,15 +195,6 @@ class ContextConfig(MethodConfig):
     """Whether every class has its own context (CSC), rather than all sharing one."""
     class_position: ClassPosition = "end"
     """Position of the class name in the context."""
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        if self.context_tokens < 1:
-            found.append(f"context_tokens must be at least 1, got {self.context_tokens}: use 16")
-        if self.class_position not in get_args(ClassPosition):
-            known = ", ".join(get_args(ClassPosition))
-            found.append(f"class_position must be one of {known}, got {self.class_position!r}")
-        return found
 
 
 class ContextMethod(TensorMethod):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainables.core.limits import ShareBelowOne
 from trainables.core.optim import OptimConfig
 from trainables.methods.base import (
     Batch,
@@ -34,15 +35,9 @@ _STEPS, _EPOCHS = 12_800, 300
 class CrossModalConfig(MethodConfig):
     """Share of texts among the samples."""
 
-    text_share: float = 0.5
+    text_share: ShareBelowOne = 0.5
     """Share of texts in a batch, in addition to its `batch_size` images; 0 trains on images
     only."""
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        if not 0 <= self.text_share < 1:
-            found.append(f"text_share must be in [0, 1), got {self.text_share}: use 0.5")
-        return found
 
 
 class CrossModal(TensorMethod):

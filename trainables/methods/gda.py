@@ -5,13 +5,13 @@ Notation: n samples, c classes, d feature dimension, t class texts at unit lengt
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from trainables.core.limits import PositiveFloat
 from trainables.core.optim import OptimConfig
 from trainables.methods.base import MethodConfig, Preset, Recipe, Support, TaskFacts
 from trainables.methods.classifiers import (
@@ -26,19 +26,11 @@ from trainables.methods.classifiers import (
 class GdaConfig(MethodConfig):
     """Weight of the Gaussian classifier, and shrinkage of its covariance."""
 
-    alpha: float = 1.0
+    alpha: PositiveFloat = 1.0
     """Weight of the Gaussian classifier beside the zero-shot one. The authors select it among
     1e-4, 1e-3, ..., 100 on the validation set and name no default."""
-    shrinkage: float = 1.0
+    shrinkage: PositiveFloat = 1.0
     """Factor of the trace that is added to the covariance; 1 in the paper."""
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        for name in ("alpha", "shrinkage"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                found.append(f"{name} must be positive and finite, got {value}: use e.g. 1")
-        return found
 
 
 class Gda(FittedClassifier):

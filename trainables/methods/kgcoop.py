@@ -7,7 +7,6 @@ written ones, both of unit length [c, d].
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trainables.core.limits import NonNegativeFloat
 from trainables.methods.base import (
     Batch,
     BuildContext,
@@ -32,16 +32,8 @@ from trainables.methods.recipes import coop_optim, dassl_crop_scale
 class KgCoOpConfig(ContextConfig):
     """The context, and the weight of the distance from the written prompts."""
 
-    knowledge_weight: float = 8.0
+    knowledge_weight: NonNegativeFloat = 8.0
     """lambda, the weight of the distance; 0 is CoOp."""
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        if not (math.isfinite(self.knowledge_weight) and self.knowledge_weight >= 0):
-            found.append(
-                f"knowledge_weight must be finite and >= 0, got {self.knowledge_weight}: use 8"
-            )
-        return found
 
 
 class KgCoOp(ContextMethod):

@@ -7,14 +7,14 @@ Notation: b batch size, c classes, d feature dimension, t base features [c, d], 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainables.core.limits import PositiveFloat
 from trainables.methods.base import (
     BuildContext,
     ClassTexts,
@@ -38,16 +38,8 @@ class LinearAdapterConfig(MethodConfig):
     """Features that pass through the adapter: those of the classes or of the images."""
     bias: bool = True
     """Whether the adapter has a bias v, one vector for all classes or images."""
-    alpha: float = 0.5
+    alpha: PositiveFloat = 0.5
     """Weight of the adapter."""
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        if self.adapted not in get_args(Adapted):
-            found.append(f"adapted must be one of {get_args(Adapted)}, got {self.adapted!r}")
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            found.append(f"alpha must be positive and finite, got {self.alpha}: use e.g. 0.5")
-        return found
 
 
 class LinearAdapter(TensorMethod):

@@ -5,7 +5,6 @@ Notation: n images, c classes, d feature dimension.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainables.core.limits import PositiveFloat, PositiveInt
 from trainables.core.optim import OptimConfig
 from trainables.methods.base import MethodConfig, Preset, Recipe, Support, TaskFacts
 from trainables.methods.classifiers import FittedClassifier, all_views
@@ -23,22 +23,11 @@ from trainables.methods.tensor_method import fill_gradients
 class LinearProbeConfig(MethodConfig):
     """Penalty and number of iterations."""
 
-    inverse_penalty: float = 100.0
+    inverse_penalty: PositiveFloat = 100.0
     """scikit-learn's C: factor of the summed losses, where the squared weights have 1/2. The paper
     sweeps 96 values from 1e-6 to 1e6 on the validation set."""
-    iterations: int = 1000
+    iterations: PositiveInt = 1000
     """Maximum number of L-BFGS iterations; it stops when the gradient vanishes."""
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        if not (math.isfinite(self.inverse_penalty) and self.inverse_penalty > 0):
-            found.append(
-                f"inverse_penalty must be positive and finite, got {self.inverse_penalty}: "
-                "use e.g. 100"
-            )
-        if self.iterations < 1:
-            found.append(f"iterations must be at least 1, got {self.iterations}: use e.g. 1000")
-        return found
 
 
 class LinearProbe(FittedClassifier):

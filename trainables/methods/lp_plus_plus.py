@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trainables.core.limits import PositiveFloat, PositiveInt, ShareBelowOne
 from trainables.core.optim import OptimConfig
 from trainables.methods.base import MethodConfig, Preset, Recipe, Support, TaskFacts
 from trainables.methods.classifiers import FittedClassifier, class_means, unit_texts
@@ -25,39 +26,24 @@ Start = Literal["means", "sums"]
 class LpPlusPlusConfig(MethodConfig):
     """Start and length of the descent, and what only the released code does."""
 
-    iterations: int = 300
+    iterations: PositiveInt = 300
     """Full-batch steps; the last one counts. The authors select the best on the validation set."""
-    alpha_every: int = 10
+    alpha_every: PositiveInt = 10
     """Number of steps after which alpha is updated, too."""
-    step: float = 1.0
+    step: PositiveFloat = 1.0
     """Factor of the step sizes that are derived from the features."""
-    start_alpha: float = 250.0
+    start_alpha: PositiveFloat = 250.0
     """Initial alpha, in multiples of the mean cosine of an image and its class's text."""
     start: Start = "means"
     """Initial prototypes: the means of their classes' features or, as in the released code, their
     sums."""
-    inertia: float = 0.0
+    inertia: ShareBelowOne = 0.0
     """Momentum of the prototypes; 0.9 in the released code, none in the paper."""
     offset: bool = False
     """Whether to learn a bias, drawn at random as in the released code."""
     summed_slopes: bool = False
     """Whether alpha's step uses the sum of all gradients so far: the released code never clears
     them."""
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        for name, usual in (("iterations", 300), ("alpha_every", 10)):
-            if getattr(self, name) < 1:
-                found.append(f"{name} must be at least 1, got {getattr(self, name)}: use {usual}")
-        for name, usual in (("step", 1), ("start_alpha", 250)):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                found.append(f"{name} must be positive and finite, got {value}: use {usual}")
-        if not 0 <= self.inertia < 1:
-            found.append(f"inertia must be in [0, 1), got {self.inertia}: use 0 or 0.9")
-        if self.start not in get_args(Start):
-            found.append(f"start must be one of {get_args(Start)}, got {self.start!r}")
-        return found
 
 
 class LpPlusPlus(FittedClassifier):

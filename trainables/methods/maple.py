@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from trainables.backbones.base import BackboneError
 from trainables.backbones.image_tower import image_tower
+from trainables.core.limits import PositiveInt
 from trainables.methods.base import (
     BuildContext,
     ClassTexts,
@@ -36,21 +37,14 @@ from trainables.methods.tensor_method import TensorMethod
 class MapleConfig(MethodConfig):
     """Number, depth and initial values of the tokens."""
 
-    context_tokens: int = 2
+    context_tokens: PositiveInt = 2
     """m, learned tokens per block and tower."""
-    depth: int = 9
+    depth: PositiveInt = 9
     """J, the number of first blocks that have their own tokens; at most those that both towers
     have."""
     init_words: str = "a photo of a"
     """Words whose first m tokens are the initial values of P_1; the other tokens stay fixed before
     the class name. Empty to draw all at random."""
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        for name, use in (("context_tokens", 2), ("depth", 9)):
-            if getattr(self, name) < 1:
-                found.append(f"{name} must be at least 1, got {getattr(self, name)}: use {use}")
-        return found
 
 
 class Maple(TensorMethod):

@@ -7,7 +7,6 @@ zero-shot model, T temperature.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trainables.core.limits import NonNegativeFloat, PositiveFloat
 from trainables.methods.base import Batch, MethodConfig, Preset, Recipe, TaskFacts
 from trainables.methods.context import ContextConfig, ContextMethod
 from trainables.methods.gradient_rules import opposed
@@ -37,18 +37,10 @@ WORDS: dict[str, str] = {
 class ProGradConfig(ContextConfig):
     """The context, and how strongly it is tied to the zero-shot model."""
 
-    projection: float = 1.0
+    projection: NonNegativeFloat = 1.0
     """lambda: the share of g's component against k that is removed; 0 is CoOp."""
-    temperature: float = 1.0
+    temperature: PositiveFloat = 1.0
     """T of the divergence, which divides both models' logits."""
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        if not (math.isfinite(self.projection) and self.projection >= 0):
-            found.append(f"projection must be finite and >= 0, got {self.projection}: use 1")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            found.append(f"temperature must be positive and finite, got {self.temperature}: use 1")
-        return found
 
 
 class ProGrad(ContextMethod):

@@ -9,7 +9,6 @@ p' the models' predictions [b, c].
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -20,6 +19,7 @@ from torch.nn import functional
 
 from trainables.backbones.base import BackboneError
 from trainables.backbones.image_tower import image_tower
+from trainables.core.limits import NonNegativeFloat, PositiveFloat, PositiveInt, Share
 from trainables.methods.base import (
     Batch,
     BuildContext,
@@ -45,43 +45,26 @@ _LATE = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")
 class PromptSrcConfig(MethodConfig):
     """The tokens, the weights of the consistency losses, and the average over epochs."""
 
-    context_tokens: int = 4
+    context_tokens: PositiveInt = 4
     """m, learned tokens per block of the text tower."""
-    image_tokens: int = 4
+    image_tokens: PositiveInt = 4
     """k, learned tokens per block of the image tower."""
-    depth: int = 9
+    depth: PositiveInt = 9
     """J, the number of first blocks of either tower that have their own tokens; all if the tower
     has fewer."""
     init_words: str = "a photo of a"
     """Words whose first m tokens are the initial values of the first block's; others stay fixed
     before the class name. Empty to draw all at random."""
-    text_weight: float = 25.0
+    text_weight: NonNegativeFloat = 25.0
     """Weight of mean |t - t'|."""
-    image_weight: float = 10.0
+    image_weight: NonNegativeFloat = 10.0
     """Weight of mean |z - z'|."""
-    logits_weight: float = 1.0
+    logits_weight: NonNegativeFloat = 1.0
     """Weight of KL(p' || p), divided by c."""
-    average_center: float = 0.75
+    average_center: Share = 0.75
     """Center of the Gaussian that weights the epochs' prompts, as a share of all epochs."""
-    average_width: float = 0.05
+    average_width: PositiveFloat = 0.05
     """Standard deviation of that Gaussian, as a share of all epochs."""
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        for name, use in (("context_tokens", 4), ("image_tokens", 4), ("depth", 9)):
-            if getattr(self, name) < 1:
-                found.append(f"{name} must be at least 1, got {getattr(self, name)}: use {use}")
-        for name in ("text_weight", "image_weight", "logits_weight"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                found.append(f"{name} must be finite and not negative, got {value}: use 0 for none")
-        if not 0 <= self.average_center <= 1:
-            found.append(f"average_center must be in [0, 1], got {self.average_center}: use 0.75")
-        if not (math.isfinite(self.average_width) and self.average_width > 0):
-            found.append(
-                f"average_width must be positive and finite, got {self.average_width}: use 0.05"
-            )
-        return found
 
 
 class PromptSrc(TensorMethod):

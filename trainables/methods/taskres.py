@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainables.core.limits import PositiveFloat
 from trainables.methods.base import (
     Batch,
     BuildContext,
@@ -39,7 +40,7 @@ class TaskResConfig(MethodConfig):
     residual: Residual = "text"
     """`text`: one vector per class (TaskRes-T). `image`: one vector for all images (TaskRes-I).
     `both`: both of them, with the same alpha (TaskRes-I&T)."""
-    alpha: float = 0.5
+    alpha: PositiveFloat = 0.5
     """Weight of the residual; the initial value if it is learned."""
     learn_alpha: bool = False
     """Train alpha = tanh(a), a scalar, with the residual (table 5; not in the authors' code)."""
@@ -48,11 +49,7 @@ class TaskResConfig(MethodConfig):
 
     def problems(self) -> list[str]:
         found = super().problems()
-        if self.residual not in get_args(Residual):
-            found.append(f"residual must be one of {get_args(Residual)}, got {self.residual!r}")
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            found.append(f"alpha must be positive and finite, got {self.alpha}: use e.g. 0.5")
-        elif self.learn_alpha and self.alpha >= 1:
+        if self.learn_alpha and self.alpha >= 1:
             found.append(
                 f"alpha must be below 1 to be learned as tanh(a), got {self.alpha}: "
                 "use e.g. 0.5, or learn_alpha=False"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainables.core.limits import PositiveFloat, PositiveInt
 from trainables.methods.base import (
     BuildContext,
     ClassTexts,
@@ -35,19 +36,11 @@ class TextAdapterConfig(MethodConfig):
 
     keep_base: bool = True
     """True: the classifier is t + alpha phi(t). False: phi(t) alone."""
-    alpha: float = 0.5
+    alpha: PositiveFloat = 0.5
     """Weight of the adapter beside the base; no effect without the base."""
-    reduction: int = 4
+    reduction: PositiveInt = 4
     """d / h, rounded down. The paper does not give h; this is the value of CLIP-Adapter, whose
     adapter it uses."""
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            found.append(f"alpha must be positive and finite, got {self.alpha}: use e.g. 0.5")
-        if self.reduction < 1:
-            found.append(f"reduction must be at least 1, got {self.reduction}: use e.g. 4")
-        return found
 
 
 class TextAdapter(TensorMethod):

@@ -6,7 +6,6 @@ Notation: b batch size, n images, c classes, d feature dimension, z image featur
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainables.core.limits import PositiveFloat
 from trainables.core.optim import OptimConfig
 from trainables.data.prompts import PromptVariant
 from trainables.methods.base import (
@@ -49,18 +49,10 @@ class TipAdapterConfig(MethodConfig):
     The authors train with initial values and select others on the validation set afterwards.
     """
 
-    alpha: float = 1.0
+    alpha: PositiveFloat = 1.0
     """Weight of the cache beside the zero-shot model."""
-    beta: float = 5.5
+    beta: PositiveFloat = 5.5
     """Sharpness: how fast a key's weight decreases with its distance."""
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        for name, usual in (("alpha", "1"), ("beta", "5.5")):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                found.append(f"{name} must be positive and finite, got {value}: use e.g. {usual}")
-        return found
 
 
 class KeyCache(TensorMethod):

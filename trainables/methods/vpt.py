@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from trainables.backbones.base import BackboneError
 from trainables.backbones.image_tower import image_tower
+from trainables.core.limits import PositiveInt
 from trainables.methods.base import (
     BuildContext,
     ClassTexts,
@@ -33,17 +34,11 @@ from trainables.methods.tensor_method import TensorMethod
 class VptConfig(MethodConfig):
     """Number and places of the tokens."""
 
-    tokens: int = 8
+    tokens: PositiveInt = 8
     """k, per block that has its own tokens."""
     deep: bool = True
     """Whether every block has its own tokens (VPT-deep). Otherwise only the first has, and its
     outputs for them pass through the others (VPT-shallow)."""
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        if self.tokens < 1:
-            found.append(f"tokens must be at least 1, got {self.tokens}: use e.g. 8")
-        return found
 
 
 class Vpt(TensorMethod):

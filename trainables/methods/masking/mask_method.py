@@ -12,13 +12,14 @@ import math
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from trainables.backbones.base import Backbone
+from trainables.core.limits import FiniteFloat, NonNegativeFloat, PositiveFloat, Share
 from trainables.methods.base import (
     Batch,
     BuildContext,
@@ -47,27 +48,27 @@ class MaskConfig(MethodConfig):
     granularity: Granularity = "element"
     """One score per `element` of a weight, per row (`filter`) or per column (`channel`). The paper
     gives no initial score or threshold for groups; they are the same here."""
-    init: float = 1e-2
+    init: FiniteFloat = 1e-2
     """Initial value of every score."""
-    threshold: float = 5e-3
+    threshold: FiniteFloat = 5e-3
     """A weight is kept while its score is strictly greater. Equation 14 also keeps equal scores;
     the text and the released code do not."""
     rule: RuleName = "gradient-dropout"
     """Rule that merges the gradients of task and teacher, see `GRADIENT_RULES`: `none` is plain
     mask tuning, `gradient-dropout` the regularised one (the R in R-AMT)."""
-    leak: float = 1.0
+    leak: Share = 1.0
     """l in [0, 1], for `gradient-dropout` and `sign`: 1 removes a dropped gradient entirely, 0
     drops nothing. The paper calls l the weight of gradient dropout."""
-    leak_kl: float = 1.0
+    leak_kl: Share = 1.0
     """The same for the teacher's gradient, for `sign` only."""
-    temperature: float = 1.0
+    temperature: PositiveFloat = 1.0
     """T of the divergence from the teacher, which is multiplied by T^2. 1 in the code."""
-    teacher_share: float = 1.0
+    teacher_share: Share = 1.0
     """Share of the zero-shot model's logits in the teacher's; the rest are the student's own,
     through which gradients flow (FUSE_ALPHA in the code, with the value 1; not in the paper)."""
-    norm_weight: float = 0.0
+    norm_weight: NonNegativeFloat = 0.0
     """Weight of sum ||M||_2 over the masked tensors: 1e-4 in the code, absent from the paper."""
-    purity_eps: float = 0.0
+    purity_eps: NonNegativeFloat = 0.0
     """Added to the purity's denominator: 1e-8 in the released code."""
     precision: Precision = "float32"
     """Precision of the tower's activations in training; `bfloat16` is faster on devices that
@@ -75,35 +76,11 @@ class MaskConfig(MethodConfig):
 
     def problems(self) -> list[str]:
         found = super().problems()
-        for name, allowed in (
-            ("masked", get_args(Masked)),
-            ("granularity", get_args(Granularity)),
-            ("rule", tuple(GRADIENT_RULES)),
-            ("precision", get_args(Precision)),
-        ):
-            if getattr(self, name) not in allowed:
-                found.append(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        if not (math.isfinite(self.init) and math.isfinite(self.threshold)):
-            found.append(
-                f"init and threshold must be finite, got {self.init} and {self.threshold}: "
-                "use e.g. 1e-2 and 5e-3"
-            )
-        elif self.init <= self.threshold:
+        if self.init <= self.threshold:
             found.append(
                 f"init must be greater than threshold, so that training starts from the whole "
                 f"model, got {self.init} <= {self.threshold}: use e.g. 1e-2 and 5e-3"
             )
-        for name in ("leak", "leak_kl", "teacher_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                found.append(f"{name} must be in [0, 1], got {getattr(self, name)}: use e.g. 1")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            found.append(
-                f"temperature must be positive and finite, got {self.temperature}: use e.g. 1"
-            )
-        for name in ("norm_weight", "purity_eps"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                found.append(f"{name} must be finite and not negative, got {value}: use 0")
         return found
 
     @property
