@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from trainables.backbones.base import Backbone
+from trainables.backbones.base import Backbone, BackboneError
 from trainables.core.limits import broken_limits
 from trainables.core.optim import OptimConfig
 from trainables.core.protocols import Protocol
@@ -201,8 +201,8 @@ class Method(Predictor):
     """Whether the untrained method equals the zero-shot model."""
 
     def __init__(self, config: Any, context: BuildContext) -> None:
-        """For `build`, which has checked the configuration. Raises `MethodError` if configuration,
-        backbone and classes do not fit."""
+        """For `build`, which has checked the configuration. Raises `MethodError` or
+        `BackboneError` if configuration, backbone and classes do not fit."""
         super().__init__()
         self.config = config
         self.backbone = context.backbone
@@ -220,7 +220,10 @@ class Method(Predictor):
         """
         if problems := config.problems():
             raise MethodError("; ".join(problems))
-        return cls(config, context)
+        try:
+            return cls(config, context)
+        except BackboneError as error:
+            raise MethodError(str(error)) from error
 
     @abstractmethod
     def backward(self, batch: Batch, rng: torch.Generator) -> dict[str, float]:

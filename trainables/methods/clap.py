@@ -58,15 +58,12 @@ class Clap(TensorMethod):
     input_kind: ClassVar[Literal["features", "images"]] = "features"
     stackable: ClassVar[bool] = True
     base: Tensor
-    scale: Tensor
     multipliers: Tensor
 
     def __init__(self, config: ClapConfig, context: BuildContext) -> None:
         super().__init__(config, context)
         base = self._base(context.classes)
         self.register_buffer("base", base, persistent=False)
-        scale = self.backbone.logit_scale.detach().clone()
-        self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("multipliers", base.new_zeros(len(base)))
         self.prototypes = nn.Parameter(base.clone())
 

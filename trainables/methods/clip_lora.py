@@ -149,7 +149,7 @@ class ClipLora(TensorMethod):
         features: Tensor = self._tuned.visual(inputs)
         unit = functional.normalize(features.float(), dim=-1)
         texts = functional.normalize(self._texts(), dim=-1)
-        logits: Tensor = self.backbone.logit_scale.detach() * unit @ texts.T
+        logits: Tensor = self.scale * unit @ texts.T
         return logits
 
     def losses(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
@@ -197,7 +197,7 @@ class ClipLora(TensorMethod):
     def linear_head(self) -> Head:
         """The tuned text features."""
         texts = functional.normalize(self._texts(), dim=-1)
-        return Head(self.backbone.logit_scale.detach() * texts)
+        return Head(self.scale * texts)
 
     def learned(self) -> dict[str, Tensor]:
         """A and B of every matrix."""

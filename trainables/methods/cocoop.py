@@ -51,14 +51,11 @@ class CoCoOp(TensorMethod):
     Config: ClassVar[type[MethodConfig]] = CoCoOpConfig
     input_kind: ClassVar[Literal["features", "images"]] = "features"
     is_zero_shot_at_init: ClassVar[bool] = False
-    scale: Tensor
 
     def __init__(self, config: CoCoOpConfig, context: BuildContext) -> None:
         super().__init__(config, context)
         self._writer = PromptWriter.of(self.backbone)
         self._prompts = self._writer.prompts(context.classes, config.context_tokens)
-        scale = self.backbone.logit_scale.detach().clone()
-        self.register_buffer("scale", scale, persistent=False)
         rng = context.rng
         self.context = nn.Parameter(
             self._writer.context(config.context_tokens, config.init_words, rng)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainables.backbones.base import Backbone, BackboneError
+from trainables.backbones.base import Backbone
 from trainables.backbones.text_tower import TextTower, text_tower
 from trainables.core.limits import PositiveInt
 from trainables.data.prompts import PromptSet
@@ -63,11 +63,8 @@ class PromptWriter:
 
     @classmethod
     def of(cls, backbone: Backbone) -> PromptWriter:
-        """Raises `MethodError` if the backbone has no text tower that accepts embeddings."""
-        try:
-            return cls(text_tower(backbone), backbone.tokenizer)
-        except BackboneError as error:
-            raise MethodError(str(error)) from error
+        """Raises `BackboneError` if there is no text tower that accepts embeddings."""
+        return cls(text_tower(backbone), backbone.tokenizer)
 
     def prompts(
         self,
@@ -206,14 +203,11 @@ class ContextMethod(TensorMethod):
 
     input_kind: ClassVar[Literal["features", "images"]] = "features"
     is_zero_shot_at_init: ClassVar[bool] = False
-    scale: Tensor
 
     def __init__(self, config: ContextConfig, context: BuildContext) -> None:
         super().__init__(config, context)
         self._writer = PromptWriter.of(self.backbone)
         self._write(context.classes)
-        scale = self.backbone.logit_scale.detach().clone()
-        self.register_buffer("scale", scale, persistent=False)
         # Unlike in CoOp's code, initial words and a context per class can be combined.
         copies = len(context.classes.features) if config.class_specific else 0
         self.context = nn.Parameter(

@@ -52,14 +52,11 @@ class CrossModal(TensorMethod):
     Config: ClassVar[type[MethodConfig]] = CrossModalConfig
     input_kind: ClassVar[Literal["features", "images"]] = "features"
     texts: Tensor
-    scale: Tensor
 
     def __init__(self, config: CrossModalConfig, context: BuildContext) -> None:
         super().__init__(config, context)
         texts = unit_texts(context.classes)
         self.register_buffer("texts", texts, persistent=False)
-        scale = self.backbone.logit_scale.detach().clone()
-        self.register_buffer("scale", scale, persistent=False)
         self.weight = nn.Parameter(texts.clone())
 
     @classmethod

@@ -1,46 +1,94 @@
 """Learned prompts in several blocks of the text tower, as in MaPLe and PromptSRC.
 
-Notation: c classes, d feature dimension, m context tokens, w width of the text tower.
+Notation: m context tokens, w width of the text tower, J depth.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from trainables.backbones.image_tower import image_tower
 from trainables.backbones.text_tower import DeepTokens
-from trainables.methods.base import ClassTexts
-from trainables.methods.context import PromptWriter
+from trainables.core.limits import PositiveInt
+from trainables.methods.base import BuildContext, ClassTexts, MethodConfig
+from trainables.methods.context import RANDOM_SPREAD, PromptWriter
+from trainables.methods.tensor_method import TensorMethod
 
 
 @dataclass(frozen=True)
-class DeepPrompts:
-    """Text features of classes whose prompts have learned tokens in the first blocks."""
+class DeepPromptsConfig(MethodConfig):
+    """Number, depth and initial values of the tokens."""
 
-    writer: PromptWriter
-    """Writer of the backbone."""
-    tokens: int
-    """m."""
-    fixed: Tensor
-    """int64 [f]: ids of fixed tokens between the learned ones and the name."""
+    context_tokens: PositiveInt = 4
+    """m, learned tokens per block of the text tower."""
+    depth: PositiveInt = 9
+    """J, the number of first blocks that have their own tokens; all if a tower has fewer."""
+    init_words: str = "a photo of a"
+    """Words whose first m tokens are the initial values of the first block's; the others stay fixed
+    before the class name. Empty to draw all at random."""
 
-    def features(self, classes: ClassTexts) -> Callable[[Sequence[Tensor]], Tensor]:
-        """Return a function from the learned tokens [m, w] of the first block, the second and so on
-        to the text features of `classes` [c, d], at unit length. Raises `MethodError` if a name is
-        too long."""
-        prompts = self.writer.prompts(classes, self.tokens, fixed=self.fixed)
+
+class DeepPrompts(TensorMethod):
+    """Learned tokens in the first blocks of both towers; every set of tokens replaces the outputs
+    for the previous one, and after block J the outputs continue."""
+
+    input_kind: ClassVar[Literal["features", "images"]] = "images"
+    is_zero_shot_at_init: ClassVar[bool] = False
+    coupled: ClassVar[bool] = False
+    """Whether the towers have tokens in equally many blocks."""
+
+    def __init__(self, config: DeepPromptsConfig, context: BuildContext) -> None:
+        """Subclasses add the tokens of the image tower, then call `set_classes`."""
+        super().__init__(config, context)
+        self._writer, self._tower = PromptWriter.of(self.backbone), image_tower(self.backbone)
+        tokens, blocks = config.context_tokens, len(self._writer.tower.blocks)
+        self._depth = min(config.depth, blocks, *[len(self._tower.blocks)] * self.coupled)
+        first, self._fixed_words = self._writer.opening(tokens, config.init_words, context.rng)
+        self.context = nn.Parameter(first)
+        self.deep: nn.Parameter | None = None
+        if self._depth > 1:
+            self.deep = self.drawn(self._depth - 1, tokens, first.shape[1], context.rng)
+
+    def drawn(self, sets: int, tokens: int, width: int, rng: torch.Generator) -> nn.Parameter:
+        """Random tokens [sets, tokens, width] of N(0, 0.02^2)."""
+        values = RANDOM_SPREAD * torch.randn(sets, tokens, width, generator=rng)
+        return nn.Parameter(values.to(self.backbone.device))
+
+    def contexts(self) -> list[Tensor]:
+        """The tokens of the text tower's blocks, [m, w] each."""
+        return [self.context, *(() if self.deep is None else self.deep.unbind())]
+
+    @abstractmethod
+    def image_tokens(self) -> list[Tensor]:
+        """The tokens of the image tower's blocks."""
+
+    def set_classes(self, classes: ClassTexts) -> None:
+        """Keeps all tokens, and inserts the new names into the prompts; raises `MethodError` if a
+        name is too long."""
+        prompts = self._writer.prompts(classes, self.config.context_tokens, fixed=self._fixed_words)
 
         def features(contexts: Sequence[Tensor]) -> Tensor:
             first, *others = contexts
             deep = DeepTokens(prompts.gaps, others) if others else None
-            found = self.writer.tower.encode(prompts.filled(first), prompts.ends, deep)
+            found = self._writer.tower.encode(prompts.filled(first), prompts.ends, deep)
             return functional.normalize(found, dim=-1)
 
-        return Remembered(features)
+        self._texts = Remembered(features)
+
+    @torch.no_grad()
+    def progress(self) -> dict[str, float]:
+        """Mean length of the tokens in either tower."""
+        return {
+            "context/norm": torch.stack(self.contexts()).norm(dim=-1).mean().item(),
+            "tokens/norm": torch.stack(self.image_tokens()).norm(dim=-1).mean().item(),
+        }
 
 
 class Remembered:

@@ -53,7 +53,6 @@ class EnhancedBase(TensorMethod):
     Config: ClassVar[type[MethodConfig]] = EnhancedBaseConfig
     input_kind: ClassVar[Literal["features", "images"]] = "features"
     changes_backbone: ClassVar[bool] = True
-    scale: Tensor
     states: Tensor
 
     def __init__(self, config: EnhancedBaseConfig, context: BuildContext) -> None:
@@ -70,7 +69,6 @@ class EnhancedBase(TensorMethod):
         self.weights = nn.ParameterDict(
             {_key(name): nn.Parameter(w.clone()) for name, w in projection.weights.items()}
         )
-        self.register_buffer("scale", self.backbone.logit_scale.detach(), persistent=False)
         self.register_buffer("states", None, persistent=False)
         self.set_classes(context.classes)
 

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from trainables.backbones.base import Backbone, BackboneError
+from trainables.backbones.base import Backbone
 from trainables.core.optim import OptimConfig
 from trainables.methods.base import (
     BuildContext,
     ClassTexts,
     Head,
     MethodConfig,
-    MethodError,
     Preset,
     Recipe,
     TaskFacts,
@@ -59,12 +58,9 @@ class FineTuning(TensorMethod):
 
     def __init__(self, config: FineTuningConfig, context: BuildContext) -> None:
         super().__init__(config, context)
-        try:
-            visual = self.backbone.visual
-        except BackboneError as error:
-            raise MethodError(str(error)) from error
+        first = self.backbone.visual.named_parameters()
         self.weights = nn.ParameterDict(
-            {_key(name): nn.Parameter(w.detach().clone()) for name, w in visual.named_parameters()}
+            {_key(name): nn.Parameter(w.detach().clone()) for name, w in first}
         )
         self.set_classes(context.classes)
 

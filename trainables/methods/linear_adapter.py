@@ -53,12 +53,9 @@ class LinearAdapter(TensorMethod):
     Config: ClassVar[type[MethodConfig]] = LinearAdapterConfig
     input_kind: ClassVar[Literal["features", "images"]] = "features"
     base: Tensor
-    scale: Tensor
 
     def __init__(self, config: LinearAdapterConfig, context: BuildContext) -> None:
         super().__init__(config, context)
-        scale = self.backbone.logit_scale.detach().clone()
-        self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("base", None, persistent=False)
         self.set_classes(context.classes)
         features = self.base.shape[1]

@@ -11,30 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from trainables.backbones.base import BackboneError
-from trainables.backbones.image_tower import image_tower
 from trainables.core.limits import NonNegativeFloat, PositiveFloat, PositiveInt, Share
 from trainables.methods.base import (
     Batch,
     BuildContext,
     ClassTexts,
     MethodConfig,
-    MethodError,
     Preset,
     Recipe,
     TaskFacts,
 )
 from trainables.methods.classifiers import unit_texts
-from trainables.methods.context import RANDOM_SPREAD, PromptWriter
-from trainables.methods.deep_prompts import DeepPrompts
+from trainables.methods.deep_prompts import DeepPrompts, DeepPromptsConfig
 from trainables.methods.recipes import DASSL_CROP_SCALE, token_optim
-from trainables.methods.tensor_method import TensorMethod
 from trainables.methods.weight_average import WeightAverage, gaussian
 
 _LATE = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")
@@ -42,19 +37,11 @@ _LATE = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")
 
 
 @dataclass(frozen=True)
-class PromptSrcConfig(MethodConfig):
+class PromptSrcConfig(DeepPromptsConfig):
     """The tokens, the weights of the consistency losses, and the average over epochs."""
 
-    context_tokens: PositiveInt = 4
-    """m, learned tokens per block of the text tower."""
     image_tokens: PositiveInt = 4
     """k, learned tokens per block of the image tower."""
-    depth: PositiveInt = 9
-    """J, the number of first blocks of either tower that have their own tokens; all if the tower
-    has fewer."""
-    init_words: str = "a photo of a"
-    """Words whose first m tokens are the initial values of the first block's; others stay fixed
-    before the class name. Empty to draw all at random."""
     text_weight: NonNegativeFloat = 25.0
     """Weight of mean |t - t'|."""
     image_weight: NonNegativeFloat = 10.0
@@ -67,7 +54,7 @@ class PromptSrcConfig(MethodConfig):
     """Standard deviation of that Gaussian, as a share of all epochs."""
 
 
-class PromptSrc(TensorMethod):
+class PromptSrc(DeepPrompts):
     """logits = exp(logit_scale) cos(z, t), with independent prompts in both towers.
 
     The loss is cross entropy plus three distances from the frozen model (section 3.2), whose text
@@ -78,34 +65,14 @@ class PromptSrc(TensorMethod):
 
     name: ClassVar[str] = "promptsrc"
     Config: ClassVar[type[MethodConfig]] = PromptSrcConfig
-    input_kind: ClassVar[Literal["features", "images"]] = "images"
-    is_zero_shot_at_init: ClassVar[bool] = False
-    scale: Tensor
     fixed: Tensor
 
     def __init__(self, config: PromptSrcConfig, context: BuildContext) -> None:
         super().__init__(config, context)
-        writer, rng, device = PromptWriter.of(self.backbone), context.rng, self.backbone.device
-        try:
-            self._tower = image_tower(self.backbone)
-        except BackboneError as error:
-            raise MethodError(str(error)) from error
-        first, fixed = writer.opening(config.context_tokens, config.init_words, rng)
-        self._prompts = DeepPrompts(writer, config.context_tokens, fixed)
-
-        def drawn(sets: int, tokens: int, width: int) -> nn.Parameter:
-            values = RANDOM_SPREAD * torch.randn(sets, tokens, width, generator=rng)
-            return nn.Parameter(values.to(device))
-
-        deep = min(config.depth, len(writer.tower.blocks)) - 1
-        self.context = nn.Parameter(first)
-        self.deep = drawn(deep, config.context_tokens, writer.tower.width) if deep else None
         sets = min(config.depth, len(self._tower.blocks))
-        self.tokens = drawn(sets, config.image_tokens, self._tower.width)
+        self.tokens = self.drawn(sets, config.image_tokens, self._tower.width, context.rng)
         self.average = WeightAverage(self.trainable())
         self._averaged = False
-        scale = self.backbone.logit_scale.detach().clone()
-        self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("fixed", None, persistent=False)
         self.set_classes(context.classes)
 
@@ -137,6 +104,10 @@ class PromptSrc(TensorMethod):
         images, texts = self._features(inputs, self.average.tensors() if self._averaged else None)
         logits: Tensor = self.scale * images @ texts.T
         return logits
+
+    def image_tokens(self) -> list[Tensor]:
+        """The latest tokens of each block, [k, v]."""
+        return list(self.tokens.unbind())
 
     def _features(
         self, inputs: Tensor, tokens: Mapping[str, Tensor] | None = None
@@ -172,18 +143,8 @@ class PromptSrc(TensorMethod):
         self.average.add(self.trainable(), weight)
 
     def set_classes(self, classes: ClassTexts) -> None:
-        """Keeps all tokens, and inserts the new names into the prompts."""
-        self._texts = self._prompts.features(classes)
+        super().set_classes(classes)
         self.fixed = unit_texts(classes)
-
-    @torch.no_grad()
-    def progress(self) -> dict[str, float]:
-        """Mean length of the latest tokens in either tower."""
-        texts = [self.context[None], *([] if self.deep is None else [self.deep])]
-        return {
-            "context/norm": torch.cat(texts).norm(dim=-1).mean().item(),
-            "tokens/norm": self.tokens.norm(dim=-1).mean().item(),
-        }
 
     def learned(self) -> dict[str, Tensor]:
         """The average of the tokens, or the tokens before the end of the first epoch."""

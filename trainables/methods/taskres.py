@@ -86,15 +86,12 @@ class TaskRes(TensorMethod):
     input_kind: ClassVar[Literal["features", "images"]] = "features"
     stackable: ClassVar[bool] = True
     base: Tensor
-    scale: Tensor
     fixed_alpha: Tensor
 
     def __init__(self, config: TaskResConfig, context: BuildContext) -> None:
         super().__init__(config, context)
         base = self._base(context.classes)
         self.register_buffer("base", base, persistent=False)
-        scale = self.backbone.logit_scale.detach().clone()
-        self.register_buffer("scale", scale, persistent=False)
         self.residual: nn.Parameter | None = None
         if config.residual != "image":
             self.residual = nn.Parameter(torch.zeros_like(base))

@@ -6,13 +6,13 @@ Notation: b batch size, c classes, k trainings that are stacked.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainables.methods.base import Batch, Method, MethodError
+from trainables.methods.base import Batch, BuildContext, Method, MethodError
 
 
 class TensorMethod(Method):
@@ -25,6 +25,12 @@ class TensorMethod(Method):
     logits are [k, b, c], and each loss is [k]; buffers that are equal in all trainings are not
     stacked, see `trainables/stack.py`. Such a method has no submodules.
     """
+    scale: Tensor
+    """exp(logit_scale) of the backbone, a scalar."""
+
+    def __init__(self, config: Any, context: BuildContext) -> None:
+        super().__init__(config, context)
+        self.register_buffer("scale", self.backbone.logit_scale.detach(), persistent=False)
 
     def losses(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
         """Scalars by name: `train/loss` is minimised, all others are only reported.

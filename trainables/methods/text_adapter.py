@@ -56,7 +56,6 @@ class TextAdapter(TensorMethod):
     stackable: ClassVar[bool] = True
     is_zero_shot_at_init: ClassVar[bool] = False
     base: Tensor
-    scale: Tensor
 
     def __init__(self, config: TextAdapterConfig, context: BuildContext) -> None:
         super().__init__(config, context)
@@ -68,8 +67,6 @@ class TextAdapter(TensorMethod):
                 f"{config.reduction}: use e.g. 4"
             )
         self.register_buffer("base", base, persistent=False)
-        scale = self.backbone.logit_scale.detach().clone()
-        self.register_buffer("scale", scale, persistent=False)
         hidden = features // config.reduction
         self.down = nn.Parameter(_first_values(features, hidden, context.rng).to(base.device))
         self.up = nn.Parameter(_first_values(hidden, features, context.rng).to(base.device))

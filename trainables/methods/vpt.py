@@ -13,14 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainables.backbones.base import BackboneError
 from trainables.backbones.image_tower import image_tower
 from trainables.core.limits import PositiveInt
 from trainables.methods.base import (
     BuildContext,
     ClassTexts,
     MethodConfig,
-    MethodError,
     Preset,
     Recipe,
     TaskFacts,
@@ -58,10 +56,7 @@ class Vpt(TensorMethod):
 
     def __init__(self, config: VptConfig, context: BuildContext) -> None:
         super().__init__(config, context)
-        try:
-            self._tower = image_tower(self.backbone)
-        except BackboneError as error:
-            raise MethodError(str(error)) from error
+        self._tower = image_tower(self.backbone)
         sets = len(self._tower.blocks) if config.deep else 1
         # N(0, 0.02) as in MaPLe's code. Jia et al. draw uniformly, by Xavier's rule for the patch
         # embedding.
