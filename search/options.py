@@ -16,12 +16,7 @@ from search.core.problems import UsageError
 from search.core.pruners import PRUNERS
 from search.core.samplers import GRID, SAMPLERS
 from search.core.sweep_file import read_options
-from search.core.task_options import (
-    absolute_dataset,
-    settle_backbone,
-    settle_bundle,
-    settle_draws,
-)
+from search.core.task_options import absolute_dataset, settle_backbone, settle_bundle, settle_draws
 from search.terminal.option_groups import COMMON, GROUPS
 from search.terminal.option_values import PARSERS
 from search.terminal.parser import Parser

@@ -37,11 +37,7 @@ from trainables.backbones.cached import cached_backbone
 from trainables.backbones.registry import BACKBONES
 from trainables.core.credentials import without_password
 from trainables.core.plugins import plugin_fingerprints
-from trainables.core.storage import (
-    StorageError,
-    local_folder,
-    open_storage,
-)
+from trainables.core.storage import StorageError, local_folder, open_storage
 from trainables.data.registry import DataSource
 from trainables.methods.base import TaskFacts
 from trainables.methods.registry import METHODS

@@ -9,12 +9,7 @@ from dataclasses import dataclass, replace
 
 from search.core.config import SweepConfig
 from search.core.results import Result
-from search.core.task import (
-    FreshDraws,
-    evaluation_sets,
-    fresh_draws,
-    same_training_sets,
-)
+from search.core.task import FreshDraws, evaluation_sets, fresh_draws, same_training_sets
 from search.evaluation.examples import MOST
 from search.evaluation.record import Label
 from search.evaluation.workers import Candidate, SplitJob

@@ -31,18 +31,8 @@ from search.evaluation.plan import (
     plan_evaluation,
     split_jobs,
 )
-from search.evaluation.predictions import (
-    PREDICTIONS,
-    PredictionTable,
-    checksum,
-    encode_predictions,
-)
-from search.evaluation.record import (
-    EVALUATION,
-    Evaluation,
-    read_evaluation,
-    record_read,
-)
+from search.evaluation.predictions import PREDICTIONS, PredictionTable, checksum, encode_predictions
+from search.evaluation.record import EVALUATION, Evaluation, read_evaluation, record_read
 from search.evaluation.scores import comparisons_of, scores_of
 from search.evaluation.tasks import Task, run_tasks, task_options
 from search.evaluation.winner import share_start

@@ -27,13 +27,7 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 from search.core.objectives import Objective, directions, study_values
 from search.core.problems import UsageError
 from search.core.pruners import PRUNERS
-from search.core.results import (
-    ISSUED,
-    RESULT,
-    IssuedTrial,
-    Result,
-    unreadable,
-)
+from search.core.results import ISSUED, RESULT, IssuedTrial, Result, unreadable
 from search.core.samplers import make_sampler
 from search.ledger.seen_trials import SweepTrials
 from spaces.base import Space

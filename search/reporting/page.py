@@ -27,12 +27,7 @@ from search.reporting.parameters import parameters_section, tradeoff_section
 from search.reporting.predictions import prediction_sections
 from search.reporting.provenance import provenance_section
 from search.reporting.source import Source
-from search.reporting.trials import (
-    history_figure,
-    search_section,
-    trials_parquet,
-    trials_table,
-)
+from search.reporting.trials import history_figure, search_section, trials_parquet, trials_table
 from search.reporting.winner import headlines, winner_section
 from trainables.core.text import printable
 

@@ -20,15 +20,7 @@ from search.evaluation.examples import SIDE, Example
 from search.evaluation.predictions import ModelPredictions, PredictionTable
 from search.evaluation.record import LABELS, Label
 from search.reporting.accuracy import place_name
-from search.reporting.document import (
-    Figure,
-    Gallery,
-    Picture,
-    Section,
-    Table,
-    mean_of,
-    percent,
-)
+from search.reporting.document import Figure, Gallery, Picture, Section, Table, mean_of, percent
 from search.reporting.figures import GREY, axis, heatmap, look, plain, series
 from search.reporting.source import Source
 from trainables.core.protocols import Part

@@ -15,18 +15,8 @@ from search.core.results import IssuedTrial, Result
 from search.core.shown import shown_parameters
 from search.core.sweep_folder import SweepFolder, SweepRecord, find_sweep
 from search.evaluation.examples import Example, read_examples
-from search.evaluation.predictions import (
-    DamagedFileError,
-    PredictionTable,
-    read_predictions,
-)
-from search.evaluation.record import (
-    EVALUATION,
-    Evaluation,
-    Read,
-    list_reads,
-    read_evaluation,
-)
+from search.evaluation.predictions import DamagedFileError, PredictionTable, read_predictions
+from search.evaluation.record import EVALUATION, Evaluation, Read, list_reads, read_evaluation
 from trainables.core.storage import Storage, StorageError
 from trainables.trial import TrialConfig
 from trainables.trial_run import step_ends

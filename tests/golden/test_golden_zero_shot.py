@@ -2,16 +2,7 @@
 
 import pytest
 import torch
-from golden_traces import (
-    DEVICES,
-    FOLDER,
-    backbone,
-    images,
-    index,
-    ramt_prompts,
-    trace,
-    zero_shot,
-)
+from golden_traces import DEVICES, FOLDER, backbone, images, index, ramt_prompts, trace, zero_shot
 from torch.nn import functional
 
 from trainables.data.prompts import class_features

@@ -41,13 +41,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from tools.tiny.augment import IMAGE_SIZE, INKS, augment
-from tools.tiny.glyphs import (
-    CONCEPTS,
-    FONTS,
-    HELD_OUT_FONTS,
-    TEMPLATES,
-    draw_masks,
-)
+from tools.tiny.glyphs import CONCEPTS, FONTS, HELD_OUT_FONTS, TEMPLATES, draw_masks
 from trainables.backbones.layout import CONFIG_FILE, MERGES_FILE, WEIGHTS_FILE
 from trainables.backbones.open_clip import open_clip
 from trainables.core.storage import replace_file

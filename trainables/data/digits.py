@@ -18,14 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.data.base import (
-    Permit,
-    PixelRows,
-    Split,
-    SplitName,
-    check_is_open,
-    fingerprint,
-)
+from trainables.data.base import Permit, PixelRows, Split, SplitName, check_is_open, fingerprint
 from trainables.data.prompts import PromptSet, PromptVariant, prompt_set
 
 _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -18,11 +18,7 @@ from torch import Tensor
 from trainables.core.files import kind_of, read_regular
 from trainables.core.text import printable, unprintable
 from trainables.data.base import DataError, Images, fingerprint
-from trainables.images.decode import (
-    ImageError,
-    image_suffixes,
-    read_image,
-)
+from trainables.images.decode import ImageError, image_suffixes, read_image
 
 _QUERIED = 2000  # files per request to the file system
 _THREADS = 4

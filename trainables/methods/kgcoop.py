@@ -15,14 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainables.core.limits import NonNegativeFloat
-from trainables.methods.base import (
-    Batch,
-    BuildContext,
-    MethodConfig,
-    Preset,
-    Recipe,
-    TaskFacts,
-)
+from trainables.methods.base import Batch, BuildContext, MethodConfig, Preset, Recipe, TaskFacts
 from trainables.methods.classifiers import unit_texts
 from trainables.methods.context import ContextConfig, ContextMethod
 from trainables.methods.recipes import coop_optim, dassl_crop_scale

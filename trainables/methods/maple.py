@@ -16,13 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainables.core.limits import PositiveInt
-from trainables.methods.base import (
-    BuildContext,
-    MethodConfig,
-    Preset,
-    Recipe,
-    TaskFacts,
-)
+from trainables.methods.base import BuildContext, MethodConfig, Preset, Recipe, TaskFacts
 from trainables.methods.deep_prompts import DeepPrompts, DeepPromptsConfig
 from trainables.methods.recipes import DASSL_CROP_SCALE, token_optim
 

@@ -7,13 +7,7 @@ import sys
 
 import pytest
 
-from trainables.core.credentials import (
-    SECRETS,
-    shown,
-    take_secrets,
-    with_secrets,
-    without_password,
-)
+from trainables.core.credentials import SECRETS, shown, take_secrets, with_secrets, without_password
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,7 @@ from tests.trainables.data.shared import shared_data
 from trainables.data.base import DataError, FeatureRows, SealedError, Split, distinct
 from trainables.data.bundle import Bundle, open_bundle
 from trainables.data.few_shot import draw_few_shot
-from trainables.data.sealed import (
-    TRAINING_PROCESS,
-    TestPermit,
-    check_test_split,
-    read_test_split,
-)
+from trainables.data.sealed import TRAINING_PROCESS, TestPermit, check_test_split, read_test_split
 
 Tensors = dict[str, Tensor]
 

@@ -7,14 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainables.data.base import DataError
-from trainables.data.lists import (
-    SPLITS,
-    Row,
-    by_hash,
-    checked,
-    split_by_hash,
-    split_off_by_hash,
-)
+from trainables.data.lists import SPLITS, Row, by_hash, checked, split_by_hash, split_off_by_hash
 
 SIZES = st.lists(st.integers(3, 40), min_size=2, max_size=5)
 

@@ -27,12 +27,7 @@ from trainables.data import digits
 from trainables.data.base import DataError, Images, PixelRows, SealedError, Split
 from trainables.data.digits import Digits
 from trainables.data.registry import DataSource, open_dataset
-from trainables.data.sealed import (
-    TestPermit,
-    check_test_split,
-    read_test_split,
-    seal_process,
-)
+from trainables.data.sealed import TestPermit, check_test_split, read_test_split, seal_process
 from trainables.encoded_task import EncodedTask
 from trainables.trial import TrialConfig
 from trainables.trial_run import TrialRun

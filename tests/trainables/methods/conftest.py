@@ -1,14 +1,12 @@
-"""Use one thread: at these sizes, more threads only wait for each other on a busy machine."""
-
-from collections.abc import Iterator
+"""The embedded backbone, for all tests of methods."""
 
 import pytest
-import torch
+
+from trainables.backbones.base import Backbone
+from trainables.load_backbone import load_backbone
 
 
-@pytest.fixture(autouse=True, scope="package")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(scope="session")
+def backbone() -> Backbone:
+    """On the CPU. Tests must not change it."""
+    return load_backbone("tiny")

@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tests.trainables.methods.named_classes import NAMES, OTHERS, context
 from trainables.backbones import text_tower
 from trainables.backbones.base import Backbone
-from trainables.data.prompts import class_features, prompt_set
-from trainables.load_backbone import load_backbone
 from trainables.methods.base import (
     Batch,
     BuildContext,
@@ -21,28 +20,14 @@ from trainables.methods.base import (
 )
 from trainables.methods.cocoop import CoCoOp, CoCoOpConfig
 
-NAMES = ("zero", "one", "a red square")
-OTHERS = ("blue star", "seven")
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return load_backbone("tiny")
-
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
     return torch.randn(5, 128, generator=torch.Generator().manual_seed(0))
 
 
-def classes(backbone: Backbone, names: tuple[str, ...] = NAMES) -> ClassTexts:
-    prompts = prompt_set("any", names, "photo")
-    return ClassTexts(class_features(backbone, prompts), prompts)
-
-
 def build(backbone: Backbone, config: CoCoOpConfig, seed: int = 0) -> CoCoOp:
-    rng = torch.Generator().manual_seed(seed)
-    return CoCoOp.build(config, BuildContext(backbone, classes(backbone), Schedule(()), rng=rng))
+    return CoCoOp.build(config, context(backbone, seed=seed))
 
 
 def by_hand(
@@ -131,7 +116,7 @@ def test_context_and_meta_net_stay_for_other_classes(
     backbone: Backbone, images: torch.Tensor
 ) -> None:
     method = build(backbone, CoCoOpConfig())
-    method.set_classes(classes(backbone, OTHERS))
+    method.set_classes(context(backbone, OTHERS).classes)
     with torch.no_grad():
         torch.testing.assert_close(
             method(images), by_hand(method, backbone, images, OTHERS), atol=2e-4, rtol=1e-5

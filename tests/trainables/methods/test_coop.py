@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from tests.trainables.methods.named_classes import NAMES, OTHERS, context
 from trainables.backbones.base import Backbone
 from trainables.backbones.bundle import FeatureBackbone
-from trainables.data.prompts import PromptSet, class_features, prompt_set
-from trainables.load_backbone import load_backbone
+from trainables.data.prompts import PromptSet
 from trainables.methods.base import (
     Batch,
     BuildContext,
@@ -23,15 +23,8 @@ from trainables.methods.base import (
 from trainables.methods.context import ContextConfig
 from trainables.methods.coop import CoOp
 
-NAMES = ("zero", "one", "a red square")
-OTHERS = ("blue star", "seven")
 WORDS = ContextConfig(context_tokens=4, init_words="a photo of a", prompts="photo")
 RNG = torch.Generator()
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return load_backbone("tiny")
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +32,8 @@ def images() -> torch.Tensor:
     return torch.randn(6, 128, generator=torch.Generator().manual_seed(0))
 
 
-def classes(backbone: Backbone, names: tuple[str, ...] = NAMES) -> ClassTexts:
-    prompts = prompt_set("any", names, "photo")
-    return ClassTexts(class_features(backbone, prompts), prompts)
-
-
 def build(backbone: Backbone, config: ContextConfig, seed: int = 0) -> CoOp:
-    rng = torch.Generator().manual_seed(seed)
-    return CoOp.build(config, BuildContext(backbone, classes(backbone), Schedule(()), rng=rng))
+    return CoOp.build(config, context(backbone, seed=seed))
 
 
 def zero_shot(backbone: Backbone, images: torch.Tensor, names: tuple[str, ...]) -> torch.Tensor:
@@ -149,12 +136,12 @@ def test_remembers(backbone: Backbone, images: torch.Tensor) -> None:
 
 def test_the_context_stays_for_other_classes(backbone: Backbone, images: torch.Tensor) -> None:
     method = build(backbone, WORDS)
-    method.set_classes(classes(backbone, OTHERS))
+    method.set_classes(context(backbone, OTHERS).classes)
     expected = zero_shot(backbone, images, OTHERS)
     torch.testing.assert_close(logits(method, images), expected, atol=2e-4, rtol=1e-5)
     trained = build(backbone, WORDS)
     step(trained, images)
-    trained.set_classes(classes(backbone, OTHERS))
+    trained.set_classes(context(backbone, OTHERS).classes)
     assert not torch.allclose(logits(trained, images), expected, atol=1e-2)
     torch.testing.assert_close(
         logits(trained, images), afresh(trained, images), atol=1e-4, rtol=1e-5
@@ -166,7 +153,7 @@ def test_contexts_of_classes_fall_back_to_zero_shot(
 ) -> None:
     method = build(backbone, ContextConfig(class_specific=True))
     step(method, images)
-    method.set_classes(classes(backbone, OTHERS))
+    method.set_classes(context(backbone, OTHERS).classes)
     torch.testing.assert_close(
         logits(method, images), zero_shot(backbone, images, OTHERS), atol=2e-4, rtol=1e-5
     )
@@ -175,7 +162,7 @@ def test_contexts_of_classes_fall_back_to_zero_shot(
 def test_refuses_other_classes_without_room_or_names(backbone: Backbone) -> None:
     method = build(backbone, ContextConfig())
     with pytest.raises(MethodError, match="positions"):
-        method.set_classes(classes(backbone, ("one thousand and one",)))
+        method.set_classes(context(backbone, ("one thousand and one",)).classes)
     with pytest.raises(MethodError, match="bundle"):
         method.set_classes(ClassTexts(torch.zeros(2, 128)))
 
@@ -215,7 +202,7 @@ def test_refuses_a_backbone_without_a_text_tower(backbone: Backbone) -> None:
         "bundle:x", model, backbone.tokenizer, backbone.preprocess, "none", "0", dimension=128
     )
     with pytest.raises(MethodError, match=r"text tower.*bundle:x"):
-        CoOp.build(WORDS, BuildContext(bare, classes(backbone), Schedule(())))
+        CoOp.build(WORDS, BuildContext(bare, context(backbone).classes, Schedule(())))
 
 
 @pytest.mark.parametrize(

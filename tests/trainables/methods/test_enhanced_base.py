@@ -10,7 +10,6 @@ from trainables.backbones.base import Backbone
 from trainables.data.prompts import PromptVariant, class_features, prompt_set
 from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask
-from trainables.load_backbone import load_backbone
 from trainables.methods.base import (
     Batch,
     BuildContext,
@@ -25,11 +24,6 @@ from trainables.stages import open_training
 from trainables.trial import Episode, TrialConfig
 
 VARIANTS: tuple[PromptVariant, ...] = ("paper", "clean")
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return load_backbone("tiny")
 
 
 def classes(backbone: Backbone, variant: PromptVariant, *names: str) -> ClassTexts:
@@ -133,7 +127,9 @@ def test_refuses_a_bundle(backbone: Backbone) -> None:
 
 
 def test_refuses_a_text_tower_that_ends_without_the_layer(backbone: Backbone) -> None:
-    other = replace(backbone, model=torch.nn.Module())
+    model = torch.nn.Module()
+    model.logit_scale = backbone.model.logit_scale
+    other = replace(backbone, model=model)
     with pytest.raises(MethodError, match="use another backbone"):
         EnhancedBase.build(
             EnhancedBaseConfig(),

@@ -5,35 +5,15 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tests.trainables.methods.named_classes import NAMES, context
 from trainables.backbones.base import Backbone
 from trainables.core.optim import OptimConfig, make_optimiser
-from trainables.data.prompts import class_features, prompt_set
-from trainables.load_backbone import load_backbone
-from trainables.methods.base import (
-    Batch,
-    BuildContext,
-    ClassTexts,
-    MethodError,
-    Schedule,
-    TaskFacts,
-)
+from trainables.methods.base import Batch, MethodError, TaskFacts
 from trainables.methods.context import ContextConfig
 from trainables.methods.coop import CoOp
 from trainables.methods.kgcoop import KgCoOp, KgCoOpConfig, distance
 
-NAMES = ("zero", "one", "a red square")
 WORDS = "a photo of a"
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return load_backbone("tiny")
-
-
-def context(backbone: Backbone, dataset: str = "any") -> BuildContext:
-    prompts = prompt_set(dataset, NAMES, "single")
-    classes = ClassTexts(class_features(backbone, prompts), prompts)
-    return BuildContext(backbone, classes, Schedule(()), rng=torch.Generator().manual_seed(0))
 
 
 def batch(seed: int) -> Batch:
@@ -57,7 +37,10 @@ def trained(method: CoOp | KgCoOp, steps: int = 4) -> list[float]:
 def test_loss_formula(backbone: Backbone, own: bool) -> None:
     """In NumPy, from the learned and the written features; half the paper's squared distance."""
     config = KgCoOpConfig(context_tokens=3, class_specific=own, knowledge_weight=2.5)
-    method, data = KgCoOp.build(config, context(backbone, "oxford_pets")), batch(0)
+    method, data = (
+        KgCoOp.build(config, context(backbone, variant="single", dataset="oxford_pets")),
+        batch(0),
+    )
     found = method.backward(data, torch.Generator())
     with torch.no_grad():
         w = method.classifier().numpy().astype(np.float64)
@@ -76,14 +59,18 @@ def test_loss_formula(backbone: Backbone, own: bool) -> None:
 
 
 def test_without_weight_it_is_coop(backbone: Backbone) -> None:
-    method = KgCoOp.build(KgCoOpConfig(context_tokens=4, knowledge_weight=0.0), context(backbone))
-    coop = CoOp.build(ContextConfig(context_tokens=4), context(backbone))
+    method = KgCoOp.build(
+        KgCoOpConfig(context_tokens=4, knowledge_weight=0.0), context(backbone, variant="single")
+    )
+    coop = CoOp.build(ContextConfig(context_tokens=4), context(backbone, variant="single"))
     assert trained(method) == pytest.approx(trained(coop), rel=1e-5)
     torch.testing.assert_close(method.context, coop.context, rtol=1e-5, atol=1e-6)
 
 
 def test_from_the_words_of_the_template_the_distance_is_zero(backbone: Backbone) -> None:
-    method = KgCoOp.build(KgCoOpConfig(context_tokens=4, init_words=WORDS), context(backbone))
+    method = KgCoOp.build(
+        KgCoOpConfig(context_tokens=4, init_words=WORDS), context(backbone, variant="single")
+    )
     found = method.backward(batch(0), torch.Generator())
     assert found["train/distance"] == pytest.approx(0, abs=1e-5)
 
@@ -92,7 +79,7 @@ def test_more_weight_keeps_the_features_nearer(backbone: Backbone) -> None:
     ends = []
     for weight in (0.0, 8.0, 200.0):
         config = KgCoOpConfig(context_tokens=4, init_words=WORDS, knowledge_weight=weight)
-        method = KgCoOp.build(config, context(backbone))
+        method = KgCoOp.build(config, context(backbone, variant="single"))
         trained(method, steps=12)
         with torch.no_grad():
             ends.append(distance(method.classifier(), method.texts).item())
@@ -119,5 +106,5 @@ def test_published_settings() -> None:
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan")])
 def test_refuses(backbone: Backbone, weight: float) -> None:
-    with pytest.raises(MethodError, match="knowledge_weight must be finite and >= 0"):
-        KgCoOp.build(KgCoOpConfig(knowledge_weight=weight), context(backbone))
+    with pytest.raises(MethodError, match="knowledge_weight must be finite and not negative"):
+        KgCoOp.build(KgCoOpConfig(knowledge_weight=weight), context(backbone, variant="single"))

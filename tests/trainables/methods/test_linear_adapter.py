@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional
 
 from trainables.backbones.base import Backbone
-from trainables.load_backbone import load_backbone
 from trainables.methods.base import (
     Batch,
     BuildContext,
@@ -21,11 +20,6 @@ from trainables.methods.base import (
 )
 from trainables.methods.linear_adapter import LinearAdapter, LinearAdapterConfig
 from trainables.methods.taskres import TaskRes, TaskResConfig
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return load_backbone("tiny")
 
 
 def base(classes: int = 5) -> torch.Tensor:

@@ -7,45 +7,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tests.trainables.methods.named_classes import NAMES, OTHERS, context, images
 from trainables.backbones.base import Backbone
 from trainables.backbones.image_tower import image_tower
-from trainables.data.prompts import class_features, prompt_set
-from trainables.load_backbone import load_backbone
-from trainables.methods.base import (
-    Batch,
-    BuildContext,
-    ClassTexts,
-    MethodError,
-    Schedule,
-    TaskFacts,
-)
+from trainables.methods.base import Batch, MethodError, TaskFacts
 from trainables.methods.context import ContextConfig
 from trainables.methods.coop import CoOp
 from trainables.methods.maple import Maple, MapleConfig
 from trainables.methods.vpt import Vpt, VptConfig
 
-NAMES = ("zero", "one", "a red square")
-OTHERS = ("blue star", "seven")
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return load_backbone("tiny")
-
-
-def context(backbone: Backbone, names: tuple[str, ...] = NAMES, seed: int = 0) -> BuildContext:
-    prompts = prompt_set("any", names, "photo")
-    classes = ClassTexts(class_features(backbone, prompts), prompts)
-    rng = torch.Generator().manual_seed(seed)
-    return BuildContext(backbone, classes, Schedule(()), rng=rng)
-
 
 def build(backbone: Backbone, seed: int = 0, **fields: Any) -> Maple:
     return Maple.build(MapleConfig(**fields), context(backbone, seed=seed))
-
-
-def images(count: int = 4) -> Tensor:
-    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 
 
 def text_features(backbone: Backbone, contexts: list[Tensor], fixed: str) -> Tensor:

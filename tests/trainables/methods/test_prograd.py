@@ -7,31 +7,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from tests.trainables.methods.named_classes import context
 from trainables.backbones.base import Backbone
-from trainables.data.prompts import class_features, prompt_set
-from trainables.load_backbone import load_backbone
-from trainables.methods.base import (
-    Batch,
-    BuildContext,
-    ClassTexts,
-    MethodError,
-    Schedule,
-    TaskFacts,
-)
+from trainables.methods.base import Batch, MethodError, TaskFacts
 from trainables.methods.prograd import WORDS, ProGrad, ProGradConfig, aligned, divergence
-
-NAMES = ("zero", "one", "a red square")
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return load_backbone("tiny")
 
 
 def build(backbone: Backbone, config: ProGradConfig) -> ProGrad:
-    prompts = prompt_set("any", NAMES, "photo")
-    classes = ClassTexts(class_features(backbone, prompts), prompts)
-    return ProGrad.build(config, BuildContext(backbone, classes, Schedule(())))
+    return ProGrad.build(config, context(backbone))
 
 
 def batch(seed: int) -> Batch:
@@ -115,7 +98,7 @@ def test_a_step_is_made_of_both_gradients(backbone: Backbone, share: float, own:
 @pytest.mark.parametrize(
     ("config", "error"),
     [
-        (ProGradConfig(projection=-0.1), "projection must be finite and >= 0, got -0.1"),
+        (ProGradConfig(projection=-0.1), "projection must be finite and not negative, got -0.1"),
         (ProGradConfig(projection=float("nan")), "projection"),
         (ProGradConfig(temperature=0.0), "temperature must be positive and finite, got 0.0"),
     ],

@@ -7,21 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.trainables.methods.named_classes import NAMES, OTHERS, context
 from trainables.backbones.base import Backbone
 from trainables.backbones.image_tower import image_tower
 from trainables.core.optim import OptimConfig
-from trainables.data.prompts import SIXTY, class_features, prompt_set
+from trainables.data.prompts import SIXTY, prompt_set
 from trainables.data.registry import DataSource
 from trainables.encoded_task import EncodedTask
-from trainables.load_backbone import load_backbone
-from trainables.methods.base import (
-    Batch,
-    BuildContext,
-    ClassTexts,
-    MethodError,
-    Schedule,
-    TaskFacts,
-)
+from trainables.methods.base import Batch, MethodError, TaskFacts
 from trainables.methods.context import ContextConfig
 from trainables.methods.coop import CoOp
 from trainables.methods.promptsrc import PromptSrc, PromptSrcConfig, divergence
@@ -30,23 +23,9 @@ from trainables.methods.weight_average import gaussian
 from trainables.trainer import Trainer
 from trainables.trial import Episode, TrialConfig
 
-NAMES = ("zero", "one", "a red square")
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return load_backbone("tiny")
-
-
-def context(backbone: Backbone, names: tuple[str, ...] = NAMES, seed: int = 0) -> BuildContext:
-    prompts = prompt_set("any", names, "diverse")
-    classes = ClassTexts(class_features(backbone, prompts), prompts)
-    rng = torch.Generator().manual_seed(seed)
-    return BuildContext(backbone, classes, Schedule(()), rng=rng)
-
 
 def build(backbone: Backbone, seed: int = 0, **fields: Any) -> PromptSrc:
-    return PromptSrc.build(PromptSrcConfig(**fields), context(backbone, seed=seed))
+    return PromptSrc.build(PromptSrcConfig(**fields), context(backbone, NAMES, "diverse", seed))
 
 
 def batch(count: int = 4) -> Batch:
@@ -158,7 +137,7 @@ def test_a_training_ends_with_the_average_of_its_epochs(backbone: Backbone) -> N
 
 
 def test_other_classes_keep_the_tokens(backbone: Backbone) -> None:
-    method, others = build(backbone), context(backbone, ("blue star", "seven"))
+    method, others = build(backbone), context(backbone, OTHERS, "diverse")
     with torch.no_grad():
         method(batch().inputs)
         method.set_classes(others.classes)

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from trainables.backbones.base import Backbone
-from trainables.load_backbone import load_backbone
 from trainables.methods.base import (
     Batch,
     BuildContext,
@@ -19,11 +18,6 @@ from trainables.methods.base import (
     TaskFacts,
 )
 from trainables.methods.taskres import Residual, TaskRes, TaskResConfig
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return load_backbone("tiny")
 
 
 def build(backbone: Backbone, config: TaskResConfig) -> TaskRes:

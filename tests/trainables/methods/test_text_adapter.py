@@ -9,14 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from trainables.backbones.base import Backbone
-from trainables.load_backbone import load_backbone
 from trainables.methods.base import BuildContext, ClassTexts, MethodError, Schedule, TaskFacts
 from trainables.methods.text_adapter import TextAdapter, TextAdapterConfig
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return load_backbone("tiny")
 
 
 def base(classes: int = 5, features: int = 128) -> torch.Tensor:

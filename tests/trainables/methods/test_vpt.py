@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tests.trainables.methods.named_classes import images
 from trainables.backbones.base import Backbone
 from trainables.backbones.image_tower import image_tower
-from trainables.load_backbone import load_backbone
 from trainables.methods.base import (
     Batch,
     BuildContext,
@@ -20,19 +20,10 @@ from trainables.methods.base import (
 from trainables.methods.vpt import Vpt, VptConfig
 
 
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return load_backbone("tiny")
-
-
 def build(backbone: Backbone, config: VptConfig, seed: int = 0) -> Vpt:
     features = torch.randn(5, 128, generator=torch.Generator().manual_seed(1))
     rng = torch.Generator().manual_seed(seed)
     return Vpt.build(config, BuildContext(backbone, ClassTexts(features), Schedule(()), rng=rng))
-
-
-def images(count: int = 4) -> torch.Tensor:
-    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 
 
 @pytest.mark.parametrize("deep", [False, True])

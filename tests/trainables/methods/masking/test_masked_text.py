@@ -20,11 +20,6 @@ from trainables.methods.masking.rmt import MaskedText, MaskedTowers, MaskedTower
 NAMES = ("red_square", "blue_circle", "a very long name of a class", "star")
 
 
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return load_backbone("tiny")
-
-
 def custom_text() -> Backbone:
     """A CLIP whose text tower is a separate, non-causal module, as in SigLIP."""
     tiny = load_backbone("tiny")

@@ -30,11 +30,6 @@ from trainables.methods.masking.scores import Granularity
 RELEASED = OptimConfig(lr=8e-5, epochs=30, batch_size=32)
 
 
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return load_backbone("tiny")
-
-
 def build(backbone: Backbone, config: MaskTuningConfig, images: int = 160) -> MaskTuning:
     features = torch.randn(5, 128, generator=torch.Generator().manual_seed(1))
     schedule = Schedule(RELEASED.learning_rates(images))
