@@ -27,9 +27,8 @@ from search.terminal.console import module_command, open_console, print_errors
 from search.terminal.parser import Parser
 from search.tracking.mlflow_reporter import open_runs
 from search.tracking.uri import TrackingError, check_tracking_uri, uri_afterwards
-from trainables.core.files import expanded
+from trainables.core.files import expanded, temporary_folder
 from trainables.core.storage import StorageError
-from trainables.core.temporary import temporary_folder
 from trainables.core.text import did_you_mean
 
 _INTRODUCTION = """\

@@ -245,7 +245,7 @@ HOMES: dict[str, tuple[str, ...]] = {
         *("search/evaluation/record.py", "search/selection/record.py"),
         *("search/papers/schema.py", "trainables/core/records.py"),
     ),
-    "filelock": ("trainables/core/store.py", "trainables/core/temporary.py"),
+    "filelock": ("trainables/core/store.py", "trainables/core/files.py"),
     "ray": ("search/", "trainables/trainable.py"),
     "optuna": ("search/",),
     # Tracking, the registry, and the exported model's flavour with the code that it includes.

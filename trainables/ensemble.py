@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainables.backbones.base import Backbone
-from trainables.core.tensor_names import numbered, split_numbered
+from trainables.core.tensor_file import numbered, split_numbered
 from trainables.data.class_subsets import Half
 from trainables.encoded_task import EncodedTask
 from trainables.methods.base import Head, Method, MethodError, Predictor

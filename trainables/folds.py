@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainables.core.tensor_names import numbered, split_numbered
+from trainables.core.tensor_file import numbered, split_numbered
 from trainables.encoded_task import EncodedTask
 from trainables.trainer import Trainer
 from trainables.trial import Episode, TrialConfig
 from trainables.validation import fold_rows, validation_metrics
-from trainables.view import View
-from trainables.view_rows import ViewRows
+from trainables.view import View, ViewRows
 
 
 class FoldedTraining:

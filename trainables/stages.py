@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from trainables.backbones.base import Backbone
-from trainables.core.tensor_names import numbered, split_numbered, under
+from trainables.core.tensor_file import numbered, split_numbered, under
 from trainables.data.class_subsets import Half
 from trainables.encoded_task import EncodedTask, Learned
 from trainables.ensemble import Ensemble

@@ -17,15 +17,14 @@ from torch import Tensor
 
 from trainables.backbones.base import Backbone
 from trainables.core.optim import make_optimiser
-from trainables.core.tensor_names import under
+from trainables.core.tensor_file import under
 from trainables.data.class_subsets import Half
 from trainables.encoded_task import EncodedTask, zero_shot_logits
 from trainables.methods.base import Batch, BuildContext, Schedule, Support
 from trainables.methods.registry import METHODS
 from trainables.trial import Episode, TrialConfig
 from trainables.validation import pool_of, validation_metrics
-from trainables.view import AUGMENTED_VIEWS, View
-from trainables.view_rows import ViewRows
+from trainables.view import AUGMENTED_VIEWS, View, ViewRows
 
 _IMAGES = 128  # per forward pass in validation
 _FEATURES = 8192

@@ -19,8 +19,13 @@ from typing import Any
 from torch import Tensor
 
 from trainables.core.storage import Storage
-from trainables.core.tensor_file import read_checked, write_checked, write_tensors
-from trainables.core.tensor_names import numbered, split_numbered
+from trainables.core.tensor_file import (
+    numbered,
+    read_checked,
+    split_numbered,
+    write_checked,
+    write_tensors,
+)
 from trainables.encoded_task import EncodedTask
 from trainables.folds import FoldedTraining
 from trainables.predictions import write_predictions

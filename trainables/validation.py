@@ -17,8 +17,7 @@ from trainables.data.few_shot import FewShot
 from trainables.encoded_task import EncodedTask
 from trainables.methods.tensor_method import mean_cross_entropy
 from trainables.trial import Episode
-from trainables.view import View
-from trainables.view_rows import ViewRows
+from trainables.view import View, ViewRows
 
 _OCTAVES = 4.0  # largest |log2| of an inverse temperature
 _BISECTIONS = 12

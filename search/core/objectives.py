@@ -1,4 +1,4 @@
-"""How trials are ranked: by the task's objective, or by it and a second metric.
+"""How trials are ranked: by the task's objective, or by it and a second metric; and by method.
 
 With two objectives there is a Pareto front instead of a best trial. The report shows the front; the
 evaluation uses its best trial in the first objective.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from search.core.results import Result, exact
+from trainables.trial import TrialConfig
 
 Direction = Literal["maximize", "minimize"]
 
@@ -132,3 +133,30 @@ def front_of(results: Iterable[Result], also: Objective) -> list[int]:
         if result.state == "COMPLETE" and second is not None:
             points[result.number] = also.cost(second), exact(cast(float, result.value))
     return pareto_front(points)
+
+
+@dataclass(frozen=True)
+class MethodTrials:
+    """The trials of one method."""
+
+    methods: str
+    """Name of the method, or of the stages' methods joined by `+`."""
+    trials: int
+    """Number of trials that have ended."""
+    best: Result | None
+    """The complete trial with the highest value; None if none is complete."""
+    seconds: float
+    """Time in training and validation, of all trials."""
+
+
+def method_trials(results: Iterable[Result]) -> tuple[MethodTrials, ...]:
+    """The trials by method, the best method first."""
+    groups: dict[str, list[Result]] = {}
+    for result in sorted(results, key=lambda r: r.number):
+        groups.setdefault(TrialConfig.from_dict(result.config).methods, []).append(result)
+    found = []
+    for name, own in groups.items():
+        complete = [r for r in own if r.state == "COMPLETE" and r.value is not None]
+        best = max(complete, key=lambda r: r.value or 0.0, default=None)
+        found.append(MethodTrials(name, len(own), best, sum(r.train_seconds for r in own)))
+    return tuple(sorted(found, key=lambda m: -((m.best.value if m.best else None) or 0.0)))

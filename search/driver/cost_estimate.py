@@ -20,8 +20,8 @@ import torch
 from search.core.child_process import ChildError, call_in_child
 from search.core.environment import quiet_environment
 from search.core.task import validated_images
+from trainables.core.files import temporary_folder
 from trainables.core.optim import OptimConfig
-from trainables.core.temporary import temporary_folder
 from trainables.data.registry import DataSource
 from trainables.methods.base import Batch
 from trainables.methods.registry import METHODS

@@ -13,8 +13,15 @@ from rich.console import Console
 
 from search.core.config import SweepConfig
 from search.core.lock import SweepLock
-from search.core.method_trials import MethodTrials, method_trials
-from search.core.objectives import Objective, directions, front_of, parse_objective, winner_of
+from search.core.objectives import (
+    MethodTrials,
+    Objective,
+    directions,
+    front_of,
+    method_trials,
+    parse_objective,
+    winner_of,
+)
 from search.core.placement import Placement, place
 from search.core.problems import StoppedError, UsageError
 from search.core.pruners import IN_SEQUENCE

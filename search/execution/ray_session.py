@@ -21,7 +21,7 @@ from rich.console import Console
 
 from search.core.placement import Machine
 from search.core.problems import StoppedError, UsageError
-from trainables.core.temporary import remove_abandoned_folders, temporary_folder
+from trainables.core.files import remove_abandoned_folders, temporary_folder
 
 _OBJECT_STORE = 256 * 2**20  # bytes: artifacts pass through it, images do not
 _LONGEST_PARENT = 23  # characters: the path of a Unix socket in the folder is at most 107 long

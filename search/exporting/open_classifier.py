@@ -29,9 +29,8 @@ from search.exporting.registry import RegistryError, download
 from search.tracking.uri import uri_afterwards
 from trainables.backbones.base import Backbone, BackboneError, Preprocess
 from trainables.backbones.bundle import FeatureBackbone
-from trainables.core.files import expanded, read_text
+from trainables.core.files import expanded, read_text, temporary_folder
 from trainables.core.storage import LocalStorage
-from trainables.core.temporary import temporary_folder
 from trainables.core.tensor_file import read_tensors
 from trainables.data.base import DataError, distinct
 from trainables.load_backbone import load_backbone

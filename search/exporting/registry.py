@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from search.exporting.card import described, short_name
 from search.tracking.mlflow_client import open_client
 from search.tracking.mlflow_runs import IDENTITY, SWEEP, TRIAL, MlflowRuns
-from trainables.core.temporary import temporary_folder
+from trainables.core.files import temporary_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -292,10 +292,6 @@ class Ledger:
         """The winner so far, see `best_of`."""
         return self._best
 
-    def config_of(self, result: Result) -> TrialConfig:
-        """The configuration that a result was obtained with."""
-        return TrialConfig.from_dict(result.config)
-
     def _next(self) -> tuple[IssuedTrial, bool]:
         """The next trial, and whether it has no record yet."""
         if not self._interrupted:

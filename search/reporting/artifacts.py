@@ -12,8 +12,7 @@ from torch import Tensor
 from search.core.results import Result, trial_folder
 from search.reporting.accuracy import place_name
 from search.reporting.source import Source
-from trainables.core.tensor_file import read_tensors
-from trainables.core.tensor_names import split_numbered
+from trainables.core.tensor_file import read_tensors, split_numbered
 from trainables.methods.base import MethodError
 from trainables.methods.masking.masks import FORMAT as MASKS
 from trainables.methods.masking.masks import unpack_masks

@@ -1,9 +1,9 @@
-"""The plan of a reproduction: its trainings, the test splits that evaluate each, and what is
-skipped, with the reason."""
+"""The plan of a reproduction: its backbones and trainings, the test splits that evaluate each, and
+what is skipped, with the reason."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from search.driver.preflight import may_download, offline
 from search.evaluation.workers import Candidate, SplitJob
 from search.papers.cells import ZERO_SHOT, Cell, cells, row_config, sources
 from search.papers.schema import Row, Table
-from search.reproduction.backbones import chosen, difference
 from search.reproduction.request import Request
 from spaces.registry import SpaceError
 from spaces.settings import SettingsError
@@ -28,6 +27,8 @@ from trainables.fixed import training_key
 from trainables.methods.registry import METHODS
 from trainables.presets import task_facts
 from trainables.trial import Episode, TaskSpec, TrialConfig
+
+_OPENAI = "openai"
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def plan_reproduction(request: Request) -> ReproductionPlan:
     specs: dict[str, str] = {name: name for name in table.backbones}
     others: dict[str, str] = {}
     if not (request.embedded or request.bundles):
-        specs, others = chosen(table.backbones, request.backbones)
+        specs, others = chosen_backbones(table.backbones, request.backbones)
     left_out |= {f"backbone {name}": why for name, why in others.items()}
     found: list[PlannedCell] = []
     incomparable = {}
@@ -115,7 +116,7 @@ def _incomparable(request: Request, backbone: str, spec: str) -> str:
         return "features from bundles, whose weights are not verified"
     if request.draws != "coop":
         return "other draws than the published ones (see --published-draws)"
-    return difference(backbone, spec)
+    return backbone_difference(backbone, spec)
 
 
 class _Backbone:
@@ -270,3 +271,45 @@ def _bundle(folder: str, backbone: str, dataset: str) -> Path | None:
         if path.is_file():
             return path
     return None
+
+
+def chosen_backbones(
+    table: Sequence[str], given: Sequence[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the specification of each backbone that is used, and the reasons why others are not.
+
+    A given backbone replaces the table's backbone of the same architecture. If the table has none
+    of the given architectures, the given backbones replace all of the table's.
+    """
+    if not given:
+        return {name: f"{name}:{_OPENAI}" for name in table}, {}
+    by_architecture = {architecture(spec): spec for spec in given}
+    found = {name: by_architecture[name] for name in table if name in by_architecture}
+    if not found:
+        return {spec: spec for spec in given}, {}
+    return found, {name: "not among --backbone" for name in table if name not in found}
+
+
+def architecture(spec: str) -> str:
+    """Return the architecture in a specification, as named in the papers' tables."""
+    return spec.partition(":")[0].removesuffix("-quickgelu")
+
+
+def backbone_difference(name: str, spec: str) -> str:
+    """Return why results with the backbone `spec` cannot be compared with those of a paper with
+    `name` and OpenAI's weights; empty if they can."""
+    if architecture(spec) != name:
+        return f"another backbone ({spec})"
+    tag, _, file = spec.partition(":")[2].partition("@")
+    if tag in ("", _OPENAI) and not file:
+        return ""
+    if not expanded(file or tag).exists():
+        return f"other weights ({tag})"
+    return "" if is_openai(name, file or tag) else "weights not verified"
+
+
+def is_openai(name: str, file: str) -> bool:
+    """Whether a local file has the digest of OpenAI's published weights."""
+    from trainables.backbones.open_clip import recognise  # takes seconds to load
+
+    return recognise(name, expanded(file)) == _OPENAI

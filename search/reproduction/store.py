@@ -109,10 +109,6 @@ class CellStore:
         """Whether a whole model is stored."""
         return self.artifact(training) is not None
 
-    def has_predictions(self, job: SplitJob) -> bool:
-        """Whether whole predictions are stored."""
-        return load_result(self._folder, job) is not None
-
     def artifact(self, training: str) -> Content | None:
         """Return the artifact of a training; None if it is missing or damaged."""
         return read_checked(self._folder, training_file(training))

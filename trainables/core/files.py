@@ -1,12 +1,19 @@
-"""Files that users name: their paths, what is there, and their content."""
+"""Files that users name: their paths, what is there, and their content; and temporary folders,
+which are removed even if their process was killed."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
 import stat
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from filelock import FileLock, Timeout
 
 
 def expanded(path: str | Path) -> Path:
@@ -77,3 +84,32 @@ def cache_folder() -> Path:
     It need not exist; everything in it can be computed again."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "few-shot-clip-search"
+
+
+_FOLDER, _LOCK = "few-shot-", "few-shot-search.lock"
+
+
+@contextlib.contextmanager
+def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
+    """Create a folder that only this user can enter, and remove it afterwards.
+
+    It holds a lock file. The kernel releases the lock of a process that ends in any way, so that
+    `remove_abandoned_folders` recognises the folders of killed processes.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=parent))
+    try:
+        with FileLock(folder / _LOCK):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_abandoned_folders(parent: Path) -> None:
+    """Remove this user's temporary folders in `parent` whose process has ended."""
+    for folder in parent.glob(f"{_FOLDER}*"):
+        with contextlib.suppress(OSError, Timeout):
+            lock = folder / _LOCK
+            if folder.is_symlink() or folder.stat().st_uid != os.geteuid() or not lock.is_file():
+                continue
+            with FileLock(lock, timeout=0):
+                shutil.rmtree(folder, ignore_errors=True)

@@ -26,8 +26,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from trainables.core.files import expanded, read_text
-from trainables.core.temporary import temporary_folder
+from trainables.core.files import expanded, read_text, temporary_folder
 
 T = TypeVar("T")
 

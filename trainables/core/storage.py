@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote
 
 from trainables.core.credentials import shown, take_secrets, with_secrets
-from trainables.core.files import expanded, kind_of, open_regular
-from trainables.core.temporary import temporary_folder
+from trainables.core.files import expanded, kind_of, open_regular, temporary_folder
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem

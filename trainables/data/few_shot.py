@@ -6,7 +6,6 @@ Notation: k shots, n images, m drawn images.
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -200,13 +199,6 @@ def draws_problems(
             return shots_file_problems(pattern, datasets, shots, seeds)
         case _:
             return [_unknown(draws)]
-
-
-def absolute_draws(draws: str) -> str:
-    """Make the path in a rule absolute, because workers run in other folders."""
-    head, colon, pattern = draws.partition(":")
-    path = os.path.abspath(os.path.expanduser(pattern))
-    return f"{head}:{path}" if colon and pattern else draws
 
 
 def readable(split: Split) -> Split:

@@ -16,7 +16,7 @@ from trainables.data.benchmarks.imagenet import open_imagenet, open_imagenet_shi
 from trainables.data.benchmarks.layouts import ALL11, IMAGENET_SHIFTS, LAYOUTS
 from trainables.data.bundle import open_bundle
 from trainables.data.class_subsets import Half, half_of
-from trainables.data.described import described
+from trainables.data.derived import described
 from trainables.data.digits import Digits
 from trainables.data.few_shot import JOINED, FewShot, draw_few_shot, readable, size_caveat
 from trainables.data.folder import open_folder

@@ -10,7 +10,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainables.core.storage import LocalStorage
-from trainables.core.tensor_file import read_checked, read_tensors, write_checked, write_tensors
+from trainables.core.tensor_file import (
+    numbered,
+    read_checked,
+    read_tensors,
+    split_numbered,
+    under,
+    write_checked,
+    write_tensors,
+)
 
 TENSORS = {
     "half": torch.ones(2, 3, dtype=torch.float16),
@@ -73,3 +81,20 @@ def test_a_file_that_was_cut_off(size: int, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:size])
     assert read_tensors(folder, "x") is None
     assert read_checked(folder, "x") is None
+
+
+def test_joined_objects_are_split_again() -> None:
+    """More than nine, so that a number is not mistaken for the beginning of another."""
+    parts = [({"a": torch.tensor(float(i)), "b/c": torch.ones(2)}, f"part {i}") for i in range(11)]
+    tensors, records = numbered([*parts, ({}, "empty")])
+    assert tensors["1/a"] == 1
+    assert tensors["10/a"] == 10
+    found = split_numbered(tensors, records)
+    assert [record for _, record in found] == [*(record for _, record in parts), "empty"]
+    assert [list(own) for own, _ in found] == [["a", "b/c"]] * 11 + [[]]
+    assert [own["a"].item() for own, _ in found[:-1]] == list(range(11))
+
+
+def test_only_the_names_under_a_prefix_are_taken() -> None:
+    tensors = {"now/weight": torch.zeros(1), "nowhere": torch.zeros(1), "0/now/x": torch.zeros(1)}
+    assert list(under(tensors, "now/")) == ["weight"]

@@ -23,7 +23,6 @@ from trainables.data.base import DataError, FeatureRows, Split, image_keys
 from trainables.data.digits import Digits
 from trainables.data.few_shot import (
     VAL_SHOTS,
-    absolute_draws,
     draw_few_shot,
     draws_problems,
     readable,
@@ -411,18 +410,6 @@ def test_too_few_readable_images_are_one_message() -> None:
 def test_features_have_been_read_already() -> None:
     split = Split(FeatureRows(torch.ones(2, 3), "bundle:x"), torch.tensor([0, 1]), "f")
     assert readable(split) is split
-
-
-def test_a_rule_with_a_path_is_made_absolute(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert absolute_draws("file:lists/{shots}.json") == f"file:{tmp_path}/lists/{{shots}}.json"
-    assert [absolute_draws(rule) for rule in ("seeded", "coop", "file:")] == [
-        "seeded",
-        "coop",
-        "file:",
-    ]
 
 
 def test_another_process_draws_the_same(elsewhere: dict[str, Any]) -> None:
