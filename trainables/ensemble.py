@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class LogitSum(Predictor):
     The softmax of the sum is that of the members' weighted log-probabilities.
     """
 
-    input_kind: ClassVar[Literal["features", "images"]] = "features"
+    input_kind = "features"
 
     def __init__(self, methods: Sequence[Method], weights: Sequence[float]) -> None:
         super().__init__()

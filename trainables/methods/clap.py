@@ -8,7 +8,6 @@ Notation: b batch size, n images, c classes, d feature dimension, t class texts,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -53,10 +52,10 @@ class Clap(TensorMethod):
     the first step: classes that their texts describe well move less.
     """
 
-    name: ClassVar[str] = "clap"
-    Config: ClassVar[type[MethodConfig]] = ClapConfig
-    input_kind: ClassVar[Literal["features", "images"]] = "features"
-    stackable: ClassVar[bool] = True
+    name = "clap"
+    Config = ClapConfig
+    input_kind = "features"
+    stackable = True
     base: Tensor
     multipliers: Tensor
 

@@ -6,7 +6,7 @@ Notation: b batch size, n images, c classes, d feature dimension, v views.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,8 +42,8 @@ def class_means(rows: Tensor, labels: Tensor, classes: int) -> Tensor:
 class FittedClassifier(TensorMethod):
     """logits = W z / |z| + b; the zero-shot classifier until `prepare` has fitted W and b."""
 
-    input_kind: ClassVar[Literal["features", "images"]] = "features"
-    training_free: ClassVar[bool] = True
+    input_kind = "features"
+    training_free = True
     weight: Tensor
     bias: Tensor
 

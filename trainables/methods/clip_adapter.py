@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,11 +47,11 @@ class ClipAdapter(TensorMethod):
     Only the image adapter, as in most of the paper's tables and in the released code.
     """
 
-    name: ClassVar[str] = "clip-adapter"
-    Config: ClassVar[type[MethodConfig]] = ClipAdapterConfig
-    input_kind: ClassVar[Literal["features", "images"]] = "features"
-    stackable: ClassVar[bool] = True
-    is_zero_shot_at_init: ClassVar[bool] = False
+    name = "clip-adapter"
+    Config = ClipAdapterConfig
+    input_kind = "features"
+    stackable = True
+    is_zero_shot_at_init = False
     classifier: Tensor
 
     def __init__(self, config: ClipAdapterConfig, context: BuildContext) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -88,10 +88,10 @@ class ClipLora(TensorMethod):
     exp(logit_scale) and trains in float16 with gradient scaling.
     """
 
-    name: ClassVar[str] = "clip-lora"
-    Config: ClassVar[type[MethodConfig]] = ClipLoraConfig
-    input_kind: ClassVar[Literal["features", "images"]] = "images"
-    changes_backbone: ClassVar[bool] = True
+    name = "clip-lora"
+    Config = ClipLoraConfig
+    input_kind = "images"
+    changes_backbone = True
 
     def __init__(self, config: ClipLoraConfig, context: BuildContext) -> None:
         super().__init__(config, context)

@@ -7,7 +7,6 @@ h = d / reduction hidden units.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,10 +46,10 @@ class CoCoOp(TensorMethod):
     at most `text_tower.AT_ONCE` are encoded at a time.
     """
 
-    name: ClassVar[str] = "cocoop"
-    Config: ClassVar[type[MethodConfig]] = CoCoOpConfig
-    input_kind: ClassVar[Literal["features", "images"]] = "features"
-    is_zero_shot_at_init: ClassVar[bool] = False
+    name = "cocoop"
+    Config = CoCoOpConfig
+    input_kind = "features"
+    is_zero_shot_at_init = False
 
     def __init__(self, config: CoCoOpConfig, context: BuildContext) -> None:
         super().__init__(config, context)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -201,8 +201,8 @@ class ContextMethod(TensorMethod):
     encode new crops in every epoch.
     """
 
-    input_kind: ClassVar[Literal["features", "images"]] = "features"
-    is_zero_shot_at_init: ClassVar[bool] = False
+    input_kind = "features"
+    is_zero_shot_at_init = False
 
     def __init__(self, config: ContextConfig, context: BuildContext) -> None:
         super().__init__(config, context)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from trainables.methods.base import MethodConfig, Preset, Recipe, TaskFacts
+from trainables.methods.base import Preset, Recipe, TaskFacts
 from trainables.methods.context import ContextConfig, ContextMethod
 from trainables.methods.recipes import coop_optim, dassl_crop_scale
 
@@ -12,8 +10,8 @@ from trainables.methods.recipes import coop_optim, dassl_crop_scale
 class CoOp(ContextMethod):
     """Cross entropy over a learned context (equations 2 and 3)."""
 
-    name: ClassVar[str] = "coop"
-    Config: ClassVar[type[MethodConfig]] = ContextConfig
+    name = "coop"
+    Config = ContextConfig
 
     @classmethod
     def preset(cls, name: Preset, facts: TaskFacts) -> Recipe:

@@ -7,7 +7,6 @@ Notation: b images per batch, c classes, d feature dimension, t class texts at u
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +47,9 @@ class CrossModal(TensorMethod):
     sample, which differs on ImageNet only.
     """
 
-    name: ClassVar[str] = "cross-modal"
-    Config: ClassVar[type[MethodConfig]] = CrossModalConfig
-    input_kind: ClassVar[Literal["features", "images"]] = "features"
+    name = "cross-modal"
+    Config = CrossModalConfig
+    input_kind = "features"
     texts: Tensor
 
     def __init__(self, config: CrossModalConfig, context: BuildContext) -> None:

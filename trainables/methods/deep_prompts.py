@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +39,8 @@ class DeepPrompts(TensorMethod):
     """Learned tokens in the first blocks of both towers; every set of tokens replaces the outputs
     for the previous one, and after block J the outputs continue."""
 
-    input_kind: ClassVar[Literal["features", "images"]] = "images"
-    is_zero_shot_at_init: ClassVar[bool] = False
+    input_kind = "images"
+    is_zero_shot_at_init = False
     coupled: ClassVar[bool] = False
     """Whether the towers have tokens in equally many blocks."""
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,10 +48,10 @@ base reaches 85.0 % at 16 shots, with 5e-4 95.0 %; with 5e-3 the loss at one sho
 class EnhancedBase(TensorMethod):
     """logits = exp(logit_scale) cos(z, h W): the text states h are fixed, W is trained."""
 
-    name: ClassVar[str] = "enhanced-base"
-    Config: ClassVar[type[MethodConfig]] = EnhancedBaseConfig
-    input_kind: ClassVar[Literal["features", "images"]] = "features"
-    changes_backbone: ClassVar[bool] = True
+    name = "enhanced-base"
+    Config = EnhancedBaseConfig
+    input_kind = "features"
+    changes_backbone = True
     states: Tensor
 
     def __init__(self, config: EnhancedBaseConfig, context: BuildContext) -> None:

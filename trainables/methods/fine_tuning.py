@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,10 +49,10 @@ class FineTuning(TensorMethod):
     its size: 1.3 GiB and 1 GiB for a ViT-B/16.
     """
 
-    name: ClassVar[str] = "fine-tuning"
-    Config: ClassVar[type[MethodConfig]] = FineTuningConfig
-    input_kind: ClassVar[Literal["features", "images"]] = "images"
-    changes_backbone: ClassVar[bool] = True
+    name = "fine-tuning"
+    Config = FineTuningConfig
+    input_kind = "images"
+    changes_backbone = True
     classifier: Tensor
 
     def __init__(self, config: FineTuningConfig, context: BuildContext) -> None:

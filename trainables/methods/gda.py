@@ -6,7 +6,6 @@ Notation: n samples, c classes, d feature dimension, t class texts at unit lengt
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,8 +39,8 @@ class Gda(FittedClassifier):
     for new classes, synthesised from nearest neighbours, are not implemented.
     """
 
-    name: ClassVar[str] = "gda"
-    Config: ClassVar[type[MethodConfig]] = GdaConfig
+    name = "gda"
+    Config = GdaConfig
 
     @classmethod
     def preset(cls, name: Preset, facts: TaskFacts) -> Recipe:

@@ -8,14 +8,13 @@ written ones, both of unit length [c, d].
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from trainables.core.limits import NonNegativeFloat
-from trainables.methods.base import Batch, BuildContext, MethodConfig, Preset, Recipe, TaskFacts
+from trainables.methods.base import Batch, BuildContext, Preset, Recipe, TaskFacts
 from trainables.methods.classifiers import unit_texts
 from trainables.methods.context import ContextConfig, ContextMethod
 from trainables.methods.recipes import coop_optim, dassl_crop_scale
@@ -36,8 +35,8 @@ class KgCoOp(ContextMethod):
     for unit vectors.
     """
 
-    name: ClassVar[str] = "kgcoop"
-    Config: ClassVar[type[MethodConfig]] = KgCoOpConfig
+    name = "kgcoop"
+    Config = KgCoOpConfig
     texts: Tensor
 
     def __init__(self, config: KgCoOpConfig, context: BuildContext) -> None:

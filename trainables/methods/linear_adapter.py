@@ -8,7 +8,7 @@ Notation: b batch size, c classes, d feature dimension, t base features [c, d], 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,9 +49,9 @@ class LinearAdapter(TensorMethod):
     starting from the identity. The paper gives neither initial values nor code.
     """
 
-    name: ClassVar[str] = "linear-adapter"
-    Config: ClassVar[type[MethodConfig]] = LinearAdapterConfig
-    input_kind: ClassVar[Literal["features", "images"]] = "features"
+    name = "linear-adapter"
+    Config = LinearAdapterConfig
+    input_kind = "features"
     base: Tensor
 
     def __init__(self, config: LinearAdapterConfig, context: BuildContext) -> None:

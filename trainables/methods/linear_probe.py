@@ -6,7 +6,6 @@ Notation: n images, c classes, d feature dimension.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +37,8 @@ class LinearProbe(FittedClassifier):
     classifier.
     """
 
-    name: ClassVar[str] = "linear-probe"
-    Config: ClassVar[type[MethodConfig]] = LinearProbeConfig
+    name = "linear-probe"
+    Config = LinearProbeConfig
 
     @classmethod
     def preset(cls, name: Preset, facts: TaskFacts) -> Recipe:

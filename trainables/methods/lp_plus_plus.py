@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -54,8 +54,8 @@ class LpPlusPlus(FittedClassifier):
     code. New classes get the zero-shot classifier.
     """
 
-    name: ClassVar[str] = "lp-plus-plus"
-    Config: ClassVar[type[MethodConfig]] = LpPlusPlusConfig
+    name = "lp-plus-plus"
+    Config = LpPlusPlusConfig
 
     @classmethod
     def preset(cls, name: Preset, facts: TaskFacts) -> Recipe:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from trainables.core.limits import PositiveInt
-from trainables.methods.base import BuildContext, MethodConfig, Preset, Recipe, TaskFacts
+from trainables.methods.base import BuildContext, Preset, Recipe, TaskFacts
 from trainables.methods.deep_prompts import DeepPrompts, DeepPromptsConfig
 from trainables.methods.recipes import DASSL_CROP_SCALE, token_optim
 
@@ -35,9 +34,9 @@ class Maple(DeepPrompts):
     Every coupling F_i is a linear layer [v, w] with a bias (equations 3 to 9 of the paper).
     """
 
-    name: ClassVar[str] = "maple"
-    Config: ClassVar[type[MethodConfig]] = MapleConfig
-    coupled: ClassVar[bool] = True
+    name = "maple"
+    Config = MapleConfig
+    coupled = True
 
     def __init__(self, config: MapleConfig, context: BuildContext) -> None:
         super().__init__(config, context)

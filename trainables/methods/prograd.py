@@ -8,14 +8,13 @@ zero-shot model, T temperature.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from trainables.core.limits import NonNegativeFloat, PositiveFloat
-from trainables.methods.base import Batch, MethodConfig, Preset, Recipe, TaskFacts
+from trainables.methods.base import Batch, Preset, Recipe, TaskFacts
 from trainables.methods.context import ContextConfig, ContextMethod
 from trainables.methods.gradient_rules import opposed
 from trainables.methods.recipes import coop_optim, dassl_crop_scale
@@ -46,8 +45,8 @@ class ProGradConfig(ContextConfig):
 class ProGrad(ContextMethod):
     """Cross entropy with a gradient that never points against the zero-shot direction."""
 
-    name: ClassVar[str] = "prograd"
-    Config: ClassVar[type[MethodConfig]] = ProGradConfig
+    name = "prograd"
+    Config = ProGradConfig
 
     @classmethod
     def preset(cls, name: Preset, facts: TaskFacts) -> Recipe:

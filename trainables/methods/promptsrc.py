@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,6 @@ from trainables.methods.base import (
     Batch,
     BuildContext,
     ClassTexts,
-    MethodConfig,
     Preset,
     Recipe,
     TaskFacts,
@@ -63,8 +61,8 @@ class PromptSrc(DeepPrompts):
     training uses the average so far.
     """
 
-    name: ClassVar[str] = "promptsrc"
-    Config: ClassVar[type[MethodConfig]] = PromptSrcConfig
+    name = "promptsrc"
+    Config = PromptSrcConfig
     fixed: Tensor
 
     def __init__(self, config: PromptSrcConfig, context: BuildContext) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -81,10 +81,10 @@ class TaskRes(TensorMethod):
     deviation makes a training take a second.
     """
 
-    name: ClassVar[str] = "taskres"
-    Config: ClassVar[type[MethodConfig]] = TaskResConfig
-    input_kind: ClassVar[Literal["features", "images"]] = "features"
-    stackable: ClassVar[bool] = True
+    name = "taskres"
+    Config = TaskResConfig
+    input_kind = "features"
+    stackable = True
     base: Tensor
     fixed_alpha: Tensor
 

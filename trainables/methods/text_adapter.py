@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,11 +49,11 @@ class TextAdapter(TensorMethod):
     arXiv:2110.04544), whose released code has a second ReLU at the end.
     """
 
-    name: ClassVar[str] = "text-adapter"
-    Config: ClassVar[type[MethodConfig]] = TextAdapterConfig
-    input_kind: ClassVar[Literal["features", "images"]] = "features"
-    stackable: ClassVar[bool] = True
-    is_zero_shot_at_init: ClassVar[bool] = False
+    name = "text-adapter"
+    Config = TextAdapterConfig
+    input_kind = "features"
+    stackable = True
+    is_zero_shot_at_init = False
     base: Tensor
 
     def __init__(self, config: TextAdapterConfig, context: BuildContext) -> None:

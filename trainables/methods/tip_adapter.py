@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -62,9 +61,9 @@ class KeyCache(TensorMethod):
     cache is empty and the logits are the zero-shot model's.
     """
 
-    Config: ClassVar[type[MethodConfig]] = TipAdapterConfig
-    input_kind: ClassVar[Literal["features", "images"]] = "features"
-    stackable: ClassVar[bool] = True
+    Config = TipAdapterConfig
+    input_kind = "features"
+    stackable = True
     keys: Tensor
     labels: Tensor
     classifier: Tensor
@@ -132,8 +131,8 @@ class KeyCache(TensorMethod):
 class TipAdapter(KeyCache):
     """The cache with the training images' features as keys; nothing is trained."""
 
-    name: ClassVar[str] = "tip-adapter"
-    training_free: ClassVar[bool] = True
+    name = "tip-adapter"
+    training_free = True
 
     @classmethod
     def preset(cls, name: Preset, facts: TaskFacts) -> Recipe:
@@ -147,7 +146,7 @@ class TipAdapter(KeyCache):
 class TipAdapterF(KeyCache):
     """The cache with keys that start as the training images' features and are trained."""
 
-    name: ClassVar[str] = "tip-adapter-f"
+    name = "tip-adapter-f"
 
     @classmethod
     def preset(cls, name: Preset, facts: TaskFacts) -> Recipe:

@@ -7,7 +7,6 @@ Notation: b batch size, c classes, s image side, k tokens, w width of the image 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,10 +47,10 @@ class Vpt(TensorMethod):
     CLIP. The tokens' outputs are excluded from pooling.
     """
 
-    name: ClassVar[str] = "vpt"
-    Config: ClassVar[type[MethodConfig]] = VptConfig
-    input_kind: ClassVar[Literal["features", "images"]] = "images"
-    is_zero_shot_at_init: ClassVar[bool] = False
+    name = "vpt"
+    Config = VptConfig
+    input_kind = "images"
+    is_zero_shot_at_init = False
     classifier: Tensor
 
     def __init__(self, config: VptConfig, context: BuildContext) -> None:

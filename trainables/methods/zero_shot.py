@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 from torch import Tensor
 from torch.nn import functional
@@ -30,10 +29,10 @@ class ZeroShotConfig(MethodConfig):
 class ZeroShot(TensorMethod):
     """logits = exp(logit_scale) cos(z, t) (Radford et al. 2021)."""
 
-    name: ClassVar[str] = "zero-shot"
-    Config: ClassVar[type[MethodConfig]] = ZeroShotConfig
-    input_kind: ClassVar[Literal["features", "images"]] = "features"
-    training_free: ClassVar[bool] = True
+    name = "zero-shot"
+    Config = ZeroShotConfig
+    input_kind = "features"
+    training_free = True
     classifier: Tensor
 
     def __init__(self, config: ZeroShotConfig, context: BuildContext) -> None:

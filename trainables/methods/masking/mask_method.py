@@ -93,8 +93,8 @@ class MaskConfig(MethodConfig):
 class MaskMethod(Method):
     """A CLIP with W B in place of some of its weights W."""
 
-    Config: ClassVar[type[MethodConfig]] = MaskConfig
-    changes_backbone: ClassVar[bool] = True
+    Config = MaskConfig
+    changes_backbone = True
     prefix: ClassVar[str] = ""
     """Prefix of the masked weights' names in the model."""
     config: MaskConfig

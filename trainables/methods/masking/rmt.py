@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
 from trainables.core.optim import OptimConfig
-from trainables.methods.base import ClassTexts, Head, MethodConfig, Preset, Recipe, TaskFacts
+from trainables.methods.base import ClassTexts, Head, Preset, Recipe, TaskFacts
 from trainables.methods.classifiers import zero_shot_classifier
 from trainables.methods.masking.layers import image_names, text_names
 from trainables.methods.masking.mask_method import MaskConfig, MaskMethod
@@ -54,10 +54,10 @@ class MaskedTowersConfig(MaskTuningConfig):
 class MaskTuning(MaskMethod):
     """The image tower with W B in place of W; the text features are a fixed classifier."""
 
-    name: ClassVar[str] = "rmt"
-    Config: ClassVar[type[MethodConfig]] = MaskTuningConfig
-    input_kind: ClassVar[Literal["features", "images"]] = "images"
-    prefix: ClassVar[str] = _VISUAL
+    name = "rmt"
+    Config = MaskTuningConfig
+    input_kind = "images"
+    prefix = _VISUAL
     config: MaskTuningConfig
     classifier: Tensor
 
@@ -88,8 +88,8 @@ class MaskedText(MaskMethod):
     """Frozen image features, and the text tower with W B in place of W, whose class features are
     computed in every step."""
 
-    name: ClassVar[str] = "rmt-text"
-    input_kind: ClassVar[Literal["features", "images"]] = "features"
+    name = "rmt-text"
+    input_kind = "features"
 
     @classmethod
     def preset(cls, name: Preset, facts: TaskFacts) -> Recipe:
@@ -116,9 +116,9 @@ class MaskedText(MaskMethod):
 class MaskedTowers(MaskMethod):
     """Both towers with W B in place of W; weights have their names in the whole model."""
 
-    name: ClassVar[str] = "rmt-both"
-    Config: ClassVar[type[MethodConfig]] = MaskedTowersConfig
-    input_kind: ClassVar[Literal["features", "images"]] = "images"
+    name = "rmt-both"
+    Config = MaskedTowersConfig
+    input_kind = "images"
     config: MaskedTowersConfig
 
     @classmethod
