@@ -102,7 +102,7 @@ def send_annotations(name: str, storage: str, tracking_uri: str = "") -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 0 when MLflow has the annotations, too, 1 if only the folder has, 2 for a mistake."""
-    return exit_code(lambda: _run(arguments), "Run the same command again.")
+    return exit_code(lambda: _run(arguments), "Interrupted. Run the same command again.")
 
 
 def _run(arguments: Sequence[str] | None) -> int:

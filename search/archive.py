@@ -117,7 +117,7 @@ def archive(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 0 when the archive is complete, 2 for a mistake."""
-    return exit_code(lambda: _run(arguments), "Run the same command again to continue.")
+    return exit_code(lambda: _run(arguments), "Interrupted. Run the same command again.")
 
 
 def _run(arguments: Sequence[str] | None) -> int:

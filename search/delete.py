@@ -106,7 +106,7 @@ def delete(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; return 0 if the sweep is deleted, 1 if it is not, 2 for a mistake."""
-    again = "If the deletion had begun, run the same command again."
+    again = "Interrupted. If the deletion had begun, run the same command again."
     return exit_code(lambda: _run(arguments), again)
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from search.core.problems import UsageError
-from search.terminal.console import end_with_the_reader, open_console, print_errors, tool
+from search.terminal.console import end_with_the_reader, open_console, tool
+from search.terminal.exit_code import Failures, exit_code
 from search.terminal.parser import Parser, text
 from trainables.core.files import expanded
 from trainables.data.base import Split
@@ -65,15 +66,13 @@ def _write(image: Tensor, path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the folder; return 0, 2 for invalid options, and 1 if it cannot be written."""
-    try:
-        folder = expanded(build_parser().parse_args(arguments).folder)
-        write_example(folder)
-    except UsageError as error:
-        print_errors(error.problems)
-        return 2
-    except OSError as error:
-        print_errors([f"The folder could not be written: {error}. Name another one."])
-        return 1
+    failures: Failures = {OSError: (1, "The folder could not be written: {}. Name another one.")}
+    return exit_code(lambda: _run(arguments), "Interrupted.", failures)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    folder = expanded(build_parser().parse_args(arguments).folder)
+    write_example(folder)
     console = open_console()
     python = tool("python")
     for line in (

@@ -23,12 +23,12 @@ from search.exporting.formats import FORMATS, unfit
 from search.exporting.model import BEST, Artifact, Model, find_artifact, open_model
 from search.exporting.registry import ALIAS, Registry, RegistryError, Version
 from search.exporting.verify import VerificationError, Verified, verify
-from search.terminal.console import module_command, open_console, print_errors
+from search.terminal.console import module_command, open_console
+from search.terminal.exit_code import Failures, exit_code
 from search.terminal.parser import Parser
 from search.tracking.mlflow_reporter import open_runs
-from search.tracking.uri import TrackingError, check_tracking_uri, uri_afterwards
+from search.tracking.uri import check_tracking_uri, uri_afterwards
 from trainables.core.files import expanded, temporary_folder
-from trainables.core.storage import StorageError
 from trainables.core.text import did_you_mean
 
 _INTRODUCTION = """\
@@ -64,13 +64,7 @@ def build_parser() -> Parser:
         help="register the model as a version of this registered model in MLflow, with the alias "
         f"{ALIAS}; nothing is registered twice",
     )
-    parser.add_argument(
-        "--tracking-uri",
-        default="",
-        metavar="URI",
-        help="MLflow, for --register: sqlite:///FILE or http://HOST:PORT (default: the sweep's "
-        "own, else MLFLOW_TRACKING_URI, else a sqlite file in the storage folder)",
-    )
+    parser.add_tracking_uri()
     parser.add_storage()
     parser.add_model()
     return parser
@@ -213,27 +207,17 @@ def _write(model: Model, kind: str, output: Path) -> Verified:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; return 0 if the export is written and verified, 2 for a mistake in the request, 1 if it
     could not be written or its predictions differ."""
-    console = open_console()
-    try:
-        exported = export(build_parser().parse_args(arguments))
-    except UsageError as found:
-        print_errors(found.problems)
-        return 2
-    except (StorageError, TrackingError) as found:
-        print_errors([str(found)])
-        return 2
-    except RegistryError as found:
-        print_errors([f"The model was not registered: {found}. Fix that and run it again."])
-        return 1
-    except VerificationError as found:
-        print_errors([f"The export was removed, as its predictions differ: {found}."])
-        return 1
-    except OSError as found:
-        print_errors([f"The export could not be written: {found}. Nothing was exported."])
-        return 1
-    except KeyboardInterrupt:
-        open_console(stderr=True).print("Interrupted. Nothing was exported.")
-        return 130
+    failures: Failures = {
+        RegistryError: (1, "The model was not registered: {}. Fix that and run it again."),
+        VerificationError: (1, "The export was removed, as its predictions differ: {}."),
+        OSError: (1, "The export could not be written: {}. Nothing was exported."),
+    }
+    nothing = "Interrupted. Nothing was exported."
+    return exit_code(lambda: _run(arguments), nothing, failures)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    exported = export(build_parser().parse_args(arguments))
     verified = exported.verified
     lines = [exported.source + ("" if exported.output is None else f": {exported.output}")]
     if verified is not None:
@@ -244,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     if exported.version is not None:
         lines.append(exported.version.announced)
-    console.print("\n".join(lines))
+    open_console().print("\n".join(lines))
     return 0
 
 

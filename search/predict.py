@@ -17,10 +17,9 @@ from search.exporting.classifier import Classifier, Photos
 from search.exporting.open_classifier import RegistryError, open_classifier
 from search.terminal.bars import Bars
 from search.terminal.console import open_console, print_errors
+from search.terminal.exit_code import Failures, exit_code
 from search.terminal.parser import Parser, integer
-from search.tracking.uri import TrackingError
 from trainables.core.files import expanded
-from trainables.core.storage import StorageError
 from trainables.core.text import printable
 from trainables.data.base import DataError
 from trainables.data.image_files import images_below
@@ -77,37 +76,29 @@ def build_parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; return 0 if an image was classified, 2 for a mistake in the request, 1 if no image could
     be read or the predictions could not be written."""
+    failures: Failures = {
+        RegistryError: (2, "The registered model could not be opened: {}."),
+        OSError: (1, "The predictions could not be written: {}."),
+    }
+    return exit_code(lambda: _run(arguments), "Interrupted.", failures)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     console = open_console()
-    try:
-        options = build_parser().parse_args(arguments)
-        files = _files(options)
-        with console.status("Opening the model"):
-            classifier = open_classifier(
-                options.name,
-                options.storage,
-                options.trial,
-                options.episode,
-                options.data,
-                options.device,
-                options.tracking_uri,
-            )
-        count = write_predictions(classifier, files, options.top, options.output, console)
-        return 0 if count else 1
-    except UsageError as found:
-        print_errors(found.problems)
-        return 2
-    except (StorageError, TrackingError) as found:
-        print_errors([str(found)])
-        return 2
-    except RegistryError as found:
-        print_errors([f"The registered model could not be opened: {found}."])
-        return 2
-    except OSError as found:
-        print_errors([f"The predictions could not be written: {found}."])
-        return 1
-    except KeyboardInterrupt:
-        open_console(stderr=True).print("Interrupted.")
-        return 130
+    options = build_parser().parse_args(arguments)
+    files = _files(options)
+    with console.status("Opening the model"):
+        classifier = open_classifier(
+            options.name,
+            options.storage,
+            options.trial,
+            options.episode,
+            options.data,
+            options.device,
+            options.tracking_uri,
+        )
+    count = write_predictions(classifier, files, options.top, options.output, console)
+    return 0 if count else 1
 
 
 def _files(options: argparse.Namespace) -> list[str]:

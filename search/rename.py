@@ -110,7 +110,7 @@ def rename(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 0 when folder and MLflow have the new name, 1 if only the folder has it, 2 for a
     mistake."""
-    return exit_code(lambda: _run(arguments), "Run the same command again to continue.")
+    return exit_code(lambda: _run(arguments), "Interrupted. Run the same command again.")
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from search.core.problems import UsageError
 from search.reporting.files import PAGE, report_folder
 from search.reporting.source import comparable, read_source
-from search.terminal.console import open_console, print_errors
+from search.terminal.console import open_console
+from search.terminal.exit_code import Failures, exit_code
 from search.terminal.parser import Parser
 from trainables.core.credentials import without_password
 from trainables.core.storage import StorageError, join
@@ -37,21 +37,19 @@ def build_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; return 0 if the report was written, 2 for invalid input, 1 if writing failed."""
-    console = open_console()
-    try:
-        options = build_parser().parse_args(arguments)
-        source = read_source(options.name, options.storage)
-        others = [read_source(name, options.storage) for name in options.compare]
-        comparable(source, others)
-        from search.reporting.page import notices, write_report
+    failures: Failures = {StorageError: (1, "The report cannot be written: {}.")}
+    return exit_code(lambda: _run(arguments), "Interrupted.", failures)
 
-        write_report(source, others)
-    except UsageError as error:
-        print_errors(error.problems)
-        return 2
-    except StorageError as error:
-        print_errors([f"The report cannot be written: {error}."])
-        return 1
+
+def _run(arguments: Sequence[str] | None) -> int:
+    console = open_console()
+    options = build_parser().parse_args(arguments)
+    source = read_source(options.name, options.storage)
+    others = [read_source(name, options.storage) for name in options.compare]
+    comparable(source, others)
+    from search.reporting.page import notices, write_report
+
+    write_report(source, others)
     for notice in notices((source, *others)):
         console.print(notice, style="yellow")
     place = join(

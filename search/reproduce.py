@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search.core.environment import quiet_environment
+from search.terminal.exit_code import exit_code
 
 quiet_environment()  # Ray reads its settings when it is imported
 
@@ -29,7 +30,6 @@ from search.reproduction.request import (  # noqa: E402
 from search.terminal.console import (  # noqa: E402
     end_with_the_reader,
     open_console,
-    print_errors,
     relative,
 )
 from search.terminal.option_values import names  # noqa: E402
@@ -133,35 +133,28 @@ def build_parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; return 0 if every cell was trained, 2 for invalid input, 1 if a training failed or the
     run could not continue, and 130 if it was interrupted."""
-    console = open_console()
-    try:
-        options = build_parser().parse_args(arguments)
-        if not options.tables:
-            end_with_the_reader()
-            _list(console)
-            return 0
-        requests = read_requests(options)
-        placement = _placement(options)
-        if options.dry_run:
-            _dry_run(requests, placement, console)
-            return 0
-        return _run(requests, options, placement, console)
-    except UsageError as error:
-        print_errors(error.problems)
-        return 2
-    except (StoppedError, StorageError) as error:
-        print_errors(
-            [
-                f"The reproduction stopped: {error}. Finished trainings are kept: fix the cause "
-                "and run the same command again."
-            ]
-        )
-        return 1
-    except KeyboardInterrupt:
-        open_console(stderr=True).print(
-            "Stopped. Finished trainings are kept; run the same command again to continue."
-        )
-        return 130
+    message = (
+        "The reproduction stopped: {}. Finished trainings are kept: fix the cause and run the same "
+        "command again."
+    )
+    return exit_code(
+        lambda: _main(build_parser().parse_args(arguments), open_console()),
+        "Stopped. Finished trainings are kept; run the same command again to continue.",
+        {StoppedError: (1, message), StorageError: (1, message)},
+    )
+
+
+def _main(options: Namespace, console: Console) -> int:
+    if not options.tables:
+        end_with_the_reader()
+        _list(console)
+        return 0
+    requests = read_requests(options)
+    placement = _placement(options)
+    if options.dry_run:
+        _dry_run(requests, placement, console)
+        return 0
+    return _run(requests, options, placement, console)
 
 
 def read_requests(options: Namespace) -> list[Request]:

@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from search.core.lock import SweepLock
-from search.core.problems import StoppedError, UsageError
+from search.core.problems import UsageError
 from search.core.sweep_folder import SweepFolder, find_sweep
 from search.evaluation.record import read_evaluation
-from search.terminal.console import open_console, print_errors
+from search.terminal.console import open_console
+from search.terminal.exit_code import exit_code
 from search.terminal.parser import Parser, duration
 from search.terminal.sweep_status import SweepStatus
 from search.tracking.content import sweep_artifacts
 from search.tracking.marks import open_marks
 from search.tracking.mlflow_reporter import MlflowReporter
-from search.tracking.uri import TrackingError, check_tracking_uri, ui_command, uri_afterwards
-from trainables.core.storage import StorageError
+from search.tracking.uri import check_tracking_uri, ui_command, uri_afterwards
 
 _INTRODUCTION = """\
 Bring MLflow up to date with a sweep's folder.
@@ -95,20 +95,17 @@ def synchronise(sweep: SweepFolder, uri: str, rebuild: bool, timeout: float) -> 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; return 0 if MLflow is up to date, 1 if something is left, 2 for a mistake."""
-    console, complain = open_console(), open_console(stderr=True)
-    try:
-        options = build_parser().parse_args(arguments)
-        sweep = find_sweep(options.name, options.storage)
-        uri = uri_afterwards(options.tracking_uri, sweep.config)
-        check_tracking_uri(uri)  # an unreachable one may come back in time
-        with SweepLock(sweep.files, complain.print):
-            found = synchronise(sweep, uri, options.rebuild, options.timeout)
-    except (UsageError, TrackingError, StorageError, StoppedError) as error:
-        print_errors(error.problems if isinstance(error, UsageError) else [str(error)])
-        return 2
-    except KeyboardInterrupt:
-        complain.print("Interrupted. Run the same command again to continue.")
-        return 130
+    return exit_code(lambda: _run(arguments), "Interrupted. Run the same command again.")
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    complain = open_console(stderr=True)
+    options = build_parser().parse_args(arguments)
+    sweep = find_sweep(options.name, options.storage)
+    uri = uri_afterwards(options.tracking_uri, sweep.config)
+    check_tracking_uri(uri)  # an unreachable one may come back in time
+    with SweepLock(sweep.files, complain.print):
+        found = synchronise(sweep, uri, options.rebuild, options.timeout)
     runs = f"{found.delivered} runs brought up to date"
     if found.left:
         complain.print(
@@ -119,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     line = runs if found.delivered else "Already up to date"
     if found.trials is not None:
         line += f", MLflow holds {found.trials} trials of sweep {options.name}"
-    console.print(f"{line}: {ui_command(uri)}")
+    open_console().print(f"{line}: {ui_command(uri)}")
     return 0
 
 

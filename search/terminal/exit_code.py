@@ -1,23 +1,34 @@
-"""The exit code of a command that changes a sweep, and what it prints if it fails."""
+"""The exit code of a command, and what it prints if it fails."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from search.core.problems import StoppedError, UsageError
 from search.terminal.console import open_console, print_errors
 from search.tracking.uri import TrackingError
 from trainables.core.storage import StorageError
 
+Failures = Mapping[type[Exception], tuple[int, str]]
+"""Error -> exit code and message, in which `{}` stands for the error."""
+_KNOWN: Failures = dict.fromkeys((TrackingError, StorageError, StoppedError), (2, "{}"))
 
-def exit_code(command: Callable[[], int], interrupted: str) -> int:
-    """Run a command and return its exit code: 2 after an error, which is printed, and 130 after
-    Ctrl-C, after which `interrupted` says how to go on."""
+
+def exit_code(command: Callable[[], int], interrupted: str, failures: Failures = _KNOWN) -> int:
+    """Run a command and return its exit code: 2 after an error, which is printed, or the one in
+    `failures`, and 130 after Ctrl-C, after which `interrupted` says how to go on."""
     try:
         return command()
-    except (UsageError, TrackingError, StorageError, StoppedError) as error:
-        print_errors(error.problems if isinstance(error, UsageError) else [str(error)])
+    except UsageError as error:
+        print_errors(error.problems)
         return 2
     except KeyboardInterrupt:
-        open_console(stderr=True).print(f"Interrupted. {interrupted}")
+        open_console(stderr=True).print(interrupted)
         return 130
+    except Exception as error:
+        known: Mapping[type, tuple[int, str]] = {**_KNOWN, **failures}
+        found = next((known[kind] for kind in type(error).__mro__ if kind in known), None)
+        if found is None:
+            raise
+        print_errors([found[1].format(error)])
+        return found[0]
