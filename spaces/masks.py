@@ -95,7 +95,6 @@ class MaskSpace(DeclaredSpace):
         return {**super().fields, "flip_budget": Field(float, doc)}
 
     def condition(self, name: str) -> Condition:
-        """When a row is suggested."""
         if name == "flip_budget" and "lr" in {*self.fixed, *self.ranges}:
             return Condition("unless lr is fixed or searched", (), lambda chosen: False)
         return super().condition(name)

@@ -22,6 +22,7 @@ from trainables.data.class_subsets import Half
 from trainables.encoded_task import EncodedTask
 from trainables.methods.base import Head, Method, MethodError, Predictor
 from trainables.trainer import Trainer
+from trainables.training import TrainedModel, Training
 from trainables.trial import Episode, TrialConfig
 from trainables.validation import validation_metrics
 from trainables.view import View
@@ -57,7 +58,6 @@ class LogitSum(Predictor):
         return Head(weight, bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Image features [b, d] -> logits [b, c]."""
         parts = [w * method(inputs) for w, method in zip(self.weights, self._members, strict=True)]
         return torch.stack(parts).sum(0)
 
@@ -66,8 +66,8 @@ class LogitSum(Predictor):
         return list(self.methods)  # type: ignore[arg-type]
 
 
-class Ensemble:
-    """The members' trainings on one episode, one after the other; see `Training`."""
+class Ensemble(Training, TrainedModel):
+    """The members' trainings on one episode, one after the other."""
 
     def __init__(
         self,
@@ -91,21 +91,17 @@ class Ensemble:
 
     @property
     def backbone(self) -> Backbone:
-        """The members' backbone."""
         return self._parts[0].backbone
 
     @property
     def epoch(self) -> int:
-        """Epochs trained so far, of all members."""
         return sum(part.epoch for part in self._parts)
 
     @property
     def epochs(self) -> int:
-        """Number of epochs of all members."""
         return sum(part.epochs for part in self._parts)
 
     def advancing(self) -> Sequence[Trainer]:
-        """Return the first member that is not trained to its end."""
         return [next(part for part in self._parts if part.epoch < part.epochs)]
 
     def run_epoch(self, validate: bool = True) -> dict[str, float]:
@@ -115,12 +111,10 @@ class Ensemble:
         return metrics | (self.validate() if validate else {})
 
     def validate(self) -> dict[str, float]:
-        """Return `val/*` of the ensemble."""
         return validation_metrics(self.logits(self.val), self.val.labels)
 
     @torch.no_grad()
     def logits(self, view: View) -> Tensor:
-        """Return logits [n, c] for the images of a view."""
         method = self.method
         head = method.linear_head()
         rows = view.features().split(_FEATURES)
@@ -130,12 +124,10 @@ class Ensemble:
         return torch.cat([functional.linear(unit, head.weight, head.bias) for unit in units])
 
     def validation_logits(self) -> Tensor:
-        """Return logits [n, c] for the validation images."""
         return self.logits(self.val)
 
     @property
     def is_idle(self) -> bool:
-        """Whether no member is trained."""
         return all(part.is_idle for part in self._parts)
 
     def forecast(self) -> dict[str, float]:
@@ -143,7 +135,6 @@ class Ensemble:
         return {}
 
     def warnings(self) -> list[str]:
-        """Return the members' warnings."""
         return list(dict.fromkeys(text for part in self._parts for text in part.warnings()))
 
     def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -152,7 +143,6 @@ class Ensemble:
         return tensors, _FORMAT | {"members": json.dumps(records)}
 
     def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """Load the result of `artifact`; raises `MethodError`."""
         try:
             records = json.loads(metadata["members"])
         except (KeyError, ValueError):
@@ -168,13 +158,11 @@ class Ensemble:
             part.epoch = part.epochs
 
     def set_classes(self, dataset: str, half: Half) -> None:
-        """Classify other classes, with every member."""
         for part in self._parts:
             part.set_classes(dataset, half)
 
     @property
     def parameter_count(self) -> int:
-        """Learned numbers of all members."""
         return sum(part.parameter_count for part in self._parts)
 
     def progress(self) -> dict[str, float]:
@@ -187,7 +175,6 @@ class Ensemble:
         return tensors, {"members": records}
 
     def load_state(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Continue from `state`, bit for bit."""
         stored = split_numbered(tensors, plain["members"])
         for part, state in zip(self._parts, stored, strict=True):
             part.load_state(*state)

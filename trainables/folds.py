@@ -14,14 +14,15 @@ from torch import Tensor
 from trainables.core.tensor_file import numbered, split_numbered
 from trainables.encoded_task import EncodedTask
 from trainables.trainer import Trainer
+from trainables.training import Training
 from trainables.trial import Episode, TrialConfig
 from trainables.validation import fold_rows, validation_metrics
 from trainables.view import View, ViewRows
 
 
-class FoldedTraining:
+class FoldedTraining(Training):
     """One training per fold, which leaves out the fold's images, and one on all images, whose model
-    is kept; see `Training`. All advance together."""
+    is kept. All advance together."""
 
     def __init__(self, config: TrialConfig, encoded_task: EncodedTask, episode: Episode) -> None:
         """Raises `MethodError`, `DataError`, `BackboneError`."""
@@ -34,16 +35,13 @@ class FoldedTraining:
 
     @property
     def epoch(self) -> int:
-        """Epochs trained so far."""
         return self._whole.epoch
 
     @property
     def epochs(self) -> int:
-        """Number of epochs."""
         return self._whole.epochs
 
     def advancing(self) -> Sequence[Trainer]:
-        """Return the trainings of all folds, and the one on all images."""
         return self._parts
 
     def run_epoch(self, validate: bool = True) -> dict[str, float]:
@@ -63,28 +61,22 @@ class FoldedTraining:
 
     @property
     def is_idle(self) -> bool:
-        """Whether training leaves the model as it is."""
         return self._whole.is_idle
 
     def forecast(self) -> dict[str, float]:
-        """Return the forecast for the training on all images."""
         return self._whole.forecast()
 
     def warnings(self) -> list[str]:
-        """Return its warnings."""
         return self._whole.warnings()
 
     def artifact(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Return its result."""
         return self._whole.artifact()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the states of all trainings."""
         tensors, records = numbered(part.state() for part in self._parts)
         return tensors, {"parts": records}
 
     def load_state(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Continue from `state`, bit for bit."""
         stored = split_numbered(tensors, plain["parts"])
         for part, state in zip(self._parts, stored, strict=True):
             part.load_state(*state)

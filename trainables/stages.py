@@ -93,7 +93,6 @@ class Pipeline(Training, TrainedModel):
         return _epochs(self.config.stages)
 
     def advancing(self) -> Sequence[Trainer]:
-        """Return the current stage."""
         return [self._present()]
 
     def run_epoch(self, validate: bool = True) -> dict[str, float]:
@@ -105,11 +104,9 @@ class Pipeline(Training, TrainedModel):
         return metrics
 
     def validate(self) -> dict[str, float]:
-        """Return `val/*` of the current stage."""
         return self._present().validate()
 
     def logits(self, view: View) -> Tensor:
-        """Return logits [n, c] of the current stage."""
         return self._present().logits(self._task.reencode(view))
 
     @property
@@ -118,7 +115,6 @@ class Pipeline(Training, TrainedModel):
         return False
 
     def validation_logits(self) -> Tensor:
-        """Return logits [n, c] of the current stage."""
         return self._present().validation_logits()
 
     def forecast(self) -> dict[str, float]:
@@ -138,7 +134,6 @@ class Pipeline(Training, TrainedModel):
         return tensors, _FORMAT | {"stages": json.dumps(records)}
 
     def load_artifact(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """Load the result of `artifact`; raises `MethodError`."""
         if {key: metadata.get(key) for key in _FORMAT} != _FORMAT:
             raise MethodError(
                 f"a pipeline's artifact has the metadata {_FORMAT}, got {dict(metadata)}: "
@@ -161,7 +156,6 @@ class Pipeline(Training, TrainedModel):
         last.epoch = last.epochs
 
     def set_classes(self, dataset: str, half: Half) -> None:
-        """Classify other classes, with the last stage."""
         self._present().set_classes(dataset, half)
 
     @property
@@ -169,7 +163,6 @@ class Pipeline(Training, TrainedModel):
         return self._present().parameter_count
 
     def progress(self) -> dict[str, float]:
-        """Return the scalars of the last stage."""
         return self._present().progress()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -182,7 +175,6 @@ class Pipeline(Training, TrainedModel):
         return tensors, {"before": records, "now": plain}
 
     def load_state(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Continue from `state`, bit for bit."""
         self._restore(tensors, plain["before"])
         if plain["now"] is not None:
             self._open().load_state(under(tensors, "now/"), plain["now"])

@@ -39,7 +39,6 @@ class FeatureBackbone(Backbone):
 
     @property
     def feature_dim(self) -> int:
-        """Length d of the bundle's features."""
         return self.dimension
 
     def encode_image(self, images: Tensor) -> Tensor:

@@ -48,7 +48,6 @@ class _Restricted(DerivedDataset):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of these classes."""
         return tuple(self.whole.class_names[label] for label in self.classes)
 
     def prompts(self, variant: PromptVariant) -> PromptSet:
@@ -56,7 +55,6 @@ class _Restricted(DerivedDataset):
         return self.whole.prompts(variant).of_classes(self.classes)
 
     def split(self, name: SplitName) -> Split:
-        """The images of these classes."""
         return self.whole.split(name).of_classes(self.classes)
 
     def sealed_split(self, permit: Permit) -> Split:

@@ -87,7 +87,6 @@ class _Described(DerivedDataset):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The user's names, or the original's."""
         return self.names or self.whole.class_names
 
     def prompts(self, variant: PromptVariant) -> PromptSet:

@@ -92,7 +92,6 @@ class Clap(TensorMethod):
         self.multipliers.copy_(means if self.config.per_class else means.mean().expand_as(means))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Image features [b, d] -> logits [b, c]."""
         unit = functional.normalize(self.prototypes, dim=-1)
         return self.scale * functional.normalize(inputs, dim=-1) @ unit.mT
 
@@ -105,7 +104,6 @@ class Clap(TensorMethod):
 
     @torch.no_grad()
     def linear_head(self) -> Head:
-        """The prototypes."""
         return Head(self.scale * functional.normalize(self.prototypes, dim=-1))
 
     @torch.no_grad()

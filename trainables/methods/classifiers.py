@@ -60,18 +60,15 @@ class FittedClassifier(TensorMethod):
 
     @torch.no_grad()
     def prepare(self, support: Support) -> None:
-        """Fits W and b."""
         weight, bias = self.fit(support)
         self.weight.copy_(weight)
         self.bias.copy_(bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Image features [b, d] -> logits [b, c]."""
         return functional.normalize(inputs, dim=-1) @ self.weight.T + self.bias
 
     @torch.no_grad()
     def linear_head(self) -> Head:
-        """W and b."""
         return Head(self.weight, self.bias)
 
     def set_classes(self, classes: ClassTexts) -> None:

@@ -84,7 +84,6 @@ class ClipAdapter(TensorMethod):
         return Recipe(config, optim, dassl_crop_scale(name))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Image features [b, d] -> logits [b, c]."""
         hidden = (inputs @ self.down.mT).relu()
         adapted = (hidden @ self.up.mT).relu()
         mixed = self._ratio * adapted + (1 - self._ratio) * inputs

@@ -145,7 +145,6 @@ class ClipLora(TensorMethod):
         return super().metadata() | {"scale": repr(self.config.scale)}
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Images [b, 3, s, s] -> logits [b, c]."""
         features: Tensor = self._tuned.visual(inputs)
         unit = functional.normalize(features.float(), dim=-1)
         texts = functional.normalize(self._texts(), dim=-1)
@@ -195,7 +194,6 @@ class ClipLora(TensorMethod):
 
     @torch.no_grad()
     def linear_head(self) -> Head:
-        """The tuned text features."""
         texts = functional.normalize(self._texts(), dim=-1)
         return Head(self.scale * texts)
 

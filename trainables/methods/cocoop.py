@@ -81,7 +81,6 @@ class CoCoOp(TensorMethod):
         return shift
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Image features [b, d] -> logits [b, c]."""
         unit = functional.normalize(inputs, dim=-1)
         # With gradients the tower itself limits its memory.
         at_once = text_tower.AT_ONCE // len(self._prompts.ends)

@@ -240,13 +240,11 @@ class ContextMethod(TensorMethod):
         return functional.normalize(features, dim=-1)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Image features [b, d] -> logits [b, c]."""
         logits: Tensor = self.scale * functional.normalize(inputs, dim=-1) @ self.classifier().T
         return logits
 
     @torch.no_grad()
     def linear_head(self) -> Head:
-        """The text features."""
         return Head(self.scale * self.classifier())
 
     @torch.no_grad()

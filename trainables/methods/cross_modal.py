@@ -82,7 +82,6 @@ class CrossModal(TensorMethod):
         return Recipe(config, optim, crop_scale=1.0)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Image features [b, d] -> logits [b, c]."""
         return self.scale * functional.normalize(inputs, dim=-1) @ self.weight.T
 
     def losses(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
@@ -97,7 +96,6 @@ class CrossModal(TensorMethod):
 
     @torch.no_grad()
     def linear_head(self) -> Head:
-        """The weights times the logit scale."""
         return Head(self.scale * self.weight)
 
     @torch.no_grad()

@@ -85,7 +85,6 @@ class EnhancedBase(TensorMethod):
         return Recipe(EnhancedBaseConfig(prompts=name), optim, crop_scale=1.0)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Image features [b, d] -> logits [b, c]."""
         return functional.normalize(inputs, dim=-1) @ self._classifier().T
 
     def _classifier(self) -> Tensor:
@@ -105,12 +104,10 @@ class EnhancedBase(TensorMethod):
         self.states = states if prompts.normalise_each else merged(states, prompts)
 
     def merged_backbone(self) -> Backbone:
-        """The text tower with the tuned W."""
         return self.backbone.changed(self.learned())
 
     @torch.no_grad()
     def linear_head(self) -> Head:
-        """The enhanced base."""
         return Head(self._classifier())
 
     @torch.no_grad()

@@ -72,7 +72,6 @@ class FineTuning(TensorMethod):
         return Recipe(config, OptimConfig(_RATE, epochs, batch_size=32), crop_scale=0.5)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Images [b, 3, s, s] -> logits [b, c]."""
         own = {name.removeprefix(_VISUAL): weight for name, weight in self.learned().items()}
         features: Tensor = functional_call(self.backbone.visual, own, (inputs,))
         return functional.normalize(features.float(), dim=-1) @ self.classifier.T
@@ -83,11 +82,9 @@ class FineTuning(TensorMethod):
         self.register_buffer("classifier", classifier, persistent=False)
 
     def merged_backbone(self) -> Backbone:
-        """The model with W in place of W_0."""
         return self.backbone.changed(self.learned())
 
     def linear_head(self) -> Head:
-        """The text features, which are not trained."""
         return Head(self.classifier)
 
     @torch.no_grad()

@@ -69,7 +69,6 @@ class LinearAdapter(TensorMethod):
         return Recipe(config, taskres_optim(name, facts), dassl_crop_scale(name))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Image features [b, d] -> logits [b, c]."""
         if self.config.adapted == "image":
             inputs = self._adapt(inputs)
         return functional.normalize(inputs, dim=-1) @ self._classifier().T
@@ -91,7 +90,6 @@ class LinearAdapter(TensorMethod):
 
     @torch.no_grad()
     def linear_head(self) -> Head | None:
-        """The adapted text features; None for an adapter on the images."""
         return Head(self._classifier()) if self.config.adapted == "text" else None
 
     @torch.no_grad()

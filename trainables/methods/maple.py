@@ -71,7 +71,6 @@ class Maple(DeepPrompts):
         return [functional.linear(tokens, weight, bias) for tokens, weight, bias in layers]
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Images [b, 3, s, s] -> logits [b, c]."""
         features = self._tower.encode(inputs, self.image_tokens())
         texts = self._texts(self.contexts())
         logits: Tensor = self.scale * functional.normalize(features, dim=-1) @ texts.T

@@ -71,7 +71,6 @@ class ProGrad(ContextMethod):
 
     @property
     def uses_zero_shot(self) -> bool:
-        """Always, for k."""
         return True
 
     def backward(self, batch: Batch, rng: torch.Generator) -> dict[str, float]:

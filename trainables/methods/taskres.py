@@ -123,7 +123,6 @@ class TaskRes(TensorMethod):
         return self.fixed_alpha if self.alpha_logit is None else self.alpha_logit.tanh()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Image features [b, d] -> logits [b, c]."""
         return self._logits(self._factors(inputs))
 
     @torch.no_grad()

@@ -49,7 +49,6 @@ class TensorMethod(Method):
         return {name: loss.item() for name, loss in self.follow(batch, rng).items()}
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """All its parameters."""
         return dict(self.named_parameters())
 
     def learned(self) -> dict[str, Tensor]:

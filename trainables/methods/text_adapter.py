@@ -79,7 +79,6 @@ class TextAdapter(TensorMethod):
         return Recipe(config, taskres_optim(name, facts), dassl_crop_scale(name))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Image features [b, d] -> logits [b, c]."""
         return functional.normalize(inputs, dim=-1) @ self._classifier().mT
 
     def _classifier(self) -> Tensor:
@@ -94,7 +93,6 @@ class TextAdapter(TensorMethod):
 
     @torch.no_grad()
     def linear_head(self) -> Head:
-        """The adapted text features."""
         return Head(self._classifier())
 
     @torch.no_grad()

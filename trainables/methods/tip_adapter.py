@@ -97,7 +97,6 @@ class KeyCache(TensorMethod):
         self.labels.copy_(support.labels)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Image features [b, d] -> logits [b, c]."""
         unit = functional.normalize(inputs, dim=-1)
         # Trained keys leave unit length: the affinity is the plain product, as in the code.
         near = torch.exp(-self.beta * (1 - unit @ self.keys.mT))  # [b, n]

@@ -76,7 +76,6 @@ class Vpt(TensorMethod):
         return Recipe(config, token_optim(name, facts, 2.5e-3, epochs=5), DASSL_CROP_SCALE)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Images [b, 3, s, s] -> logits [b, c]."""
         features = self._tower.encode(inputs, self.tokens.unbind())
         return functional.normalize(features, dim=-1) @ self.classifier.T
 

@@ -50,14 +50,11 @@ class ZeroShot(TensorMethod):
         return Recipe(config, OptimConfig(lr=2e-3, epochs=1, batch_size=256), crop_scale=1.0)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Image features [b, d] -> logits [b, c]."""
         return functional.normalize(inputs, dim=-1) @ self.classifier.T
 
     def set_classes(self, classes: ClassTexts) -> None:
-        """Takes their text features."""
         classifier = zero_shot_classifier(classes, self.backbone)
         self.register_buffer("classifier", classifier, persistent=False)
 
     def linear_head(self) -> Head:
-        """The text features."""
         return Head(self.classifier)

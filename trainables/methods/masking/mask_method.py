@@ -235,7 +235,6 @@ class MaskMethod(Method):
         return self.scores.progress()
 
     def merged_backbone(self) -> Backbone:
-        """The model with W B in place of W."""
         weights = self.scores.effective()
         return self.backbone.changed({f"{self.prefix}{name}": w for name, w in weights.items()})
 

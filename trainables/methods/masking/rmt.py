@@ -75,7 +75,6 @@ class MaskTuning(MaskMethod):
         return features, self.classifier
 
     def linear_head(self) -> Head:
-        """The text features, which masks do not change."""
         return Head(self.classifier)
 
     def set_classes(self, classes: ClassTexts) -> None:
@@ -105,7 +104,6 @@ class MaskedText(MaskMethod):
 
     @torch.no_grad()
     def linear_head(self) -> Head:
-        """The class features of the masked tower."""
         return Head(self._classifier(self.scores.effective()))
 
     def set_classes(self, classes: ClassTexts) -> None:
@@ -139,7 +137,6 @@ class MaskedTowers(MaskMethod):
 
     @torch.no_grad()
     def linear_head(self) -> Head:
-        """The class features of the masked text tower."""
         return Head(self._classifier(_of_text(self.scores.effective())))
 
     def set_classes(self, classes: ClassTexts) -> None:
