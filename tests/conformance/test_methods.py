@@ -5,12 +5,13 @@ import dataclasses
 import hashlib
 import inspect
 import itertools
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -324,11 +325,14 @@ def test_presets_are_valid(name: str, preset: Preset, world: World) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_refuses_an_unknown_prompt_variant(name: str) -> None:
+def test_refuses_values_outside_of_their_types(name: str) -> None:
     world, config = open_world(ONLY.get(name, "vit")), CASES[name][0]
-    broken = dataclasses.replace(config, prompts="none")  # type: ignore[arg-type]
-    with pytest.raises(MethodError, match="prompts must be one of"):
-        METHODS[name].build(broken, context(world, config))
+    for field, kind in get_type_hints(type(config)).items():
+        if kind not in (str, bool):
+            value: Any = {int: 0, float: math.nan}.get(kind, "none")
+            broken = dataclasses.replace(config, **{field: value})
+            with pytest.raises(MethodError, match=f"{field} must be .*, got {value!r}"):
+                METHODS[name].build(broken, context(world, config))
 
 
 def _digest(name: str) -> str:

@@ -8,7 +8,7 @@ from torch.nn import functional
 from tests.trainables.methods.named_classes import NAMES, context
 from trainables.backbones.base import Backbone
 from trainables.core.optim import OptimConfig, make_optimiser
-from trainables.methods.base import Batch, MethodError, TaskFacts
+from trainables.methods.base import Batch, TaskFacts
 from trainables.methods.context import ContextConfig
 from trainables.methods.coop import CoOp
 from trainables.methods.kgcoop import KgCoOp, KgCoOpConfig, distance
@@ -102,9 +102,3 @@ def test_published_settings() -> None:
             assert (found.optim.weight_decay, found.crop_scale) == (decay, crop)
     clean = KgCoOp.preset("clean", TaskFacts("dtd", 16, 752)).optim
     assert (clean.epochs, clean.batch_size) == (200, 32)
-
-
-@pytest.mark.parametrize("weight", [-1.0, float("nan")])
-def test_refuses(backbone: Backbone, weight: float) -> None:
-    with pytest.raises(MethodError, match="knowledge_weight must be finite and not negative"):
-        KgCoOp.build(KgCoOpConfig(knowledge_weight=weight), context(backbone, variant="single"))

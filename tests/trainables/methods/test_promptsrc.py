@@ -176,20 +176,9 @@ def test_published_settings(name: Any) -> None:
     assert small.epochs == (1000 if name == "clean" else 50)
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"image_tokens": 0}, "image_tokens must be at least 1, got 0"),
-        ({"depth": 0}, "depth must be at least 1, got 0"),
-        ({"text_weight": -1.0}, "text_weight must be finite and not negative, got -1.0"),
-        ({"average_center": 1.5}, "average_center must be in"),
-        ({"average_width": 0.0}, "average_width must be positive and finite, got 0.0"),
-        ({"context_tokens": 5}, "init_words must have at least context_tokens"),
-    ],
-)
-def test_refuses(backbone: Backbone, fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(MethodError, match=message):
-        build(backbone, **fields)
+def test_refuses_more_tokens_than_words(backbone: Backbone) -> None:
+    with pytest.raises(MethodError, match="init_words must have at least context_tokens"):
+        build(backbone, context_tokens=5)
 
 
 def test_the_templates_are_sixty_different_ones() -> None:
