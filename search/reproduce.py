@@ -267,16 +267,13 @@ def _dry_run(requests: Sequence[Request], placement: Placement | None, console: 
         plan = plan_reproduction(request)
         console.print(f"{request.name}: {request.table.caption}.", style="bold")
         _print_left_out(plan, console)
-        here = placement or place(SweepConfig(task=_carrier_task()), this_machine())[0]
+        usual = SweepConfig(task=TaskSpec(("digits",), EMBEDDED, (1,), (1,)))
+        here = placement or place(usual, this_machine())[0]
         assert here is not None, "the default placement always fits"
         with console.status("Timing some steps"):
             found = estimate(plan, here)
         for line in lines(found, here):
             console.print(line)
-
-
-def _carrier_task() -> TaskSpec:
-    return TaskSpec(("digits",), EMBEDDED, (1,), (1,))
 
 
 def _print_left_out(plan: ReproductionPlan, console: Console) -> None:

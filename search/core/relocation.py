@@ -10,7 +10,6 @@ import os
 import shutil
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from search.core.lock import CLAIMS
 from search.core.problems import UsageError
@@ -83,8 +82,4 @@ def _copy(source: Storage, target: Storage) -> None:
     for name in source.files():
         if not name.startswith((f"{CLAIMS}/", SWEEP_FILE, UNFINISHED_FILE)):
             with source.as_local_file(name) as path:
-                target.write_with(name, partial(_copy_file, path))
-
-
-def _copy_file(path: Path, copy: Path) -> None:
-    shutil.copyfile(path, copy)
+                target.write_with(name, partial(shutil.copyfile, path))

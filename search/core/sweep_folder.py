@@ -169,7 +169,9 @@ class SweepFolder:
     def unfinished(self) -> Unfinished | None:
         """The command that was interrupted while it removed or renamed this sweep, or None."""
         try:
-            return None if self.exists else self._read_unfinished()
+            return (
+                None if self.exists else read_record(Unfinished, self.files.read(UNFINISHED_FILE))
+            )
         except FileNotFoundError:
             return None
         except RecordError as error:
@@ -230,9 +232,6 @@ class SweepFolder:
 
     def _read_record(self) -> SweepRecord:
         return read_version(SweepRecord, self.files.read(SWEEP_FILE), FORMAT)
-
-    def _read_unfinished(self) -> Unfinished:
-        return read_record(Unfinished, self.files.read(UNFINISHED_FILE))
 
     def _is_original(self, location: str) -> bool:
         """Whether the folder that was given the id is still there, and another one. A folder that

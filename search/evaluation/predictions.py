@@ -251,7 +251,7 @@ def _tables(
             part,
             classes[target, part],
             group[0].column("image").to_numpy(),
-            () if group[0].column("file").null_count else _files(group[0]),
+            () if (file := group[0].column("file")).null_count else tuple(file.to_pylist()),
             group[0].column("truth").to_numpy(),
             tuple(_answers(group)),
         )
@@ -273,7 +273,3 @@ def _answers(group: Sequence[pa.RecordBatch]) -> Iterator[ModelPredictions]:
 
 def _first(batch: pa.RecordBatch, name: str) -> Any:
     return batch.column(name)[0].as_py()
-
-
-def _files(batch: pa.RecordBatch) -> tuple[str, ...]:
-    return tuple(batch.column("file").to_pylist())

@@ -54,7 +54,6 @@ from trainables.core.plugins import plugin_sources
 from trainables.core.storage import LocalStorage, Storage
 from trainables.core.tensor_file import read_checked, write_tensors
 from trainables.data.sealed import EVALUATION_PROCESS, TRAINING_PROCESS
-from trainables.trial import Episode
 
 Progress = Callable[[str, int, int], None]
 """Progress callback: label, done, total."""
@@ -213,7 +212,9 @@ def _classify_missing(
     remote = ray.remote(**task_options(placement, EVALUATION_PROCESS))(classify)
 
     def start(job: SplitJob) -> Any:
-        models = [(c.label, *_facts(c.episode)) for c in job.candidates]
+        models = [
+            (c.label, c.episode.dataset, c.episode.shots, c.episode.seed) for c in job.candidates
+        ]
         moment = record_read(sweep, job.split.target, models, plan.inputs)
         return remote.remote(job, spec, sweep.location, moment)
 
@@ -226,10 +227,6 @@ def _classify_missing(
             raise EvaluationError(f"the predictions for '{job.split.target}' are missing")
         results.append((job, *found))
     return results
-
-
-def _facts(episode: Episode) -> tuple[str, int, int]:
-    return episode.dataset, episode.shots, episode.seed
 
 
 def _run(

@@ -101,7 +101,10 @@ class MemoryGate:
         self._stuck_since = self._stuck_since or now
         if not self._is_announced:
             self._is_announced = True
-            self._say(_notice(shortage))
+            self._say(
+                f"Memory is short ({describe(shortage)}): fewer trials run at a time, and "
+                "interrupted trials continue later."
+            )
         was_alone = self._limit == 1 and self._issued.get(number, now) >= self._changed
         if not was_alone:
             self._limit, self._changed = max(1, min(self._limit, running) - 1), now
@@ -124,13 +127,6 @@ def describe(shortage: Shortage) -> str:
     figures = f"{_gib(shortage.used)} of {shortage.place} in use, the limit is "
     own = f", {_gib(shortage.own)} by the trial" if shortage.own else ""
     return f"{figures}{_gib(shortage.limit)}{own}"
-
-
-def _notice(shortage: Shortage) -> str:
-    return (
-        f"Memory is short ({describe(shortage)}): fewer trials run at a time, and interrupted "
-        "trials continue later."
-    )
 
 
 def _gib(size: float) -> str:

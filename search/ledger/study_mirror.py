@@ -262,16 +262,12 @@ def _parsed(url: str) -> URL:
     return parsed
 
 
-def _is_postgresql(parsed: URL) -> bool:
-    return parsed.drivername.startswith("postgresql")
-
-
 def _engine_options(url: str) -> dict[str, Any]:
     """Connections that are tested before use, and that notice within seconds a server's end."""
     parsed = _parsed(url)
     connect: dict[str, Any] = {}
     if parsed.get_backend_name() in ("postgresql", "mysql", "mariadb"):
         connect["connect_timeout"] = _CONNECT_SECONDS
-    if _is_postgresql(parsed):
+    if parsed.drivername.startswith("postgresql"):
         connect |= {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 3}
     return {"pool_pre_ping": True, "connect_args": connect}

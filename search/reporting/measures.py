@@ -42,7 +42,10 @@ def artifact_measures(
             found["sparsity"] = 100 * dropped / sum(mask.numel() for mask in masks.values())
         if residual := own.residual():
             size = residual[0].abs()
-            found |= {"residual-mean": size.mean().item(), "residual-median": _median(size)}
+            found |= {
+                "residual-mean": size.mean().item(),
+                "residual-median": float(np.median(size.cpu().numpy())),
+            }
     return found
 
 
@@ -98,11 +101,6 @@ def transfer_difficulty(classes: int, accuracy: float) -> float | None:
 
 def _learned(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Learned:
     return Learned("", Episode("", 1, 1), tensors, metadata)
-
-
-def _median(values: Tensor) -> float:
-    """Return the median; for an even count the mean of the middle two, unlike `Tensor.median`."""
-    return float(np.median(values.cpu().numpy()))
 
 
 def _group(name: str) -> str:

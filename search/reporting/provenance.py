@@ -42,7 +42,9 @@ def provenance_section(source: Source, several: bool = False) -> Section:
     if annotations.tags:
         facts["tags"] = annotations.shown_tags
     versions = source.record.versions
-    here = f"Python {platform.python_version()}, fewshot-clip-search {_version()}"
+    here = (
+        f"Python {platform.python_version()}, fewshot-clip-search {version('fewshot-clip-search')}"
+    )
     prints = source.record.fingerprints
     rows = list(facts.items())
     rows += [(f"{name} (at the start)", text) for name, text in versions.items()]
@@ -130,7 +132,3 @@ def _reads(source: Source, suffix: str) -> Table:
     )
     headings = ("time (UTC)", "data set", "models judged")
     return Table(f"reads{suffix}", "Every read of a test split", headings, rows, "", 2)
-
-
-def _version() -> str:
-    return version("fewshot-clip-search")

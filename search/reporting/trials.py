@@ -343,8 +343,6 @@ def _column(values: Sequence[Any]) -> pa.Array:
         return pa.array([None if v is None else float(v) for v in values], pa.float64())
     if len(kinds) <= 1 and kinds <= {bool, int, str}:
         return pa.array(values)
-    return pa.array([None if v is None else _text(v) for v in values], pa.string())
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return pa.array(
+        [v if v is None or isinstance(v, str) else json.dumps(v) for v in values], pa.string()
+    )

@@ -128,7 +128,9 @@ class _Backbone:
         # A row without its own list has every backbone, also one that replaces the table's.
         own = (name,) if name in request.whole.backbones else ()
         rows = tuple(
-            replace(row, backbones=()) for row in table.rows if not (own and _lacks(row, name))
+            replace(row, backbones=())
+            for row in table.rows
+            if not (own and row.backbones and name not in row.backbones)
         )
         self._table = replace(table, backbones=(name,), rows=rows)
         self._request, self._name, self._spec, self._left_out = request, name, spec, left_out
@@ -257,10 +259,6 @@ class _Backbone:
             if spec in split.sources and split.target in task.datasets
         )
         return PlannedCell(cell, config, task, candidate, jobs, len(drawn.train.labels))
-
-
-def _lacks(row: Row, backbone: str) -> bool:
-    return bool(row.backbones) and backbone not in row.backbones
 
 
 def _bundle(folder: str, backbone: str, dataset: str) -> Path | None:

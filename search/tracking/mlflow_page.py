@@ -45,7 +45,8 @@ def description(
         rows["Gain"] = " ".join(gain.sentence() for gain in evaluation.gains)
         if evaluation.draws_note:
             rows["Draws"] = evaluation.draws_note
-    where = "" if config.storage == SweepConfig().storage else _option(config.public().storage)
+    storage = shlex.quote(config.public().storage)
+    where = "" if config.storage == SweepConfig().storage else f" --storage {storage}"
     commands = {
         "Resume": f"python -m search.run --resume {config.name}{where}",
         "Report": f"python -m search.report {config.name}{where}",
@@ -141,10 +142,6 @@ def _figure(found: Evaluation, label: Label) -> str:
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
-
-
-def _option(storage: str) -> str:
-    return f" --storage {shlex.quote(storage)}"
 
 
 def plain(text: str) -> str:

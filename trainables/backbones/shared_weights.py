@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def share_weights(spec: str, sweep: Storage) -> str:
     there = set(copy.files())
     for name, file in files.items():
         if name not in there:
-            copy.write_with(name, partial(_copy, file))
+            copy.write_with(name, partial(shutil.copyfile, file))
     return copy.location
 
 
@@ -51,7 +51,7 @@ def fetch_weights(spec: str, location: str) -> str:
     paths = _paths_in(spec)
     homes = [home] if len(paths) == 1 else [home / str(index) for index in range(len(paths))]
     copies = {str(path): next(own.iterdir()) for path, own in zip(paths, homes, strict=True)}
-    return _moved(spec, copies)
+    return "".join(f"{head}{copies.get(path, path)}" for head, path in _parts(spec))
 
 
 def _fetch(location: str, digest: str, home: Path) -> None:
@@ -87,10 +87,6 @@ def _paths_in(spec: str) -> list[Path]:
     return [Path(path) for _, path in _parts(spec) if Path(path).is_absolute()]
 
 
-def _moved(spec: str, copies: Mapping[str, Path]) -> str:
-    return "".join(f"{head}{copies.get(path, path)}" for head, path in _parts(spec))
-
-
 def _files(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:
     """Names of the shared files: below the last part of the path, and below the path's number if
     there are several."""
@@ -110,7 +106,3 @@ def _digest(files: dict[str, Path]) -> str:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{name}\0{content}\n".encode())
     return digest.hexdigest()
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)

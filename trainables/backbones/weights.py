@@ -160,13 +160,12 @@ def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
             f"tensors must be stored in full, but those of {str(path)!r} claim {size} bytes, more "
             "than the file has: save model.state_dict()"
         )
-    names = {name: _without_wrappers(name) for name in content}
+    names = {
+        name: ".".join(part for part in name.split(".") if part not in _WRAPPER_MODULES)
+        for name in content
+    }
     prefix = _common_prefix(names.values())
     return {names[name].removeprefix(prefix): tensor for name, tensor in content.items()}
-
-
-def _without_wrappers(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _WRAPPER_MODULES)
 
 
 def _common_prefix(names: Collection[str]) -> str:

@@ -59,7 +59,7 @@ class Storage(ABC):
         """Return a file's content; raises `FileNotFoundError`."""
 
     @abstractmethod
-    def write_with(self, name: str, writer: Callable[[Path], None]) -> None:
+    def write_with(self, name: str, writer: Callable[[Path], object]) -> None:
         """Create or replace a file with what `writer` writes to the local path that it gets."""
 
     @abstractmethod
@@ -99,7 +99,7 @@ class Storage(ABC):
 
     def write(self, name: str, data: bytes) -> None:
         """Create or replace a file, which then survives a power cut."""
-        self.write_with(name, lambda path: _write_bytes(path, data))
+        self.write_with(name, lambda path: path.write_bytes(data))
 
     @abstractmethod
     def size(self) -> int:
@@ -222,7 +222,7 @@ class LocalStorage(Storage):
         with _explained(self.root / name), open_regular(self.root / name) as file:
             return file.read()
 
-    def write_with(self, name: str, writer: Callable[[Path], None]) -> None:
+    def write_with(self, name: str, writer: Callable[[Path], object]) -> None:
         """Write to a temporary name, flush to the disk, rename."""
         path = self.root / name
         with _explained(path, writing=True):
@@ -339,7 +339,7 @@ class ObjectStorage(Storage):
 
         return self._with_retries(fetch)
 
-    def write_with(self, name: str, writer: Callable[[Path], None]) -> None:
+    def write_with(self, name: str, writer: Callable[[Path], object]) -> None:
         """Write through a local file, so that large files need no memory."""
         with temporary_folder() as folder:
             path = folder / "file"
@@ -382,7 +382,9 @@ class ObjectStorage(Storage):
         """Write one object per call, because objects cannot grow."""
         if name not in self._next:
             parts = self.child(name).files()
-            self._next[name] = 1 + max((_part_number(part) for part in parts), default=-1)
+            self._next[name] = 1 + max(
+                (int(part.removesuffix(".part")) for part in parts), default=-1
+            )
         self.write(f"{name}/{self._next[name]:09d}.part", data)
         self._next[name] += 1
 
@@ -435,10 +437,6 @@ class ObjectStorage(Storage):
             wait = min(2 * wait, 5.0)
 
 
-def _write_bytes(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
-
-
 def flush_folder(folder: Path) -> None:
     """Make renames in a folder survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
@@ -459,10 +457,6 @@ def _explained(path: Path, writing: bool = False) -> Iterator[None]:
         if isinstance(error, FileNotFoundError) and not writing:
             raise
         raise StorageError(f"'{path}': {error.strerror or error}") from error
-
-
-def _part_number(name: str) -> int:
-    return int(name.partition(".")[0])
 
 
 def _is_refusal(error: OSError) -> bool:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from trainables.data.base import Permit, PixelRows, Split, SplitName, check_is_open, fingerprint
 from trainables.data.prompts import PromptSet, PromptVariant, prompt_set
@@ -74,7 +73,11 @@ class Digits:
         images = torch.from_numpy(grey[rows]).view(-1, 1, 8, 8).expand(-1, 3, -1, -1)
         images = torch.rot90(images, 2 * self.half_turns, (2, 3)).contiguous()
         target = torch.from_numpy(labels[rows].astype(np.int64))
-        return Split(PixelRows(images), target, _digest(self.name, images, target))
+        return Split(
+            PixelRows(images),
+            target,
+            fingerprint(self.name.encode(), images.numpy().tobytes(), target.numpy().tobytes()),
+        )
 
 
 def read_digits() -> tuple[np.ndarray, np.ndarray]:
@@ -99,7 +102,3 @@ def _partition(grey: np.ndarray, labels: np.ndarray) -> dict[str, list[int]]:
         rows["val"] += members[test : test + val]
         rows["train"] += members[test + val :]
     return rows
-
-
-def _digest(name: str, images: Tensor, labels: Tensor) -> str:
-    return fingerprint(name.encode(), images.numpy().tobytes(), labels.numpy().tobytes())

@@ -7,7 +7,6 @@ Notation: b batch size, c classes, s image side; W the encoder's weights, W_0 th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +58,8 @@ class FineTuning(TensorMethod):
         super().__init__(config, context)
         first = self.backbone.visual.named_parameters()
         self.weights = nn.ParameterDict(
-            {_key(name): nn.Parameter(w.detach().clone()) for name, w in first}
+            # A key must not contain a dot.
+            {name.replace(".", "/"): nn.Parameter(w.detach().clone()) for name, w in first}
         )
         self.set_classes(context.classes)
 
@@ -90,19 +90,13 @@ class FineTuning(TensorMethod):
     @torch.no_grad()
     def progress(self) -> dict[str, float]:
         """|W - W_0| / |W_0|: relative distance from the pre-trained weights."""
-        first, moved, size = self._first(), 0.0, 0.0
+        first = {f"{_VISUAL}{n}": w for n, w in self.backbone.visual.named_parameters()}
+        moved, size = 0.0, 0.0
         for name, weight in self.learned().items():
             moved += (weight - first[name]).square().sum().item()
             size += first[name].square().sum().item()
         return {"weights/moved": math.sqrt(moved / size)}
 
-    def _first(self) -> Mapping[str, Tensor]:
-        return {f"{_VISUAL}{n}": w for n, w in self.backbone.visual.named_parameters()}
-
     def learned(self) -> dict[str, Tensor]:
         """W by the names of the model's parameters."""
         return {f"{_VISUAL}{key.replace('/', '.')}": w for key, w in self.weights.items()}
-
-
-def _key(name: str) -> str:
-    return name.replace(".", "/")  # a parameter's key must not contain a dot
