@@ -7,31 +7,29 @@ and of every class, k and m learned tokens of each, v and w widths of the image 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import ClassVar, Literal
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainables.backbones.base import BackboneError
 from trainables.backbones.image_tower import image_tower
+from trainables.core.limits import Limit, PositiveInt, Share
 from trainables.methods.base import (
     Batch,
     BuildContext,
     ClassTexts,
     MethodConfig,
-    MethodError,
     Preset,
     Recipe,
     TaskFacts,
 )
 from trainables.methods.context import RANDOM_SPREAD, PromptWriter
 from trainables.methods.deep_prompts import Remembered
-from trainables.methods.recipes import CLEAN_STEPS, DASSL_CROP_SCALE, dassl_sgd
+from trainables.methods.recipes import DASSL_CROP_SCALE, token_optim
 from trainables.methods.tensor_method import TensorMethod, mean_cross_entropy
 
 SINKHORN_STEPS = 20
@@ -64,36 +62,22 @@ _OPENINGS = {
 class PlotConfig(MethodConfig):
     """Numbers and initial values of the prompts, and the transport."""
 
-    text_prompts: int = 4
+    text_prompts: PositiveInt = 4
     """N, prompts of every class."""
-    image_prompts: int = 4
+    image_prompts: PositiveInt = 4
     """M, prompts of the image; the image is encoded once with each."""
-    context_tokens: int = 4
+    context_tokens: PositiveInt = 4
     """m, learned tokens of each text prompt."""
-    image_tokens: int = 2
+    image_tokens: PositiveInt = 2
     """k, learned tokens of each image prompt, before the first block."""
     init_words: str = _GENERAL
     """Words whose first m tokens are a text prompt's initial values; the others stay fixed before
     the class name. Separated by |, used in turn; empty to draw all at random."""
-    entropy: float = 0.1
-    """Weight of the plan's entropy in the transport, the code's `eps`."""
-    image_share: float = 0.5
+    entropy: Annotated[float, Limit("finite and at least 0.02", lambda x: x >= 0.02)] = 0.1
+    """Weight of the plan's entropy in the transport, the code's `eps`; exp(-2 / entropy) must be a
+    float32 above 0."""
+    image_share: Share = 0.5
     """Share of the epochs, the first ones, that train the image prompts alone."""
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        least = {"text_prompts": 4, "image_prompts": 4, "context_tokens": 4, "image_tokens": 2}
-        for name, use in least.items():
-            if getattr(self, name) < 1:
-                found.append(f"{name} must be at least 1, got {getattr(self, name)}: use {use}")
-        if not (math.isfinite(self.entropy) and self.entropy >= 0.02):
-            found.append(
-                f"entropy must be finite and at least 0.02, got {self.entropy}: use 0.1 "
-                "(exp(-2 / entropy) must be a float32 above 0)"
-            )
-        if not 0 <= self.image_share <= 1:
-            found.append(f"image_share must be in [0, 1], got {self.image_share}: use 0.5")
-        return found
 
 
 class Plot(TensorMethod):
@@ -105,20 +89,16 @@ class Plot(TensorMethod):
     second run. Here both are halves of one training, with one learning rate schedule.
     """
 
-    name: ClassVar[str] = "plot"
-    Config: ClassVar[type[MethodConfig]] = PlotConfig
-    input_kind: ClassVar[Literal["features", "images"]] = "images"
-    is_zero_shot_at_init: ClassVar[bool] = False
-    scale: Tensor
+    name = "plot"
+    Config = PlotConfig
+    input_kind = "images"
+    is_zero_shot_at_init = False
     joint: Tensor
 
     def __init__(self, config: PlotConfig, context: BuildContext) -> None:
         super().__init__(config, context)
         self._writer, rng = PromptWriter.of(self.backbone), context.rng
-        try:
-            self._tower = image_tower(self.backbone)
-        except BackboneError as error:
-            raise MethodError(str(error)) from error
+        self._tower = image_tower(self.backbone)
         words = islice(cycle(config.init_words.split("|")), config.text_prompts)
         starts = [self._writer.opening(config.context_tokens, w.strip(), rng) for w in words]
         self._fixed = [fixed for _, fixed in starts]
@@ -128,8 +108,6 @@ class Plot(TensorMethod):
         self.tokens = nn.Parameter(drawn.to(self.backbone.device))
         # Whether the text prompts are trained too; part of a checkpoint.
         self.register_buffer("joint", torch.tensor(config.image_share == 0))
-        scale = self.backbone.logit_scale.detach().clone()
-        self.register_buffer("scale", scale, persistent=False)
         self.set_classes(context.classes)
 
     @classmethod
@@ -142,14 +120,10 @@ class Plot(TensorMethod):
         words = _OPENINGS.get(facts.dataset, _GENERAL)
         tokens = len(words.partition("|")[0].split())
         config = PlotConfig(prompts="photo", context_tokens=tokens, init_words=words)
-        optim = dassl_sgd(name, 2e-3, epochs=100, batch_size=32)
-        if name == "clean":
-            least = -(-CLEAN_STEPS // optim.steps_per_epoch(facts.images))
-            optim = replace(optim, epochs=max(optim.epochs, least))
+        optim = token_optim(name, facts, 2e-3, epochs=100, batch_size=32)
         return Recipe(config, optim, DASSL_CROP_SCALE)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Images [b, 3, s, s] -> logits [b, c]."""
         return self._transported(self._images(inputs), self._texts(self.context.unbind()))
 
     def losses(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:

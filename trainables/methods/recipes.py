@@ -41,10 +41,12 @@ def dassl_sgd(name: Preset, lr: float, epochs: int, batch_size: int) -> OptimCon
     )
 
 
-def token_optim(name: Preset, facts: TaskFacts, lr: float, epochs: int) -> OptimConfig:
+def token_optim(
+    name: Preset, facts: TaskFacts, lr: float, epochs: int, batch_size: int = 4
+) -> OptimConfig:
     """`dassl_sgd` in batches of four, as in the released configurations of MaPLe, of its VPT and of
     PromptSRC; `clean` trains for at least `CLEAN_STEPS` steps."""
-    optim = dassl_sgd(name, lr, epochs, batch_size=4)
+    optim = dassl_sgd(name, lr, epochs, batch_size)
     if name != "clean":
         return optim
     least = -(-CLEAN_STEPS // optim.steps_per_epoch(facts.images))
