@@ -329,7 +329,7 @@ def test_refuses_values_outside_of_their_types(name: str) -> None:
     world, config = open_world(ONLY.get(name, "vit")), CASES[name][0]
     for field, kind in get_type_hints(type(config)).items():
         if kind not in (str, bool):
-            value: Any = {int: 0, float: math.nan}.get(kind, "none")
+            value: Any = {int: 0, float: math.nan}.get(kind, "other")
             broken = dataclasses.replace(config, **{field: value})
             with pytest.raises(MethodError, match=f"{field} must be .*, got {value!r}"):
                 METHODS[name].build(broken, context(world, config))
