@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -51,6 +51,7 @@ def test_published_taskres_schedule() -> None:
 
 
 @given(configs, st.integers(1, 2000))
+@settings(deadline=None)
 def test_only_whole_batches_are_stepped(config: OptimConfig, images: int) -> None:
     steps = config.steps_per_epoch(images)
     assert steps >= 1
