@@ -15,6 +15,7 @@ from search.terminal.parser import Parser
 from search.tracking.mlflow_upkeep import MlflowUpkeep
 from search.tracking.uri import TrackingError, last_uri
 from trainables.core.credentials import shown, without_password
+from trainables.core.text import amount
 
 _INTRODUCTION = """\
 Delete a sweep: its folder, and its runs in MLflow.
@@ -92,9 +93,9 @@ def delete(
         runs = None if keep_runs else _open_runs(sweep, tracking_uri)
         trials, size = sweep.files.child("trials").folders(), readable_size(sweep.files.size())
         place = without_password(sweep.files.location)
-        found = f"Sweep {sweep.name}: {len(trials)} trials, {size} in '{place}'"
+        found = f"Sweep {sweep.name}: {amount(len(trials), 'trial')}, {size} in '{place}'"
         if runs is not None and runs.count:
-            found += f"\nMLflow: {runs.count} runs at {shown(runs.uri)}"
+            found += f"\nMLflow: {amount(runs.count, 'run')} at {shown(runs.uri)}"
         if not confirm(found):
             return None
         begin_removal(sweep, f"delete {sweep.name}")
@@ -125,7 +126,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 1
     console.print(f"Deleted sweep {options.name}.")
     if runs:
-        console.print(f"MLflow keeps its {runs} runs in the trash until `mlflow gc`.")
+        console.print(f"MLflow keeps {amount(runs, 'run')} in the trash until `mlflow gc`.")
     return 0
 
 

@@ -20,7 +20,7 @@ from search.terminal.console import open_console, print_errors
 from search.terminal.exit_code import Failures, exit_code
 from search.terminal.parser import Parser, integer
 from trainables.core.files import expanded
-from trainables.core.text import printable
+from trainables.core.text import amount, printable
 from trainables.data.base import DataError
 from trainables.data.image_files import images_below
 
@@ -151,7 +151,7 @@ def write_predictions(
     count = len(files) - len(failed)
     if output:
         console.print(
-            f"{count} images classified into {len(classifier.classes)} classes: {output}",
+            f"{amount(count, 'image')} classified into {len(classifier.classes)} classes: {output}",
             highlight=False,
             soft_wrap=True,
         )

@@ -21,6 +21,7 @@ from search.tracking.mlflow_upkeep import MlflowUpkeep
 from search.tracking.uri import TrackingError, last_uri
 from trainables.core.credentials import without_password
 from trainables.core.storage import join, open_storage
+from trainables.core.text import amount
 
 _INTRODUCTION = """\
 Rename a sweep: its folder, and its name in MLflow.
@@ -122,7 +123,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except TrackingError as error:
         complain.print(str(error))
         return 1
-    also = f", and {runs} runs in MLflow" if runs else ""
+    also = f", and {amount(runs, 'run')} in MLflow" if runs else ""
     console.print(f"Renamed sweep {name} to {new}{also}.")
     return 0
 

@@ -24,6 +24,7 @@ from search.options import Request, build_parser, configure, read_request  # noq
 from search.terminal.console import open_console, print_errors  # noqa: E402
 from search.terminal.notify import notify  # noqa: E402
 from trainables.core.storage import StorageError  # noqa: E402
+from trainables.core.text import amount  # noqa: E402
 
 if TYPE_CHECKING:
     from search.driver.preflight import Plan
@@ -84,7 +85,8 @@ def _ended(outcome: Outcome) -> tuple[str, dict[str, Any]]:
     state = "interrupted" if outcome.interrupted else "finished"
     facts: dict[str, Any] = {"sweep": outcome.config.name, "state": state}
     facts["trials"] = outcome.states
-    words = f"Sweep {outcome.config.name} {state}, {outcome.states['COMPLETE']} trials complete"
+    complete = amount(outcome.states["COMPLETE"], "trial")
+    words = f"Sweep {outcome.config.name} {state}, {complete} complete"
     if outcome.evaluation is not None:
         figures = {
             label: statistics.fmean(outcome.evaluation.figure(label))

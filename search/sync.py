@@ -19,6 +19,7 @@ from search.tracking.content import sweep_artifacts
 from search.tracking.marks import open_marks
 from search.tracking.mlflow_reporter import MlflowReporter
 from search.tracking.uri import check_tracking_uri, ui_command, uri_afterwards
+from trainables.core.text import amount
 
 _INTRODUCTION = """\
 Bring MLflow up to date with a sweep's folder.
@@ -106,7 +107,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     check_tracking_uri(uri)  # an unreachable one may come back in time
     with SweepLock(sweep.files, complain.print):
         found = synchronise(sweep, uri, options.rebuild, options.timeout)
-    runs = f"{found.delivered} runs brought up to date"
+    runs = f"{amount(found.delivered, 'run')} brought up to date"
     if found.left:
         complain.print(
             f"{runs}, {found.left} are left: {found.reason or 'no answer in time'}. Run the same "
@@ -115,7 +116,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 1
     line = runs if found.delivered else "Already up to date"
     if found.trials is not None:
-        line += f", MLflow holds {found.trials} trials of sweep {options.name}"
+        line += f", MLflow holds {amount(found.trials, 'trial')} of sweep {options.name}"
     open_console().print(f"{line}: {ui_command(uri)}")
     return 0
 

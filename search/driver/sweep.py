@@ -53,6 +53,7 @@ from trainables.assignment import Assignment
 from trainables.core.credentials import shown
 from trainables.core.plugins import plugin_sources
 from trainables.core.storage import Storage, open_storage, split
+from trainables.core.text import amount
 
 _DELIVERY_SECONDS = 60.0  # for the last tracking events
 _PATIENCE_SECONDS = 10.0  # without any delivery
@@ -145,8 +146,8 @@ def run_sweep(plan: Plan, console: Console, retry_failed: bool = False) -> Outco
             reporter.close(0.0)
             if study and (left := study.close(_PATIENCE_SECONDS)):
                 say(
-                    f"The study storage lacks the latest state of {left} trials. Run the same "
-                    "command again to add it."
+                    f"The study storage lacks the latest state of {amount(left, 'trial')}. Run the "
+                    "same command again to add it."
                 )
 
 
@@ -331,12 +332,12 @@ def _opening(plan: Plan, ledger: Ledger, placement: Placement, todo: int) -> str
     parts = [
         f"Sweep {plan.config.name}: {plan.config.space} on {described(plan.config.task)}"
         + (f", after trial {start.trial} of {shown(start.location)}." if start else "."),
-        f"{todo} trials to run, {placement.slots} at a time on the {where}.",
+        f"{amount(todo, 'trial')} to run, {placement.slots} at a time on the {where}.",
     ]
     if done:
-        parts.insert(1, f"{done} trials are finished already.")
+        parts.insert(1, f"{amount(done, 'trial')} finished already.")
     if ledger.waiting:
-        parts.insert(2, f"{ledger.waiting} interrupted trials are continued.")
+        parts.insert(2, f"{amount(ledger.waiting, 'interrupted trial')} continued.")
     return " ".join(parts)
 
 

@@ -216,7 +216,7 @@ def test_a_deletion_shows_what_goes_and_asks(world: World, monkeypatch: pytest.M
         found, out = world.call(delete.main, "first")
         assert found == code
         assert says in out
-        assert "Sweep first: 1 trials, " in out
+        assert "Sweep first: 1 trial, " in out
         assert f"MLflow: 2 runs at {world.uri}" in out
     assert not (world.storage / "first").exists()
     assert world.runs() == []

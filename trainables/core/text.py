@@ -10,6 +10,11 @@ _BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Marks that change the order in which the text around them is shown."""
 
 
+def amount(number: int, noun: str) -> str:
+    """Return a number of things in words: `1 trial`, `0 trials`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def did_you_mean(kind: str, name: str, known: Iterable[str]) -> str:
     """Return an error message for an unknown name: all known ones, and the most similar."""
     names = sorted(known)

@@ -1,10 +1,10 @@
-"""The message for an unknown name."""
+"""The message for an unknown name, and numbers in words."""
 
 from __future__ import annotations
 
 import pytest
 
-from trainables.core.text import did_you_mean
+from trainables.core.text import amount, did_you_mean
 from trainables.data.base import DataError
 from trainables.data.registry import open_dataset
 
@@ -25,3 +25,8 @@ def test_unknown_data_sets_get_it() -> None:
         open_dataset("digit")
     with pytest.raises(DataError, match=r"no data set 'imagenet-a'.*Did you mean 'imagenet_a'\?"):
         open_dataset("imagenet-a")
+
+
+def test_one_thing_is_not_several() -> None:
+    words = [amount(number, "trial") for number in (0, 1, 2, 1000)]
+    assert words == ["0 trials", "1 trial", "2 trials", "1,000 trials"]
