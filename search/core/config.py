@@ -341,7 +341,7 @@ class SweepConfig:
 
     def task_problems(self) -> list[str]:
         """Every broken rule of the task, and of its draws, that shows without its data."""
-        from trainables.data.few_shot import JOINED
+        from trainables.data.few_shot import JOINED, RULES
 
         task, found = self.task, []
         if not 1 <= self.eval_seeds <= _MAX_EVAL_SEEDS:
@@ -351,6 +351,8 @@ class SweepConfig:
             found.append(did_you_mean("protocol", task.protocol, get_args(Protocol)))
         if task.validation not in get_args(Validation):
             found.append(did_you_mean("validation", task.validation, get_args(Validation)))
+        if task.draws not in RULES and not task.draws.startswith("file:"):
+            found.append(did_you_mean("rule for --draws", task.draws, RULES))
         if task.validation == "folds" and min(task.shots, default=2) < 2:
             found.append(
                 "--validation folds needs at least 2 images per class, got --shots "

@@ -39,7 +39,8 @@ def described(task: TaskSpec) -> str:
     shots = ", ".join(map(str, task.shots))
     backbone = "" if task.backbone in task.datasets else f", backbone {task.backbone}"
     how = "" if task.protocol == "few-shot" else f", {task.protocol}"
-    return f"{what}, {shots} shots{backbone}{how}"
+    noun = "shot" if task.shots == (1,) else "shots"
+    return f"{what}, {shots} {noun}{backbone}{how}"
 
 
 def _short(spec: str) -> str:

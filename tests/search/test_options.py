@@ -124,6 +124,10 @@ def test_every_labelled_image_and_what_it_excludes(tmp_path: Path) -> None:
 
 
 def test_images_are_drawn_by_one_rule() -> None:
+    unknown, protocol = configure(["--draws", "seeds", "--protocol", "few"]).problems()
+    assert "There is no protocol 'few'" in unknown + protocol
+    assert "There is no rule for --draws 'seeds'." in unknown + protocol
+    assert "Did you mean 'seeded'?" in unknown + protocol
     with pytest.raises(UsageError, match="not both"):
         configure(["--draws", "coop", "--shots-file", "x.json"])
 

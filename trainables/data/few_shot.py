@@ -34,6 +34,8 @@ LARGEST = 2**63 - 1
 """Upper limit of seeds and shots, which are stored as 64-bit integers."""
 JOINED = "joined"
 """The rule that draws training images from both pools."""
+RULES = ("seeded", "seeded-capped", JOINED, "coop")
+"""Names of the rules that draw images; `file:PATTERN` reads published draws instead."""
 
 Drawn = dict[int, list[int]]
 """Label -> positions of its drawn images."""
