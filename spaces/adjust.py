@@ -114,6 +114,7 @@ class _Adjustment:
         self._settings, self._space = settings, space
         self._stages = list(_tables(space))
         self._labels = _labels(space)
+        self._kind = "method" if isinstance(space, MethodChoice) else "stage"
         self._fields = [stage.fields for stage in self._stages]
         self._problems: list[str] = []
         self._owners: dict[tuple[int, str], str] = {}
@@ -240,9 +241,11 @@ class _Adjustment:
             return having[0], name
         if having:
             shown = ", ".join(f"{self._labels[number]}.{name}" for number in having)
-            self._problems.append(f"{option} {typed} must name one stage. Use one of {shown}.")
+            self._problems.append(
+                f"{option} {typed} must name one {self._kind}. Use one of {shown}."
+            )
         elif not numbers:
-            self._problems.append(f"{option}: {did_you_mean('stage', stage, self._labels)}")
+            self._problems.append(f"{option}: {did_you_mean(self._kind, stage, self._labels)}")
         else:
             known = {field for number in numbers for field in self._fields[number]}
             self._problems.append(f"{option}: {did_you_mean('field', name, known)}")

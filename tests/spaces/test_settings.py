@@ -106,6 +106,16 @@ def test_stages_have_their_own_fields() -> None:
         "--set lr must name one stage. Use one of rmt.lr, taskres.lr.",
     )
     assert "There is no stage 'mask'" in problems("rmt+taskres", set={"mask.lr": 1.0})[0]
+    twice = adjusted("rmt+rmt-budget", set={"1.leak": 0.5, "rmt-budget.leak": 0.7})
+    assert [values_of(stage)["leak"] for stage in twice.first.stages] == [0.5, 0.7]
+    assert problems("rmt+rmt-budget", set={"rmt.leak": 1.0}) == (
+        "--set rmt.leak must name one stage. Use one of 1.leak, 2.leak.",
+    )
+
+
+def test_methods_of_auto_have_their_own_fields() -> None:
+    (problem,) = problems("auto", set={"alpha": 1.0})
+    assert problem.startswith("--set alpha must name one method. Use one of taskres.alpha, ")
 
 
 def test_settings_of_a_start_are_kept() -> None:
