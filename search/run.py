@@ -20,10 +20,11 @@ quiet_environment()  # Ray reads its settings when it is imported
 
 from search.core.problems import EvaluationError, StoppedError, UsageError  # noqa: E402
 from search.core.task_options import per_fold, per_task  # noqa: E402
+from search.execution.early_ray import EarlyRay  # noqa: E402
 from search.options import Request, build_parser, configure, read_request  # noqa: E402
 from search.terminal.console import open_console, print_errors  # noqa: E402
 from search.terminal.notify import notify  # noqa: E402
-from trainables.core.storage import StorageError  # noqa: E402
+from trainables.core.storage import StorageError, local_folder  # noqa: E402
 from trainables.core.text import amount  # noqa: E402
 
 if TYPE_CHECKING:
@@ -36,11 +37,16 @@ __all__ = ["build_parser", "check_request", "configure", "main", "run_plans"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 0 when the sweep is complete, 2 for a mistake in the command line, 1 when no trial
     succeeded or the sweep could not go on, 130 when it was interrupted."""
+    with EarlyRay() as early:
+        return _main(arguments, early)
+
+
+def _main(arguments: Sequence[str] | None, early: EarlyRay) -> int:
     console, url = open_console(), ""
     try:
         request = read_request(arguments)
         url = request.notify
-        plans = check_request(request)
+        plans = check_request(request, early)
         if request.dry_run:
             from search.driver.dry_run import dry_run
 
@@ -48,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 dry_run(plan, console)
             return 0
         folds = request.config.test_folds
-        outcomes = run_plans(plans, console, request.retry_failed, folds)
+        outcomes = run_plans(plans, console, request.retry_failed, folds, early)
     except UsageError as error:
         print_errors(error.problems)
         return 2
@@ -104,9 +110,15 @@ def _notify(url: str, message: str, facts: Mapping[str, Any] | None = None) -> N
         open_console(stderr=True).print(problem, style="yellow")
 
 
-def check_request(request: Request) -> list[Plan]:
-    """Check the sweep, or with --per-task and --test-folds all of them; raises `UsageError`."""
+def check_request(request: Request, early: EarlyRay | None = None) -> list[Plan]:
+    """Check the sweep, or with --per-task and --test-folds all of them, while `early` starts Ray if
+    it will be needed; raises `UsageError`."""
     from search.driver.preflight import preflight_each
+
+    def meanwhile() -> None:
+        _load_the_rest()
+        if early is not None and _needs_private_ray(request):
+            early.start()
 
     whole, parts = request.config, per_task(request.config)
     if whole.test_folds and not request.problems and not whole.problems():
@@ -116,7 +128,7 @@ def check_request(request: Request) -> list[Plan]:
     return preflight_each(
         whole,
         parts,
-        _load_the_rest,
+        meanwhile,
         trial_write=not request.dry_run,
         problems=request.problems,
         check_data=request.task_is_known,
@@ -124,13 +136,17 @@ def check_request(request: Request) -> list[Plan]:
 
 
 def run_plans(
-    plans: Sequence[Plan], console: Console, retry_failed: bool, test_folds: int = 0
+    plans: Sequence[Plan],
+    console: Console,
+    retry_failed: bool,
+    test_folds: int = 0,
+    early: EarlyRay | None = None,
 ) -> list[Outcome]:
     """Run one sweep after another, and print how each ended; of folds, also their pooled figures.
     Raises what `run_sweep` raises."""
     outcomes: list[Outcome] = []
     for plan in plans:
-        outcome = _load_the_rest().run_sweep(plan, console, retry_failed)
+        outcome = _load_the_rest().run_sweep(plan, console, retry_failed, early)
         outcomes.append(outcome)
         from search.driver.summary import print_folds, print_summary, print_tasks
         from search.export import register_winner
@@ -145,6 +161,18 @@ def run_plans(
     elif len(plans) > 1:
         print_tasks(outcomes, console)
     return outcomes
+
+
+def _needs_private_ray(request: Request) -> bool:
+    """Whether the sweep will start a Ray whose environment is known already: an object store's
+    secrets enter it with the checks. A finished sweep that is asked for its summary needs none."""
+    from search.evaluation.record import EVALUATION
+
+    config = request.config
+    folder = local_folder(config.storage)
+    if __name__ != "__main__" or request.dry_run or config.address or folder is None:
+        return False
+    return not (folder / config.sweep_name / EVALUATION).exists()
 
 
 def _load_the_rest() -> ModuleType:

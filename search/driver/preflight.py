@@ -87,7 +87,8 @@ def preflight(
 ) -> Plan:
     """Check everything; raises `UsageError` with every problem.
 
-    `meanwhile` is called while another process loads the backbone. Without `trial_write`, nothing
+    `meanwhile` is called while another process loads the backbone, unless a problem is known
+    already. Without `trial_write`, nothing
     is written, not even to find out whether it can be.
     """
     (plan,) = preflight_each(config, [config], meanwhile, trial_write)
@@ -114,8 +115,9 @@ def preflight_each(
             local = _check_locally(config, problems, check_data)
             stack.enter_context(offline(always=bool(local.problems)))
         examiner = stack.enter_context(BackboneProbeProcess(config.task.backbone))
-        meanwhile()
         local = local or _check_locally(config, problems, check_data)
+        if not local.problems:
+            meanwhile()
         whole = _check(config, local, examiner, trial_write)
         plans = [
             whole if part == config else _check(part, _check_locally(part), examiner, False)

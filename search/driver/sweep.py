@@ -37,6 +37,7 @@ from search.evaluation.run import evaluate, shared_weights, stored_evaluation
 from search.evaluation.statistics import separation_note
 from search.evaluation.winner import share_start
 from search.execution.artifacts import BestArtifacts, keeps_stopped
+from search.execution.early_ray import EarlyRay
 from search.execution.listeners import OverheadClock, SweepListener, SweepListeners
 from search.execution.ray_session import connected_machine, ray_session
 from search.execution.searcher import Assign
@@ -98,8 +99,11 @@ class Outcome:
     """The trials by method, the best method first."""
 
 
-def run_sweep(plan: Plan, console: Console, retry_failed: bool = False) -> Outcome:
-    """Start or resume a sweep; with `retry_failed`, its failed trials run again.
+def run_sweep(
+    plan: Plan, console: Console, retry_failed: bool = False, early: EarlyRay | None = None
+) -> Outcome:
+    """Start or resume a sweep; with `retry_failed`, its failed trials run again. `early` may be
+    starting its Ray already.
 
     Raises:
         UsageError: another driver owns the sweep, or its files are damaged; nothing was started.
@@ -141,7 +145,7 @@ def run_sweep(plan: Plan, console: Console, retry_failed: bool = False) -> Outco
         try:
             if study:
                 study.start()
-            return _run(plan, ledger, reporter, console, say)
+            return _run(plan, ledger, reporter, console, say, early or EarlyRay())
         finally:
             reporter.close(0.0)
             if study and (left := study.close(_PATIENCE_SECONDS)):
@@ -169,6 +173,7 @@ def _run(
     reporter: MlflowReporter,
     console: Console,
     say: Callable[[str], None],
+    early: EarlyRay,
 ) -> Outcome:
     config = plan.config
     stop = StopSwitch(config.time_budget)
@@ -177,10 +182,11 @@ def _run(
     evaluation = stored_evaluation(ledger, facts)
     todo = ledger.waiting + max(0, config.trials - ledger.issued(config.trials))
     if todo or evaluation is None:
-        is_private = not (config.address or ray.is_initialized())
+        is_private = early.started or not (config.address or ray.is_initialized())
+        session = early.session(console) if early.started else ray_session(config.address, console)
         with (
             stop.listening(),
-            ray_session(config.address, console) as folder,
+            session as folder,
             stop.listening(),  # again: Ray has replaced the handler of SIGTERM
             _workers_upload(config, reporter),
         ):

@@ -12,11 +12,12 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import parameter, ray_constants
 from rich.console import Console
 
 from search.core.placement import Machine
@@ -125,6 +126,8 @@ def _start(folder: Path) -> None:
 def _private_settings(warm_workers: int) -> Iterator[None]:
     """While open, a Ray that this process starts listens on the loopback interface only, and
     accepts only clients with a token that exists nowhere but in the environment of its processes.
+    It has no processes that scale a cluster or copy logs to the driver: each takes a second of a
+    core at the start.
     """
     settings = {
         # Ray's name for "use the loopback address", the default on Windows and macOS.
@@ -137,11 +140,14 @@ def _private_settings(warm_workers: int) -> Iterator[None]:
     is_cluster = ray_constants.ENABLE_RAY_CLUSTER
     os.environ.update(settings)
     ray_constants.ENABLE_RAY_CLUSTER = False
+    parameters = parameter.RayParams
+    parameter.RayParams = partial(parameters, no_monitor=True, include_log_monitor=False)
     _reread_settings()
     try:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = is_cluster
+        parameter.RayParams = parameters
         for name, value in before.items():
             if value is None:
                 del os.environ[name]

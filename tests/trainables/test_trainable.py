@@ -245,7 +245,7 @@ def test_lack_of_memory_or_a_broken_gpu_ends_the_worker(
         return inputs
 
     worker = FewShotTrainable(job(residual_trial(3), checkpoint_seconds=3600.0))
-    worker.train()
+    assert not Message.decode(worker.train()["message"]).saved
     with monkeypatch.context() as patch:
         patch.setattr(TaskRes, "forward", full)
         with pytest.raises((RuntimeError, MemoryError)):

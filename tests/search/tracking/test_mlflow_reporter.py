@@ -173,6 +173,19 @@ def test_the_folder_gives_the_same_runs_as_the_trials_themselves(world: World) -
     assert world.content("a") == live
 
 
+def test_a_short_trial_is_sent_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Updates of a running trial are sent after a while, when it ends, or when someone waits."""
+    monkeypatch.setattr("search.tracking.mlflow_reporter._PERIOD", 3600.0)
+    driver = world.driver("a")
+    driver.run(("COMPLETE",))
+    assert driver.reporter.flush(TIMEOUT) == 0
+    assert driver.reporter.delivered == 2  # the sweep's run, and the trial's
+    driver.train(driver.start(), 1, 3)
+    assert driver.reporter.flush(TIMEOUT) == 0
+    assert world.content("a")["1"]["status"] == "RUNNING"
+    driver.die()
+
+
 @pytest.mark.parametrize("marks", ["kept", "lost", "unreachable"])
 def test_no_epoch_twice_after_a_continuation(world: World, marks: str) -> None:
     uri = world.uri("a")
