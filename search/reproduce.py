@@ -100,6 +100,7 @@ def build_parser() -> Parser:
         help="draw few-shot images by the field's rule, as the papers did; published numbers are "
         "compared with measured ones only then",
     )
+    add("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
     add(
         "--embedded",
         action="store_true",
@@ -179,7 +180,7 @@ def read_requests(options: Namespace) -> list[Request]:
         found.append(
             Request(
                 *(paper, name, table, whole, options.data, options.bundles or ""),
-                *(tuple(options.backbone), draws, options.embedded),
+                *(tuple(options.backbone), draws, options.embedded, options.skip_unreadable),
             )
         )
     if problems:
@@ -191,7 +192,7 @@ def _conflicts(options: Namespace) -> list[str]:
     found = [
         f"--{name.replace('_', '-')} cannot be used with --embedded, which has its own data and "
         "model. Omit one of them."
-        for name in ("bundles", "backbone", "only", "published_draws")
+        for name in ("bundles", "backbone", "only", "published_draws", "skip_unreadable")
         if options.embedded and getattr(options, name)
     ]
     if options.bundles and options.backbone:

@@ -184,7 +184,8 @@ def _named(measure: Measure, part: str) -> str:
 
 def _notes(plan: ReproductionPlan, blocks: Sequence[Block], failures: Sequence[str]) -> list[str]:
     request, table = plan.request, plan.table
-    numbers = [n for block in blocks for row in block.rows.values() for _, n in row]
+    placed = [one for block in blocks for row in block.rows.values() for one in row]
+    numbers = [n for _, n in placed]
     counts = {len(n.values) for n in numbers if n.depends_on_draws}
     found = []
     units = "pairs of trainings" if "mask-iou" in table.measures else "draws"
@@ -200,7 +201,8 @@ def _notes(plan: ReproductionPlan, blocks: Sequence[Block], failures: Sequence[s
             found.append(f"{backbone}: weights not verified, they may differ from OpenAI's.")
         elif why:
             found.append(f"{backbone}: not comparable with the published numbers: {why}.")
-    if names := averaged(table):
+    averages = [n for p, n in placed if p.dataset == AVERAGE and n.values]
+    if averages and (names := averaged(table)):
         whole = request.table if request.embedded else request.whole
         missing = [name for name in whole.datasets if name not in table.datasets]
         without = f", without {', '.join(missing)}" if missing else ""
@@ -208,7 +210,9 @@ def _notes(plan: ReproductionPlan, blocks: Sequence[Block], failures: Sequence[s
     if not blocks:
         found.append("No numbers: the trainings learned nothing that this table measures.")
     found += [f"Skipped: {what} ({why.rstrip('.')})." for what, why in plan.left_out.items()]
-    found += [f"Failed: {line}." for line in failures]
+    found += [f"Failed: {line.rstrip('.')}." for line in failures]
+    if failures:
+        found.append("Averages need every data set. Repeat what failed with --retry-failed.")
     found += [
         f"{row.name}: not reproduced, {row.why.rstrip('.')}." for row in table.rows if row.why
     ]

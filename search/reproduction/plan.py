@@ -161,9 +161,10 @@ class _Backbone:
             yield from self._of_task(names, task, probe)
 
     def _task(self, datasets: tuple[str, ...], backbone: str) -> TaskSpec:
-        table = self._table
+        table, request = self._table, self._request
         return TaskSpec(
-            *(datasets, backbone, table.shots, table.seeds, table.protocol, self._request.draws)
+            *(datasets, backbone, table.shots, table.seeds, table.protocol, request.draws),
+            skip_unreadable=request.skip_unreadable,
         )
 
     def _of_task(
@@ -192,7 +193,7 @@ class _Backbone:
 
     def _is_present(self, name: str, spec: str, source: DataSource) -> bool:
         try:
-            check_test_split(source.dataset(spec))
+            check_test_split(source.dataset(spec), all_there=not self._request.skip_unreadable)
         except DataError as error:
             self._left_out[name] = str(error)
             return False

@@ -38,6 +38,8 @@ class Request:
     """Rule of the few-shot draws."""
     embedded: bool = False
     """Whether to run the miniature on the embedded model."""
+    skip_unreadable: bool = False
+    """Whether images that cannot be read are left out."""
 
     def config(self, config: TrialConfig) -> TrialConfig:
         """Return the configuration that is trained; a miniature has few epochs.

@@ -193,6 +193,36 @@ def test_missing_data_sets_are_left_out_by_name(tmp_path: Path) -> None:
     assert float(average["mean"]) > 0
 
 
+def test_a_failed_training_stops_no_other_and_is_repeated_on_request(tmp_path: Path) -> None:
+    """The images of one of two data sets are damaged, and restored later."""
+    root, out = tmp_path / "data", tmp_path / "out"
+    dtd(root)
+    eurosat(root)
+    images = {path: path.read_bytes() for path in (root / "dtd").rglob("*.jpg")}
+    for path in images:
+        path.write_bytes(b"no image")
+    data = ("--data", str(root), "--backbone", "tiny", "--only", "dtd,eurosat")
+    options = ("taskres/table-11", *data, "--seeds", "1", "--shots", "1")
+    done = reproduce(out, *options)
+    assert done.returncode == 1
+    assert "Failed: TaskRes, dtd, 1 shots, draw 1: DataError: Every image must be" in done.stdout
+    assert "Averages need every data set. Repeat what failed with --retry-failed." in done.stdout
+    assert "Averages are over" not in done.stdout
+    (trained,) = {row["dataset"] for row in numbers(out, "taskres-table-11") if row["mean"]}
+    assert trained == "eurosat"
+
+    for path, content in images.items():
+        path.write_bytes(content)
+    before, models = lines(out), stored(out, "model")
+    again = reproduce(out, *options)
+    assert again.returncode == 1, "a failure is not repeated unasked"
+    assert lines(out) == before
+    done = reproduce(out, *options, "--retry-failed")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Averages are over dtd, eurosat, without imagenet, caltech101" in done.stdout
+    assert models.items() < stored(out, "model").items(), "the other training is not repeated"
+
+
 def test_bundles_serve_methods_on_features(tmp_path: Path) -> None:
     """TaskRes trains on features; nothing else of the table is at hand."""
     rng = torch.Generator().manual_seed(0)
