@@ -60,8 +60,9 @@ class Progress:
         self._start = time.monotonic()
         self._recent: list[Result] = []
         self._varying = VaryingParameters()
+        self._zero_shot: float | None = None
         for result in ledger.results.values():
-            self._varying.add(_parameters(result))
+            self._learn(result)
         self._running: dict[int, _Running] = {}
         self._warned: set[str] = set()
         self._forecasts: dict[int, dict[str, float]] = {}
@@ -116,7 +117,7 @@ class Progress:
         self._running.pop(result.number, None)
         self._forecasts.pop(result.number, None)
         self._recent = [*self._recent, result][-_MOST_RECENT:]
-        self._varying.add(_parameters(result))
+        self._learn(result)
         if result.state == "FAIL":
             self._say(f"trial {result.number} failed: {result.reason}", "red")
         elif self._display is None:
@@ -131,6 +132,11 @@ class Progress:
                     f"best {_three(best.value if best else None)}"
                 )
             self._say(f"trial {result.number:>3} {state:<8} {value}  ({self._ended}/{self._goal})")
+
+    def _learn(self, result: Result) -> None:
+        self._varying.add(_parameters(result))
+        if not result.trained and not result.config.get("before"):
+            self._zero_shot = result.accuracy  # the result is that of the untuned model
 
     @property
     def _ended(self) -> int:
@@ -177,13 +183,16 @@ class Progress:
         return Group(line, bar, pace, trial_table(rows, self._varying.names, size.width))
 
     def _first_rows(self) -> list[TrialRow]:
-        """The rows of the best trial, of the paper's setting, and of running trials."""
+        """The rows of the best trial, of the paper's setting, of the zero-shot model if a trial has
+        shown its accuracy, and of running trials."""
         ledger, rows = self._ledger, list[TrialRow]()
         best, paper = ledger.best(), ledger.results.get(0)
         if best is not None:
             rows.append(_row(best, "best", "bold green"))
         if paper is not None and paper is not best and paper.config.get("preset") == "paper":
             rows.append(_row(paper, "paper", "bold"))
+        if self._zero_shot is not None:
+            rows.append(TrialRow(None, "zero-shot", percent(self._zero_shot), "", {}, "bold"))
         for number, running in sorted(self._running.items()):
             live = ledger.live.get(number)
             chosen = shown_parameters(live.config.to_dict(), live.parameters) if live else {}

@@ -19,10 +19,10 @@ _GAP = 2  # characters between columns
 class TrialRow:
     """One trial of the table."""
 
-    number: int
-    """Its number."""
+    number: int | None
+    """Its number; None for the zero-shot model."""
     state: str
-    """Its state, or its role: the best one, or the paper's setting."""
+    """Its state, or its role: the best one, the paper's setting, or the zero-shot model."""
     validation: str
     """Validation accuracy, formatted."""
     time: str
@@ -70,7 +70,8 @@ def trial_table(rows: Sequence[TrialRow], names: Sequence[str], width: int) -> T
             columns.append(cells)
             table.add_column(name, justify="right", no_wrap=True)
     for place, row in enumerate(rows):
-        fixed = (str(row.number), row.state, row.validation, row.time)
+        number = "" if row.number is None else str(row.number)
+        fixed = (number, row.state, row.validation, row.time)
         table.add_row(*fixed, *(Text(column[place]) for column in columns), style=row.style)
     return table
 
