@@ -19,7 +19,8 @@ from search.core.environment import quiet_environment
 
 quiet_environment()  # Ray reads its settings when it is imported
 
-from search.core.config import SweepConfig, is_bundle  # noqa: E402
+from search.core.config import SweepConfig  # noqa: E402
+from search.core.dataset_problems import is_bundle  # noqa: E402
 from search.core.problems import UsageError  # noqa: E402
 from search.core.task_options import absolute_dataset  # noqa: E402
 from search.driver.backbone_probe import BackboneProbeProcess  # noqa: E402

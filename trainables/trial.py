@@ -51,8 +51,7 @@ class TaskSpec:
     ViT-B-32:laion2b_s34b_b79k, RN50:weights.pt), or with a file and the tag of the weights that it
     was trained from (ViT-L-14:laion2b_s32b_b82k@weights.pt); a model folder or hf-hub:OWNER/NAME;
     openai:FILE for a state dict in OpenAI's layout; MASKS.safetensors@SPEC for one of these with
-    the masks of an artifact folded in,
-    MASKS.pth.tar@SPEC with those of a checkpoint of R-AMT's code."""
+    an artifact's masks folded in, MASKS.pth.tar@SPEC with those of a checkpoint of R-AMT's code."""
     shots: tuple[int, ...]
     """Training images per class; min(N, 4) more per class are for validation. all: every labelled
     image (with --validation folds, those for validation, too)."""

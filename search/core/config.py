@@ -17,7 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, get_args
 
-from search.core.fold_problems import NOT_WITH_FOLDS, fold_problems
+from search.core.dataset_problems import (
+    NOT_WITH_FOLDS,
+    bundle_problems,
+    fold_problems,
+    is_bundle,
+)
 from search.core.init_from import Start
 from search.core.model_name import model_name_problem, sweep_name_problem
 from search.core.objectives import SAMPLERS_OF_TWO, parse_objective
@@ -386,38 +391,13 @@ class SweepConfig:
                 f"--dataset, --shots and --seeds must make at most {_MAX_EPISODES:,} trainings per "
                 f"trial, got {episodes:,}. Name fewer."
             )
-        return found + (self._bundle_problems() if task.datasets else [])
-
-    def _bundle_problems(self) -> list[str]:
-        task, found = self.task, []
-        bundles = [spec for spec in task.datasets if is_bundle(spec)]
-        if bundles and (len(task.datasets) > 1 or task.protocol != "few-shot"):
-            found.append(
-                "A bundle must be the only data set, with --protocol few-shot, got --dataset "
-                f"{','.join(task.datasets)} --protocol {task.protocol}."
-            )
-        elif bundles and task.backbone != bundles[0]:
-            found.append(
-                "--backbone must be omitted with a bundle, which includes its backbone's features, "
-                f"got '{task.backbone}'."
-            )
-        elif not bundles and is_bundle(task.backbone):
-            found.append(
-                f"--backbone must be an image model, got the bundle '{task.backbone}'. Use it as "
-                "--dataset, without another one."
-            )
-        if task.protocol == "cross-dataset" and len(task.datasets) < 2:
+        if task.datasets and task.protocol == "cross-dataset" and len(task.datasets) < 2:
             found.append(
                 "--protocol cross-dataset needs at least two data sets (it trains on the first and "
                 f"evaluates on the others), got only '{','.join(task.datasets)}'. Use e.g. "
                 "--dataset imagenet,dtd,eurosat."
             )
-        return found
-
-
-def is_bundle(spec: str) -> bool:
-    """Whether a data set or a backbone is a bundle of features."""
-    return spec.startswith("bundle:")
+        return found + (bundle_problems(task) if task.datasets else [])
 
 
 def option(name: str) -> str:

@@ -15,7 +15,8 @@ from search.core.lock import CLAIMS
 from search.core.problems import UsageError
 from search.core.sweep_folder import SWEEP_FILE, UNFINISHED_FILE, SweepFolder
 from trainables.core.credentials import without_password
-from trainables.core.storage import LocalStorage, Storage, StorageError, flush_folder
+from trainables.core.files import flush_folder
+from trainables.core.storage import LocalStorage, Storage, StorageError
 
 _TRIALS = "trials"
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from search.core.config import SweepConfig, is_bundle
+from search.core.config import SweepConfig
+from search.core.dataset_problems import is_bundle
 from trainables.core.protocols import Part, Protocol
 from trainables.data.base import DataError, FeatureRows, PixelRows, fingerprint, image_keys
 from trainables.data.class_subsets import Half

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from search.core.config import SweepConfig, is_bundle
+from search.core.config import SweepConfig
+from search.core.dataset_problems import is_bundle
 from trainables.all_shots import ALL
 from trainables.backbones.cached import cached_backbone
 from trainables.data.base import DataError

@@ -16,8 +16,8 @@ from pathlib import Path
 from search.core.config import SweepConfig
 from search.core.results import Result
 from search.tracking.uri import absolute_uri, without_user
-from trainables.core.files import cache_folder, read_regular
-from trainables.core.storage import LocalStorage, Storage, remove_file
+from trainables.core.files import cache_folder, read_regular, remove_file
+from trainables.core.storage import LocalStorage, Storage
 
 FOLDER = "tracking"
 SWEEP_RUN = -1

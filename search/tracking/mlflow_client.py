@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search.tracking.uri import database_file, scheme_of, sqlite_path, sqlite_uri
-from trainables.core.storage import StorageError, remove_file, replace_file
+from trainables.core.files import remove_file, replace_file
+from trainables.core.storage import StorageError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

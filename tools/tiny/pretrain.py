@@ -44,7 +44,7 @@ from tools.tiny.augment import IMAGE_SIZE, INKS, augment
 from tools.tiny.glyphs import CONCEPTS, FONTS, HELD_OUT_FONTS, TEMPLATES, draw_masks
 from trainables.backbones.layout import CONFIG_FILE, MERGES_FILE, WEIGHTS_FILE
 from trainables.backbones.open_clip import open_clip
-from trainables.core.storage import replace_file
+from trainables.core.files import replace_file
 
 CONTEXT_LENGTH = 24
 _VOCABULARY = 1536

@@ -1,5 +1,5 @@
-"""Files that users name: their paths, what is there, and their content; and temporary folders,
-which are removed even if their process was killed."""
+"""Files of this machine: what is at a path, reading, replacing and removing files, and temporary
+folders, which are removed even if their process was killed."""
 
 from __future__ import annotations
 
@@ -113,3 +113,31 @@ def remove_abandoned_folders(parent: Path) -> None:
                 continue
             with FileLock(lock, timeout=0):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def replace_file(temporary: Path, path: Path) -> None:
+    """Rename `temporary` to `path`. Raises `OSError` if something other than a regular file is
+    there, e.g. a device, a link or a pipe."""
+    _check_regular(path)
+    os.replace(temporary, path)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file if it exists. Raises `OSError` if it is not a regular file."""
+    _check_regular(path)
+    path.unlink(missing_ok=True)
+
+
+def _check_regular(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file; move it away first", str(path))
+
+
+def flush_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -6,11 +6,9 @@ files there are logs, which only grow. Names are relative, with slashes.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
-import stat
 import tempfile
 import time
 import uuid
@@ -24,7 +22,15 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote
 
 from trainables.core.credentials import shown, take_secrets, with_secrets
-from trainables.core.files import expanded, kind_of, open_regular, temporary_folder
+from trainables.core.files import (
+    expanded,
+    flush_folder,
+    kind_of,
+    open_regular,
+    remove_file,
+    replace_file,
+    temporary_folder,
+)
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
@@ -125,10 +131,7 @@ def open_storage(location: str, patience: float = PATIENCE) -> Storage:
 
     The storage's own `location` has no secrets: `credentials.take_secrets` removes them, and every
     process that has them in its environment can open that location.
-
-    Raises:
-        StorageError: the URI has an unknown scheme, or its file system cannot be opened.
-    """
+    Raises `StorageError` for an unknown scheme, or if its file system cannot be opened."""
     folder = local_folder(location)
     if folder is not None:
         return LocalStorage(folder)
@@ -176,25 +179,6 @@ def split(location: str) -> tuple[str, str]:
     path, mark, query = location.partition("?")
     parent, _, name = path.rstrip("/").rpartition("/")
     return f"{parent}{mark}{query}", name
-
-
-def replace_file(temporary: Path, path: Path) -> None:
-    """Rename `temporary` to `path`. Raises `OSError` if something other than a regular file is
-    there, e.g. a device, a link or a pipe."""
-    _check_regular(path)
-    os.replace(temporary, path)
-
-
-def remove_file(path: Path) -> None:
-    """Remove a file if it exists. Raises `OSError` if it is not a regular file."""
-    _check_regular(path)
-    path.unlink(missing_ok=True)
-
-
-def _check_regular(path: Path) -> None:
-    with suppress(FileNotFoundError):
-        if not stat.S_ISREG(os.lstat(path).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file; move it away first", str(path))
 
 
 def is_same_folder(one: Storage, other: Storage) -> bool:
@@ -435,15 +419,6 @@ class ObjectStorage(Storage):
                     raise StorageError(shown(f"'{self.location}': {_line(error)}")) from error
             time.sleep(wait)
             wait = min(2 * wait, 5.0)
-
-
-def flush_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

@@ -27,8 +27,8 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from trainables.core.files import cache_folder
-from trainables.core.storage import StorageError, flush_folder
+from trainables.core.files import cache_folder, flush_folder
+from trainables.core.storage import StorageError
 
 Facts = Mapping[str, Any]
 """What a file's content depends on, in JSON's types."""

@@ -1,4 +1,4 @@
-"""Rules of a cross-validated evaluation (`--test-folds`)."""
+"""Rules of bundles of features, and of folders that are cross-validated (`--test-folds`)."""
 
 from __future__ import annotations
 
@@ -38,3 +38,30 @@ def fold_problems(folds: int, task: TaskSpec, others: Sequence[str]) -> list[str
         "Omit one of them."
         for option in others
     ]
+
+
+def is_bundle(spec: str) -> bool:
+    """Whether a data set or a backbone is a bundle of features."""
+    return spec.startswith("bundle:")
+
+
+def bundle_problems(task: TaskSpec) -> list[str]:
+    """Every broken rule about bundles of features that shows without the data."""
+    found = []
+    bundles = [spec for spec in task.datasets if is_bundle(spec)]
+    if bundles and (len(task.datasets) > 1 or task.protocol != "few-shot"):
+        found.append(
+            "A bundle must be the only data set, with --protocol few-shot, got --dataset "
+            f"{','.join(task.datasets)} --protocol {task.protocol}."
+        )
+    elif bundles and task.backbone != bundles[0]:
+        found.append(
+            "--backbone must be omitted with a bundle, which includes its backbone's features, "
+            f"got '{task.backbone}'."
+        )
+    elif not bundles and is_bundle(task.backbone):
+        found.append(
+            f"--backbone must be an image model, got the bundle '{task.backbone}'. Use it as "
+            "--dataset, without another one."
+        )
+    return found
