@@ -134,6 +134,15 @@ def _check_regular(path: Path) -> None:
             raise OSError(errno.EINVAL, "not a regular file; move it away first", str(path))
 
 
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents, so that they survive a power cut."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        with contextlib.suppress(PermissionError):  # a parent that cannot be read
+            flush_folder(folder.parent)
+
+
 def flush_folder(folder: Path) -> None:
     """Make renames in a folder survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)

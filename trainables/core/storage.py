@@ -26,6 +26,7 @@ from trainables.core.files import (
     expanded,
     flush_folder,
     kind_of,
+    make_folder,
     open_regular,
     remove_file,
     replace_file,
@@ -41,8 +42,7 @@ PATIENCE = 60.0
 """Seconds for which a failed request to an object store is repeated."""
 TEMPORARY = "."
 """First character of a file that is being written, or whose writer died."""
-# Prefix of a path of this machine.
-_FILE = re.compile(r"file:(//(localhost)?(?=/)|(?=/[^/]))", re.IGNORECASE)
+_FILE = re.compile(r"file:(//(localhost)?(?=/)|(?=/[^/]))", re.IGNORECASE)  # of this machine
 _READERS = 16  # simultaneous requests to an object store
 
 
@@ -210,7 +210,7 @@ class LocalStorage(Storage):
         """Write to a temporary name, flush to the disk, rename."""
         path = self.root / name
         with _explained(path, writing=True):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{TEMPORARY}{path.name}.")
             try:
                 os.close(handle)
@@ -260,7 +260,7 @@ class LocalStorage(Storage):
         """Append in one write, flushed to the disk; a write that fails is undone."""
         path = self.root / name
         with _explained(path, writing=True):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             if path.exists() and not path.is_file():
                 raise OSError(f"it is {kind_of(path)}, not a regular file")
             with open(path, "ab", buffering=0) as file:

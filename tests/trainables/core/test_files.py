@@ -14,10 +14,26 @@ from filelock import FileLock
 from trainables.core.files import (
     expanded,
     kind_of,
+    make_folder,
     read_text,
     remove_abandoned_folders,
     temporary_folder,
 )
+
+
+def test_entries_of_new_folders_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut does not lose a new folder with the files in it."""
+    flushed: list[str] = []
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: flushed.append(os.readlink(f"/dev/fd/{handle}"))
+    )
+    make_folder(tmp_path / "sweep" / "trials" / "00000")
+    assert (tmp_path / "sweep" / "trials" / "00000").is_dir()
+    assert flushed == [str(tmp_path), str(tmp_path / "sweep"), str(tmp_path / "sweep" / "trials")]
+    make_folder(tmp_path / "sweep" / "trials")
+    assert len(flushed) == 3
 
 
 def test_an_unknown_user_has_no_home() -> None:
