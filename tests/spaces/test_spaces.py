@@ -167,8 +167,8 @@ def test_parameters_are_fields(name: str, tower: Any, pixels: bool) -> None:
         stages = space.suggest(trial).stages
         assert trial.params
         for parameter, value in trial.params.items():
-            number, _, field = parameter.rpartition(".")
-            stage = stages[int(number) - 1] if number.isdecimal() else stages[-1]
+            method, _, field = parameter.rpartition(".")
+            stage = next(s for s in stages if s.method == method) if method else stages[-1]
             own = vars(stage.method_config) | vars(stage.optim) | {"crop_scale": stage.crop_scale}
             if field not in DERIVED:
                 assert own[field] == value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -185,10 +184,6 @@ def test_killed_and_continued_gives_the_same_trials(sweep: Sweep, tmp_path: Path
     assert {number: results[number] for number in committed} == committed
 
 
-def issued_of(sweep: Sweep) -> list[Path]:
-    return list(sweep.folder.glob("trials/*/issued.json"))
-
-
 def test_sigterm_stops_cleanly(sweep: Sweep) -> None:
     process = sweep.start("--space", "rmt", "--trials", "6", *QUIET, "--checkpoint-seconds", "0")
     sweep.wait_until(lambda: any(sweep.folder.glob("trials/*/checkpoint.safetensors")))
@@ -202,8 +197,8 @@ def test_sigterm_stops_cleanly(sweep: Sweep) -> None:
 def test_ctrl_c_stops_cleanly_and_another_driver_is_refused(sweep: Sweep) -> None:
     options = ("--space", "rmt", "--trials", "6", *QUIET, "--checkpoint-seconds", "1000")
     process = sweep.start(*options)
-    # A step has been trained, which no checkpoint shows yet.
-    sweep.wait_until(lambda: any(json.loads(p.read_text())["values"] for p in issued_of(sweep)))
+    # The other trial has been training for a while, which no checkpoint shows yet.
+    sweep.wait_until(lambda: bool(sweep.results()))
     with held(process.pid):
         second = sweep.run(*options)
     assert second.returncode == 2
