@@ -88,8 +88,7 @@ def preflight(
     """Check everything; raises `UsageError` with every problem.
 
     `meanwhile` is called while another process loads the backbone, unless a problem is known
-    already. Without `trial_write`, nothing
-    is written, not even to find out whether it can be.
+    already. Without `trial_write`, nothing is written, not even to find out whether it can be.
     """
     (plan,) = preflight_each(config, [config], meanwhile, trial_write)
     return plan

@@ -10,7 +10,7 @@ from search.tracking.uri import TrackingError
 from trainables.core.storage import StorageError
 
 Failures = Mapping[type[Exception], tuple[int, str]]
-"""Error -> exit code and message, in which `{}` stands for the error."""
+"""Error -> exit code and message, in which `{}` is the error."""
 _KNOWN: Failures = dict.fromkeys((TrackingError, StorageError, StoppedError), (2, "{}"))
 
 

@@ -140,7 +140,7 @@ def open_storage(location: str, patience: float = PATIENCE) -> Storage:
     location = take_secrets(location)
     try:
         file_system, path = FileSystem.from_uri(_limited(with_secrets(location), patience))
-    except (OSError, ValueError, NotImplementedError) as error:
+    except (OSError, ValueError, NotImplementedError) as error:  # the last: an unknown scheme
         raise StorageError(shown(f"'{location}': {_line(error)}")) from error
     if not path.strip("/"):
         raise StorageError(f"'{shown(location)}': it must name a bucket")

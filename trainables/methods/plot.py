@@ -84,9 +84,9 @@ class Plot(TensorMethod):
     """logits = exp(logit_scale) sum_mn T_mn cos(z_m, t_n), with M features of the image, N of each
     class, and the plan T of the entropic optimal transport between both (algorithm 1).
 
-    No gradient flows through T. The released code trains the image prompts in a run of their own,
-    whose logits are the sum of these and of the mean features' cosine, and then both kinds in a
-    second run. Here both are halves of one training, with one learning rate schedule.
+    No gradient flows through T. The released code first trains the image prompts alone, in a
+    separate run, whose logits are the sum of these and of the mean features' cosine, and then both
+    kinds in a second run. Here both are halves of one training, with one learning rate schedule.
     """
 
     name = "plot"

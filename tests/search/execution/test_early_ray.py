@@ -14,7 +14,7 @@ from tests.search.execution.test_ray_session import answer, finish, start
 
 
 def wait_for_end(session: int) -> None:
-    """Of all its processes."""
+    """Wait until no process of a session is left."""
     deadline = time.monotonic() + 60
     while left := session_members(session):
         assert time.monotonic() < deadline, left

@@ -13,7 +13,7 @@ LENGTH = LATEST + 200
 
 
 def study_of(values: list[float], directions: int = 1) -> tuple[optuna.Study, SweepTrials]:
-    """A study of complete trials in a storage of its own."""
+    """A study of complete trials, and its storage."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = SweepTrials()
     study = optuna.create_study(storage=storage, directions=["maximize"] * directions)
