@@ -24,7 +24,7 @@ _SIDE = 64  # pixels; the data has 8, too small to look at
 _INTRODUCTION = """\
 Write a small folder of images in the layout of a data set of your own:
 
-  FOLDER/labelled/CLASS/NN.png  40 images of each of 10 classes, handwritten digits
+  FOLDER/labelled/CLASS/NN.png  40 handwritten digits of each of 10 classes
   FOLDER/new/CLASS.png          one other image of each class, to classify
 
 Use it as `--dataset folder:FOLDER/labelled`."""

@@ -40,14 +40,11 @@ model: no GPU, no download, no data needed. Trials are compared on few-shot vali
 the end the winner is trained on fresh draws and evaluated once on the test split."""
 _EXAMPLES = """\
 examples:
-  python -m search.run --space rmt                      the default, about three minutes
-  python -m search.run --space taskres --trials 60
-  python -m search.run --space rmt --backbone ViT-B-16 --device cuda --gpus-per-trial 0.25
-  python -m search.run --space rmt+taskres              masks, then a residual on that backbone
-  python -m search.run --space taskres --init-from NAME  a residual on masks
-  python -m search.run sweep.yaml --shots 4             the options of a file, and others
-  python -m search.run --resume NAME                    resume an interrupted sweep
-  python -m search.run --resume NAME --trials 100       add trials to a finished one"""
+  python -m search.run --space rmt --backbone ViT-B-16 --gpus-per-trial 0.25
+  python -m search.run --space rmt+taskres          masks, then a residual
+  python -m search.run sweep.yaml --shots 4         the options of a file
+  python -m search.run --resume NAME                an interrupted sweep
+  python -m search.run --resume NAME --trials 100   more trials"""
 
 _NOT_FIELDS = {
     "shots_file": "Published draws: a JSON file, with {dataset}, {shots} and {seed} in its name if "
@@ -113,6 +110,7 @@ def build_parser(everything: bool = True) -> Parser:
         "search.run",
         _INTRODUCTION,
         epilog=_EXAMPLES,
+        usage="%(prog)s [OPTION]... [FILE.yaml]",
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--help-all", action="help", help="show every option and exit")

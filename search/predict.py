@@ -30,7 +30,7 @@ MLflow model. Images that cannot be read are reported and skipped."""
 _EXAMPLES = """\
 examples:
   python -m search.predict my-sweep photo.jpg
-  python -m search.predict exports/my-sweep-best-torch photos/ --top 3 --output predictions.csv
+  python -m search.predict exports/my-sweep-best-torch photos/ --top 3
   python -m search.predict models:/birds@champion photos/"""
 
 

@@ -49,11 +49,11 @@ Without a name, it lists all tables and figures. Repeat the command to resume an
 Each training is done once, even if several tables need it."""
 _EXAMPLES = """\
 examples:
-  python -m search.reproduce                               list tables and figures
-  python -m search.reproduce rmt/table-5 --embedded        in miniature, in a minute
-  python -m search.reproduce taskres --embedded            all tables of a paper
+  python -m search.reproduce                          list tables and figures
+  python -m search.reproduce rmt/table-5 --embedded   in miniature, in a minute
+  python -m search.reproduce taskres --embedded       all tables of a paper
   python -m search.reproduce taskres/table-8 --data ROOT --published-draws
-  python -m search.reproduce rmt/table-17 --data ROOT --only dtd,eurosat --shots 1,4 --seeds 1
+  python -m search.reproduce rmt/table-17 --data ROOT --only dtd --shots 1,4
   python -m search.reproduce taskres/table-8 --bundles FOLDER"""
 _STORAGE = "reproductions"
 

@@ -225,7 +225,7 @@ FORMATS: dict[str, Format] = {
     "artifact": Format("what the method learned, in its own format", _write_artifact, _fits),
     "mask": Format("the masks, one bit per weight", _write_artifact, _no_masks),
     "merged": Format(
-        "a CLIP in open_clip's layout with everything folded in, and its classifier",
+        "a CLIP in open_clip's layout with all folded in, and its classifier",
         _write_merged,
         _not_mergeable,
     ),

@@ -7,6 +7,7 @@ import difflib
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn
@@ -23,6 +24,24 @@ _LONGEST_PART = 255  # bytes of a file's name
 _SHOWN = 60  # characters of a wrong value in a message
 
 
+class HelpText(argparse.HelpFormatter):
+    """Folds the paragraphs of descriptions to the width; indented lines stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs: list[str] = []
+        continues = False
+        for line in text.splitlines():
+            is_prose = bool(line) and not line.startswith(" ")
+            if is_prose and continues:
+                paragraphs[-1] += f" {line}"
+            else:
+                paragraphs.append(line)
+            continues = is_prose
+        return "\n".join(
+            line if line.startswith(" ") else textwrap.fill(line, width) for line in paragraphs
+        )
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that collects mistakes, and that has `--version`."""
 
@@ -30,7 +49,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=f"python -m {command}",
             description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=HelpText,
             allow_abbrev=False,
             exit_on_error=False,
             **settings,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from search import HELP
 from search.__main__ import commands, main
 from search.completion import COMMANDS
 
@@ -65,11 +66,16 @@ def used_by_children() -> float:
 
 def test_help_is_two_screens_of_the_common_options() -> None:
     short, whole = run("run", "--help").stdout, run("run", "--help-all").stdout
-    assert len(short.splitlines()) < 150 < len(whole.splitlines())
+    assert len(short.splitlines()) < 125 < len(whole.splitlines())
     assert "--eval-seeds" not in short
     assert "--help-all" in short
     for option in ("--eval-seeds", "--pruner", "--space"):
         assert f"  {option} " in whole
+
+
+@pytest.mark.parametrize("page", sorted(HELP.glob("*.txt")), ids=lambda page: page.stem)
+def test_help_fits_80_columns(page: Path) -> None:
+    assert max(map(len, page.read_text().splitlines())) <= 80
 
 
 def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
