@@ -11,6 +11,8 @@ REPORTS_PER_TRIAL = 8
 """Limit of reports per trial when its episodes are trained in parallel."""
 METRICS: Mapping[Objective, str] = {"accuracy": "val/accuracy", "likelihood": "val/likelihood"}
 """The metric of each objective."""
+ZERO_SHOT = "val/accuracy_zero_shot"
+"""Metric of a sweep's first trial, known before it trains: the zero-shot model's accuracy."""
 CHECKPOINT = "checkpoint.safetensors"
 
 

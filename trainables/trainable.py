@@ -46,6 +46,7 @@ from trainables.core.storage import (
 from trainables.data.sealed import seal_process
 from trainables.encoded_task import EncodedTask
 from trainables.parameters import read_parameters
+from trainables.report import METRICS, ZERO_SHOT
 from trainables.trial import TaskSpec, TrialConfig
 from trainables.trial_run import TrialRun
 
@@ -171,6 +172,15 @@ class FewShotTrainable(tune.Trainable):
         self._run.load(self._folder)
         return self._run
 
+    def _zero_shot_accuracy(self) -> dict[str, float]:
+        """The zero-shot model's accuracy by its metric's name, if the assignment asks for it."""
+        job, encoded = self._job, self._task
+        if job is None or encoded is None or not job.zero_shot:
+            return {}
+        model = TrialConfig.from_dict(job.zero_shot)
+        report = TrialRun(model, TaskSpec.from_dict(job.task), encoded).advance()
+        return {ZERO_SHOT: report.metrics[METRICS["accuracy"]]}
+
     def _encoded(
         self, spec: TaskSpec, data: str, weights: str = "", stages: str = ""
     ) -> EncodedTask:
@@ -186,7 +196,8 @@ class FewShotTrainable(tune.Trainable):
         forecast: dict[str, float] = {}
         if self._run is None:
             run = self._open_run()
-            forecast, warnings = run.forecast(), tuple(run.warnings())
+            forecast = run.forecast() | self._zero_shot_accuracy()
+            warnings = tuple(run.warnings())
             # Report the step in the checkpoint before training the next: the driver may have died
             # before it received it, and may want to stop the trial there.
             has_begun = run.step > 0 and not run.finished

@@ -31,7 +31,7 @@ from search.core.sweep_folder import SWEEP_FILE, SweepFolder
 from search.core.task import val_images
 from search.driver.preflight import Plan, adopt, check_choice
 from search.driver.prepare import prepare
-from search.evaluation.plan import SweepFacts
+from search.evaluation.plan import SweepFacts, general_zero_shot
 from search.evaluation.record import Evaluation
 from search.evaluation.run import evaluate, shared_weights, stored_evaluation
 from search.evaluation.statistics import separation_note
@@ -178,7 +178,7 @@ def _run(
     config = plan.config
     stop = StopSwitch(config.time_budget)
     clock = OverheadClock()
-    facts = SweepFacts(config, plan.source, plan.setting.tower, plan.fingerprints)
+    facts = _facts(plan)
     evaluation = stored_evaluation(ledger, facts)
     todo = ledger.waiting + max(0, config.trials - ledger.issued(config.trials))
     if todo or evaluation is None:
@@ -260,6 +260,10 @@ def _run(
     )
 
 
+def _facts(plan: Plan) -> SweepFacts:
+    return SweepFacts(plan.config, plan.source, plan.setting.tower, plan.fingerprints)
+
+
 def _check_folder(sweep: Storage) -> None:
     """Raise `StoppedError` if the sweep's folder was moved or deleted: what is written afterwards
     would create a second, incomplete folder in its place."""
@@ -301,6 +305,7 @@ def assign_by(plan: Plan, placement: Placement, sweep: Storage) -> Assign:
     weights = shared_weights(config, sweep)
     stages = share_start(config, plan.source, plan.fingerprints["backbone"], sweep)
     plugins = plugin_sources()
+    zero_shot = general_zero_shot(_facts(plan)).to_dict()
 
     def assign(live: RunningTrial) -> Assignment:
         return Assignment(
@@ -317,6 +322,7 @@ def assign_by(plan: Plan, placement: Placement, sweep: Storage) -> Assign:
             checkpoint_seconds=config.checkpoint_seconds,
             report_seconds=_REPORT_SECONDS if config.pruner == "none" else 0.0,
             keep_stopped=keeps_stopped(config, sweep),
+            zero_shot=zero_shot if live.number == 0 else {},
             plugins=plugins,
         )
 

@@ -20,6 +20,7 @@ from search.terminal.sweep_status import duration
 from search.terminal.trial_table import TrialRow, VaryingParameters, trial_table
 from trainables.assignment import Message
 from trainables.core.text import printable
+from trainables.report import ZERO_SHOT
 
 if TYPE_CHECKING:
     from search.ledger.ledger import Ledger, RunningTrial
@@ -105,6 +106,7 @@ class Progress:
             running.epoch = max(epochs, default=running.epoch)
         if message.forecast:
             self._forecasts[message.number] = message.forecast
+            self._zero_shot = message.forecast.get(ZERO_SHOT, self._zero_shot)
         for warning in message.warnings:
             # Show the full text once, then only the headline.
             headline = warning.split(":")[0]
@@ -135,8 +137,7 @@ class Progress:
 
     def _learn(self, result: Result) -> None:
         self._varying.add(_parameters(result))
-        if not result.trained and not result.config.get("before"):
-            self._zero_shot = result.accuracy  # the result is that of the untuned model
+        self._zero_shot = result.metrics.get(ZERO_SHOT, self._zero_shot)
 
     @property
     def _ended(self) -> int:
@@ -183,8 +184,8 @@ class Progress:
         return Group(line, bar, pace, trial_table(rows, self._varying.names, size.width))
 
     def _first_rows(self) -> list[TrialRow]:
-        """The rows of the best trial, of the paper's setting, of the zero-shot model if a trial has
-        shown its accuracy, and of running trials."""
+        """The rows above those of finished trials: the best trial, what trials are compared with,
+        and running trials."""
         ledger, rows = self._ledger, list[TrialRow]()
         best, paper = ledger.best(), ledger.results.get(0)
         if best is not None:

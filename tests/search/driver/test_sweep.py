@@ -76,6 +76,7 @@ def test_every_trial_is_committed(finished: tuple[Sweep, str]) -> None:
     assert results[0]["config"]["preset"] == "paper"
     assert {r["config"]["preset"] for n, r in results.items() if n} == {"search"}
     assert any(r["state"] == "PRUNED" for r in results.values())
+    assert {n for n, r in results.items() if "val/accuracy_zero_shot" in r["metrics"]} == {0}
 
 
 def test_mlflow_mirrors_the_ledger(finished: tuple[Sweep, str]) -> None:
