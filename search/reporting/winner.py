@@ -40,7 +40,7 @@ def headlines(source: Source) -> list[Headline]:
             numbers.append(Headline(label, f"{100 * gain.mean:+z.1f} points", _interval(gain)))
     if best is not None and best.accuracy is not None:
         chosen = f"trial {best.number}, the best of {len(source.of('COMPLETE'))} completed"
-        value = f"{percent(best.value, 1)} %"
+        value = f"{percent(best.accuracy, 1)} %"
         numbers.append(Headline("validation accuracy, the winner", value, chosen))
     states = {"completed": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
     counts = [f"{len(source.of(state))} {word}" for word, state in states.items()]
