@@ -72,11 +72,11 @@ def window(
 
 def scroll(page: Page) -> None:
     """Draw all figures: each is drawn when it comes near the screen."""
-    page.evaluate("document.querySelectorAll('.plot').forEach(p => p.scrollIntoView())")
+    missing = ".plot:not(.js-plotly-plot)"
     for _ in range(200):
-        if not page.locator(".plot:not(.js-plotly-plot)").count():
+        page.evaluate("selector => document.querySelector(selector)?.scrollIntoView()", missing)
+        if not page.locator(missing).count():
             return
-        page.locator(".plot:not(.js-plotly-plot)").first.scroll_into_view_if_needed()
         page.wait_for_timeout(50)
 
 
