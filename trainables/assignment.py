@@ -44,8 +44,8 @@ class Assignment:
     stages: str = ""
     """Location of what fixed stages learned, see `trainables.fixed`; empty if unused."""
     zero_shot: dict[str, Any] = field(default_factory=dict)
-    """The zero-shot model, whose validation accuracy is part of the trial's forecast; empty if it
-    is not."""
+    """The zero-shot model, whose validation metrics are part of the trial's forecast; empty if they
+    are not."""
     plugins: dict[str, str] = field(default_factory=dict)
     """Files of plugins, name -> source: the worker may have neither them nor their names."""
 

@@ -11,8 +11,11 @@ REPORTS_PER_TRIAL = 8
 """Limit of reports per trial when its episodes are trained in parallel."""
 METRICS: Mapping[Objective, str] = {"accuracy": "val/accuracy", "likelihood": "val/likelihood"}
 """The metric of each objective."""
-ZERO_SHOT = "val/accuracy_zero_shot"
-"""Metric of a sweep's first trial, known before it trains: the zero-shot model's accuracy."""
+ZERO_SHOT: Mapping[Objective, str] = {
+    "accuracy": "val/accuracy_zero_shot",
+    "likelihood": "val/likelihood_zero_shot",
+}
+"""The same of the zero-shot model: metrics of a sweep's first trial, known before it trains."""
 CHECKPOINT = "checkpoint.safetensors"
 
 

@@ -172,14 +172,14 @@ class FewShotTrainable(tune.Trainable):
         self._run.load(self._folder)
         return self._run
 
-    def _zero_shot_accuracy(self) -> dict[str, float]:
-        """The zero-shot model's accuracy by its metric's name, if the assignment asks for it."""
+    def _zero_shot_metrics(self) -> dict[str, float]:
+        """The zero-shot model's metrics, if the assignment asks for them."""
         job, encoded = self._job, self._task
         if job is None or encoded is None or not job.zero_shot:
             return {}
         model = TrialConfig.from_dict(job.zero_shot)
         report = TrialRun(model, TaskSpec.from_dict(job.task), encoded).advance()
-        return {ZERO_SHOT: report.metrics[METRICS["accuracy"]]}
+        return {name: report.metrics[METRICS[objective]] for objective, name in ZERO_SHOT.items()}
 
     def _encoded(
         self, spec: TaskSpec, data: str, weights: str = "", stages: str = ""
@@ -196,7 +196,7 @@ class FewShotTrainable(tune.Trainable):
         forecast: dict[str, float] = {}
         if self._run is None:
             run = self._open_run()
-            forecast = run.forecast() | self._zero_shot_accuracy()
+            forecast = run.forecast() | self._zero_shot_metrics()
             warnings = tuple(run.warnings())
             # Report the step in the checkpoint before training the next: the driver may have died
             # before it received it, and may want to stop the trial there.

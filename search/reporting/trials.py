@@ -31,6 +31,7 @@ from search.reporting.figures import (
     shown_number,
 )
 from search.reporting.source import Source, parameters_of
+from trainables.report import ZERO_SHOT
 from trainables.trial import TrialConfig
 
 STATES: dict[State, tuple[str, str, str]] = {
@@ -112,7 +113,8 @@ def trials_table(source: Source) -> Table:
 
 
 def history_figure(source: Source) -> Figure:
-    """Plot every trial's value, with the best so far and the paper's setting."""
+    """Plot every trial's value, with the best so far, the paper's setting and the zero-shot
+    model."""
     data = []
     for state, (word, colour, symbol) in STATES.items():
         own = [r for r in source.of(state) if r.value is not None]
@@ -128,9 +130,12 @@ def history_figure(source: Source) -> Figure:
         data[-1]["line"] |= steps
     first = source.results.get(0)
     if first is not None and first.value is not None:
-        level = [100 * first.value] * 2
-        dashed = {"dash": "dash", "width": 1.5}
-        data.append(series(first_name(source), [0, last], level, (GREY, ""), "lines", line=dashed))
+        levels = {first_name(source): (first.value, "dash")}
+        if (level := first.metrics.get(ZERO_SHOT[source.config.task.objective])) is not None:
+            levels["zero-shot"] = level, "dot"
+        for name, (level, dash) in levels.items():
+            line, values = {"dash": dash, "width": 1.5}, [100 * level] * 2
+            data.append(series(name, [0, last], values, (GREY, ""), "lines", line=line))
     caption = (
         "A trial's value is averaged over data sets, shots and draws; that of a pruned trial is "
         "the last one that it reported."

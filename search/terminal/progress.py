@@ -106,7 +106,7 @@ class Progress:
             running.epoch = max(epochs, default=running.epoch)
         if message.forecast:
             self._forecasts[message.number] = message.forecast
-            self._zero_shot = message.forecast.get(ZERO_SHOT, self._zero_shot)
+            self._zero_shot = message.forecast.get(ZERO_SHOT["accuracy"], self._zero_shot)
         for warning in message.warnings:
             # Show the full text once, then only the headline.
             headline = warning.split(":")[0]
@@ -137,7 +137,7 @@ class Progress:
 
     def _learn(self, result: Result) -> None:
         self._varying.add(_parameters(result))
-        self._zero_shot = result.metrics.get(ZERO_SHOT, self._zero_shot)
+        self._zero_shot = result.metrics.get(ZERO_SHOT["accuracy"], self._zero_shot)
 
     @property
     def _ended(self) -> int:

@@ -21,7 +21,7 @@ from trainables.encoded_task import EncodedTask
 from trainables.methods.taskres import TaskRes
 from trainables.parameters import ParameterError
 from trainables.predictions import VALIDATION
-from trainables.report import CHECKPOINT, ZERO_SHOT, Report
+from trainables.report import CHECKPOINT, METRICS, ZERO_SHOT, Report
 from trainables.trainable import FewShotTrainable
 from trainables.trainer import Trainer
 from trainables.trial import TaskSpec, TrialConfig
@@ -130,13 +130,13 @@ def test_forecast_and_warnings_arrive_before_training(
     assert all(m.forecast == {} and m.warnings == () for m in rest)
 
 
-def test_the_zero_shot_accuracy_arrives_before_training_if_it_is_asked_for(
+def test_the_zero_shot_metrics_arrive_before_training_if_they_are_asked_for(
     job: Job, encoded_task: EncodedTask
 ) -> None:
     model = zero_shot_trial()
     first, *rest = listen(FewShotTrainable(job(residual_trial(2), zero_shot=model.to_dict())))
     trainer = Trainer(model, encoded_task, TASK.episodes[0])
-    assert first.forecast == {ZERO_SHOT: trainer.validate()["val/accuracy"]}
+    assert first.forecast == {ZERO_SHOT[o]: trainer.validate()[METRICS[o]] for o in METRICS}
     assert first.report is None
     assert all(m.forecast == {} for m in rest)
 

@@ -55,6 +55,16 @@ def test_the_history_shows_pruned_trials_and_whole_numbers(source: Source) -> No
     assert (axis["tickformat"], axis["dtick"]) == ("d", 1)
 
 
+def test_the_history_shows_what_the_first_trial_knew_of_the_zero_shot_model(
+    source: Source,
+) -> None:
+    assert "zero-shot" not in {trace["name"] for trace in history_figure(source).data}
+    first = dataclasses.replace(source.results[0], metrics={"val/accuracy_zero_shot": 0.25})
+    found = dataclasses.replace(source, results={**source.results, 0: first})
+    (line,) = (t for t in history_figure(found).data if t["name"] == "zero-shot")
+    assert (line["x"], line["y"]) == ([0, 3], [25.0, 25.0])
+
+
 def test_curves_show_every_trial_that_has_reported(source: Source) -> None:
     section = search_section(source)
     assert [f.name for f in section.figures] == ["survival", "curves", "timeline"]

@@ -50,7 +50,7 @@ def rows(ledger: Ledger) -> list[str]:
 
 
 def test_trials_stand_below_the_zero_shot_model_and_the_paper_s_setting(ledger: Ledger) -> None:
-    end(ledger, 0.7, {ZERO_SHOT: 0.625})
+    end(ledger, 0.7, {ZERO_SHOT["accuracy"]: 0.625})
     end(ledger, 0.75)
     found = rows(ledger)
     assert any(line.startswith("1 best 75.0 %") for line in found)
@@ -63,7 +63,9 @@ def test_the_zero_shot_accuracy_is_shown_before_the_first_trial_ends(ledger: Led
     with Progress(terminal(text), ledger, 8) as progress:
         live = ledger.ask()
         progress.started(live)
-        progress.heard(Message(live.number, "running", None, forecast={ZERO_SHOT: 0.625}))
+        progress.heard(
+            Message(live.number, "running", None, forecast={ZERO_SHOT["accuracy"]: 0.625})
+        )
     assert "zero-shot 62.5 %" in lines(text)
 
 
