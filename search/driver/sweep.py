@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 
 import ray
 from rich.console import Console
@@ -33,7 +34,7 @@ from search.driver.preflight import Plan, adopt, check_choice
 from search.driver.prepare import prepare
 from search.evaluation.plan import SweepFacts, general_zero_shot
 from search.evaluation.record import Evaluation
-from search.evaluation.run import evaluate, shared_weights, stored_evaluation
+from search.evaluation.run import evaluate, shared_weights, stored_evaluation, train_paper
 from search.evaluation.statistics import separation_note
 from search.evaluation.winner import share_start
 from search.execution.artifacts import BestArtifacts, keeps_stopped
@@ -194,6 +195,7 @@ def _run(
             placement = plan.placement if is_private else None
             placement = placement or _connected_placement(config)
             prepare(plan, placement, ledger.sweep, console)
+            paper_trainings = cache(partial(train_paper, ledger, facts, placement))  # once
             if todo:
                 stop.interrupt_between_steps()
                 console.print(_opening(plan, ledger, placement, todo), highlight=False)
@@ -208,7 +210,8 @@ def _run(
                             listeners.append(BestArtifacts(ledger.sweep, _second(config)))
                         listener = SweepListeners(listeners)
                         run_trials(
-                            ledger, assign, config.trials, placement, listener, stop, folder, say
+                            *(ledger, assign, config.trials, placement, listener, stop, folder),
+                            *(say, paper_trainings),
                         )
                 finally:
                     for number in ledger.live:
@@ -222,7 +225,7 @@ def _run(
             if evaluation is None and ledger.best() is not None and not stop.interrupted:
                 stop.interrupt_at_once()
                 with Bars(console) as bars:
-                    evaluation = evaluate(ledger, facts, placement, bars.tell)
+                    evaluation = evaluate(ledger, facts, placement, bars.tell, paper_trainings())
     _check_folder(ledger.sweep)
     best = winner_of(ledger.results, config.select)
     # Also if a driver was killed before it had written one.

@@ -81,10 +81,7 @@ def plan_evaluation(
     """The evaluation of a sweep's result."""
     config = facts.config
     winner = selection.config(results, general_zero_shot(facts))
-    draws = fresh_draws(config.task, facts.source, config.eval_seeds)
-    task = replace(config.task, seeds=draws.seeds)
-    first = same_training_sets(task, facts.source)
-    backbone = facts.fingerprints["backbone"]
+    draws, task, first = _drawn(facts)
     candidates = []
     for episode in task.episodes:
         configs = _configs(facts, episode, winner)
@@ -92,12 +89,36 @@ def plan_evaluation(
             trained = _zero_shot_episode(task, episode) if label == "zero-shot" else first[episode]
             stages = len(trial.stages) if label == "start" else 0
             whole = configs["winner"] if label == "start" else trial
-            key = training_key(whole, trained, facts.source, backbone)
+            key = _key(facts, whole, trained)
             candidates.append(Candidate(label, episode, trial.to_dict(), key, stages))
     if config.trials == 1 and _is_paper(candidates):
         # A single training of the paper's setting: a second row would repeat the first.
         candidates = [c for c in candidates if c.label != "paper"]
     return EvaluationPlan(selection, winner, draws, task, first, tuple(candidates))
+
+
+def paper_trainings(facts: SweepFacts) -> list[Candidate]:
+    """The trainings of the paper's setting, which an evaluation needs whatever the winner is."""
+    _, task, first = _drawn(facts)
+    found = []
+    for episode in dict.fromkeys(first[episode] for episode in task.episodes):
+        about = task_facts(facts.config.task, facts.source, facts.tower, episode)
+        trial = facts.config.paper(about).seeded(facts.config.seed)
+        key = _key(facts, trial, episode)
+        found.append(Candidate("paper", episode, trial.to_dict(), key))
+    return found
+
+
+def _drawn(facts: SweepFacts) -> tuple[FreshDraws, TaskSpec, dict[Episode, Episode]]:
+    """The draws of an evaluation, the task on these, and `EvaluationPlan.first`."""
+    config = facts.config
+    draws = fresh_draws(config.task, facts.source, config.eval_seeds)
+    task = replace(config.task, seeds=draws.seeds)
+    return draws, task, same_training_sets(task, facts.source)
+
+
+def _key(facts: SweepFacts, trial: TrialConfig, episode: Episode) -> str:
+    return training_key(trial, episode, facts.source, facts.fingerprints["backbone"])
 
 
 def _is_paper(candidates: Sequence[Candidate]) -> bool:

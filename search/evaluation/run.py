@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -28,6 +28,7 @@ from search.evaluation.plan import (
     EvaluationPlan,
     SweepFacts,
     general_zero_shot,
+    paper_trainings,
     plan_evaluation,
     split_jobs,
 )
@@ -38,6 +39,7 @@ from search.evaluation.tasks import Task, run_tasks, task_options
 from search.evaluation.winner import share_start
 from search.evaluation.workers import (
     FOLDER,
+    Candidate,
     EncodedTaskSpec,
     SplitJob,
     classify,
@@ -79,30 +81,39 @@ def shared_weights(config: SweepConfig, sweep: Storage) -> str:
     return share_weights(config.task.backbone, sweep) if config.address else ""
 
 
+def train_paper(ledger: Ledger, facts: SweepFacts, placement: Placement) -> dict[str, Any]:
+    """Start the trainings of the paper's setting as Ray tasks, which run as soon as the search
+    leaves slots free; return those that `evaluate` need not start. Raises `StorageError`."""
+    sweep, config = ledger.sweep, facts.config
+    spec = _spec(facts, sweep, placement)
+    remote = ray.remote(**task_options(placement, TRAINING_PROCESS))(train)
+    return {
+        c.training: remote.remote(c, spec, sweep.location, config.checkpoint_seconds)
+        for c in _untrained({c.training: c for c in paper_trainings(facts)}, sweep.child(FOLDER))
+    }
+
+
 def evaluate(
-    ledger: Ledger, facts: SweepFacts, placement: Placement, tell: Progress = lambda *_: None
+    ledger: Ledger,
+    facts: SweepFacts,
+    placement: Placement,
+    tell: Progress = lambda *_: None,
+    started: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Evaluate the winner; needs a complete trial. Runs on the connected Ray cluster, with the
-    resources of a trial per task.
+    resources of a trial per task. `started` is what `train_paper` has returned.
 
     Writes the winner's artifacts, all predictions, and `evaluation.json` last. Raises
     `EvaluationError` and `StorageError`; what was finished by then is kept for the next call.
     """
     sweep, config = ledger.sweep, facts.config
-    spec = EncodedTaskSpec(
-        config.task,
-        config.data,
-        placement.device,
-        max(1, int(placement.cpus)),
-        shared_weights(config, sweep),
-        share_start(config, facts.source, facts.fingerprints["backbone"], sweep),
-        tuple(plugin_sources().items()),
-    )
+    spec = _spec(facts, sweep, placement)
     folder = sweep.child(FOLDER)
     try:
         selection = _select(ledger, facts, spec, placement, tell)
         plan = plan_evaluation(ledger.results, facts, selection)
-        _train_missing(plan, folder, sweep, spec, placement, tell, config.checkpoint_seconds)
+        seconds = config.checkpoint_seconds
+        _train_missing(plan, folder, sweep, spec, placement, tell, seconds, dict(started or {}))
         results = _classify_missing(plan, folder, sweep, spec, placement, tell)
     except ray.exceptions.RayError as error:
         raise EvaluationError(str(error).strip().splitlines()[-1]) from error
@@ -148,6 +159,19 @@ def clean_up(sweep: Storage) -> None:
 _Result = tuple[SplitJob, list[PredictionTable], list[Example]]
 
 
+def _spec(facts: SweepFacts, sweep: Storage, placement: Placement) -> EncodedTaskSpec:
+    config = facts.config
+    return EncodedTaskSpec(
+        config.task,
+        config.data,
+        placement.device,
+        max(1, int(placement.cpus)),
+        shared_weights(config, sweep),
+        share_start(config, facts.source, facts.fingerprints["backbone"], sweep),
+        tuple(plugin_sources().items()),
+    )
+
+
 def _select(
     ledger: Ledger,
     facts: SweepFacts,
@@ -180,22 +204,30 @@ def _train_missing(
     placement: Placement,
     tell: Progress,
     checkpoint_seconds: float,
+    started: dict[str, Any],
 ) -> None:
     """Train every model whose training is not stored yet."""
-    there = set(folder.files())
     wanted = {c.training: c for c in plan.candidates if not c.stages}
-    missing = [
+    remote = ray.remote(**task_options(placement, TRAINING_PROCESS))(train)
+
+    def start(candidate: Candidate) -> Any:
+        if candidate.training in started:
+            return started.pop(candidate.training)  # if its worker dies, it starts anew
+        return remote.remote(candidate, spec, sweep.location, checkpoint_seconds)
+
+    calls = [partial(start, plan.trained(c)) for c in _untrained(wanted, folder)]
+    _run("training for the evaluation", calls, max(1, len(calls)), len(wanted) - len(calls), tell)
+
+
+def _untrained(wanted: Mapping[str, Candidate], folder: Storage) -> list[Candidate]:
+    """Those of which no whole model is stored."""
+    there = set(folder.files())
+    return [
         candidate
         for training, candidate in wanted.items()
         if training_file(training) not in there
         or read_checked(folder, training_file(training)) is None
     ]
-    remote = ray.remote(**task_options(placement, TRAINING_PROCESS))(train)
-    calls = [
-        partial(remote.remote, plan.trained(c), spec, sweep.location, checkpoint_seconds)
-        for c in missing
-    ]
-    _run("training for the evaluation", calls, max(1, len(calls)), len(wanted) - len(calls), tell)
 
 
 def _classify_missing(

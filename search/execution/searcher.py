@@ -38,10 +38,13 @@ class StudySearcher(Searcher):
         listener: SweepListener,
         memory: MemoryGate,
         stopped: Callable[[], bool],
+        idle: Callable[[], object],
     ) -> None:
+        """`idle` is called whenever a slot is free while the last trials run."""
         super().__init__()
         self._ledger, self._assign, self._trials = ledger, assign, trials
         self._listener, self._memory, self._stopped = listener, memory, stopped
+        self._idle = idle
 
     def __getstate__(self) -> dict[str, Any]:
         """Empty: Ray pickles its searcher to be able to restore it, which we never use."""
@@ -54,7 +57,10 @@ class StudySearcher(Searcher):
             return str(Searcher.FINISHED)
         running = len(self._ledger.live)
         if not self._ledger.waiting and self._ledger.issued(self._trials) >= self._trials:
-            return None if running else str(Searcher.FINISHED)
+            if not running:
+                return str(Searcher.FINISHED)
+            self._idle()
+            return None
         if not self._memory.may_start(running):
             return None
         live = self._ledger.ask()

@@ -102,17 +102,19 @@ def run_trials(
     stop: StopSwitch,
     folder: Path,
     say: Callable[[str], None],
+    idle: Callable[[], object] = lambda: None,
     trainable: type[tune.Trainable] = FewShotTrainable,
 ) -> None:
     """Let Ray run what the ledger issues until it holds `trials` or `stop` is thrown.
 
-    Tune keeps its own files in `folder`; nothing reads them. `say` prints a notice. `trainable`
-    runs the assignments and sends the messages.
+    Tune keeps its own files in `folder`; nothing reads them. `say` prints a notice. `idle` is
+    called whenever a slot is free while the last trials run. `trainable` runs the assignments and
+    sends the messages.
     Raises whatever a hook raised: `StoppedError` or `StorageError`.
     """
     memory = MemoryGate(placement.slots, say)
     resources = {"cpu": placement.cpus, "gpu": placement.gpus}
-    searcher = StudySearcher(ledger, assign, trials, listener, memory, stop.stop_all)
+    searcher = StudySearcher(ledger, assign, trials, listener, memory, stop.stop_all, idle)
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
