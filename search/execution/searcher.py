@@ -50,17 +50,22 @@ class StudySearcher(Searcher):
         """Empty: Ray pickles its searcher to be able to restore it, which we never use."""
         return {}
 
+    @property
+    def has_more(self) -> bool:
+        """Whether a trial is to be issued now."""
+        return self._ledger.waiting > 0 or self._ledger.issued(self._trials) < self._trials
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next trial's configuration; `FINISHED` if there is none; None to be asked
         again later."""
         if self._stopped():
             return str(Searcher.FINISHED)
         running = len(self._ledger.live)
-        if not self._ledger.waiting and self._ledger.issued(self._trials) >= self._trials:
-            if not running:
-                return str(Searcher.FINISHED)
-            self._idle()
-            return None
+        if not self.has_more:
+            if running:
+                self._idle()
+            # While the last trial runs, Tune need not keep an idle worker, which occupies a slot.
+            return None if running > 1 else str(Searcher.FINISHED)
         if not self._memory.may_start(running):
             return None
         live = self._ledger.ask()

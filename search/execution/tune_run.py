@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import signal
 import threading
@@ -113,18 +114,35 @@ def run_trials(
     Raises whatever a hook raised: `StoppedError` or `StorageError`.
     """
     memory = MemoryGate(placement.slots, say)
-    resources = {"cpu": placement.cpus, "gpu": placement.gpus}
     searcher = StudySearcher(ledger, assign, trials, listener, memory, stop.stop_all, idle)
+    scheduler = StudyScheduler(ledger, listener, memory, stop.give_up)
+    resources = {"cpu": placement.cpus, "gpu": placement.gpus}
+    workers = tune.with_resources(trainable, resources)
+    stop.start_clock()
+    for turn in itertools.count():  # again if the last trial has lost its worker or does not count
+        _fit(workers, searcher, scheduler, placement.slots, stop, folder / str(turn))
+        if stop.stop_all() or not searcher.has_more:
+            return
+
+
+def _fit(
+    workers: type[tune.Trainable],
+    searcher: StudySearcher,
+    scheduler: StudyScheduler,
+    slots: int,
+    stop: StopSwitch,
+    folder: Path,
+) -> None:
     tuner = tune.Tuner(
-        tune.with_resources(trainable, resources),
+        workers,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=StudyScheduler(ledger, listener, memory, stop.give_up),
+            scheduler=scheduler,
             num_samples=-1,
             # With this number Ray starts that many workers at once. Otherwise it starts them one by
             # one, a short trial's worker takes over the next trial while that trial's own worker is
             # still starting, and all trials run in one worker.
-            max_concurrent_trials=placement.slots,
+            max_concurrent_trials=slots,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -137,7 +155,6 @@ def run_trials(
             verbose=0,
         ),
     )
-    stop.start_clock()
     try:
         tuner.fit()
     except Exception as error:

@@ -123,6 +123,20 @@ def test_a_killed_evaluation_continues(sweep: Sweep, tmp_path: Path) -> None:
     assert reads(sweep) == found
 
 
+def test_a_free_slot_trains_the_paper_s_setting(sweep: Sweep, tmp_path: Path) -> None:
+    """While the last trial runs: its evaluation is needed whatever that trial reaches."""
+    short, long = {"epochs": 2}, {"epochs": 100_000}
+    (tmp_path / "first.json").write_text(json.dumps([short, long]))
+    process = sweep.start(
+        *(*RESIDUALS, "--eval-seeds", "1", "--choice", "epochs=2,100000"),
+        *("--enqueue", str(tmp_path / "first.json"), "--tracking-uri", "none"),
+        *("--max-concurrent", "2"),
+    )
+    sweep.wait_until(lambda: len(stored(sweep, "model")) == 1)
+    kill_everything(process)
+    assert len(list(sweep.folder.glob("trials/*/result.json"))) == 1
+
+
 def first_values(sweep: Sweep) -> dict[str, float]:
     return {score["label"]: score["values"][0] for score in sweep.evaluation()["scores"]}
 
