@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 from annotated_types import Ge, Le
 
+from trainables.core.text import printable
+
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
     from pydantic_core import CoreSchema
@@ -34,10 +36,11 @@ _LARGEST = 2**63 - 1
 
 
 class RecordError(ValueError):
-    """A record is invalid: the field, and the rule that its value breaks."""
+    """A record is invalid: the field, which may be any key of a file, and the rule that its value
+    breaks."""
 
     def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"'{field}' {problem}" if field else problem)
+        super().__init__(printable(f"'{field}' {problem}" if field else problem))
         self.field = field
         self.problem = problem
 

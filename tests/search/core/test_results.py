@@ -97,7 +97,7 @@ VALUES = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(kind=st.sampled_from(["sweep", "result", "issued"]), value=VALUES, data=st.data())
 def test_any_value_in_any_field_is_accepted_or_refused_in_one_line(
     kind: str, value: object, data: st.DataObject, tmp_path: Path
@@ -181,6 +181,8 @@ def test_a_file_of_foreign_content_is_refused_in_one_line(
         ("sweep", {"fingerprints": {"backbone": None}}, "'fingerprints.backbone'"),
         ("sweep", {"config": SWEEP_RECORD.config.to_dict() | {"trials": "x"}}, "'config.trials'"),
         ("sweep", {"config": {}}, ""),
+        ("sweep", {"config": SWEEP_RECORD.config.to_dict() | {"\r": 0}}, r"'config.\r'"),
+        ("result", {"distributions": {"\n": "{}"}}, r"'parameters.\n'"),
     ],
 )
 def test_the_field_is_named(
