@@ -34,12 +34,14 @@ from search.reporting.figures import (
 from search.reporting.learned import SPARSITY
 from search.reporting.source import Source
 from search.reporting.trials import ACCURACY, STATES, varied
+from trainables.core.text import amount
 
 MOST_ARTIFACTS = 200
 """Number of (best) trials whose artifacts are read for the trade-off."""
 _LEAST = 4  # trials; with fewer, importances are meaningless
 _MOST_TREES, _TREE_TRIALS, _SEED = 32, 8_000, 0  # fewer trees for many trials, to bound the time
 _QUICK = 200  # trials; the importances of more take more than a second
+_SPREAD, _MARGIN = 0.2, 0.4  # of discrete values, whose distance is 1
 _LAST = "Pruned trials are included with the last value that they reported."
 
 
@@ -52,9 +54,12 @@ def parameters_section(source: Source, quick: bool = False) -> Section | None:
     names = varied(trials)
     if not trials or not names:
         return None
+    groups = {"completed": source.of("COMPLETE"), "all": trials}
+    if len(groups["completed"]) == len(trials):  # none was pruned
+        del groups["all"]
     found = {
         word: own
-        for word, group in (("completed", source.of("COMPLETE")), ("all", trials))
+        for word, group in groups.items()
         if not (quick and len(trials) > _QUICK) and (own := importances(group))
     }
     figures = []
@@ -174,7 +179,10 @@ class _Scale:
     def axis(self, title: str) -> Axis:
         """Return an axis with these ticks."""
         ticks = [10**tick for tick in self.ticks] if self.log else list(self.ticks)
-        kind = {"type": "log"} if self.log else {}
+        kind: Axis = {"type": "log"} if self.log else {}
+        if self.discrete:  # the outermost ticks are visible wherever the points are spread to
+            values = self.places.values()
+            kind["range"] = [min(values) - _MARGIN, max(values) + _MARGIN]
         return axis(title, tickvals=ticks, ticktext=list(map(plain, self.texts)), **kind)
 
 
@@ -221,7 +229,8 @@ def _slice(name: str, trials: Sequence[Result], objective: str) -> Figure:
     layout = {"height": 270, "xaxis": scale.axis(name), "yaxis": axis(objective)}
     spread = " Points are spread sideways." if scale.discrete else ""
     missing = len(trials) - len(scale.places)
-    omitted = f" {missing} trials do not have it." if missing else ""
+    verb = "does" if missing == 1 else "do"
+    omitted = f" {amount(missing, 'trial')} {verb} not have it." if missing else ""
     caption = f"One point per trial.{omitted}{spread}"
     return Figure(f"slice-{name}", name, caption, data, layout)
 
@@ -243,8 +252,8 @@ def _pair(name: str, other: str, trials: Sequence[Result], objective: str) -> Fi
 
 
 def _shift(number: int) -> float:
-    """Return a position within ±0.2 that looks random and is always the same."""
-    return 0.4 * ((number * 0.618034) % 1 - 0.5)
+    """Return a position within ± `_SPREAD` that looks random and is always the same."""
+    return 2 * _SPREAD * ((number * 0.618034) % 1 - 0.5)
 
 
 def _parallel(trials: Sequence[Result], names: Sequence[str], objective: str) -> Figure:

@@ -8,7 +8,6 @@ of a bin's images.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
@@ -147,7 +146,7 @@ def changes_section(found: Sequence[EvaluatedEpisode], examples: Sequence[Exampl
         for baseline in (label for label in episode.draws if label != "winner"):
             pairs = zip(episode.draws[baseline], episode.draws["winner"], strict=True)
             counts = [_four(episode, was, now) for was, now in pairs]
-            cells = (f"{statistics.fmean(column):.1f}" for column in zip(*counts, strict=True))
+            cells = (_mean_count(sum(column), len(counts)) for column in zip(*counts, strict=True))
             images = str(len(episode.sheet.truth))
             rows.append((episode.name, LABELS[baseline], images, *cells))
     headings = (
@@ -172,6 +171,11 @@ def _gallery(examples: Sequence[Example], gained: bool, title: str) -> Gallery:
 def _caption(example: Example) -> str:
     who, said = ("zero-shot", example.before) if example.gained else ("winner", example.after)
     return f"{example.truth}; {who}: {said}"
+
+
+def _mean_count(total: int, draws: int) -> str:
+    """Format the mean of counts, which is a whole number for one draw."""
+    return str(total) if draws == 1 else f"{total / draws:.1f}"
 
 
 def _four(episode: EvaluatedEpisode, was: ModelPredictions, now: ModelPredictions) -> list[int]:
@@ -289,7 +293,7 @@ def confusion_table(episode: EvaluatedEpisode) -> Table:
     rows = []
     for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True):
         if wrong[i, j]:
-            cells = (f"{matrices[label][i, j] / draws:.1f}" for label in matrices)
+            cells = (_mean_count(matrices[label][i, j], draws) for label in matrices)
             rows.append((names[i], names[j], *cells, percent(wrong[i, j] / images[i])))
     title = f"The winner's most frequent confusions: {episode.name} (images)"
     models = (LABELS[label] for label in matrices)
@@ -305,7 +309,7 @@ def _confusion(episode: EvaluatedEpisode) -> Figure:
         for row, total in zip(matrix, totals, strict=True)
     ]
     titles = ("prediction (class)", "truth (class)")
-    data, layout = heatmap(shares, (names, names), titles, 100, "%{z:.2~g}")
+    data, layout = heatmap(shares, (names, names), titles, 100, "%{z:.2~r}")
     data["hovertemplate"] = "%{z:.1f} % of this class<extra></extra>"
     layout["coloraxis"]["colorbar"] = {"title": {"text": "% of the class", "side": "right"}}
     caption = f"{episode.name}; all draws together. Each row sums to 100 %; empty cells are 0."

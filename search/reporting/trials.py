@@ -17,6 +17,7 @@ from search.core.results import IssuedTrial, Result, State, read_rows, untrained
 from search.reporting.document import Figure, Section, Table, percent
 from search.reporting.figures import (
     BLUE,
+    COLOURS,
     GREEN,
     GREY,
     MANY,
@@ -41,7 +42,7 @@ STATES: dict[State, tuple[str, str, str]] = {
 }
 """Word, colour and symbol of each final state."""
 ACCURACY = "validation accuracy (%)"
-_MOST_CURVES = 10  # trials whose losses are drawn, the best
+_MOST_CURVES = len(COLOURS)  # trials whose losses are drawn, the best
 _FACTS: dict[str, pa.DataType] = {
     "number": pa.int64(),
     "state": pa.string(),

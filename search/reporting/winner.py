@@ -11,6 +11,7 @@ from search.reporting.provenance import command
 from search.reporting.source import Source
 from search.reporting.trials import first_name
 from trainables.core.protocols import Protocol
+from trainables.core.text import amount
 from trainables.trial import TrialConfig
 
 _FIGURES: dict[Protocol, str] = {
@@ -30,7 +31,7 @@ def headlines(source: Source) -> list[Headline]:
             Headline(
                 f"{_FIGURES[found.protocol]}, the winner",
                 f"{percent(summary(found.figure('winner')).mean, 1)} %",
-                f"{found.images} images, {len(found.seeds)} draws"
+                f"{found.images} images, {amount(len(found.seeds), 'draw')}"
                 + (f", deviation {percent(spread, 1)}" if spread is not None else ""),
             )
         )

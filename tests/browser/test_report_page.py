@@ -27,7 +27,9 @@ EVIL = "<img src=x onerror=alert(1)>"
 
 def write_sweep(files: LocalStorage, trials: int) -> None:
     """Write the results of many trials without training them."""
-    SweepFolder(files).write_record(SweepRecord("id", SweepConfig("taskres", name="many"), {}))
+    SweepFolder(files).write_record(
+        SweepRecord("id", SweepConfig("taskres", name="many", trials=trials), {})
+    )
     rng = np.random.default_rng(0)
     for number in range(trials):
         state: State = ("COMPLETE", "PRUNED", "PRUNED", "COMPLETE", "FAIL")[number % 5]

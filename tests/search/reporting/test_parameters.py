@@ -66,10 +66,19 @@ def test_pruned_trials_are_in_every_figure() -> None:
         assert points == {"pruned": 6, "completed": 6}
     assert sum(len(t["x"]) for t in figures["slice-leak"].data) == 8
     assert "4 trials do not have it" in figures["slice-leak"].caption
+    assert figures["slice-mask"].layout["xaxis"]["range"] == [-0.4, 1.4]  # both ticks are visible
     lines = figures["parallel"].data[0]["dimensions"]
     assert {len(axis["values"]) for axis in lines} == {12}
     assert lines[0]["ticktext"] == ["pruned", "completed"]
     assert lines[-2]["ticktext"][0] == "none"
+
+
+def test_importances_are_shown_once_if_no_trial_was_pruned() -> None:
+    complete = tuple(trial for trial in mixed() if trial.state == "COMPLETE")
+    section = parameters_section(sweep_of("s", trials=complete))
+    assert section is not None
+    (trace,) = section.figures[0].data
+    assert trace["name"] == "completed trials"
 
 
 def test_ticks_are_round_distinct_and_escaped() -> None:

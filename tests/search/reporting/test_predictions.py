@@ -134,6 +134,15 @@ def test_few_classes_have_a_matrix_with_whole_names(tmp_path: Path) -> None:
     assert [round(sum(v or 0 for v in row)) for row in matrix["z"]] == [100] * 4 + [0]
 
 
+@pytest.mark.parametrize("draws", [1, 2])
+def test_counts_of_one_draw_are_whole_numbers(tmp_path: Path, draws: int) -> None:
+    every = sheet("a", "test", 5, [("a", 4)])
+    own = tuple(a for a in every.answers if a.seed in SEEDS[:draws])
+    sections = sections_of(judged(tmp_path, dataclasses.replace(every, answers=own)))
+    rows = [*sections["changes"].tables[0].rows, *sections["classes"].tables[1].rows]
+    assert all((draws == 1) == cell.isdecimal() for row in rows for cell in row[3:5])
+
+
 def test_names_are_never_markup(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
     example = Example("a", "test", 4, 2, f'{evil}".jpg', evil, "b", evil, b"png")
