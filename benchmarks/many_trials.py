@@ -22,46 +22,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from search.core.environment import quiet_environment
 
 quiet_environment()  # Ray reads its settings when it is imported
 
-if TYPE_CHECKING:
-    from optuna.trial import BaseTrial
-
-    from trainables.methods.base import TaskFacts
-    from trainables.trial import TrialConfig
-
+NO_OP = str(Path(__file__).with_name("_no_op_space.py"))
+"""The plugin with the space `no-op`."""
 _NOBODY = "http://127.0.0.1:9"  # the port of the discard service: nothing listens there
-
-
-@dataclass(frozen=True)
-class NoOpSpace:
-    """A space with one parameter without effect, and a method that learns nothing."""
-
-    setting: TaskFacts
-    name = "no-op"
-
-    @property
-    def paper(self) -> TrialConfig:
-        """The zero-shot model."""
-        from trainables.presets import preset_trial
-
-        return preset_trial("zero-shot", "paper", self.setting)
-
-    @property
-    def first_parameters(self) -> dict[str, float]:
-        """The middle of the parameter's range."""
-        return {"x": 0.5}
-
-    def suggest(self, trial: BaseTrial) -> TrialConfig:
-        """The zero-shot model, for every value."""
-        trial.suggest_float("x", 0.0, 1.0)
-        return self.paper
 
 
 class Watch(io.TextIOBase):
@@ -84,10 +54,10 @@ def run(storage: str, name: str, trials: int, slots: int, tracking_uri: str) -> 
     from search.core.config import SweepConfig
     from search.driver.preflight import preflight
     from search.driver.sweep import run_sweep
-    from spaces.registry import SPACES, SpaceEntry
+    from trainables.core.plugins import use_plugins
     from trainables.trial import TaskSpec
 
-    SPACES["no-op"] = SpaceEntry(NoOpSpace, trials=1, seeds=(1,))
+    use_plugins((NO_OP,))
     config = SweepConfig(
         space="no-op",
         task=TaskSpec(("digits",), "tiny", (16,), (1,)),

@@ -84,6 +84,7 @@ def test_many_trials_counts_a_real_sweep(tmp_path: Path) -> None:
 
 
 SHORT = {
+    "dashboard": ("--trials 20 --pairs 1 --seconds 5", "with an open page"),
     "export_inference": ("--batch 4 --repeats 2", "images"),
     "features": ("--part extraction --images 8 --turns 1", "extraction: bare"),
     "mask_results": ("digits 1 1 --trials 2", "majority"),
