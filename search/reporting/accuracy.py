@@ -135,9 +135,12 @@ def accuracy_section(sources: Sequence[Source]) -> Section | None:
             f"{s.name if several else 'Evaluated on'}: {found.images} test images, {found.draws}."
             for s, found in judged
         ),
-        *(found.draws_note for _, found in judged if found.draws_note),
-        "Mean and sample standard deviation over draws with different training images.",
+        *dict.fromkeys(found.draws_note for _, found in judged if found.draws_note),
     ]
+    if any(len(found.seeds) > 1 for _, found in judged):
+        notes.append(
+            "Mean and sample standard deviation over draws with different training images."
+        )
     if papers:
         notes.append(
             "Rows called published are a paper's numbers; all others were measured here. Papers "

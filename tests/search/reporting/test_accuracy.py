@@ -37,6 +37,22 @@ def test_sweeps_that_are_not_judged_are_named_and_that_all_are_provisional_is_sa
     assert "The sweep 'runs' is still running (process 9)" in told[1]
 
 
+def test_a_single_draw_is_said_once_and_has_no_deviation() -> None:
+    def one_draw(name: str) -> Source:
+        found = sweep_of(name, ("a", 1))
+        assert found.evaluation is not None
+        scores = [
+            dataclasses.replace(score, values=score.values[:1]) for score in found.evaluation.scores
+        ]
+        own = dataclasses.replace(found.evaluation, seeds=(2,), scores=tuple(scores))
+        return dataclasses.replace(found, evaluation=own)
+
+    section = accuracy_section([one_draw("s"), one_draw("t")])
+    assert section is not None
+    assert sum(note.startswith("With a single draw") for note in section.notes) == 1
+    assert not any("deviation over draws" in note for note in section.notes)
+
+
 def over_shots(*sources: Source) -> list[str]:
     """The title of every figure over shots."""
     section = accuracy_section(sources)
