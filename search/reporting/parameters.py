@@ -39,7 +39,7 @@ from trainables.core.text import amount
 MOST_ARTIFACTS = 200
 """Number of (best) trials whose artifacts are read for the trade-off."""
 _LEAST = 4  # trials; with fewer, importances are meaningless
-_MOST_TREES, _TREE_TRIALS, _SEED = 32, 8_000, 0  # fewer trees for many trials, to bound the time
+_MOST_TREES, _TREE_TRIALS, _SEED = 32, 4_000, 0  # fewer trees for many trials, to bound the time
 _QUICK = 200  # trials; the importances of more take more than a second
 _SPREAD, _MARGIN = 0.2, 0.4  # of discrete values, whose distance is 1
 _LAST = "Pruned trials are included with the last value that they reported."
