@@ -77,6 +77,8 @@ _OLD_SPELLINGS = {
 _BY_SPACE = ("trials", "seeds", "validation", "objective", "pruner", "select")
 """Options whose defaults depend on the space."""
 _TASK = tuple(f.name for f in fields(TaskSpec))
+_DATA = tuple(name for name in _TASK if name not in ("class_names", "prompt", "objective"))
+"""Options of the task without which its data cannot be checked."""
 _SETTINGS = tuple(f.name for f in fields(Settings))
 _BY_FIELD = ("set", "range", "choice", "grid")
 """Options that may be given several times, once per field."""
@@ -166,7 +168,7 @@ def read_request(arguments: Sequence[str] | None = None) -> Request:
         given["plugin"] = tuple(os.path.realpath(os.path.expanduser(p)) for p in given["plugin"])
         problems += _load_plugins(given["plugin"])
     unread = {name.removeprefix("--").replace("-", "_") for _, name in mistakes}
-    task_is_known = not unread & {"", "dataset", "init_from", "start", "data", "resume", *_TASK}
+    task_is_known = not unread & {"", "dataset", "init_from", "start", "data", "resume", *_DATA}
     dry_run, retry_failed = given.pop("dry_run", False), given.pop("retry_failed", False)
     url = given.pop("notify", os.environ.get("FEWSHOT_NOTIFY", ""))
     given |= {"report": False} if given.pop("no_report", False) else {}

@@ -346,6 +346,7 @@ class SweepConfig:
 
     def task_problems(self) -> list[str]:
         """Every broken rule of the task, and of its draws, that shows without its data."""
+        from trainables.data.derived import template_problem
         from trainables.data.few_shot import JOINED, RULES
 
         task, found = self.task, []
@@ -356,6 +357,7 @@ class SweepConfig:
             found.append(did_you_mean("protocol", task.protocol, get_args(Protocol)))
         if task.validation not in get_args(Validation):
             found.append(did_you_mean("validation", task.validation, get_args(Validation)))
+        found += filter(None, map(template_problem, task.prompt))
         if task.draws not in RULES and not task.draws.startswith("file:"):
             found.append(did_you_mean("rule for --draws", task.draws, RULES))
         if task.validation == "folds" and min(task.shots, default=2) < 2:

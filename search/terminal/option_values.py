@@ -105,7 +105,7 @@ PARSERS: Mapping[str, Callable[[str], Any]] = {
     "grid": several,
     "enqueue": configurations,
     "plugin": parsing.text,
-    "prompt": parsing.text,
+    "prompt": str,  # the rules of templates are those of the task
     "class_names": lines,
     "notify": webhook,
     "time_budget": parsing.duration,

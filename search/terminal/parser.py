@@ -8,20 +8,20 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, NoReturn
 
 from search.core.problems import UsageError
 from trainables.core.credentials import take_secrets
-from trainables.core.text import printable
+from trainables.core.text import shortened
 
 DEFAULT_STORAGE = "sweeps"
 """Where sweeps are stored unless --storage is given."""
 _ANY = "-"
 _LONGEST = 4096  # characters of a value, as many as of a path
 _LONGEST_PART = 255  # bytes of a file's name
-_SHOWN = 60  # characters of a wrong value in a message
 
 
 class HelpText(argparse.HelpFormatter):
@@ -132,10 +132,11 @@ class Parser(argparse.ArgumentParser):
             except argparse.ArgumentError as error:
                 spellings = (error.argument_name or "").split("/")
                 problem = self._sentence(spellings[0], error.message), spellings[0]
-                if problem in problems:
+                shorter = self._without_wrong(left, spellings)
+                if problem not in problems:
+                    problems.append(problem)
+                elif len(shorter) == len(left):
                     return argparse.Namespace(), problems
-                problems.append(problem)
-                shorter = _remove_option(left, spellings)
                 # Any value for a positional argument lets the parser find the other mistakes.
                 left = [*left, _ANY] if len(shorter) == len(left) else shorter
         if words := [word for word in unknown if word != _ANY]:
@@ -154,6 +155,15 @@ class Parser(argparse.ArgumentParser):
                 kept.append(word)
             previous = word
         return kept
+
+    def _without_wrong(self, arguments: Sequence[str], spellings: Sequence[str]) -> list[str]:
+        """Remove the first use of an option that has no value or a wrong one; every use, if each
+        can be read."""
+        kind = next((a.type for a in self._actions if {*a.option_strings} & {*spellings}), None)
+        uses = [*_uses(arguments, spellings)]
+        wrong = [use for use in uses if use.value is None or not _can_be_read(kind, use.value)]
+        removed = {n for use in wrong[:1] or uses for n in use.words}
+        return [word for n, word in enumerate(arguments) if n not in removed]
 
     def _without_damage(self, arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
         """Remove arguments that are no text, each with the option before it."""
@@ -182,16 +192,17 @@ class Parser(argparse.ArgumentParser):
     def _sentence(self, name: str, message: str) -> str:
         if message.startswith("expected one argument"):
             return f"{name} needs a value. See --help."
-        if name.startswith("--") and message.startswith("must be"):
+        if name.startswith("--") and message.startswith("must "):
             return f"{name} {message}."
         text = f"argument {name}: {message}" if name else message
         return f"{text[0].upper()}{text[1:]}. See --help."
 
     def _unknown(self, words: Sequence[str]) -> str:
-        known = [option for action in self._actions for option in action.option_strings]
-        options = [word.partition("=")[0] for word in words if word.startswith("--")]
+        shown = (action for action in self._actions if action.help != argparse.SUPPRESS)
+        known = [name.lstrip("-") for action in shown for name in action.option_strings]
+        options = [word[2:].partition("=")[0] for word in words if word.startswith("--")]
         near = [match for word in options for match in difflib.get_close_matches(word, known, n=1)]
-        hint = f" Did you mean {' and '.join(near)}?" if near else ""
+        hint = f" Did you mean --{' and --'.join(near)}?" if near else ""
         return f"Unrecognized arguments: {' '.join(map(shortened, words))}.{hint} See --help."
 
 
@@ -256,12 +267,6 @@ def duration(value: str) -> float:
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2] or "s"]
 
 
-def shortened(value: str) -> str:
-    """The beginning of a long value, printable."""
-    shown = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}… ({len(value)} characters)"
-    return printable(shown)
-
-
 def quoted(value: str) -> str:
     """A wrong value as messages show it."""
     return f"'{shortened(value)}'"
@@ -271,17 +276,32 @@ def _is_option(argument: str) -> bool:
     return argument.startswith("--") or bool(re.match(r"-(?![\d.])\S", argument))
 
 
-def _remove_option(arguments: Sequence[str], spellings: Iterable[str]) -> list[str]:
-    """Remove every occurrence of an option with its value."""
-    kept: list[str] = []
-    has_value = False
-    for argument in arguments:
-        name, equals, _ = argument.partition("=")
-        if name in spellings:
-            has_value = not equals
-        elif has_value and not _is_option(argument):
-            has_value = False
+@dataclass(frozen=True)
+class _Use:
+    """An option in a command line."""
+
+    words: range
+    value: str | None
+    """None if there is none."""
+
+
+def _uses(arguments: Sequence[str], spellings: Sequence[str]) -> Iterator[_Use]:
+    for n, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name not in spellings:
+            continue
+        if equals:
+            yield _Use(range(n, n + 1), value)
+        elif (follows := arguments[n + 1 : n + 2]) and not _is_option(follows[0]):
+            yield _Use(range(n, n + 2), follows[0])
         else:
-            has_value = False
-            kept.append(argument)
-    return kept
+            yield _Use(range(n, n + 1), None)
+
+
+def _can_be_read(kind: object, value: str) -> bool:
+    try:
+        if callable(kind):
+            kind(value)
+    except (argparse.ArgumentTypeError, TypeError, ValueError):
+        return False
+    return True

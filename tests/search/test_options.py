@@ -132,6 +132,25 @@ def test_images_are_drawn_by_one_rule() -> None:
         configure(["--draws", "coop", "--shots-file", "x.json"])
 
 
+def test_each_use_of_an_option_has_its_own_mistakes(tmp_path: Path) -> None:
+    texts = ["--class-names", str(tmp_path / "none"), "--prompt", "", "--prompt", "a photo"]
+    request = read_request(["--set", "=1", "--set", "leak=2", "--set", "epochs", *texts])
+    assert request.config.settings.set == {"leak": 2}
+    assert [problem.split()[0] for problem in request.problems] == [
+        "--set",
+        "--set",
+        "--class-names",
+    ]
+    assert len([p for p in request.config.problems() if p.startswith("--prompt must have {}")]) == 2
+    assert request.task_is_known  # so the data is checked, too
+
+
+def test_only_an_option_that_exists_is_suggested() -> None:
+    (unknown,), (close,) = (read_request([name]).problems for name in ("--leek", "--trails"))
+    assert unknown == "Unrecognized arguments: --leek. See --help."
+    assert "Did you mean --trials?" in close
+
+
 # --- every option, every kind of value -----------------------------------------------------------
 
 EXTREMES = (

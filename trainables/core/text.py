@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 _BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Marks that change the order in which the text around them is shown."""
+_SHOWN = 60  # characters of a wrong value in a message
 
 
 def amount(number: int, noun: str) -> str:
@@ -35,6 +36,12 @@ def printable(text: str, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c in keep or _is_printable(c) else ascii(c)[1:-1] for c in text)
+
+
+def shortened(text: str) -> str:
+    """Return the beginning of a long text, printable."""
+    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"
+    return printable(shown)
 
 
 def _is_printable(character: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from trainables.core.text import unprintable
+from trainables.core.text import shortened, unprintable
 from trainables.data.base import DataError, Dataset, Permit, Split, SplitName, check_class_names
 from trainables.data.prompts import PHOTO, PromptSet, PromptVariant
 
@@ -67,15 +67,21 @@ def described(dataset: Dataset, names: Sequence[str], templates: Sequence[str]) 
             f"{shown} ({len(known)} classes), got {len(names)}. Correct the file."
         )
     check_class_names(names, "--class-names")
-    for template in templates:
-        if template.count("{}") != 1 or {"{", "}"} & {*template.replace("{}", "")}:
-            raise DataError(
-                f"--prompt must have {{}} once, for the class name, and no other braces, got "
-                f"'{template}'. Use e.g. --prompt 'a photo of a {{}}.'"
-            )
-        if found := unprintable(template):
-            raise DataError(f"--prompt must be printable text, and '{template}' contains {found}.")
+    for problem in filter(None, map(template_problem, templates)):
+        raise DataError(problem)
     return _Described(dataset, tuple(names), tuple(templates))
+
+
+def template_problem(template: str) -> str:
+    """Why no text can be made from a prompt template; empty if it can."""
+    if template.count("{}") != 1 or {"{", "}"} & {*template.replace("{}", "")}:
+        return (
+            "--prompt must have {} once, for the class name, and no other braces, got "
+            f"'{shortened(template)}'. Use e.g. --prompt 'a photo of a {{}}.'"
+        )
+    if found := unprintable(template):
+        return f"--prompt must be printable text, and '{shortened(template)}' contains {found}."
+    return ""
 
 
 @dataclass(frozen=True)
