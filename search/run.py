@@ -132,6 +132,7 @@ def check_request(request: Request, early: EarlyRay | None = None) -> list[Plan]
         trial_write=not request.dry_run,
         problems=request.problems,
         check_data=request.task_is_known,
+        retry_failed=request.retry_failed,
     )
 
 

@@ -18,7 +18,6 @@ from search.core.results import counted
 from search.core.samplers import STARTUP_TRIALS
 from search.core.shown import described, shown_parameters
 from search.core.sweep_file import sweep_text
-from search.core.sweep_folder import SweepFolder
 from search.core.task import fresh_draws
 from search.driver.cost_estimate import (
     Cost,
@@ -29,7 +28,7 @@ from search.driver.cost_estimate import (
     rehearse,
     search_sizes,
 )
-from search.driver.preflight import Plan, check_choice
+from search.driver.preflight import Plan
 from search.ledger.ledger import Ledger, RunningTrial
 from search.terminal.class_counts import task_tables, texts_of_classes
 from search.terminal.progress import short
@@ -58,7 +57,6 @@ def first_trials(plan: Plan) -> tuple[list[RunningTrial], int]:
     """
     config = plan.config
     sweep = open_storage(config.location)
-    check_choice(config, SweepFolder(sweep))
     ledger = Ledger(
         sweep,
         plan.space,

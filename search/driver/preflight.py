@@ -101,13 +101,15 @@ def preflight_each(
     trial_write: bool = True,
     problems: Sequence[str] = (),
     check_data: bool = True,
+    retry_failed: bool = False,
 ) -> list[Plan]:
     """As `preflight`, for `config` as a whole and then for each sweep that it represents.
 
     `problems` are known already and reported with the others. Without `check_data`, the task is not
-    what was meant, and its data is not checked.
+    what was meant, and its data is not checked. With `retry_failed`, failed trials will run again.
     """
     local = None
+    problems = [*problems, *(p for part in parts for p in _choice_problems(part, retry_failed))]
     with ExitStack() as stack:
         if may_download(config.task.backbone):
             # Report other problems without waiting for a download or its retries.
@@ -273,13 +275,19 @@ def _tracking_problems(config: SweepConfig, uri: str) -> tuple[list[str], list[s
     return [notice] if notice else [], []
 
 
-def check_choice(config: SweepConfig, sweep: SweepFolder, retry_failed: bool = False) -> None:
-    """Raise `UsageError` if the sweep cannot end with the trial that `--select` names."""
-    results = sweep.results() if config.select.isdecimal() else {}
+def _choice_problems(config: SweepConfig, retry_failed: bool) -> list[str]:
+    """Why the sweep cannot end with the trial that `--select` names."""
+    if not config.select.isdecimal():
+        return []
+    try:
+        results = SweepFolder(open_storage(config.location, _PROBE_SECONDS)).results()
+    except StorageError:
+        return []  # reported with the sweep's folder
+    except UsageError as error:
+        return [*error.problems]
     if retry_failed:
         results = {number: r for number, r in results.items() if r.state != "FAIL"}
-    if why := choice_problem(config.select, results, config.trials):
-        raise UsageError([why])
+    return [*filter(None, [choice_problem(config.select, results, config.trials)])]
 
 
 def adopt(plan: Plan, sweep: SweepFolder) -> Plan:

@@ -30,7 +30,7 @@ from search.core.results import Result, counted, trial_folder, untrained_note
 from search.core.shown import described
 from search.core.sweep_folder import SWEEP_FILE, SweepFolder
 from search.core.task import val_images
-from search.driver.preflight import Plan, adopt, check_choice
+from search.driver.preflight import Plan, adopt
 from search.driver.prepare import prepare
 from search.evaluation.plan import SweepFacts, general_zero_shot
 from search.evaluation.record import Evaluation
@@ -117,7 +117,6 @@ def run_sweep(
     for notice in plan.notices:
         say(notice)
     sweep = open_storage(plan.config.location)
-    check_choice(plan.config, SweepFolder(sweep), retry_failed)
     with SweepLock(sweep, say) as lock:
         sweep.clean_temporary_files()
         plan = adopt(plan, SweepFolder(sweep))

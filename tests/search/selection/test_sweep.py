@@ -64,8 +64,9 @@ def test_a_choice_that_cannot_come_true_is_an_error_before_any_trial(
 ) -> None:
     sweep, _ = finished
     known = sorted(sweep.results())
-    for options in (("--select", "9", "--dry-run"), ("--select", "9", "--trials", "6")):
-        done = sweep.run(*OPTIONS, *QUIET, *options)
+    for options in (("--dry-run",), ("--trials", "6"), ("--eval-seeds", "0")):
+        done = sweep.run(*OPTIONS, *QUIET, "--select", "9", *options)
         assert done.returncode == 2
         assert "--select must be ensemble, best or a complete trial, got 9" in done.stderr
+        assert ("--eval-seeds must be at least 1" in done.stderr) == ("--eval-seeds" in options)
     assert sorted(sweep.results()) == known
