@@ -123,7 +123,7 @@ def data_problems(config: SweepConfig, source: DataSource) -> list[str]:
         for half in one.halves:
             try:
                 dataset = source.dataset(one.target, half)
-                check_test_split(dataset, all_there=not task.skip_unreadable)
+                check_test_split(dataset, task.skip_unreadable)
             except DataError as error:
                 found.append(str(error))
     return list(dict.fromkeys(found))

@@ -193,7 +193,7 @@ class _Backbone:
 
     def _is_present(self, name: str, spec: str, source: DataSource) -> bool:
         try:
-            check_test_split(source.dataset(spec), all_there=not self._request.skip_unreadable)
+            check_test_split(source.dataset(spec), self._request.skip_unreadable)
         except DataError as error:
             self._left_out[name] = str(error)
             return False

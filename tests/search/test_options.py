@@ -268,7 +268,7 @@ def test_a_wrong_value_does_not_hide_the_next(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as found:
         parser.parse_args(["--number", "x", "--kind=c", "--on=1", "--other", "--number"])
     words = [problem.split(" ")[0:3] for problem in found.value.problems]
-    assert len(words) == 5, found.value.problems  # the missing name is one of them
+    assert len(words) == 6, found.value.problems  # the missing name is one of them
     assert parser.parse_args(["x", "--number", "-3"]) == argparse.Namespace(
         name="x", number=-3, kind=None, on=False
     )

@@ -216,11 +216,24 @@ def readable(split: Split) -> Split:
     part = split.take(torch.tensor(kept, dtype=torch.int64))
     lost = set(split.labels.tolist()) - set(part.labels.tolist())
     if lost:
-        raise DataError(
-            f"Every class needs an image that can be read, class {min(lost)} has none of "
-            f"{int((split.labels == min(lost)).sum())}: restore them. The first fault: {faults[0]}"
-        )
+        raise _all_lost(split, min(lost), faults[0])
     return part
+
+
+def check_readable(split: Split) -> None:
+    """Raise `DataError` if a class has no image that can be read; decodes as few as possible."""
+    faults: list[str] = []
+    usable = _readable(split, faults)
+    for label in split.labels.unique().tolist():
+        if not any(map(usable, (split.labels == label).nonzero().flatten().tolist())):
+            raise _all_lost(split, label, faults[-1])
+
+
+def _all_lost(split: Split, label: int, fault: str) -> DataError:
+    return DataError(
+        f"Every class needs an image that can be read, class {label} has none of "
+        f"{int((split.labels == label).sum())}: restore them. A fault: {fault}"
+    )
 
 
 def _readable(split: Split, faults: list[str]) -> Readable:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from trainables.data.base import Dataset, SealedError, Split
+from trainables.data.few_shot import check_readable
 
 _ROLE = "FEWSHOT_PROCESS_ROLE"
 TRAINING_PROCESS = {_ROLE: "training"}
@@ -72,16 +73,19 @@ def read_test_split(dataset: Dataset, record: Callable[[], None]) -> Split:
     return dataset.sealed_split(permit)
 
 
-def check_test_split(dataset: Dataset, all_there: bool = True, decoded: int = 0) -> None:
+def check_test_split(dataset: Dataset, skip_unreadable: bool = False, decoded: int = 0) -> None:
     """Check that the test split can be read later.
 
     Raises `DataError` if it has no images, if a bundle's features or labels are invalid, if a file
-    is missing (`all_there`), or if one of about `decoded` evenly spread images cannot be decoded.
-    Returns no pixel, feature or label, so nothing can be chosen by them; the error names the first
-    fault. Raises `SealedError` in a training process.
+    is missing (with `skip_unreadable`: if a class has no readable image), or if one of about
+    `decoded` evenly spread images cannot be decoded. Returns no pixel, feature or label, so nothing
+    can be chosen by them; the error names the first fault.
+    Raises `SealedError` in a training process.
     """
     split = dataset.sealed_split(TestPermit(dataset.name))
-    if all_there:
+    if skip_unreadable:
+        check_readable(split)
+    else:
         split.images.content()
     if decoded:
         split.decode_some(decoded)

@@ -207,6 +207,10 @@ def test_a_look_whether_it_can_be_read_gives_nothing_out() -> None:
     check_test_split(broken)
     with pytest.raises(DataError, match=r"^'test/c1/1.jpg' cannot be read.$"):
         check_test_split(broken, decoded=9)
+    check_test_split(broken, skip_unreadable=True)
+    lost = replace(sound, broken=frozenset({"test/c1/0.jpg", "test/c1/1.jpg", "test/c0/0.jpg"}))
+    with pytest.raises(DataError, match=r"class 1 has none of 2: .*'test/c1/1.jpg' cannot be read"):
+        check_test_split(lost, skip_unreadable=True)
 
 
 @pytest.mark.parametrize("name", ["digits", "digits-rotated"])
