@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -102,7 +103,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _files(options: argparse.Namespace) -> list[str]:
-    """All image files; raises `UsageError` with every mistake in the request."""
+    """All image files, each once; raises `UsageError` with every mistake in the request."""
     problems = []
     if options.top < 1:
         problems.append(f"--top must be at least 1, got {options.top}.")
@@ -128,7 +129,10 @@ def _files(options: argparse.Namespace) -> list[str]:
             problems.append(f"An image must exist, and '{name}' does not. Check the path.")
     if problems:
         raise UsageError(problems)
-    return files
+    once: dict[str, str] = {}
+    for file in files:
+        once.setdefault(os.path.abspath(file), file)
+    return [*once.values()]
 
 
 def write_predictions(

@@ -133,6 +133,16 @@ def test_unreadable_images_are_reported_and_skipped(
     assert main([*given, str(tmp_path / "broken.jpg")]) == 1
 
 
+def test_an_image_that_is_named_twice_is_classified_once(
+    storage: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twice = [str(photos / "a" / "01.png"), str(photos), str(photos / "a" / ".." / "a" / "01.png")]
+    assert main(["residual", *twice, "--trial", "0", "--storage", str(storage)]) == 0
+    shown = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert shown[:2] == [twice[0], str(photos / "a" / "00.png")]
+    assert len(shown) == 40
+
+
 def test_mistakes_are_reported_at_once_before_the_model_is_opened(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
