@@ -17,6 +17,9 @@ def share_ray() -> None:
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")  # whatever the user has in ~/.ray
+        # By default Ray ends idle processes beyond one per CPU. A sweep uses three kinds, and each
+        # new process imports torch, which takes seconds.
+        patch.setenv("RAY_num_workers_soft_limit", "8")
         ray_session._reread_settings()
         ray.init(
             "local",

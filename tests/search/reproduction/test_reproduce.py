@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from search.reproduce import main
-from tests.search.conftest import environment, kill_everything
+from tests.search.conftest import environment, kill_everything, run_here
 from tests.trainables.data.trees import dtd, eurosat
 
 SMALL = ("taskres/table-2", "--embedded", "--shots", "1")
@@ -31,14 +31,7 @@ def command(folder: Path, *options: str) -> list[str]:
 
 
 def reproduce(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(folder, *options),
-        capture_output=True,
-        text=True,
-        timeout=1200,
-        env=environment(),
-        check=False,
-    )
+    return run_here(main, *options, "--storage", str(folder))
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen[str]:
