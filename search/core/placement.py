@@ -75,10 +75,12 @@ def place(config: SweepConfig, machine: Machine) -> tuple[Placement | None, list
         problems.append(
             f"--gpus-per-trial must be at most {machine.gpus}, the number of GPUs, got {gpus:g}."
         )
-    if config.cpus_per_trial > machine.largest_cpus and not machine.elastic:
+    most = machine.largest_cpus
+    if config.cpus_per_trial > most and not machine.elastic:
         problems.append(
             f"A trial must fit on one machine: --cpus-per-trial is {config.cpus_per_trial:g}, "
-            f"there are {machine.largest_cpus:g} cores. Use at most {machine.largest_cpus:g}."
+            f"there are {most:g} cores. "
+            + (f"Use at most {most:g}." if most else "Use a Ray that has some.")
         )
     if problems:
         return None, problems
