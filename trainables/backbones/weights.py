@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 import zipfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -75,7 +76,8 @@ def read_torch(path: Path) -> object:
     """Read what `torch.save` wrote, tensors and plain containers only; raises in many ways."""
     if zipfile.is_zipfile(path):
         check_zip(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings(action="ignore"):  # about old pickles
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

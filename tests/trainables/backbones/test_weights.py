@@ -163,6 +163,16 @@ CRAFTED: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
+def test_torch_s_warnings_about_a_file_are_not_shown(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(2)}, tmp_path / "w.pt", pickle_protocol=4)
+    with (
+        warnings.catch_warnings(record=True, action="always") as shown,
+        pytest.raises(BackboneError, match="save its state dict alone"),
+    ):
+        read_weights(tmp_path / "w.pt")
+    assert not shown
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".ckpt", ".npz", ".safetensors"])
 @pytest.mark.parametrize("kind", sorted(CRAFTED))
 def test_no_file_runs_code_whatever_names_it(kind: str, suffix: str, tmp_path: Path) -> None:
