@@ -23,6 +23,10 @@ from trainables.images.decode import ImageError, image_suffixes, read_image
 _QUERIED = 2000  # files per request to the file system
 _THREADS = 4
 _IGNORED = ("thumbs.db", "desktop.ini")
+_LEFT_BEHIND = frozenset(
+    {"@eaDir", "@Recycle", "@Recently-Snapshot", "@__thumb", "__MACOSX", "__pycache__"}
+)
+"""Folders that a NAS, macOS and Python leave behind; any other name may be a class's."""
 """Files that file managers leave in a folder."""
 
 
@@ -196,7 +200,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     """What is in a folder, without what file managers and notebooks leave behind."""
     try:
         with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith((".", "@", "__"))]
+            return [e for e in entries if not e.name.startswith(".") and e.name not in _LEFT_BEHIND]
     except (OSError, ValueError) as error:
         reason = f"it is {kind_of(folder)}" if kind_of(folder) != "a folder" else str(error)
         raise DataError(

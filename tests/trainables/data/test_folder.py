@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,6 +65,12 @@ def flat_folder(tmp_path: Path) -> Path:
         for i in range(10 - 3 * label):
             paint(tmp_path / "own" / name / f"{i}.jpeg", label, i)
     return tmp_path / "own"
+
+
+def test_only_what_programs_leave_behind_is_no_class(flat_folder: Path) -> None:
+    for name in ("@handle", "__init", "@eaDir", "__MACOSX", ".cache"):
+        shutil.copytree(flat_folder / CLASSES[0], flat_folder / name)
+    assert opened(flat_folder).class_names == tuple(sorted((*CLASSES, "@handle", "__init")))
 
 
 def test_a_folder_that_is_split(split_folder: Path) -> None:
