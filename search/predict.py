@@ -21,7 +21,7 @@ from search.terminal.console import open_console, print_errors
 from search.terminal.exit_code import Failures, exit_code
 from search.terminal.parser import Parser, integer
 from trainables.core.files import expanded
-from trainables.core.text import amount, printable
+from trainables.core.text import amount, in_spreadsheet, printable
 from trainables.data.base import DataError
 from trainables.data.image_files import images_below
 
@@ -190,7 +190,8 @@ def _write(stream: IO[str], rows: Iterator[tuple[Any, ...]], top: int) -> None:
     header = (f"{kind}_{n}" for n in range(1, top + 1) for kind in ("class", "probability"))
     table.writerow(["file", *(header if top > 1 else ("class", "probability"))])
     for file, *pairs in rows:
-        table.writerow([file, *(f"{v:.6f}" if isinstance(v, float) else v for v in pairs)])
+        cells = (f"{v:.6f}" if isinstance(v, float) else in_spreadsheet(v) for v in pairs)
+        table.writerow([in_spreadsheet(file), *cells])
 
 
 if __name__ == "__main__":

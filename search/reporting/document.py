@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainables.core.text import printable
+from trainables.core.text import in_spreadsheet, printable
 
 _LATEX = str.maketrans(
     {
@@ -24,8 +23,6 @@ _LATEX = str.maketrans(
         "−": "$-$",
     }
 )
-_FORMULA = ("=", "+", "-", "@")
-_NUMBER = re.compile(r"-|[-+]?[\d.,]+(e[-+]?\d+)?( ± [\d.]+)?( \[[-+\d., ]+\])?")
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ class Table:
     def csv(self) -> str:
         """Format as CSV, with a quote before text that a spreadsheet would run as a formula."""
         text = io.StringIO()
-        lines = (map(_in_csv, line) for line in (self.headings, *self.rows))
+        lines = (map(in_spreadsheet, line) for line in (self.headings, *self.rows))
         csv.writer(text, lineterminator="\n").writerows(lines)
         return text.getvalue()
 
@@ -180,11 +177,6 @@ def mean_of(values: Sequence[float]) -> str:
     found = summary(values)
     spread = "" if found.deviation is None else f" ± {percent(found.deviation)}"
     return percent(found.mean) + spread
-
-
-def _in_csv(text: str) -> str:
-    formula = text.lstrip().startswith(_FORMULA) and not _NUMBER.fullmatch(text)
-    return f"'{text}" if formula else text
 
 
 def _in_markdown(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,16 @@ def test_an_image_that_is_named_twice_is_classified_once(
     shown = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
     assert shown[:2] == [twice[0], str(photos / "a" / "00.png")]
     assert len(shown) == 40
+
+
+def test_a_file_s_name_is_no_formula_in_the_table(
+    storage: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(photos / "a" / "00.png", "=cmd().png")
+    given = ["residual", "=cmd().png", "--trial", "0", "--storage", str(storage)]
+    assert main([*given, "--output", "out.csv"]) == 0
+    assert Path("out.csv").read_text().splitlines()[1].startswith("'=cmd().png,")
 
 
 def test_mistakes_are_reported_at_once_before_the_model_is_opened(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Iterable
 
 _BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Marks that change the order in which the text around them is shown."""
+_FORMULA = ("=", "+", "-", "@")
+_NUMBER = re.compile(r"-|[-+]?[\d.,]+(e[-+]?\d+)?( ± [\d.]+)?( \[[-+\d., ]+\])?")
 _SHOWN = 60  # characters of a wrong value in a message
 
 
@@ -42,6 +45,12 @@ def shortened(text: str) -> str:
     """Return the beginning of a long text, printable."""
     shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"
     return printable(shown)
+
+
+def in_spreadsheet(text: str) -> str:
+    """Return a cell's text, with a quote before what a spreadsheet would run as a formula."""
+    formula = text.lstrip().startswith(_FORMULA) and not _NUMBER.fullmatch(text)
+    return f"'{text}" if formula else text
 
 
 def _is_printable(character: str) -> bool:
