@@ -28,7 +28,7 @@ PROJECT=${PROJECT:-$HOME/few-shot-search}  # this repository, with its environme
 STORAGE=${STORAGE:-$PROJECT/sweeps}
 port=${RAY_PORT:-$((20000 + SLURM_JOB_ID % 20000))}  # two jobs may share a node
 
-log=$STORAGE/ray-$SLURM_JOB_ID.log
+log=$STORAGE/ray-$SLURM_JOB_ID.log  # of all nodes, which append to it
 
 mkdir -p "$STORAGE"
 cd "$PROJECT"
@@ -43,7 +43,7 @@ trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT  # srun ends its steps, and with t
 
 srun --nodes=1 --ntasks=1 --nodelist="$head" --overlap \
   ray start --head --block --node-ip-address="$head" --port="$port" \
-  --include-dashboard=false --disable-usage-stats "${resources[@]}" >"$log" 2>&1 &
+  --include-dashboard=false --disable-usage-stats "${resources[@]}" >>"$log" 2>&1 &
 until ray status --address="$head:$port" >/dev/null 2>&1; do
   kill -0 $! 2>/dev/null || { cat "$log" >&2; exit 1; }
   sleep 2

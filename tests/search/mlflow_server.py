@@ -18,6 +18,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 TIMEOUT = 60.0
+STARTUP = 300.0  # with a new database, whose tables are made first
 
 
 def wait_until(true: Callable[[], bool], timeout: float = TIMEOUT) -> None:
@@ -57,7 +58,11 @@ class Server:
                 start_new_session=True,
             )
         if wait:
-            wait_until(self.answers)
+            try:
+                wait_until(self.answers, STARTUP)
+            except AssertionError:
+                self.kill()
+                raise
 
     def answers(self) -> bool:
         try:
