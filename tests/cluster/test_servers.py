@@ -15,6 +15,7 @@ from pathlib import Path
 import optuna
 import pytest
 from mlflow import MlflowClient
+from optuna.storages import RDBStorage
 
 from tests.search.mlflow_server import Server
 from tests.servers import Postgresql, postgresql_programs
@@ -69,7 +70,11 @@ def test_a_sweep_with_both(tmp_path: Path) -> None:
         finally:
             mlflow.kill()
         assert not (tmp_path / "mlflow.db").exists()
-        storage = uri.replace("postgresql:", "postgresql+psycopg:") + "optuna"
-        (study,) = optuna.get_all_study_summaries(storage)
+        storage = RDBStorage(uri.replace("postgresql:", "postgresql+psycopg:") + "optuna")
+        try:
+            (study,) = optuna.get_all_study_summaries(storage)
+        finally:
+            storage.remove_session()
+            storage.engine.dispose()
         assert study.study_name.startswith("s-")
         assert study.n_trials == 2
