@@ -26,6 +26,7 @@ from trainables.core.files import remove_abandoned_folders, temporary_folder
 
 _OBJECT_STORE = 256 * 2**20  # bytes: artifacts pass through it, images do not
 _LONGEST_PARENT = 23  # characters: the path of a Unix socket in the folder is at most 107 long
+_PRIVATE = threading.Lock()  # held by the only private Ray that a process can have
 
 
 @contextlib.contextmanager
@@ -40,16 +41,23 @@ def ray_session(address: str, console: Console, warm_workers: int = 0) -> Iterat
     of two kinds that take turns need as many for each, or every turn would start a new process.
 
     Raises:
-        UsageError: the cluster does not answer, or the process is connected to another one.
+        UsageError: the cluster does not answer, the process is connected to another one, or
+            another thread has a private Ray.
         StoppedError: Ray did not start.
     """
     _silence_libraries()
     with _private_folder() as folder:
+        if _PRIVATE.locked():
+            raise UsageError([_OCCUPIED])
         if ray.is_initialized():
             _check_connected_to(address)
             yield folder
             return
         with contextlib.ExitStack() as stack:
+            if not address:
+                if not _PRIVATE.acquire(blocking=False):
+                    raise UsageError([_OCCUPIED])
+                stack.callback(_PRIVATE.release)
             with console.status("Starting Ray"):
                 if address:
                     stack.callback(ray.shutdown)
@@ -61,6 +69,12 @@ def ray_session(address: str, console: Console, warm_workers: int = 0) -> Iterat
             if not address:
                 stack.enter_context(_watch_ray())
             yield folder
+
+
+_OCCUPIED = (
+    "A process must have one Ray at a time, and a sweep in another thread has started its own. "
+    "Call ray.init() before both, or start the second sweep in another process."
+)
 
 
 def connected_machine(address: str) -> Machine:

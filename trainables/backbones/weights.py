@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Collection, Mapping
@@ -55,7 +56,7 @@ def read_weights(path: Path) -> Weights:
     try:
         content = read_torchscript(path) if archive else _READERS[path.suffix](path)
     except Exception as error:  # each parser fails in its own ways on damage
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
         raise BackboneError(
             f"a weights file must be readable without running code, got {str(path)!r} "
             f"({path.stat().st_size} bytes; {reason}): download it again or, if you trust it, save "
@@ -77,7 +78,13 @@ def read_torch(path: Path) -> object:
     if zipfile.is_zipfile(path):
         check_zip(path)
     with warnings.catch_warnings(action="ignore"):  # about old pickles
-        return torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whose text may advise to run the file's code
+            if "weights_only" not in str(error):
+                raise
+            cause = re.search(r"(?:WeightsUnpickler error:|Trying to load)\s*(.+)", str(error))
+            raise ValueError(cause[1] if cause else "it contains more than tensors") from None
 
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

@@ -24,11 +24,17 @@ def wait_for_end(session: int) -> None:
 def test_a_session_is_used_by_another_thread_than_the_one_that_started_it(tmp_path: Path) -> None:
     process = start(
         """
+from search.core.problems import UsageError
 from search.execution.early_ray import EarlyRay
 with EarlyRay() as early:
     early.start()
     with early.session(Console()) as folder:
         report(folder=str(folder), home=ray.get(home.remote()), started=early.started)
+        try:
+            with ray_session("", Console()):
+                pass
+        except UsageError as error:
+            report(second=error.problems)
         sys.stdin.readline()
     report(exists=folder.exists(), started=early.started, connected=ray.is_initialized())
 """,
@@ -40,6 +46,7 @@ with EarlyRay() as early:
     commands = " ".join(session_members(process.pid).values())
     assert "raylet" in commands
     assert "monitor.py" not in commands
+    assert "must have one Ray at a time" in answer(process)["second"][0]
     assert finish(process) == {"exists": False, "started": False, "connected": False}
 
 

@@ -179,9 +179,10 @@ def test_no_file_runs_code_whatever_names_it(kind: str, suffix: str, tmp_path: P
     path, target = tmp_path / f"w{suffix}", tmp_path / "made-by-the-file"
     CRAFTED[kind](path, target)
     for spec in (f"openai:{path}", f"ViT-S-32:{path}", f"ViT-B-32:openai@{path}"):
-        with pytest.raises(BackboneError):
+        with pytest.raises(BackboneError) as found:
             load_backbone(spec)
         assert not target.exists()
+        assert "weights_only" not in str(found.value)  # nobody is advised to run the code
 
 
 @pytest.mark.parametrize("kind", sorted(CRAFTED))

@@ -125,7 +125,7 @@ def read_released_masks(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> di
         state = content.get("state_dict", content)
         stored = {key: value for key, value in state.items() if isinstance(value, bytes)}
     except Exception as error:  # the reader refuses anything that might run code, in many ways
-        why = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0]  # no advice
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise MethodError(
             f"{str(path)!r} must be a checkpoint of R-AMT's code that can be read without running "
             f"code, but is not ({why[:120]}): save only its state_dict, with torch.save and its "
