@@ -187,7 +187,8 @@ def _now() -> str:
 
 
 def notices(sources: Sequence[Source]) -> list[str]:
-    """Return a notice for each unfinished sweep, whose results are provisional."""
+    """Return notices of unfinished sweeps, whose results are provisional, and of evaluations that
+    cannot be read."""
     found = []
     for source in sources:
         name = "The sweep" if len(sources) == 1 else f"The sweep '{source.name}'"
@@ -197,6 +198,8 @@ def notices(sources: Sequence[Source]) -> list[str]:
             found.append(f"{name} is still running ({source.running}): {done}")
         elif ended < source.config.trials:
             found.append(f"{name} is unfinished: {done}")
+        if source.damaged:
+            found.append(f"{name} is shown without test results. {source.unjudged}")
     return found
 
 

@@ -32,9 +32,10 @@ def test_sweeps_that_are_not_judged_are_named_and_that_all_are_provisional_is_sa
     assert alone is not None
     assert len(alone.notes) == 2
     assert accuracy_section([runs]) is None
-    told = notices([judged, runs])
+    told = notices([judged, runs, torn])
     assert "The sweep 'judged' is unfinished" in told[0]
     assert "The sweep 'runs' is still running (process 9)" in told[1]
+    assert "The sweep 'torn' is shown without test results. Its evaluation cannot be" in told[-1]
 
 
 def test_a_single_draw_is_said_once_and_has_no_deviation() -> None:
