@@ -486,7 +486,7 @@ def test_a_restart_between_any_two_events_changes_nothing(
     def run(folder: Path, restart_every: int) -> list[object]:
         ledger = open_ledger(folder, sampler, pruner)
         steps: dict[int, int] = {}
-        for event in range(1, 150):
+        for event in range(1, 100):
             while len(ledger.live) < 3:
                 live = ledger.ask()
                 steps.setdefault(live.number, len(live.values))

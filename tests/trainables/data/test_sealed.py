@@ -276,7 +276,7 @@ def test_no_trial_touches_test_data(person: None, tmp_path: Path) -> None:
 
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace every test image on disk by noise and every test label by a wrong one."""
-    pixels, labels = digits.read_digits()
+    pixels, labels = (array.copy() for array in digits.read_digits())
     grey = np.rint(pixels * (255 / 16)).astype(np.uint8)
     rows = digits._partition(grey, labels)
     noise = np.random.default_rng(0).integers(0, 17, (len(rows["test"]), 64))
