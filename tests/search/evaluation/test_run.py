@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import ray
 from mlflow import MlflowClient
 
 from search.evaluation.workers import FOLDER
-from tests.search.conftest import Sweep, kill_everything
+from tests.search.conftest import Sweep, kill_everything, session_members
 from tests.shared_ray import end_shared_ray
 from tests.trainables.data.trees import paint
 from trainables.data.sealed import EVALUATION_PROCESS, TRAINING_PROCESS, seal_process
@@ -123,8 +125,14 @@ def test_a_killed_evaluation_continues(sweep: Sweep, tmp_path: Path) -> None:
     assert reads(sweep) == found
 
 
+def trial_workers(session: int) -> set[int]:
+    """Processes that train trials."""
+    return {p for p, args in session_members(session).items() if re.match("ray::.*Trainable", args)}
+
+
 def test_a_free_slot_trains_the_paper_s_setting(sweep: Sweep, tmp_path: Path) -> None:
-    """While the last trial runs: its evaluation is needed whatever that trial reaches."""
+    """While the last trial runs: its evaluation is needed whatever that trial reaches. If that
+    trial's worker dies, another continues the trial."""
     short, long = {"epochs": 2}, {"epochs": 100_000}
     (tmp_path / "first.json").write_text(json.dumps([short, long]))
     process = sweep.start(
@@ -133,6 +141,10 @@ def test_a_free_slot_trains_the_paper_s_setting(sweep: Sweep, tmp_path: Path) ->
         *("--max-concurrent", "2"),
     )
     sweep.wait_until(lambda: len(stored(sweep, "model")) == 1)
+    before = trial_workers(process.pid)
+    for worker in before:
+        os.kill(worker, signal.SIGKILL)
+    sweep.wait_until(lambda: bool(trial_workers(process.pid) - before))
     kill_everything(process)
     assert len(list(sweep.folder.glob("trials/*/result.json"))) == 1
 
