@@ -93,8 +93,8 @@ def measure(folder: str, trials: int, pairs: int, seconds: float) -> None:
     error = statistics.stdev(changes) / len(changes) ** 0.5 if len(changes) > 1 else 0.0
     print(f"load average {os.getloadavg()[0]:.1f}, {len(ends)} trials at the end")
     print(
-        f"trials a minute, mean of {pairs} blocks: {60 * statistics.fmean(closed):.0f} without and "
-        f"{60 * statistics.fmean(opened):.0f} with an open page: "
+        f"trials per minute, mean of {pairs} blocks: {60 * statistics.fmean(closed):.0f} without "
+        f"and {60 * statistics.fmean(opened):.0f} with an open page: "
         f"{statistics.fmean(changes):+.1%} ± {error:.1%} (standard error)"
     )
     print(

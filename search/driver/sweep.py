@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -189,12 +189,14 @@ def _run(
             session as folder,
             stop.listening(),  # again: Ray has replaced the handler of SIGTERM
             _workers_upload(config, reporter),
+            ExitStack() as at_end,
         ):
             stop.interrupt_at_once()
             placement = plan.placement if is_private else None
             placement = placement or _connected_placement(config)
             prepare(plan, placement, ledger.sweep, console)
-            paper_trainings = cache(partial(train_paper, ledger, facts, placement))  # once
+            begin = partial(train_paper, ledger, facts, placement, at_end)
+            paper_trainings = cache(begin)  # once
             if todo:
                 stop.interrupt_between_steps()
                 console.print(_opening(plan, ledger, placement, todo), highlight=False)

@@ -102,11 +102,14 @@ def paper_trainings(facts: SweepFacts) -> list[Candidate]:
     _, task, first = _drawn(facts)
     found = []
     for episode in dict.fromkeys(first[episode] for episode in task.episodes):
-        about = task_facts(facts.config.task, facts.source, facts.tower, episode)
-        trial = facts.config.paper(about).seeded(facts.config.seed)
+        trial = _paper(facts, episode).seeded(facts.config.seed)
         key = _key(facts, trial, episode)
         found.append(Candidate("paper", episode, trial.to_dict(), key))
     return found
+
+
+def _paper(facts: SweepFacts, episode: Episode) -> TrialConfig:
+    return facts.config.paper(task_facts(facts.config.task, facts.source, facts.tower, episode))
 
 
 def _drawn(facts: SweepFacts) -> tuple[FreshDraws, TaskSpec, dict[Episode, Episode]]:
@@ -132,7 +135,7 @@ def _configs(facts: SweepFacts, episode: Episode, winner: TrialConfig) -> dict[L
     does the paper's setting."""
     config = facts.config
     about = task_facts(config.task, facts.source, facts.tower, episode)
-    paper = config.paper(about)
+    paper = _paper(facts, episode)
     start = config.init_from.stage if config.init_from else winner.before
     return {
         "zero-shot": _zero_shot(preset_trial("zero-shot", "paper", about), paper),

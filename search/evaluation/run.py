@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -35,7 +35,7 @@ from search.evaluation.plan import (
 from search.evaluation.predictions import PREDICTIONS, PredictionTable, checksum, encode_predictions
 from search.evaluation.record import EVALUATION, Evaluation, read_evaluation, record_read
 from search.evaluation.scores import comparisons_of, scores_of
-from search.evaluation.tasks import Task, run_tasks, task_options
+from search.evaluation.tasks import Task, cancel, run_tasks, task_options
 from search.evaluation.winner import share_start
 from search.evaluation.workers import (
     FOLDER,
@@ -81,16 +81,22 @@ def shared_weights(config: SweepConfig, sweep: Storage) -> str:
     return share_weights(config.task.backbone, sweep) if config.address else ""
 
 
-def train_paper(ledger: Ledger, facts: SweepFacts, placement: Placement) -> dict[str, Any]:
+def train_paper(
+    ledger: Ledger, facts: SweepFacts, placement: Placement, at_end: ExitStack
+) -> dict[str, Any]:
     """Start the trainings of the paper's setting as Ray tasks, which run as soon as the search
-    leaves slots free; return those that `evaluate` need not start. Raises `StorageError`."""
+    leaves slots free; return those that `evaluate` need not start. `at_end` cancels what is then
+    left of them. Raises `StorageError`."""
     sweep, config = ledger.sweep, facts.config
     spec = _spec(facts, sweep, placement)
     remote = ray.remote(**task_options(placement, TRAINING_PROCESS))(train)
-    return {
+    wanted = {c.training: c for c in paper_trainings(facts)}
+    started = {
         c.training: remote.remote(c, spec, sweep.location, config.checkpoint_seconds)
-        for c in _untrained({c.training: c for c in paper_trainings(facts)}, sweep.child(FOLDER))
+        for c in _untrained(wanted, sweep.child(FOLDER))
     }
+    at_end.callback(cancel, started.values())
+    return started
 
 
 def evaluate(

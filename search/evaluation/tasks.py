@@ -31,10 +31,24 @@ class Task:
 
 
 def run_tasks(tasks: Iterable[Task], window: int) -> None:
-    """Run tasks, at most `window` at a time; a task restarts if its worker dies. Raises
-    `RayError`."""
-    waiting = [(task, 1) for task in tasks][::-1]
+    """Run tasks, at most `window` at a time; a task restarts if its worker dies. If one fails, or
+    the user interrupts, the others are cancelled. Raises `RayError`."""
     running: dict[Any, tuple[Task, int]] = {}
+    try:
+        _run_tasks(tasks, window, running)
+    finally:
+        cancel(running)
+
+
+def cancel(references: Iterable[Any]) -> None:
+    """End tasks that still wait or run: a Ray that is not the sweep's own would finish them, and
+    they would write into the folder of a sweep that has ended."""
+    for reference in references:
+        ray.cancel(reference, force=True)
+
+
+def _run_tasks(tasks: Iterable[Task], window: int, running: dict[Any, tuple[Task, int]]) -> None:
+    waiting = [(task, 1) for task in tasks][::-1]
     while waiting or running:
         while waiting and len(running) < window:
             task, attempt = waiting.pop()

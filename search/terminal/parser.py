@@ -282,7 +282,7 @@ class _Use:
 
     words: range
     value: str | None
-    """None if there is none."""
+    """The text after it; None for a flag, or if it is missing."""
 
 
 def _uses(arguments: Sequence[str], spellings: Sequence[str]) -> Iterator[_Use]:

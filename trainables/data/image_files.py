@@ -23,11 +23,11 @@ from trainables.images.decode import ImageError, image_suffixes, read_image
 _QUERIED = 2000  # files per request to the file system
 _THREADS = 4
 _IGNORED = ("thumbs.db", "desktop.ini")
+"""Files that file managers leave in a folder."""
 _LEFT_BEHIND = frozenset(
     {"@eaDir", "@Recycle", "@Recently-Snapshot", "@__thumb", "__MACOSX", "__pycache__"}
 )
 """Folders that a NAS, macOS and Python leave behind; any other name may be a class's."""
-"""Files that file managers leave in a folder."""
 
 
 @dataclass(frozen=True)

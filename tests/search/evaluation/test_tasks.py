@@ -71,3 +71,12 @@ def test_a_failure_is_raised_or_handed_over(tmp_path: Path) -> None:
     failures: list[Exception] = []
     run_tasks([Task(start, failed=failures.append)], 1)
     assert len(failures) == 1
+
+
+def test_after_a_failure_no_other_task_goes_on(tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+    refused, waits, after = (remote(f).remote for f in (refuse, note, note))  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="no"):
+        run_tasks([Task(refused), Task(partial(waits, log, "a"))], 2)
+    run_tasks([Task(partial(after, log, "b"))], 1)
+    assert Path(log).read_text() == "b"

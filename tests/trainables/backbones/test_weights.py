@@ -182,7 +182,7 @@ def test_no_file_runs_code_whatever_names_it(kind: str, suffix: str, tmp_path: P
         with pytest.raises(BackboneError) as found:
             load_backbone(spec)
         assert not target.exists()
-        assert "weights_only" not in str(found.value)  # nobody is advised to run the code
+        assert "weights_only" not in str(found.value)  # PyTorch's advice to run the code
 
 
 @pytest.mark.parametrize("kind", sorted(CRAFTED))
