@@ -28,11 +28,11 @@ from search import (
 )
 from search import list as listing
 from search.core.config import KEEP
-from search.core.problems import UsageError
 from search.core.pruners import PRUNERS
 from search.core.samplers import SAMPLERS
 from search.exporting.formats import FORMATS
-from search.terminal.console import end_with_the_reader, print_errors
+from search.terminal.console import end_with_the_reader
+from search.terminal.exit_code import exit_code
 from search.terminal.parser import Parser
 from spaces.registry import SPACES
 from trainables.core.protocols import Objective, Protocol, Validation
@@ -244,12 +244,11 @@ def build_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the script; 2 for a mistake."""
-    try:
-        shell = build_parser().parse_args(arguments).shell
-    except UsageError as error:
-        print_errors(error.problems)
-        return 2
-    print(script(shell))
+    return exit_code(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    print(script(build_parser().parse_args(arguments).shell))
     return 0
 
 

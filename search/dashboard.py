@@ -7,9 +7,9 @@ import secrets
 import sys
 from collections.abc import Sequence
 
-from search.core.problems import UsageError
 from search.core.sweep_folder import find_sweep
 from search.terminal.console import open_console, print_errors
+from search.terminal.exit_code import Failures, exit_code
 from search.terminal.parser import Parser
 from trainables.core.storage import StorageError
 
@@ -39,17 +39,15 @@ def build_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; return 0 after Ctrl-C, 2 for invalid input, 1 if the address cannot be used."""
+    failures: Failures = {StorageError: (1, "The storage cannot be read: {}.")}
+    return exit_code(lambda: _run(arguments), failures=failures)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     console = open_console()
-    try:
-        options = build_parser().parse_args(arguments)
-        if options.name:
-            find_sweep(options.name, options.storage)
-    except UsageError as error:
-        print_errors(error.problems)
-        return 2
-    except StorageError as error:
-        print_errors([f"The storage cannot be read: {error}."])
-        return 1
+    options = build_parser().parse_args(arguments)
+    if options.name:
+        find_sweep(options.name, options.storage)
     from search.reporting.live import LOOPBACK, LivePages, LiveServer
 
     os.nice(_LOWEST)

@@ -26,7 +26,8 @@ from search.core.task_options import absolute_dataset  # noqa: E402
 from search.driver.backbone_probe import BackboneProbeProcess  # noqa: E402
 from search.driver.preflight import address_problems  # noqa: E402
 from search.terminal.class_counts import folder_table  # noqa: E402
-from search.terminal.console import open_console, print_errors  # noqa: E402
+from search.terminal.console import open_console  # noqa: E402
+from search.terminal.exit_code import exit_code  # noqa: E402
 from search.terminal.option_values import names  # noqa: E402
 from search.terminal.parser import Parser  # noqa: E402
 from search.tracking.uri import TrackingError, check_tracking_uri, tracking_uri  # noqa: E402
@@ -250,13 +251,13 @@ def check_cache() -> Finding:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; return 0 if nothing that was asked for is wrong, else 1, and 2 for invalid options."""
+    return exit_code(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     console = open_console()
-    try:
-        options = build_parser().parse_args(arguments)
-        asked = [absolute_dataset(name) for name in options.datasets]
-    except UsageError as error:
-        print_errors(error.problems)
-        return 2
+    options = build_parser().parse_args(arguments)
+    asked = [absolute_dataset(name) for name in options.datasets]
     config = SweepConfig(
         storage=options.storage, tracking_uri=options.tracking_uri, address=options.address
     )

@@ -67,7 +67,7 @@ def _write(image: Tensor, path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the folder; return 0, 2 for invalid options, and 1 if it cannot be written."""
     failures: Failures = {OSError: (1, "The folder could not be written: {}. Name another one.")}
-    return exit_code(lambda: _run(arguments), "Interrupted.", failures)
+    return exit_code(lambda: _run(arguments), failures=failures)
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -10,9 +10,9 @@ from typing import Literal
 from rich.cells import cell_len
 from rich.table import Table
 
-from search.core.problems import UsageError
 from search.core.shown import described
-from search.terminal.console import end_with_the_reader, open_console, print_errors
+from search.terminal.console import end_with_the_reader, open_console
+from search.terminal.exit_code import exit_code
 from search.terminal.parser import Parser
 from search.terminal.progress import percent
 from search.terminal.sweep_status import SweepStatus, ago, read_standings
@@ -89,13 +89,13 @@ def _parts(row: Mapping[str, str], heading: str) -> Sequence[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 0 when the storage could be read, 2 for a mistake."""
+    return exit_code(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     console = open_console()
-    try:
-        options = build_parser().parse_args(arguments)
-        standings = read_standings(options.storage)
-    except UsageError as error:
-        print_errors(error.problems)
-        return 2
+    options = build_parser().parse_args(arguments)
+    standings = read_standings(options.storage)
     place = without_password(open_storage(options.storage).location)
     if options.json:
         print(json.dumps({"storage": place, "sweeps": [s.to_dict() for s in standings]}, indent=1))

@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         RegistryError: (2, "The registered model could not be opened: {}."),
         OSError: (1, "The predictions could not be written: {}."),
     }
-    return exit_code(lambda: _run(arguments), "Interrupted.", failures)
+    return exit_code(lambda: _run(arguments), failures=failures)
 
 
 def _run(arguments: Sequence[str] | None) -> int:

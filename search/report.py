@@ -38,7 +38,7 @@ def build_parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; return 0 if the report was written, 2 for invalid input, 1 if writing failed."""
     failures: Failures = {StorageError: (1, "The report cannot be written: {}.")}
-    return exit_code(lambda: _run(arguments), "Interrupted.", failures)
+    return exit_code(lambda: _run(arguments), failures=failures)
 
 
 def _run(arguments: Sequence[str] | None) -> int:

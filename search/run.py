@@ -23,6 +23,7 @@ from search.core.task_options import per_fold, per_task  # noqa: E402
 from search.execution.early_ray import EarlyRay  # noqa: E402
 from search.options import Request, build_parser, configure, read_request  # noqa: E402
 from search.terminal.console import open_console, print_errors  # noqa: E402
+from search.terminal.exit_code import interrupted_code  # noqa: E402
 from search.terminal.notify import notify  # noqa: E402
 from trainables.core.storage import StorageError, local_folder  # noqa: E402
 from trainables.core.text import amount  # noqa: E402
@@ -75,10 +76,7 @@ def _main(arguments: Sequence[str] | None, early: EarlyRay) -> int:
         _notify(url, message)
         return 1
     except KeyboardInterrupt:
-        open_console(stderr=True).print(
-            "Stopped. Finished trials are kept; run the same command again."
-        )
-        return 130
+        return interrupted_code("Stopped. Finished trials are kept; run the same command again.")
     for outcome in outcomes:
         _notify(url, *_ended(outcome))
     if any(outcome.interrupted for outcome in outcomes):

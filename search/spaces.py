@@ -13,7 +13,8 @@ from rich.table import Table
 
 from search.core.problems import UsageError
 from search.core.task_options import absolute_dataset
-from search.terminal.console import end_with_the_reader, open_console, print_errors
+from search.terminal.console import end_with_the_reader, open_console
+from search.terminal.exit_code import exit_code
 from search.terminal.parser import Parser, integer
 from search.terminal.ranges import search_ranges, value_words
 from spaces.auto import MethodChoice
@@ -71,17 +72,14 @@ def build_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print; 0 on success, 2 for a mistake."""
+    return exit_code(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     console = open_console()
-    try:
-        options = build_parser().parse_args(arguments)
-        if options.name is None:
-            console.print(_spaces_table())
-            return 0
-        space = _open(options)
-    except UsageError as error:
-        print_errors(error.problems)
-        return 2
-    for table in fields_tables(space):
+    options = build_parser().parse_args(arguments)
+    tables = [_spaces_table()] if options.name is None else fields_tables(_open(options))
+    for table in tables:
         console.print(table)
     return 0
 

@@ -20,9 +20,9 @@ from search.terminal.console import (
     mlflow_command,
     module_command,
     open_console,
-    print_errors,
 )
 from search.terminal.details import Details, load_details
+from search.terminal.exit_code import exit_code
 from search.terminal.parser import Parser
 from search.terminal.progress import percent, short
 from search.terminal.sweep_status import SweepStatus, ago, failures, read_standing
@@ -186,19 +186,19 @@ def _print_errors(found: SweepStatus, console: Console) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 0 when the sweep could be read, 2 for a mistake or a sweep that is damaged."""
+    return exit_code(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     console = open_console()
-    try:
-        options = build_parser().parse_args(arguments)
-        found = read_standing(options.name, options.storage)
-        if found.trouble:
-            raise UsageError([found.trouble])
-        if options.errors and not options.json:
-            _print_errors(found, console)
-            return 0
-        details = load_details(found)
-    except UsageError as error:
-        print_errors(error.problems)
-        return 2
+    options = build_parser().parse_args(arguments)
+    found = read_standing(options.name, options.storage)
+    if found.trouble:
+        raise UsageError([found.trouble])
+    if options.errors and not options.json:
+        _print_errors(found, console)
+        return 0
+    details = load_details(found)
     if not options.json:
         _print(found, details, options.storage, console)
         return 0

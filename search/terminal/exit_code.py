@@ -14,7 +14,9 @@ Failures = Mapping[type[Exception], tuple[int, str]]
 _KNOWN: Failures = dict.fromkeys((TrackingError, StorageError, StoppedError), (2, "{}"))
 
 
-def exit_code(command: Callable[[], int], interrupted: str, failures: Failures = _KNOWN) -> int:
+def exit_code(
+    command: Callable[[], int], interrupted: str = "Interrupted.", failures: Failures = _KNOWN
+) -> int:
     """Run a command and return its exit code: 2 after an error, which is printed, or the one in
     `failures`, and 130 after Ctrl-C, after which `interrupted` says how to go on."""
     try:
@@ -23,8 +25,7 @@ def exit_code(command: Callable[[], int], interrupted: str, failures: Failures =
         print_errors(error.problems)
         return 2
     except KeyboardInterrupt:
-        open_console(stderr=True).print(interrupted)
-        return 130
+        return interrupted_code(interrupted)
     except Exception as error:
         known: Mapping[type, tuple[int, str]] = {**_KNOWN, **failures}
         found = next((known[kind] for kind in type(error).__mro__ if kind in known), None)
@@ -32,3 +33,12 @@ def exit_code(command: Callable[[], int], interrupted: str, failures: Failures =
             raise
         print_errors([found[1].format(error)])
         return found[0]
+
+
+def interrupted_code(message: str) -> int:
+    """Print what Ctrl-C ended and how to go on, and return the exit code."""
+    # Had Ctrl-C fallen into code that was executed from a string, such as a dataclass, Python would
+    # end by the signal and not with this code. It forgets that when it executes another string.
+    exec("")
+    open_console(stderr=True).print(message)
+    return 130

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,11 @@ def note(log: str, word: str) -> None:
         file.write(word)
 
 
+def note_late(log: str, word: str) -> None:
+    time.sleep(20)
+    note(log, word)
+
+
 def refuse() -> None:
     raise ValueError("no")
 
@@ -75,7 +81,7 @@ def test_a_failure_is_raised_or_handed_over(tmp_path: Path) -> None:
 
 def test_after_a_failure_no_other_task_goes_on(tmp_path: Path) -> None:
     log = str(tmp_path / "log")
-    refused, waits, after = (remote(f).remote for f in (refuse, note, note))  # type: ignore[attr-defined]
+    refused, waits, after = (remote(f).remote for f in (refuse, note_late, note))  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="no"):
         run_tasks([Task(refused), Task(partial(waits, log, "a"))], 2)
     run_tasks([Task(partial(after, log, "b"))], 1)
