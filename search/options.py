@@ -28,8 +28,9 @@ from trainables.core.protocols import Objective, Validation
 from trainables.core.storage import StorageError
 from trainables.data.folder import folds_of
 from trainables.data.registry import DATASETS
-from trainables.fields import field_docs
+from trainables.fields import field_docs, fields_of
 from trainables.methods.base import Preset
+from trainables.methods.registry import METHODS
 from trainables.trial import TaskSpec
 
 _INTRODUCTION = """\
@@ -111,6 +112,7 @@ def build_parser(everything: bool = True) -> Parser:
     parser = Parser(
         "search.run",
         _INTRODUCTION,
+        lambda: {name for method in METHODS for name in fields_of(method)},
         epilog=_EXAMPLES,
         usage="%(prog)s [OPTION]... [FILE.yaml]",
         argument_default=argparse.SUPPRESS,

@@ -104,6 +104,9 @@ def data_problems(config: SweepConfig, source: DataSource) -> list[str]:
             "--class-names must be used with one data set, got --dataset "
             f"{','.join(task.datasets)}. Name one."
         )
+    if found and (task.class_names or task.prompt):  # the draws do not depend on the texts
+        plain = replace(config, task=replace(task, class_names=(), prompt=()))
+        found += data_problems(plain, plain.task.source(config.data))
     if found or config.task_problems():
         return list(dict.fromkeys(found))
     seeds = (*task.seeds, *fresh_seeds(task.seeds, config.eval_seeds))

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, NoReturn
@@ -45,7 +45,15 @@ class HelpText(argparse.HelpFormatter):
 class Parser(argparse.ArgumentParser):
     """An argument parser that collects mistakes, and that has `--version`."""
 
-    def __init__(self, command: str, description: str, **settings: Any) -> None:
+    def __init__(
+        self,
+        command: str,
+        description: str,
+        fields: Callable[[], Iterable[str]] = tuple,
+        **settings: Any,
+    ) -> None:
+        """`fields`: what `--set` takes; for an unknown option that is one, the error says so."""
+        self._fields = fields
         super().__init__(
             prog=f"python -m {command}",
             description=description,
@@ -202,7 +210,11 @@ class Parser(argparse.ArgumentParser):
         known = [name.lstrip("-") for action in shown for name in action.option_strings]
         options = [word[2:].partition("=")[0] for word in words if word.startswith("--")]
         near = [match for word in options for match in difflib.get_close_matches(word, known, n=1)]
-        hint = f" Did you mean --{' and --'.join(near)}?" if near else ""
+        fields = {*self._fields()} & {word.replace("-", "_") for word in options}
+        if fields:
+            hint = f" Use --set {' and --set '.join(f'{name}=VALUE' for name in sorted(fields))}."
+        else:
+            hint = f" Did you mean --{' and --'.join(near)}?" if near else ""
         return f"Unrecognized arguments: {' '.join(map(shortened, words))}.{hint} See --help."
 
 

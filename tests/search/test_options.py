@@ -145,6 +145,11 @@ def test_each_use_of_an_option_has_its_own_mistakes(tmp_path: Path) -> None:
     assert request.task_is_known  # so the data is checked, too
 
 
+def test_a_field_that_is_no_option_is_set() -> None:
+    (problem,) = read_request(["--leak", "0.3", "--batch-size=8"]).problems
+    assert problem.endswith("Use --set batch_size=VALUE and --set leak=VALUE. See --help.")
+
+
 def test_only_an_option_that_exists_is_suggested() -> None:
     (unknown,), (close,) = (read_request([name]).problems for name in ("--leek", "--trails"))
     assert unknown == "Unrecognized arguments: --leek. See --help."

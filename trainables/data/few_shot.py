@@ -25,7 +25,7 @@ from trainables.data.base import (
 )
 from trainables.data.benchmarks.imagenet import ImageNet
 from trainables.data.class_subsets import Half, classes_of
-from trainables.data.image_files import ImageFiles
+from trainables.data.image_files import LEAVE_OUT, ImageFiles
 from trainables.data.shots_file import listed_shots, shots_file, shots_file_problems
 
 VAL_SHOTS = 4
@@ -248,7 +248,7 @@ def _readable(split: Split, faults: list[str]) -> Readable:
                 split.images.read(position)
                 known[position] = True
             except DataError as error:
-                faults.append(str(error))
+                faults.append(str(error).replace(LEAVE_OUT, ""))  # they are
                 known[position] = False
         return known[position]
 

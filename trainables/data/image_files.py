@@ -20,6 +20,8 @@ from trainables.core.text import printable, unprintable
 from trainables.data.base import DataError, Images, fingerprint
 from trainables.images.decode import ImageError, image_suffixes, read_image
 
+LEAVE_OUT = ", or leave such images out with --skip-unreadable"
+"""What an error about an image suggests beside its remedy."""
 _QUERIED = 2000  # files per request to the file system
 _THREADS = 4
 _IGNORED = ("thumbs.db", "desktop.ini")
@@ -95,10 +97,7 @@ def _stat(file: str) -> tuple[int, int]:
 
 
 def _unreadable(file: str | Path, reason: str, remedy: str = "Restore it") -> str:
-    return (
-        f"Every image must be readable: '{file}' is not ({reason}). {remedy}, or leave such images "
-        "out with --skip-unreadable."
-    )
+    return f"Every image must be readable: '{file}' is not ({reason}). {remedy}{LEAVE_OUT}."
 
 
 # --- folders and lists ---------------------------------------------------------------------------

@@ -43,6 +43,15 @@ def test_an_absent_test_image_is_told_before_the_search(tmp_path: Path) -> None:
     assert problems("dtd", tmp_path, skip_unreadable=True) == []
 
 
+def test_wrong_texts_do_not_hide_too_few_images() -> None:
+    wrong = {"class_names": ("zero",), "prompt": ("a {digit}",)}
+    for name, value in wrong.items():
+        task = TaskSpec(("digits",), "tiny", (500,), (1,), **{name: value})  # type: ignore[arg-type]
+        texts, images = data_problems(SweepConfig(task=task), task.source(""))
+        assert name.replace("_", "-") in texts
+        assert "shots is 500" in images
+
+
 def test_a_half_of_the_classes_without_test_images(tmp_path: Path) -> None:
     for part, classes in (("train", "abcd"), ("val", "abcd"), ("test", "ab")):
         for label, name in enumerate(classes):

@@ -29,6 +29,7 @@ from trainables.data.few_shot import (
     sample_shots,
     size_caveat,
 )
+from trainables.data.image_files import ImageFiles
 from trainables.data.registry import open_dataset
 
 DIGITS = Digits("digits")
@@ -380,6 +381,14 @@ def test_a_class_without_a_readable_image(broken: set[str]) -> None:
     ) as e:
         readable(listed_split(rows, frozenset(broken)))
     assert "\n" not in str(e.value)
+
+
+def test_nobody_is_told_to_leave_out_what_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    split = Split(ImageFiles(tmp_path, ("a.jpg",)), torch.tensor([0]), "")
+    with pytest.raises(DataError, match=r"class 0 has none of 1: .*a.jpg") as found:
+        readable(split)
+    assert "--skip-unreadable" not in str(found.value)
 
 
 @pytest.mark.parametrize("draws", ["seeded", "seeded-capped", "coop"])
