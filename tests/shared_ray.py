@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
 
 import pytest
 import ray
+from ray import cloudpickle
 
 from search.execution import ray_session
 
@@ -36,3 +40,14 @@ def end_shared_ray() -> None:
     """End it, and forget its settings."""
     ray.shutdown()
     ray_session._reread_settings()
+
+
+@contextmanager
+def travelling(module: ModuleType) -> Iterator[None]:
+    """Send the module's functions to Ray's processes as code, so that they need not import it with
+    all that it imports, which takes seconds."""
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -13,7 +14,7 @@ import ray
 
 from search.core.placement import Placement
 from search.evaluation.tasks import Task, run_tasks, task_options
-from tests.shared_ray import end_shared_ray
+from tests.shared_ray import end_shared_ray, travelling
 from trainables.data.sealed import TRAINING_PROCESS
 
 
@@ -21,7 +22,8 @@ from trainables.data.sealed import TRAINING_PROCESS
 def session() -> Iterator[None]:
     end_shared_ray()
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    yield
+    with travelling(sys.modules[__name__]):
+        yield
     ray.shutdown()
 
 

@@ -25,8 +25,9 @@ import pytest
 
 from tests.search.conftest import Sweep, environment, held
 
+TRIALS = 5
 OPTIONS = (
-    *("--space", "rmt", "--shots", "2", "--trials", "8"),
+    *("--space", "rmt", "--shots", "2", "--trials", f"{TRIALS}"),
     *("--eval-seeds", "1", "--tracking-uri", "none"),
 )
 
@@ -126,7 +127,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     sweep = Sweep(tmp_path_factory.mktemp("live"), "live")
     terminal = Terminal(sweep.command(*OPTIONS), 110, 30)
     try:
-        wide = terminal.wait_for(r"(?s)[1-9] of 8 trials.*epoch [1-9]\d*/", 240)
+        wide = terminal.wait_for(rf"(?s)[1-9] of {TRIALS} trials.*epoch [1-9]\d*/", 240)
         terminal.resize(60, 20)
         time.sleep(1.0)  # four frames
         narrow = terminal.text()
@@ -150,7 +151,7 @@ def test_the_table_shows_what_runs_and_what_is_best(seen: Seen) -> None:
 
 def test_it_fits_after_the_window_has_become_smaller(seen: Seen) -> None:
     lines = [line.rstrip() for line in seen.narrow.splitlines()]
-    heads = [line for line in lines if " of 8 trials" in line]
+    heads = [line for line in lines if f" of {TRIALS} trials" in line]
     assert len(heads) == 1, seen.narrow  # no remains of a wider frame
     above = lines[: lines.index(heads[0])]
     assert not any(re.search(r"epoch \d+/|validation|━", line) for line in above), seen.narrow
@@ -161,16 +162,16 @@ def test_it_fits_after_the_window_has_become_smaller(seen: Seen) -> None:
 def test_it_goes_on_to_its_end(seen: Seen) -> None:
     assert seen.code == 0, seen.raw[-3000:]
     # Trial 0 cannot flip a bit with these few images: it is not trained and does not count.
-    assert sorted(seen.sweep.results()) == list(range(9))
+    assert sorted(seen.sweep.results()) == list(range(TRIALS + 1))
     assert "Test accuracy" in seen.raw
     assert "Traceback" not in seen.raw
-    assert " of 8 trials" not in seen.last  # the table is gone
+    assert f" of {TRIALS} trials" not in seen.last  # the table is gone
     assert "classifying test images" in seen.raw
 
 
 def test_its_status_was_told_meanwhile(seen: Seen) -> None:
     assert seen.beside["state"] == "running"
-    assert 1 <= seen.beside["trials"]["done"] < 8
+    assert 1 <= seen.beside["trials"]["done"] < TRIALS
     assert seen.beside["unfinished"]
     assert all(0 <= t["parts"] <= 8 for t in seen.beside["unfinished"])
 
@@ -179,7 +180,7 @@ def test_its_status_afterwards(seen: Seen) -> None:
     told = beside(seen.sweep, "search.status", "live")
     assert told.returncode == 0, told.stderr
     assert re.search(r"state +finished", told.stdout)
-    assert "8 of 8 ended" in told.stdout
+    assert f"{TRIALS} of {TRIALS} ended" in told.stdout
     assert re.search(r"test +winner \d+\.\d %, paper", told.stdout)
     assert "-m search.report live" in told.stdout
     listed = beside(seen.sweep, "search.list", "--json")
@@ -208,7 +209,7 @@ def test_a_dry_run_tells_the_first_trials_as_they_came(
     trials, ended = first_trials(plan)
     results = seen.sweep.results()
     assert ended == 0
-    assert [live.number for live in trials] == list(range(8))
+    assert [live.number for live in trials] == list(range(TRIALS))
     for live in trials:
         result = results[live.number]
         assert live.parameters == result["parameters"]
