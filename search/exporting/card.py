@@ -37,6 +37,7 @@ def card(model: Model, kind: str) -> dict[str, Any]:
         "members": _members(artifact),
         "configuration": config.to_dict(),
         "backbone": _backbone(artifact.task.backbone, model.task.backbone),
+        "task": artifact.task.to_dict(),
         "dataset": episode.dataset,
         "half": episode.half,
         "shots": episode.shots,

@@ -7,7 +7,7 @@ A name is a sweep's, a folder that `search.export` has written, or `models:/NAME
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -32,6 +32,7 @@ from trainables.backbones.bundle import FeatureBackbone
 from trainables.core.files import expanded, read_text, temporary_folder
 from trainables.core.storage import LocalStorage
 from trainables.core.tensor_file import read_tensors
+from trainables.core.text import shortened
 from trainables.data.base import DataError, distinct
 from trainables.load_backbone import load_backbone
 from trainables.methods.base import Head, MethodError
@@ -145,14 +146,19 @@ def _training(folder: Path, card: Card, data: str, device: str) -> TrainedModel:
     content = read_tensors(LocalStorage(folder), path.name)
     if content is None:
         raise ValueError(f"'{path}' is no safetensors file")
-    half = card["half"]
-    protocol: Any = "few-shot" if half == "all" else "base-to-new"
-    dataset, shots, seed = card["dataset"], card["shots"], card["seed"]
-    task = TaskSpec((dataset,), card["backbone"]["name"], (shots,), (seed,), protocol)
+    dataset, shots, seed, half = (card[name] for name in ("dataset", "shots", "seed", "half"))
+    if "task" in card:
+        task = TaskSpec.from_dict(card["task"])
+    else:  # a card of an earlier release
+        protocol: Any = "few-shot" if half == "all" else "base-to-new"
+        task = TaskSpec((dataset,), card["backbone"]["name"], (shots,), (seed,), protocol)
+    config = TrialConfig.from_dict(card["configuration"])
     episode = Episode(dataset, shots, seed, half)
-    spec = TrainingSpec(TrialConfig.from_dict(card["configuration"]), task, episode, data, "")
+    spec = TrainingSpec(config, task, episode, data, "")
     encoded = spec.encoded_task(device)
     _check_backbone(card, encoded.backbone)
+    prompts = encoded.classes(dataset, half, config.method_config.prompts).prompts
+    _check_texts(card, prompts.texts() if prompts else None)
     trained = spec.open(encoded)
     trained.load_artifact(*content)
     return trained
@@ -166,6 +172,19 @@ def _check_backbone(card: Card, backbone: Backbone) -> None:
                 f"An artifact needs the backbone that it was trained on ({wanted[:12]}), and "
                 f"'{backbone.name}' is another one ({backbone.fingerprint[:12]}). Restore it, or "
                 "use --format merged or torch, which contain it."
+            ]
+        )
+
+
+def _check_texts(card: Card, texts: Sequence[Sequence[str]] | None) -> None:
+    """What was learned belongs to the texts of the classes that it was trained with."""
+    wanted, found = (json.dumps(given) for given in (card["prompts"], texts))
+    if wanted != found:
+        raise UsageError(
+            [
+                f"An artifact needs the texts of its classes ({shortened(wanted)}), and they are "
+                f"{shortened(found)}. Restore the data set's class names and prompts, or use "
+                "--format merged or torch, which contain the texts."
             ]
         )
 

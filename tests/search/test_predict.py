@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -94,6 +95,26 @@ def test_an_export_classifies_like_its_trial(
     wanted = expected(storage, "masks")
     np.testing.assert_allclose(probabilities, wanted.numpy(), atol=1e-4)
     assert labels == [classifier.classes[place] for place in wanted.argmax(1).tolist()]
+
+
+def test_an_artifact_classifies_with_the_texts_of_its_trial(photos: Path, tmp_path: Path) -> None:
+    """Prompts and class names of the user, which the learned residual belongs to."""
+    texts = {"prompt": ("{}, by hand.",), "class_names": tuple("abcdefghij")}
+    made(tmp_path, "texts", residual_trial(4), TaskSpec(("digits",), "tiny", (4,), (1,), **texts))  # type: ignore[arg-type]
+    folder = tmp_path / "export"
+    given = ["texts", "--trial", "0", "--format", "artifact", "--output", str(folder)]
+    assert export.main([*given, "--storage", str(tmp_path)]) == 0
+    files = sorted(photos.rglob("*.png"))
+    labels, probabilities = open_classifier(str(folder), "sweeps").predict(files)
+    wanted = expected(tmp_path, "texts")
+    np.testing.assert_allclose(probabilities, wanted.numpy(), atol=1e-4)
+    assert labels == ["abcdefghij"[place] for place in wanted.argmax(1).tolist()]
+
+    card = json.loads((folder / "card.json").read_text())
+    del card["task"]  # as an earlier release wrote it, without the texts' templates
+    (folder / "card.json").write_text(json.dumps(card))
+    with pytest.raises(UsageError, match=r"needs the texts of its classes \(.*a, by hand"):
+        open_classifier(str(folder), "sweeps")
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "[" * 9000, '{"kind": 1}'])
