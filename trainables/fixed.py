@@ -67,12 +67,15 @@ def _facts(
     config: TrialConfig, episode: Episode, source: DataSource, backbone: str
 ) -> dict[str, Any]:
     drawn = source.draw(episode.dataset, episode.shots, episode.seed, episode.half)
-    own = {"prompts": source.prompts} if source.prompts else {}
+    dataset = source.dataset(episode.dataset, episode.half)
+    own: dict[str, Any] = {"prompts": source.prompts} if source.prompts else {}
+    if given := dataset.prompts("single").given:
+        own |= {"given": given}
     return own | {
         "config": _plain(config.for_episode(episode)),
         "episode": asdict(episode),
         "split": drawn.train.fingerprint,
-        "classes": source.dataset(episode.dataset, episode.half).class_names,
+        "classes": dataset.class_names,
         "backbone": backbone,
         "version": _VERSION,
     }

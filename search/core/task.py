@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -162,13 +163,17 @@ def reads_files(task: TaskSpec, source: DataSource) -> bool:
 
 
 def task_fingerprints(task: TaskSpec, source: DataSource) -> dict[str, str]:
-    """Digests of the pools that few-shot sets are drawn from, and of the draws."""
+    """Digests of the pools that few-shot sets are drawn from, of the draws, and of the class names
+    and prompts that a file of the user's contains beside the images."""
     found = {}
     for name in task.sources:
         suffix = f".{name}" if len(task.sources) > 1 else ""
         dataset = source.dataset(name)
         found[f"train{suffix}"] = dataset.split("train").fingerprint
         found[f"val{suffix}"] = dataset.split("val").fingerprint
+        if name.startswith("folder:"):
+            texts = json.dumps([dataset.class_names, dataset.prompts("single").given])
+            found[f"texts{suffix}"] = fingerprint(texts.encode())
     drawn = [_draw(source, episode) for episode in task.episodes]
     parts = [(pair.train.fingerprint + pair.val.fingerprint).encode() for pair in drawn]
     return found | {"draws": fingerprint(*parts)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from hypothesis import given
@@ -15,12 +16,15 @@ from search.core.task import (
     fresh_draws,
     fresh_seeds,
     same_training_sets,
+    task_fingerprints,
     task_notices,
     val_images,
 )
 from tests.trainables.data.bundles import tensors, write_bundle
 from tests.trainables.data.trees import dtd, imagenet_a, paint
+from tests.trainables.trials import residual_trial
 from trainables.core.protocols import Protocol
+from trainables.fixed import training_key
 from trainables.presets import task_facts
 from trainables.trial import TaskSpec
 
@@ -109,6 +113,28 @@ def test_a_validation_image_counts_once(tmp_path: Path) -> None:
     one, three = (TaskSpec((spec,), spec, (3,), seeds) for seeds in ((1,), (1, 2, 3)))
     assert val_images(one, one.source("")) == 9
     assert val_images(three, three.source("")) == 9
+
+
+def test_texts_of_a_table_are_part_of_its_identity(tmp_path: Path) -> None:
+    """A sweep does not go on with other texts, and no training with them is reused."""
+    table = tmp_path / "birds.csv"
+    for label in range(2):
+        for place in range(8):
+            paint(tmp_path / f"{label}-{place}.png", label)
+
+    def identity(names: str, words: str) -> tuple[str, str]:
+        rows = [f"{n}-{p}.png,{names[n]},{words} {names[n]}" for n in range(2) for p in range(8)]
+        table.write_text("\n".join(["path,label,prompt", *rows]))
+        task = TaskSpec((f"folder:{table}",), "tiny", (1,), (1,))
+        source = task.source("")
+        (episode,) = task.episodes
+        key = training_key(residual_trial(1), episode, source, "backbone")
+        return json.dumps(task_fingerprints(task, source)), key
+
+    first = identity("ab", "a photo of")
+    assert identity("ab", "a photo of") == first
+    for other in (identity("ab", "a drawing of"), identity("ac", "a photo of")):
+        assert not set(other) & set(first)
 
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=8))
