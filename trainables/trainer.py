@@ -34,6 +34,13 @@ class NonFiniteError(FloatingPointError):
     """Training diverged (NaN or infinity)."""
 
 
+def check_finite(metrics: Mapping[str, float], epoch: int) -> None:
+    """Raises `NonFiniteError` for the first metric that is not finite."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise NonFiniteError(f"{name} became {value} in epoch {epoch}")
+
+
 class Trainer:
     """One method, its optimiser and its random generators; `config.before` is ignored here."""
 
@@ -120,9 +127,7 @@ class Trainer:
         metrics |= self.method.progress()
         if validate:
             metrics |= validated or self.validate()
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise NonFiniteError(f"{name} became {value} in epoch {self.epoch}")
+        check_finite(metrics, self.epoch)
         self.latest = metrics
         return metrics
 

@@ -33,6 +33,7 @@ from trainables.repeated_training import share_repeated
 from trainables.report import CHECKPOINT, METRICS, REPORTS_PER_TRIAL, Report
 from trainables.stack import Lockstep
 from trainables.stages import open_training
+from trainables.trainer import check_finite
 from trainables.training import Training
 from trainables.trial import TaskSpec, TrialConfig
 
@@ -103,8 +104,11 @@ class TrialRun:
         return all(episode.is_idle for episode in self.episodes)
 
     def forecast(self) -> dict[str, float]:
-        """Return what is known before training, e.g. the flip budget: means over episodes."""
-        return _mean([episode.forecast() for episode in self.episodes])
+        """Return what is known before training, e.g. the flip budget: means over episodes; raises
+        `NonFiniteError`."""
+        found = _mean([episode.forecast() for episode in self.episodes])
+        check_finite(found, 0)
+        return found
 
     def warnings(self) -> list[str]:
         """Return what the user should know before training."""
@@ -114,6 +118,8 @@ class TrialRun:
         """Train the next step, if one is left, and report; raises `NonFiniteError`."""
         if not self.finished:
             rows = self._train_episode() if self.in_sequence else self._train_in_parallel()
+            for row in rows:  # also those of methods in closed form, and of folds
+                check_finite(row, int(row["epoch"]))
             self.step += 1
             self._rows += rows
             self._judged.append({name: rows[-1][name] for name in METRICS.values()})

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.trainables.trials import TASK, TWO_SEEDS, mask_trial, residual_trial, zero_shot_trial
+from trainables.core.optim import OptimConfig
 from trainables.core.storage import LocalStorage, StorageError
 from trainables.encoded_task import EncodedTask
 from trainables.methods.base import BuildContext, Schedule
@@ -600,3 +601,19 @@ def test_artifacts_are_named_by_seed_where_there_are_several(
         )
         with torch.no_grad():
             assert torch.equal(fresh(inputs), episode.logits(view))
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "lr", "validation"),
+    [("gda", {"alpha": 1e38}, 1e-3, "held-out"), ("tip-adapter-f", {}, 30.0, "folds")],
+)
+def test_a_validation_that_is_not_finite_ends_the_trial(
+    method: str, fields: dict[str, float], lr: float, validation: Any
+) -> None:
+    """Also of a method in closed form, and of folds."""
+    config = METHODS[method].Config(**fields)
+    trial = TrialConfig(method, "search", config, OptimConfig(lr=lr, epochs=1, batch_size=32))
+    task = replace(TASK, validation=validation)
+    run = TrialRun(trial, task, EncodedTask(task.backbone, "cpu", task.source("")))
+    with pytest.raises(NonFiniteError, match=r"val/\w+ became (nan|inf)"):
+        to_the_end(run)
