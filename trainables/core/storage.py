@@ -249,12 +249,17 @@ class LocalStorage(Storage):
                 return sorted(entry.name for entry in entries if entry.is_dir())
 
     def files(self) -> list[str]:
-        return sorted(
-            os.path.relpath(os.path.join(folder, name), self.root)
-            for folder, _, names in os.walk(self.root)
-            for name in names
-            if not name.startswith(TEMPORARY)
-        )
+        def refuse(error: OSError) -> None:  # what is left out would pass for what never was
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise error
+
+        with _explained(self.root):
+            return sorted(
+                os.path.relpath(os.path.join(folder, name), self.root)
+                for folder, _, names in os.walk(self.root, onerror=refuse, followlinks=True)
+                for name in names
+                if not name.startswith(TEMPORARY)
+            )
 
     def append(self, name: str, data: bytes) -> None:
         """Append in one write, flushed to the disk; a write that fails is undone."""

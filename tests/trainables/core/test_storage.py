@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -288,3 +289,23 @@ def test_a_location_has_no_secrets(s3: S3, monkeypatch: pytest.MonkeyPatch) -> N
     assert storage.child("a").location == join(clean, "a")
     storage.write("a", b"1")
     assert open_storage(clean).read("a") == b"1"
+
+
+def test_nothing_is_missing_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files behind a linked folder are there, and a folder that cannot be listed is an error."""
+    (tmp_path / "other-disk" / "0").mkdir(parents=True)
+    (tmp_path / "other-disk" / "0" / "result.json").write_text("{}")
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "trials").symlink_to(tmp_path / "other-disk")
+    storage = LocalStorage(tmp_path / "sweep")
+    assert storage.files() == ["trials/0/result.json"]
+    scandir = os.scandir
+
+    def away(path: str) -> object:
+        if path.endswith("/0"):
+            raise OSError(errno.ESTALE, "Stale file handle", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", away)
+    with pytest.raises(StorageError, match="Stale file handle"):
+        storage.files()
