@@ -141,9 +141,8 @@ def run(
         with ray_session("", quiet) as folder, Progress(quiet, ledger, trials) as progress:
             listener = SweepListeners([progress, reporter, watch])
             stop = StopSwitch(None)
-            run_trials(
-                ledger, assign, trials, placement, listener, stop, folder, print, SleepingTrial
-            )
+            common = (ledger, assign, trials, placement, listener, stop, folder, print)
+            run_trials(*common, trainable=SleepingTrial)
         watch.mark()
         start = time.monotonic()
         left = reporter.close(_CATCH_UP)

@@ -212,7 +212,8 @@ def _run(
                         listener = SweepListeners(listeners)
                         run_trials(
                             *(ledger, assign, config.trials, placement, listener, stop, folder),
-                            *(say, paper_trainings),
+                            say,
+                            idle=paper_trainings,
                         )
                 finally:
                     for number in ledger.live:

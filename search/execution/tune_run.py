@@ -103,6 +103,7 @@ def run_trials(
     stop: StopSwitch,
     folder: Path,
     say: Callable[[str], None],
+    *,
     idle: Callable[[], object] = lambda: None,
     trainable: type[tune.Trainable] = FewShotTrainable,
 ) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from search.exporting.card import described, short_name
 from search.tracking.mlflow_client import open_client
 from search.tracking.mlflow_runs import IDENTITY, SWEEP, TRIAL, MlflowRuns
+from trainables.core.credentials import in_one_line
 from trainables.core.files import temporary_folder
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def _in_one_line() -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError, RuntimeError) as error:  # those of requests are an OSError
-        raise RegistryError(" ".join(str(error).split()).rstrip(".")[:500]) from error
+        raise RegistryError(in_one_line(error).rstrip(".")[:500]) from error
 
 
 def _tags(sweep: str, identity: str, trial: int, file: str) -> dict[str, str]:

@@ -35,7 +35,7 @@ from search.tracking.mlflow_client import RefusedError, is_outage
 from search.tracking.mlflow_page import COLUMNS, DESCRIPTION, annotated, columns, description
 from search.tracking.mlflow_runs import ArtifactUploader, MlflowRuns
 from search.tracking.uri import absolute_uri, scheme_of, sqlite_path
-from trainables.core.credentials import shown
+from trainables.core.credentials import in_one_line, shown
 from trainables.core.storage import LocalStorage, Storage
 from trainables.trial import TrialConfig
 
@@ -291,7 +291,7 @@ class MlflowReporter:
                         continue
                 elif is_refusal or now - suspects[number] > self._patience:
                     del suspects[number]
-                    self._give_up(number, str(error))
+                    self._give_up(number, in_one_line(error))
                     continue
                 self._report_outage(error)
                 self._postpone(number)
@@ -408,8 +408,7 @@ class MlflowReporter:
                 self._changed[number] = self._changed.pop(number)
 
     def _report_outage(self, error: Exception) -> None:
-        reason = " ".join(str(error).split())
-        self.last_error = f"MLflow at {self._uri} is unreachable: {reason}"
+        self.last_error = f"MLflow at {self._uri} is unreachable: {in_one_line(error)}"
         self._warn_once(
             "outage",
             "%s. The sweep continues; MLflow is brought up to date later, or by: "

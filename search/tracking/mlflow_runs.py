@@ -32,6 +32,7 @@ from search.tracking.mlflow_client import (
 from search.tracking.mlflow_page import ACCURACY, COLUMNS, page, saved_views
 from search.tracking.mlflow_run import TAG_LENGTH, MlflowRun, milliseconds, texts
 from search.tracking.uri import SERVERS, absolute_uri, is_database, scheme_of, server_answers
+from trainables.core.credentials import in_one_line
 from trainables.core.storage import Storage, StorageError
 
 if TYPE_CHECKING:
@@ -322,15 +323,21 @@ class MlflowRuns:
         elif run.status not in _GOING_ON and self._has_artifacts(run, names):
             return False
         missing = [name for name in names if not self._send_file(run.id, name)]
-        if missing:
+        if missing or run.tags.get(MISSING):
             tags[MISSING] = ", ".join(missing)[:TAG_LENGTH]
+        if any(map(self._storage.exists, missing)):
+            tags.pop(DIGEST, None)  # the next comparison sends them again
         run.send(tags)
         return bool(names)
 
     def _has_artifacts(self, run: MlflowRun, names: Sequence[str]) -> bool:
         stored = {file.path for file in self.client.list_artifacts(run.id)} if names else set()
         missing = run.tags.get(MISSING, "").split(", ")
-        return all(name.rpartition("/")[2] in stored or name in missing for name in names)
+        return all(
+            name.rpartition("/")[2] in stored
+            or (name in missing and not self._storage.exists(name))
+            for name in names
+        )
 
     def _digest(self, names: Sequence[str]) -> str:
         digest = hashlib.sha256()
@@ -352,14 +359,14 @@ class MlflowRuns:
             with self._storage.as_local_file(name) as path:
                 self.client.log_artifact(run_id, str(path), artifact_folder(name))
         except FileNotFoundError as error:
-            logger.warning("An artifact is missing in MLflow: %s", error)
+            logger.warning("An artifact is missing in MLflow: %s", in_one_line(error))
             return False
         except StorageError:
             raise
         except Exception as error:
             if not self._is_database and not is_permanent(error):
                 raise
-            logger.warning("An artifact is missing in MLflow: %s", error)
+            logger.warning("An artifact is missing in MLflow: %s", in_one_line(error))
             return False
         return True
 

@@ -9,7 +9,7 @@ from search.core.config import SweepConfig
 from search.tracking.mlflow_reporter import open_runs
 from search.tracking.mlflow_runs import MlflowRuns
 from search.tracking.uri import TrackingError, check_tracking_uri, scheme_of, sqlite_path
-from trainables.core.credentials import shown
+from trainables.core.credentials import in_one_line, shown
 from trainables.core.storage import Storage
 
 P = ParamSpec("P")
@@ -76,5 +76,6 @@ class MlflowUpkeep:
             raise self._outage(error) from error
 
     def _outage(self, error: Exception) -> TrackingError:
-        reason = " ".join(str(error).split())
-        return TrackingError(f"MLflow at {shown(self.uri)} must answer, and does not: {reason}.")
+        return TrackingError(
+            f"MLflow at {shown(self.uri)} must answer, and does not: {in_one_line(error)}."
+        )

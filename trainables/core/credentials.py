@@ -71,6 +71,12 @@ def shown(text: str) -> str:
     return _OPTION.sub(r"\g<mark>\g<name>=***", text)
 
 
+def in_one_line(error: BaseException) -> str:
+    """Return the message of an error without line breaks, with stars in place of secrets: libraries
+    quote the address that they opened."""
+    return shown(" ".join(str(error).split()))
+
+
 def _split(uri: str) -> tuple[str, str, list[str]]:
     """The clean address, the user information (percent-encoded, or empty), the secret options."""
     if "://" not in uri:

@@ -8,8 +8,10 @@ import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -644,11 +646,39 @@ def test_a_server_with_a_log_in(
         server.kill()
 
 
+class Healthy(BaseHTTPRequestHandler):
+    """A server that says that it is well and answers nothing else."""
+
+    def do_GET(self) -> None:
+        if self.path == "/health":
+            self.send_response(200)
+            self.end_headers()
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(params=["nobody", "a server that drops requests"])
+def deaf(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The port of a server that takes nothing."""
+    if request.param == "nobody":
+        yield 9
+        return
+    with ThreadingHTTPServer(("127.0.0.1", 0), Healthy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
 def test_secrets_of_the_address_are_stored_and_logged_nowhere(
-    world: World, caplog: pytest.LogCaptureFixture
+    world: World, deaf: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also in the errors of libraries, which quote the address."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     secret = "correct-horse-battery"
-    driver = Driver(world.sweep, f"http://ada:{secret}@127.0.0.1:9")
+    driver = Driver(world.sweep, f"http://ada:{secret}@127.0.0.1:{deaf}")
     driver.run()
     wait_until(lambda: "is unreachable" in caplog.text)
     driver.die()

@@ -239,6 +239,12 @@ def test_missing_artifacts_are_named_in_a_tag(
     assert caplog.text.count("An artifact is missing in MLflow") == 2
     assert not world.runs().put(0, content)
 
+    world.sweep.write("gone.json", b"{}")  # it was there, and could not be sent
+    assert world.runs().put(0, content)
+    run = runs_of(world.uri)["0"]
+    assert run.data.tags["search.missing_artifacts"] == "trials/gone.bin"
+    assert "gone.json" in [file.path for file in world.client.list_artifacts(run.info.run_id)]
+
 
 def test_artifacts_of_the_sweep_are_replaced_when_they_change(world: World, tmp_path: Path) -> None:
     """A report of the same size as the old one is another report."""
