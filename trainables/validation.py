@@ -77,13 +77,14 @@ MOST_FOLDS = 4
 
 
 def fold_rows(labels: Tensor, shots: int) -> list[Tensor]:
-    """Return the rows of each of min(shots, 4) folds of a draw, stratified over the labels [n]:
-    the images of each class go to the folds in turns, in their order."""
+    """Return the rows of each fold of a draw, stratified over the labels [n]: the images of each
+    class go to the folds in turns, in their order. There are four folds, or as many as a class has
+    images, or `shots`, at most."""
     places = torch.empty_like(labels)
     for label in labels.unique():
         members = (labels == label).nonzero().flatten()
         places[members] = torch.arange(len(members), device=labels.device)
-    count = min(shots, MOST_FOLDS)
+    count = min(shots, MOST_FOLDS, int(labels.bincount().max()))
     return [(places % count == fold).nonzero().flatten().cpu() for fold in range(count)]
 
 

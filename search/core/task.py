@@ -10,7 +10,7 @@ from typing import get_args
 from search.core.config import SweepConfig
 from search.core.dataset_problems import is_bundle
 from trainables.core.protocols import Part, Protocol
-from trainables.data.base import DataError, FeatureRows, PixelRows, fingerprint, image_keys
+from trainables.data.base import DataError, Dataset, FeatureRows, PixelRows, fingerprint, image_keys
 from trainables.data.class_subsets import Half
 from trainables.data.few_shot import FewShot, draws_problems
 from trainables.data.prompts import PromptVariant
@@ -121,6 +121,7 @@ def data_problems(config: SweepConfig, source: DataSource) -> list[str]:
                     if seed == seeds[0]:  # missing files are looked for once
                         drawn.train.images.content()
                         drawn.val.images.content()
+                        found += _folds_problems(task, source.dataset(name, task.half), drawn)
             except DataError as error:
                 found.append(str(error))
     for one in sets:
@@ -131,6 +132,19 @@ def data_problems(config: SweepConfig, source: DataSource) -> list[str]:
             except DataError as error:
                 found.append(str(error))
     return list(dict.fromkeys(found))
+
+
+def _folds_problems(task: TaskSpec, dataset: Dataset, drawn: FewShot) -> list[str]:
+    """A class of one image has none to be trained on while that one is validated."""
+    counts = drawn.train.labels.bincount().tolist()
+    if task.validation != "folds" or min(counts) > 1:
+        return []
+    label = counts.index(min(counts))
+    return [
+        f"--validation folds needs at least 2 training images in every class, class {label} "
+        f"('{dataset.class_names[label]}') of '{dataset.name}' has {counts[label]}. Add some, or "
+        "use --validation held-out."
+    ]
 
 
 def _is_text(name: str) -> bool:

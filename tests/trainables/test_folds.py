@@ -33,6 +33,15 @@ def test_folds_are_stratified_and_whole(shots: int, folds: int) -> None:
         assert labels[rows].bincount(minlength=5).tolist() == [shots // folds] * 5
 
 
+def test_no_fold_is_empty() -> None:
+    """With more shots than any class has images."""
+    assert [rows.tolist() for rows in fold_rows(torch.tensor([0, 1, 0, 1, 0]), 16)] == [
+        [0, 1],
+        [2, 3],
+        [4],
+    ]
+
+
 def test_no_image_is_validated_by_a_model_that_has_seen_it(encoded_task: EncodedTask) -> None:
     """The models of the folds are those that are trained on the other images alone; the kept one is
     that of an ordinary training."""

@@ -321,7 +321,8 @@ def _check_sizes(
     raise DataError(
         f"Every class needs as many {what} as there are shots, and in val as many up to "
         f"{VAL_SHOTS}: {where} has {largest} in {split}, shots is {wanted['train']}. Use --shots "
-        f"{largest}, or --draws seeded-capped to use all images of smaller classes.{fault}"
+        f"{largest}, --shots all for every labelled image, or --draws seeded-capped for all images "
+        f"of smaller classes.{fault}"
     )
 
 

@@ -201,6 +201,32 @@ def test_after_the_machine_has_slept_ownership_is_asked_before_a_commit(
             mine.check()
 
 
+def test_a_pause_within_a_renewal_leaves_one_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has seen its claim, sleeps until another driver has deleted that and holds the sweep, and
+    writes the claim again."""
+    exists, awake = LocalStorage.exists, time.clock_gettime
+    other = Claim("far", "far/1/1", 7, "1", "2026-11-30 12:00:00", holds=True)
+    slept = [0.0]
+
+    def suspended(storage: LocalStorage, name: str) -> bool:
+        found = exists(storage, name)
+        storage.delete(name)
+        storage.write("other.json", json.dumps(asdict(other)).encode())
+        slept[0] = 3600.0
+        return found
+
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: awake(clock) + slept[0])
+    with SweepLock(LocalStorage(tmp_path)) as mine:
+        monkeypatch.setattr(LocalStorage, "exists", suspended)
+        mine._verify()
+        monkeypatch.setattr(LocalStorage, "exists", exists)
+        with pytest.raises(LostOwnershipError):
+            mine.check()
+    assert [path.name for path in (tmp_path / "owner").glob("*.json")] == ["other.json"]
+
+
 def test_a_renewal_meanwhile_does_not_take_back_that_it_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import given
@@ -113,6 +114,18 @@ def test_a_validation_image_counts_once(tmp_path: Path) -> None:
     one, three = (TaskSpec((spec,), spec, (3,), seeds) for seeds in ((1,), (1, 2, 3)))
     assert val_images(one, one.source("")) == 9
     assert val_images(three, three.source("")) == 9
+
+
+def test_a_class_of_one_training_image_cannot_be_folded(tmp_path: Path) -> None:
+    for label, count in enumerate((8, 3)):  # half of them for training
+        for place in range(count):
+            paint(tmp_path / "ab"[label] / f"{place}.png", place + 10 * label)
+    spec = f"folder:{tmp_path}"
+    task = TaskSpec((spec,), "tiny", (4,), (1,), draws="seeded-capped", validation="folds")
+    (problem,) = data_problems(SweepConfig(task=task), task.source(""))
+    assert "at least 2 training images in every class, class 1 ('b')" in problem
+    held_out = replace(task, validation="held-out")
+    assert data_problems(SweepConfig(task=held_out), task.source("")) == []
 
 
 def test_texts_of_a_table_are_part_of_its_identity(tmp_path: Path) -> None:

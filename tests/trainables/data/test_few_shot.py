@@ -181,7 +181,7 @@ def test_drawn_images_come_with_their_labels_and_a_fingerprint(dataset: Digits, 
 
 
 def test_too_many_shots_for_a_data_set() -> None:
-    rule = r"class 8 \('eight'\) of 'digits' has 58 in train, shots is 61\. Use --shots 58, or"
+    rule = r"class 8 \('eight'\) of 'digits' has 58 in train, shots is 61\. Use --shots 58, "
     with pytest.raises(DataError, match=rule):
         draw_few_shot(DIGITS, 61, 1)
 
@@ -213,11 +213,11 @@ def test_one_message_names_the_largest_number_that_works(
     train: dict[int, int], val: dict[int, int], largest: int, where: str
 ) -> None:
     data = sized(train, val)
-    with pytest.raises(DataError, match=rf"{where}, shots is 16\. Use --shots {largest}, or"):
+    with pytest.raises(DataError, match=rf"{where}, shots is 16\. Use --shots {largest}, "):
         draw_few_shot(data, 16, 1)
     drawn = draw_few_shot(data, largest, 1)
     assert len(drawn.train.labels) == largest * len(train)
-    with pytest.raises(DataError, match=f"Use --shots {largest}, or"):
+    with pytest.raises(DataError, match=f"Use --shots {largest}, "):
         draw_few_shot(data, largest + 1, 1)
 
 
