@@ -110,7 +110,7 @@ class _Run:
         return Task(
             partial(self._train.remote, planned.candidate, spec, location, _CHECKPOINT_SECONDS),
             partial(self._reads, planned),
-            partial(self._fail, planned),
+            partial(self._fail, planned, ""),
         )
 
     def _reads(self, planned: PlannedCell) -> list[Task]:
@@ -119,7 +119,7 @@ class _Run:
             Task(
                 partial(self._read, planned, job),
                 partial(self._commit, planned, job),
-                partial(self._fail, planned),
+                partial(self._fail, planned, job.file),
             )
             for job in planned.jobs
             if self._store.evaluated(job) is None
@@ -135,21 +135,23 @@ class _Run:
         return self._classify.remote(job, spec, storage.location, moment)
 
     def _commit(self, planned: PlannedCell, job: SplitJob) -> Sequence[Task]:
-        self._store.commit(planned.training, job)
-        left = self._left.get(planned.training, 0) - 1
-        if left == 0:
-            self._count()
-        self._left[planned.training] = left
+        training = planned.training
+        self._store.commit(training, job)
+        if training in self._left:  # else another of its reads has failed
+            self._left[training] -= 1
+            if not self._left[training]:
+                del self._left[training]
+                self._count()
         return ()
 
-    def _fail(self, planned: PlannedCell, error: Exception) -> None:
+    def _fail(self, planned: PlannedCell, job: str, error: Exception) -> None:
         """Record a failure; storage errors are raised, because the cell did not cause them."""
         cause = getattr(error, "cause", error)
         if isinstance(cause, OSError):
             raise error
         reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
+        self._store.commit_failure(planned.training, reason, job)
         if self._left.pop(planned.training, 0):  # the first of its tasks to fail
-            self._store.commit_failure(planned.training, reason)
             self._count()
 
     def _count(self) -> None:

@@ -47,13 +47,13 @@ class Line:
     training: str
     """Digest of the training."""
     job: str = ""
-    """File with the predictions; empty for a failed training."""
+    """File with the predictions; empty if the training failed before any read."""
     parts: tuple[EvaluatedPart, ...] = ()
     """The parts of the test split that were classified."""
     seconds: Seconds = 0.0
     """Seconds for reading and classifying the test split."""
     failed: str = ""
-    """Why the training failed; empty if it did not."""
+    """Why the training or this read failed; empty if it did not."""
 
 
 class CellStore:
@@ -64,26 +64,28 @@ class CellStore:
         folder. Raises `StorageError`."""
         self.storage, self._folder, self._guard = storage, storage.child(FOLDER), guard
         self._evaluated: dict[str, Line] = {}
-        self._failed: dict[str, str] = {}
+        self._failed: dict[str, dict[str, str]] = {}  # training -> job -> why
         log = storage.read_log(CELLS)
         self._is_torn = bool(log) and not log.endswith(b"\n")
         for line in _lines(log):
             self._add(line)
 
     def _add(self, line: Line) -> None:
+        failed = self._failed.setdefault(line.training, {})
         if line.failed:
-            self._failed[line.training] = line.failed
+            failed[line.job] = line.failed
         else:
-            self._failed.pop(line.training, None)
             self._evaluated[line.job] = line
+            for job in ("", line.job):  # what is read has been trained
+                failed.pop(job, None)
 
     def evaluated(self, job: SplitJob) -> Line | None:
         """Return the line of a job; None if it has not been evaluated."""
         return self._evaluated.get(job.file)
 
     def failure(self, training: str) -> str:
-        """Return why a training failed; empty if it did not."""
-        return self._failed.get(training, "")
+        """Return why a training or one of its reads failed; empty if none did."""
+        return next(iter(self._failed.get(training, {}).values()), "")
 
     def commit(self, training: str, job: SplitJob) -> None:
         """Record the stored result of a job."""
@@ -94,9 +96,9 @@ class CellStore:
         )
         self._append(Line(training, job.file, parts, read_seconds(self._folder, job)))
 
-    def commit_failure(self, training: str, reason: str) -> None:
-        """Record that a training failed."""
-        self._append(Line(training, failed=reason))
+    def commit_failure(self, training: str, reason: str, job: str = "") -> None:
+        """Record that a training failed, or the read of a job."""
+        self._append(Line(training, job, failed=reason))
 
     def _append(self, line: Line) -> None:
         self._guard()

@@ -27,6 +27,17 @@ def test_a_failure_is_kept_until_the_training_succeeds(tmp_path: Path) -> None:
     assert CellStore(storage).evaluated(job("a")) is not None
 
 
+def test_a_failed_read_is_kept_until_that_read_succeeds(tmp_path: Path) -> None:
+    """Whatever the other reads of the same training do."""
+    storage = open_storage(str(tmp_path))
+    store = CellStore(storage)
+    store.commit_failure("a", "OutOfMemoryError", job("other").file)
+    store.commit("a", job("a"))
+    assert store.failure("a") == CellStore(storage).failure("a") == "OutOfMemoryError"
+    store.commit("a", job("other"))
+    assert store.failure("a") == CellStore(storage).failure("a") == ""
+
+
 def test_a_partial_line_loses_itself_only(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
     CellStore(storage).commit("a", job("a"))
