@@ -104,6 +104,15 @@ class StudyScheduler(FIFOScheduler):
         """Empty: see `StudySearcher.__getstate__`."""
         return {}
 
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Leave it to Tune, which starts waiting trials in order.
+
+        A trial whose worker is starting would be chosen again for the next worker that gets free,
+        and its own be ended. If trials end more often than a worker takes to start, none would ever
+        start: neither in place of one that died nor on a machine that was added.
+        """
+        return
+
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Handle a message of a trial that continues."""
         message = self._receive(result)
