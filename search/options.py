@@ -301,7 +301,7 @@ def _with_defaults(given: dict[str, Any], base: SweepConfig) -> SweepConfig:
     given.setdefault("tracking_uri", base.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", ""))
     given.setdefault("data", base.data or os.environ.get("FEWSHOT_DATA", ""))
     if given["data"]:
-        given["data"] = os.path.abspath(given["data"])
+        given["data"] = os.path.abspath(os.path.expanduser(given["data"]))
     if "datasets" in given:
         given["datasets"] = [absolute_dataset(name) for name in given["datasets"]]
         settle_bundle(given)

@@ -59,7 +59,7 @@ def _main(arguments: Sequence[str] | None, early: EarlyRay) -> int:
     except UsageError as error:
         print_errors(error.problems)
         return 2
-    except (StoppedError, StorageError) as error:
+    except (StoppedError, StorageError, PermissionError) as error:
         message = (
             f"The sweep stopped: {error}. Finished trials are safe: fix the cause and run the same "
             "command again."

@@ -19,6 +19,6 @@ def quiet_environment() -> None:
         "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     }.items():
         os.environ.setdefault(key, value)
-    if (Path.home() / ".ray" / "auth_token").exists():
+    if os.path.exists(Path.home() / ".ray" / "auth_token"):
         # Ray uses its token without this setting only for clusters that it starts itself.
         os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -276,7 +276,7 @@ def _number(name: str) -> int | None:
 def _read_results(sweep: Storage, files: Sequence[str], methods: bool = True) -> dict[int, Result]:
     names = [file for file in files if file.endswith(f"/{RESULT}")]
     found = zip(names, sweep.child("trials").read_many(names), strict=True)
-    results = (_read(name, data, Result, methods) for name, data in found)
+    results = (_read(name, data, Result, methods) for name, data in found if data is not None)
     return {result.number: result for result in results}
 
 

@@ -214,8 +214,11 @@ def may_download(spec: str) -> bool:
 def offline(always: bool = False) -> Iterator[None]:
     """Let libraries use cached weights only, if the hub is unreachable or `always`.
 
-    Without it, they retry for a minute, even for weights that are cached.
+    Without it, they retry for a minute, even for weights that are cached. Workers inherit an
+    unreachable hub, but later sweeps of this process ask again.
     """
+    if os.environ.pop(_OFFLINE_BY_US, ""):
+        os.environ.pop(_OFFLINE, None)
     if not always and _hub_answers():
         yield
         return
@@ -224,8 +227,12 @@ def offline(always: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        if always and before is None:  # else workers inherit the setting
+        if always and before is not None:
+            os.environ[_OFFLINE] = before
+        elif always:
             del os.environ[_OFFLINE]
+        elif before is None:
+            os.environ[_OFFLINE_BY_US] = "1"
 
 
 def _hub_answers() -> bool:
@@ -240,7 +247,7 @@ def _hub_answers() -> bool:
     return True
 
 
-_OFFLINE = "HF_HUB_OFFLINE"
+_OFFLINE, _OFFLINE_BY_US = "HF_HUB_OFFLINE", "FEWSHOT_HUB_OFFLINE"
 _NOT_DOWNLOADED = "must be downloaded once"
 
 

@@ -11,7 +11,9 @@ from trainables.core.storage import StorageError
 
 Failures = Mapping[type[Exception], tuple[int, str]]
 """Error -> exit code and message, in which `{}` is the error."""
-_KNOWN: Failures = dict.fromkeys((TrackingError, StorageError, StoppedError), (2, "{}"))
+_KNOWN: Failures = dict.fromkeys((TrackingError, StorageError, StoppedError), (2, "{}")) | {
+    PermissionError: (2, "{}. Change the permissions, or name another place.")
+}
 
 
 def exit_code(

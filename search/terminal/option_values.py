@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,7 +31,7 @@ def names(value: str) -> list[str]:
 def _is_path(spec: str) -> bool:
     """Whether a data set's specification contains an existing path."""
     path = next((spec.removeprefix(p) for p in PREFIXES if spec.startswith(p)), "")
-    return bool(path) and expanded(path).exists()
+    return bool(path) and os.path.exists(expanded(path))
 
 
 def shots(value: str) -> str | tuple[int, ...]:

@@ -254,6 +254,7 @@ def _check_server(uri: str, timeout: float) -> str:
     return ""
 
 
+_CERTIFICATE = "MLFLOW_TRACKING_SERVER_CERT_PATH"
 _REMEDY = "Correct the address, or track to a file"
 
 
@@ -285,7 +286,14 @@ def _get(uri: str, question: str, timeout: float) -> bytes:
 def _authorization(parts: urllib.parse.SplitResult) -> str | None:
     """What MLflow's client would send: by environment, credentials file, or address."""
     file = configparser.ConfigParser(interpolation=None)
-    file.read(Path.home() / ".mlflow" / "credentials")
+    path = Path.home() / ".mlflow" / "credentials"
+    try:
+        file.read(path)
+    except (configparser.Error, UnicodeDecodeError) as error:  # which quotes a line, with passwords
+        raise TrackingError(
+            f"MLflow's credentials must be an INI file with a section [mlflow], '{path}' is not "
+            f"({type(error).__name__}). Correct or remove it."
+        ) from None
 
     def setting(name: str) -> str | None:
         name = f"mlflow_tracking_{name}"
@@ -304,7 +312,14 @@ def _authorization(parts: urllib.parse.SplitResult) -> str | None:
 def _certificates(scheme: str) -> ssl.SSLContext | None:
     if scheme != "https":
         return None
-    context = ssl.create_default_context(cafile=os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH"))
+    path = os.environ.get(_CERTIFICATE)
+    try:
+        context = ssl.create_default_context(cafile=path)
+    except OSError as error:
+        raise TrackingError(
+            f"{_CERTIFICATE} must be a file of certificates, '{path}' is not "
+            f"({error.strerror or error}). Correct or unset it."
+        ) from error
     if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in {"1", "true"}:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

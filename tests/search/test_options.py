@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -73,6 +74,8 @@ def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert config.task.draws == f"file:{tmp_path}/d/{{dataset}}-{{seed}}.json"
     assert config.data == str(tmp_path / "trees")
     assert configure(["--data", "other"]).data == str(tmp_path / "other")
+    monkeypatch.setenv("FEWSHOT_DATA", "~/sets")  # which no shell has expanded
+    assert configure([]).data == os.path.expanduser("~/sets")
 
 
 def _own_images(folder: Path, *sizes: int) -> str:
@@ -148,6 +151,12 @@ def test_each_use_of_an_option_has_its_own_mistakes(tmp_path: Path) -> None:
 def test_a_field_that_is_no_option_is_set() -> None:
     (problem,) = read_request(["--leak", "0.3", "--batch-size=8"]).problems
     assert problem.endswith("Use --set batch_size=VALUE and --set leak=VALUE. See --help.")
+
+
+@pytest.mark.parametrize("path", ["a" * 5000, "/".join(["a" * 200] * 30)])
+def test_a_path_that_cannot_be_looked_up_is_refused_like_any_other(path: str) -> None:
+    (problem,) = read_request(["--dataset", f"folder:{path},digits"]).problems
+    assert problem.startswith("--dataset must")
 
 
 def test_only_an_option_that_exists_is_suggested() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from pathlib import Path
 
@@ -24,12 +25,12 @@ def cached_backbone() -> str:
     none."""
     clip, hub = Path.home() / ".cache" / "clip", _hub_cache()
     for spec, (file, repository) in _KNOWN.items():
-        if file and (clip / file).is_file():
+        if file and os.path.isfile(clip / file):
             return f"{spec}:{clip / file}"
         snapshots = hub / f"models--{repository.replace('/', '--')}" / "snapshots"
-        if any(
-            path.exists() for path in snapshots.glob("*/open_clip_*.*") if path.suffix in _KINDS
-        ):
+        # Not `Path.glob`, which raises where this user may not look.
+        files = glob.glob(f"{glob.escape(str(snapshots))}/*/open_clip_*.*")
+        if any(os.path.exists(file) for file in files if file.endswith(_KINDS)):
             return spec
     return ""
 

@@ -100,8 +100,14 @@ class Storage(ABC):
         """Return everything that was appended to a log."""
 
     @abstractmethod
-    def read_many(self, names: Iterable[str]) -> Iterator[bytes]:
-        """Yield the contents of several files, in order."""
+    def read_many(self, names: Iterable[str]) -> Iterator[bytes | None]:
+        """Yield the contents of several files, in order; None for one that does not exist."""
+
+    def _read_if_there(self, name: str) -> bytes | None:
+        try:
+            return self.read(name)
+        except FileNotFoundError:  # deleted since it was listed
+            return None
 
     def write(self, name: str, data: bytes) -> None:
         """Create or replace a file, which then survives a power cut."""
@@ -285,8 +291,8 @@ class LocalStorage(Storage):
         except FileNotFoundError:
             return b""
 
-    def read_many(self, names: Iterable[str]) -> Iterator[bytes]:
-        return map(self.read, names)
+    def read_many(self, names: Iterable[str]) -> Iterator[bytes | None]:
+        return map(self._read_if_there, names)
 
     def size(self) -> int:
         return sum((self.root / name).lstat().st_size for name in self.files())
@@ -379,11 +385,11 @@ class ObjectStorage(Storage):
 
     def read_log(self, name: str) -> bytes:
         log = self.child(name)
-        return b"".join(log.read_many(log.files()))
+        return b"".join(part for part in log.read_many(log.files()) if part is not None)
 
-    def read_many(self, names: Iterable[str]) -> Iterator[bytes]:
+    def read_many(self, names: Iterable[str]) -> Iterator[bytes | None]:
         with ThreadPoolExecutor(_READERS) as pool:
-            yield from pool.map(self.read, names)
+            yield from pool.map(self._read_if_there, names)
 
     def size(self) -> int:
         return sum(info.size for info in self._list(True) if info.is_file)

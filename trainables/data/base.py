@@ -27,6 +27,10 @@ class DataError(ValueError):
         super().__init__(printable(message))
 
 
+class AwayError(DataError):
+    """Data cannot be used now and may be usable later: a disk or the machine is at fault."""
+
+
 class SealedError(RuntimeError):
     """Test data was requested by code that may not have it."""
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainables.data.base import (
+    AwayError,
     DataError,
     Dataset,
     FeatureRows,
@@ -247,6 +248,8 @@ def _readable(split: Split, faults: list[str]) -> Readable:
             try:
                 split.images.read(position)
                 known[position] = True
+            except AwayError:  # what can be read must not depend on the moment
+                raise
             except DataError as error:
                 faults.append(str(error).replace(LEAVE_OUT, ""))  # they are
                 known[position] = False

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trainables.core.files import kind_of, read_regular
 from trainables.core.text import printable, unprintable
-from trainables.data.base import DataError, Images, fingerprint
+from trainables.data.base import AwayError, DataError, Images, fingerprint
 from trainables.images.decode import ImageError, image_suffixes, read_image
 
 LEAVE_OUT = ", or leave such images out with --skip-unreadable"
@@ -49,7 +49,8 @@ class ImageFiles(Images):
         try:
             return read_image(file)
         except ImageError as error:
-            raise DataError(_unreadable(file, str(error), error.remedy)) from None
+            kind = AwayError if error.may_pass else DataError
+            raise kind(_unreadable(file, str(error), error.remedy)) from None
 
     def name(self, position: int) -> str:
         return self.paths[position]

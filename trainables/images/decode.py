@@ -5,6 +5,7 @@ Notation: h x w pixels.
 
 from __future__ import annotations
 
+import errno
 import threading
 import warnings
 from collections import deque
@@ -25,6 +26,8 @@ _COMMON = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000
 """Formats that are tried first."""
 _EXCLUDED = ("EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG")
 """Formats that Pillow cannot decode itself: it starts Ghostscript, or recognises the file only."""
+_MAY_PASS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Faults of a disk or of the machine."""
 _JOB = 8  # images that a thread decodes at a time
 _FILTERS = threading.Lock()
 """Warning filters are global to the interpreter: only one thread at a time may replace them."""
@@ -33,10 +36,12 @@ _FILTERS = threading.Lock()
 class ImageError(ValueError):
     """An image cannot be decoded; the message is the reason, for the middle of a sentence."""
 
-    def __init__(self, reason: str, remedy: str = "Restore it") -> None:
+    def __init__(self, reason: str, remedy: str = "Restore it", may_pass: bool = False) -> None:
         super().__init__(reason)
         self.remedy = remedy
         """What to do about it, as the beginning of a sentence."""
+        self.may_pass = may_pass
+        """Whether the machine is at fault and not the file, which may be readable later."""
 
 
 class Readable(Protocol):
@@ -85,7 +90,10 @@ def read_image(file: Path) -> Tensor:
         ) from None
     # What a broken file makes Pillow raise depends on its format and on the fault.
     except Exception as error:
-        raise ImageError(" ".join(str(error).split()) or type(error).__name__) from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in _MAY_PASS:
+            raise ImageError(reason, "Try again", may_pass=True) from None
+        raise ImageError(reason) from None
     # NumPy transposes in this thread; torch would use its own threads and wait for busy cores.
     return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 

@@ -229,6 +229,22 @@ def test_a_server_that_wants_credentials(monkeypatch: pytest.MonkeyPatch, tmp_pa
             thread.join()
 
 
+def test_credentials_and_certificates_that_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The error quotes no line of the credentials."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".mlflow").mkdir()
+    (tmp_path / ".mlflow" / "credentials").write_text("mlflow_tracking_password = p@ss\n")
+    with pytest.raises(TrackingError, match=r"section \[mlflow\], '.*credentials' is not") as found:
+        check_tracking_uri("http://127.0.0.1:9")
+    assert "p@ss" not in str(found.value)
+    (tmp_path / ".mlflow" / "credentials").unlink()
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(tmp_path / "none.pem"))
+    with pytest.raises(TrackingError, match="SERVER_CERT_PATH must be a file of certificates"):
+        check_tracking_uri("https://127.0.0.1:9")
+
+
 def test_how_to_see_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert ui_command("http://host:5000") == "http://host:5000"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,3 +44,16 @@ def test_they_are_the_default_for_own_images_only(home: Path) -> None:
     assert configure(own).task.backbone == "ViT-B-32"
     assert configure([*own, "--backbone", "tiny"]).task.backbone == "tiny"
     assert configure(["--dataset", "digits"]).task.backbone == "tiny"
+
+
+def test_a_home_that_cannot_be_read_has_none(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of root for the user of a container."""
+    stat = os.stat
+
+    def denied(path: Any, *args: Any, **named: Any) -> os.stat_result:
+        if str(path).startswith(str(home)):
+            raise PermissionError(13, "Permission denied", path)
+        return stat(path, *args, **named)
+
+    monkeypatch.setattr(os, "stat", denied)
+    assert cached_backbone() == ""

@@ -78,6 +78,7 @@ def test_what_is_written_is_there_for_everybody(storage: Storage, location: str)
     assert not other.exists("trials/7")
     names = ["trials/7/result.json", "trials/12/result.json"]
     assert list(other.read_many(names)) == [b"two", b""]
+    assert list(other.read_many(["gone", *names])) == [None, b"two", b""]
     with other.as_local_file("top") as path:
         assert path.read_bytes() == bytes(3 << 20)
     other.delete("top")

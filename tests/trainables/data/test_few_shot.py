@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 from dataclasses import replace
@@ -381,6 +382,23 @@ def test_a_class_without_a_readable_image(broken: set[str]) -> None:
     ) as e:
         readable(listed_split(rows, frozenset(broken)))
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+def test_what_can_be_read_does_not_depend_on_the_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    """An image that cannot be read now is not left out for good."""
+    paint(tmp_path / "a.png", 1)
+    split = Split(ImageFiles(tmp_path, ("a.png",)), torch.tensor([0]), "")
+    assert readable(split) is split
+
+    def fail(file: Path) -> None:
+        raise fault
+
+    monkeypatch.setattr("trainables.images.decode.open_regular", fail)
+    with pytest.raises(DataError, match=r"a\.png' is not \((\[Errno 24\] Too|Memory).*Try again"):
+        readable(split)
 
 
 def test_nobody_is_told_to_leave_out_what_is_left_out(tmp_path: Path) -> None:
