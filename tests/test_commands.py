@@ -151,7 +151,6 @@ NOT_RUN = {
     "ruff format .": "CI runs it with --check",
     "mypy": "CI runs it",
     "pip install -e .": "`.ci/venv` installs the same way",
-    "uv sync": "it downloads several GB",
     f"{RUN} --space rmt --backbone ViT-B-16 --gpus-per-trial 0.25": "it needs a GPU and downloads "
     "weights; tests/search/test_gpu.py",
     "export MLFLOW_TRACKING_URI=https://mlflow.example.org MLFLOW_EXPERIMENT_NAME=parts": _SERVERS,
@@ -174,6 +173,8 @@ NOT_RUN = {
     "--seeds 1": _FIELD,
     "python -m search.reproduce rmt/table-7 --data /datasets --backbone RN50:weights.pt,ViT-B-16 "
     "--address auto": _FIELD,
+    f"{RUN} --address auto --storage s3://BUCKET/sweeps --data /datasets --dataset oxford_pets "
+    "--space rmt --backbone ViT-B-16 --device cuda --gpus-per-trial 0.25": _CLOUD,
     "ray up cluster.yaml": _CLOUD,
     f"ray exec cluster.yaml '{RUN} --space rmt --address auto --storage $STORAGE/sweeps "
     "--device cuda --gpus-per-trial 0.25 --max-concurrent 16'": _CLOUD,

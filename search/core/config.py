@@ -67,13 +67,13 @@ class SweepConfig:
     """One hyper-parameter search over one few-shot task."""
 
     space: str = "rmt"
-    """What may vary. Several names joined by + are stages, each trained on the backbone that the
-    one before has changed."""
+    """Search space: the method and the ranges of its parameters. Names joined by + are stages, each
+    trained on the backbone that the one before has changed."""
     task: TaskSpec = field(default_factory=lambda: TaskSpec(("digits",), "tiny", (16,), (1,)))
     """What every trial solves."""
     init_from: Start | None = None
-    """Begin every trial with the winner of this finished sweep, given by name or folder. The task
-    is that sweep's."""
+    """Start every trial from the winner of this finished sweep, given by name or folder, on the
+    same task."""
     settings: Settings = field(default_factory=Settings)
     """What is fixed and searched in place of the space's own ranges."""
     trials: int = 16
@@ -83,15 +83,16 @@ class SweepConfig:
     pruner: str = "asha"
     """How bad trials are stopped early."""
     second_objective: str = ""
-    """A second objective besides accuracy: a metric that trials report when they finish, and
+    """A second objective besides --objective: a metric that trials report when they finish, and
     max or min, e.g. mask/sparsity:max. It disables early stopping; the report shows the Pareto
     front."""
     seed: int = 0
     """Seed of the sampler and of the training. The same seed gives the same trials if they run one
     at a time."""
     select: str = "best"
-    """What the result is: ensemble, the best trials with weighted votes; best, the best trial; or
-    the number of a trial, also of a finished sweep (with --resume)."""
+    """What the result is: ensemble, the weighted log-probabilities of the best trials and the
+    zero-shot model; best, the best trial; or the number of a trial, also of a finished sweep (with
+    --resume)."""
     time_budget: float | None = None
     """Search for at most this long: 90, 10m, 1.5h. Unfinished trials are kept."""
     eval_seeds: int = 3
@@ -99,8 +100,8 @@ class SweepConfig:
     per_task: bool = False
     """Run a separate search for every data set and number of shots, instead of one for all."""
     test_folds: int = 0
-    """Cross-validate a folder of your own: N searches, each tested on another N-th of the images,
-    so that each image is tested once, by a search that has not seen it."""
+    """Cross-validate a folder of your own: N searches, each holding out a different N-th of the
+    images for testing, so that each image is tested once."""
     plugin: tuple[str, ...] = ()
     """A Python file with methods, spaces or data sets of your own, in tables METHODS, SPACES and
     DATASETS; FEWSHOT_PLUGINS=FILE does the same for every command. Repeatable."""
@@ -129,10 +130,10 @@ class SweepConfig:
     gpus_per_trial: float | None = None
     """GPUs per trial; 0.25 puts four trials on one card (default: 1 if there is a GPU)."""
     max_concurrent: int | None = None
-    """Most trials at a time; on a cluster that grows, as many as it may grow to (default: as many
-    as fit)."""
+    """Maximum number of concurrent trials. On a cluster that grows, set it to what the cluster can
+    run at full size (default: as many as fit now)."""
     checkpoint_seconds: float = 5.0
-    """Least time between two checkpoints of a trial, in seconds."""
+    """Minimum interval between two checkpoints of a trial, in seconds."""
     keep_artifacts: str = "auto"
     """Whose learned artifacts are kept and sent to MLflow: all (also of trials stopped early),
     complete, best (one trial, or the Pareto front), or auto (all, and only complete ones while the

@@ -28,7 +28,7 @@ from trainables.core.credentials import shown
 logger = logging.getLogger(__name__)
 
 _PACKAGES = {
-    "psycopg": "'fewshot-clip-search[postgresql]'",
+    "psycopg": "-e '.[postgresql]'",
     "psycopg2": "psycopg2-binary",
     "MySQLdb": "mysqlclient",
 }

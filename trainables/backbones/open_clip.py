@@ -395,7 +395,7 @@ def require_transformers(name: str) -> None:
     if missing := [m for m in ("transformers", "tokenizers") if not importlib.util.find_spec(m)]:
         raise BackboneError(
             f"{name!r} has a tokenizer or a text tower of Hugging Face, which needs the package "
-            f"{' and '.join(missing)}: pip install 'fewshot-clip-search[hf]'"
+            f"{' and '.join(missing)}: pip install -e '.[hf]'"
         )
 
 

@@ -185,14 +185,14 @@ def _complete(
         (part,) = missing
         train, other = split_off_by_hash(rows["train"], source, part)
         lists = {**rows, "train": train, part: other}
-    rule = "by the SHA-256 of their paths"
+    rule = "the SHA-256 of the images' paths"
     if not folders:
         rule = f"{rule}: 50 % train, 20 % val, 30 % test of each class"
-        return lists, f"The split of {source} was generated {rule}."
+        return lists, f"The split of {source} was generated from {rule}."
     shares = " and ".join(_TAKEN[part] for part in missing)
     return lists, (
-        f"{source} has no {' and no '.join(missing)} folder: {rule}, {shares} are taken from the "
-        "training images of each class."
+        f"{source} has no {' and no '.join(missing)} folder: chosen by {rule}, {shares} are taken "
+        "from the training images of each class."
     )
 
 
