@@ -100,7 +100,9 @@ class ChildProcess:
     def _read_line(self, deadline: float | None, timeout: float | None) -> bytes:
         while b"\n" not in self._pending:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not select.select([self._replies], [], [], left)[0]:
+            waiting = select.poll()  # `select.select` refuses numbers of files above 1023
+            waiting.register(self._replies, select.POLLIN)
+            if not waiting.poll(None if left is None else 1e3 * left):
                 raise ChildError(f"its process took more than {timeout:g} s")
             if not (part := os.read(self._replies, 1 << 16)):
                 raise ChildError(self._death())

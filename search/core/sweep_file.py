@@ -110,6 +110,8 @@ def _texts(path: str, key: str, value: Any) -> Iterator[str | None]:
                 yield f"{field}={_joined(path, key, inner, parts)}"
         case [*parts] if key in _REPEATED:
             yield from (_joined(path, key, part) for part in parts)
+        case [*_] if key == "dataset":  # a path with commas is recognised, as on a command line
+            yield _joined(path, key, value, ",")
         case [*_] if key.replace("-", "_") == "class_names":
             yield json.dumps(value)
         case [{}, *_] if all(isinstance(row, dict) for row in value):  # configurations

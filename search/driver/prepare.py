@@ -73,6 +73,7 @@ def _prepare(
     """Run on a worker: yield progress, or the reason of a failure as text."""
     seal_process()
     news: queue.Queue[Progress | str | None] = queue.Queue()
+    failures: list[Exception] = []
 
     def work() -> None:
         try:
@@ -82,9 +83,13 @@ def _prepare(
                     view.materialize(reads)
         except (DataError, StorageError) as error:
             news.put(str(error))
+        except Exception as error:
+            failures.append(error)
         finally:
             news.put(None)
 
     threading.Thread(target=work, daemon=True).start()
     while (item := news.get()) is not None:
         yield item
+    if failures:
+        raise failures[0]

@@ -38,6 +38,13 @@ def file(tmp_path: Path) -> str:
     return str(path)
 
 
+def test_a_path_of_a_data_set_may_have_commas(tmp_path: Path) -> None:
+    (tmp_path / "a,b").mkdir()
+    spec = f"folder:{tmp_path}/a,b"
+    (tmp_path / "mine.yaml").write_text(f"dataset: ['{spec}', digits]\n")
+    assert configure([str(tmp_path / "mine.yaml")]).task.datasets == (spec, "digits")
+
+
 def test_a_file_is_a_command_line(file: str) -> None:
     assert read_options(file) == [
         "--space=rmt+taskres",
