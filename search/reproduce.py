@@ -34,6 +34,7 @@ from search.terminal.console import (  # noqa: E402
 )
 from search.terminal.option_values import names  # noqa: E402
 from search.terminal.parser import Parser, integers, location, number, text  # noqa: E402
+from trainables.backbones.registry import absolute_spec  # noqa: E402
 from trainables.core.files import expanded  # noqa: E402
 from trainables.core.storage import StorageError, open_storage  # noqa: E402
 from trainables.trial import TaskSpec  # noqa: E402
@@ -179,13 +180,20 @@ def read_requests(options: Namespace) -> list[Request]:
         draws = "coop" if options.published_draws else "seeded-capped"
         found.append(
             Request(
-                *(paper, name, table, whole, options.data, options.bundles or ""),
-                *(tuple(options.backbone), draws, options.embedded, options.skip_unreadable),
+                *(paper, name, table, whole),
+                *(_absolute(options.data), _absolute(options.bundles)),
+                *(tuple(map(absolute_spec, options.backbone)), draws),
+                *(options.embedded, options.skip_unreadable),
             )
         )
     if problems:
         raise UsageError(list(dict.fromkeys(problems)))
     return found
+
+
+def _absolute(path: str | None) -> str:
+    """Workers may have another current folder."""
+    return str(expanded(path).absolute()) if path else ""
 
 
 def _conflicts(options: Namespace) -> list[str]:
