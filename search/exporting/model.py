@@ -19,7 +19,7 @@ from search.core.results import Result, trial_folder
 from search.core.sweep_folder import SweepFolder, SweepRecord
 from search.core.task import task_fingerprints
 from search.evaluation.record import Evaluation, read_evaluation
-from search.exporting.network import merged, program
+from search.exporting.network import NoGraphError, merged, program
 from search.selection.record import Selection
 from trainables.backbones.base import Backbone, BackboneError
 from trainables.core.records import parse_json
@@ -228,10 +228,20 @@ class Model:
         """The backbone with everything learned folded in, and its classifier, if possible."""
         return merged(self.trained)
 
-    @cached_property
+    @property
     def graph(self) -> ExportedProgram:
         """The model as one graph; raises `NoGraphError`."""
-        return program(self.trained)
+        if isinstance(self._graph, NoGraphError):
+            raise self._graph
+        return self._graph
+
+    @cached_property
+    def _graph(self) -> ExportedProgram | NoGraphError:
+        """Trying takes seconds, also if it fails."""
+        try:
+            return program(self.trained)
+        except NoGraphError as error:
+            return error
 
     @property
     def val_images(self) -> Images:
