@@ -498,14 +498,14 @@ from tests.search.tracking.test_mlflow_reporter import Driver
 from trainables.core.storage import LocalStorage
 driver = Driver(LocalStorage(Path(sys.argv[2])), sys.argv[1])
 print("opened", flush=True)
-driver.run(("COMPLETE", "PRUNED", "FAIL") * 10)
+driver.run(("COMPLETE", "PRUNED", "FAIL") * 6)
 print("ended", flush=True)
 driver.close()
 time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("moment", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("moment", [0.0, 1.5])
 def test_a_killed_driver_leaves_nothing_undone_and_nothing_twice(
     world: World, moment: float
 ) -> None:

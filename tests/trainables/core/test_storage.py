@@ -123,7 +123,7 @@ def test_a_writer_that_fails_changes_nothing(storage: Storage) -> None:
 
 
 @settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(steps=st.lists(st.one_of(st.binary(max_size=20), st.just("reopen")), max_size=12))
 def test_a_log_is_all_that_was_appended(steps: list[bytes | str], location: str) -> None:
