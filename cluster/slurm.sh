@@ -20,7 +20,7 @@
 #SBATCH --cpus-per-task=16
 #SBATCH --gpus-per-node=1
 #SBATCH --time=08:00:00
-#SBATCH --signal=INT@120
+#SBATCH --signal=B:TERM@120
 
 set -euo pipefail
 
@@ -53,5 +53,15 @@ if ((workers > 0)); then
     ray start --block --address="$head:$port" "${resources[@]}" >>"$log" 2>&1 &
 fi
 
-# Trials start on the head's node at once, and on the others as they join.
-python -m search.run --address "$head:$port" --storage "$STORAGE" "$@"
+# Trials start on the head's node at once, and on the others as they join. Two minutes before the
+# time limit Slurm signals this script alone: the driver stops the sweep while Ray still runs.
+python -m search.run --address "$head:$port" --storage "$STORAGE" "$@" &
+driver=$!
+trap 'kill -TERM "$driver" 2>/dev/null' TERM
+code=0
+wait "$driver" || code=$?
+while kill -0 "$driver" 2>/dev/null; do # the signal ended the wait
+  code=0
+  wait "$driver" || code=$?
+done
+exit "$code"

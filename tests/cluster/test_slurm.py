@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -60,13 +62,23 @@ def test_a_sweep_on_two_nodes(tmp_path: Path) -> None:
         "PATH": f"{programs}:{os.environ['PATH']}",
     }
     options = "--space taskres --shots 2 --trials 2 --seeds 1 --eval-seeds 1 --no-report --name s"
+    command = ["bash", str(SCRIPT), *options.split()]
+    # Stopped before the time limit, and submitted again.
+    with subprocess.Popen(
+        command, env=os.environ | job, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as stopped:
+        while not (tmp_path / "sweeps/s/sweep.json").exists():
+            assert stopped.poll() is None
+            time.sleep(0.1)
+        time.sleep(1)
+        stopped.send_signal(signal.SIGTERM)
+        said, _ = stopped.communicate(timeout=300)
+    assert stopped.returncode == 130, said
+    assert "Nothing is lost" in said
+    calls.unlink()
+    (tmp_path / "sweeps/ray-7.log").unlink()
     done = subprocess.run(
-        ["bash", SCRIPT, *options.split()],
-        env=os.environ | job,
-        capture_output=True,
-        text=True,
-        timeout=1200,
-        check=False,
+        command, env=os.environ | job, capture_output=True, text=True, timeout=1200, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     log = (tmp_path / "sweeps/ray-7.log").read_text()
