@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 from search.core.config import SweepConfig
-from search.core.objectives import Objective, best_of, front_of
+from search.core.objectives import Objective, front_of
 from search.core.results import Result, learned_files, trial_folder
 from search.execution.listeners import SweepListener
 from search.ledger.ledger import Ledger
@@ -32,10 +32,9 @@ class BestArtifacts(SweepListener):
 
     def ended(self, result: Result, ledger: Ledger) -> None:
         """Keep those of the best trial, or of the Pareto front."""
-        results = ledger.results.values()
         known = set(ledger.results) if self._known is None else {*self._known, result.number}
-        best = best_of(results)
-        kept = set(front_of(results, self._second)) if self._second else set()
+        best = ledger.best()
+        kept = set(front_of(ledger.results.values(), self._second)) if self._second else set()
         kept |= {best.number} if best else set()
         for number in known - kept:
             folder = self._sweep.child(trial_folder(number))
