@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from search.core.config import SweepConfig
-from search.core.objectives import parse_objective
+from search.core.objectives import best_of, parse_objective
 from search.core.results import Result, State, learned_files, trial_folder
 from search.execution.artifacts import BestArtifacts, keeps_stopped
 from search.ledger.ledger import Ledger
@@ -26,12 +27,14 @@ def kept(tmp_path: Path, results: list[Result], second: str = "") -> list[int]:
     """Numbers of the trials whose artifacts remain."""
     sweep = LocalStorage(tmp_path)
     listener = BestArtifacts(sweep, parse_objective(second) if second else None)
-    ledger = cast(Ledger, SimpleNamespace(results={}))
+    ended: dict[int, Result] = {}
+    best = partial(best_of, ended.values())
+    ledger = cast(Ledger, SimpleNamespace(results=ended, best=best))
     for one in results:
         folder = sweep.child(trial_folder(one.number))
         for name in ("artifact-seed1.safetensors", "artifact-seed2.safetensors", "result.json"):
             folder.write(name, b"")
-        ledger.results[one.number] = one
+        ended[one.number] = one
         listener.ended(one, ledger)
         assert folder.exists("result.json")
     return [r.number for r in results if learned_files(sweep.child(trial_folder(r.number)))]
