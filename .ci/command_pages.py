@@ -50,7 +50,9 @@ def index() -> str:
         f"{NOTE}\n\n# The commands\n\n| command | what it does |\n| --- | --- |\n{rows}\n"
         "Each has `--help`, whose text these pages repeat, and `--version`. All mistakes in a "
         "command line are reported before any work starts, each in one line that begins with "
-        "`error:`; the exit code is then 2. After Ctrl-C the exit code is 130.\n"
+        "`error:`; the exit code is then 2. After Ctrl-C the exit code is 130. It is 1 if the work "
+        "itself failed: no trial succeeded, a sweep or its evaluation could not go on, or a "
+        "training of `search.reproduce` failed.\n"
     )
 
 

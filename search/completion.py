@@ -1,4 +1,4 @@
-"""`python -m search.completion`: a script that lets bash, zsh or fish complete the commands."""
+"""`python -m search.completion`: prints a script that lets bash, zsh or fish complete the commands."""
 
 from __future__ import annotations
 

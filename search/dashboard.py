@@ -1,4 +1,4 @@
-"""`python -m search.dashboard`: show running and finished sweeps on a page that updates itself."""
+"""`python -m search.dashboard`: shows running and finished sweeps on a page that updates itself."""
 
 from __future__ import annotations
 

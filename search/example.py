@@ -1,4 +1,4 @@
-"""`python -m search.example`: write a small folder of images for trying the commands."""
+"""`python -m search.example`: writes a small folder of images for trying the commands."""
 
 from __future__ import annotations
 

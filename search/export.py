@@ -1,4 +1,4 @@
-"""`python -m search.export`: export a trained model."""
+"""`python -m search.export`: exports a trained model."""
 
 from __future__ import annotations
 

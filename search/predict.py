@@ -1,4 +1,4 @@
-"""`python -m search.predict`: classify images with a trained model."""
+"""`python -m search.predict`: classifies images with a trained model."""
 
 from __future__ import annotations
 

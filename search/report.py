@@ -1,4 +1,4 @@
-"""`python -m search.report`: write the report of a sweep."""
+"""`python -m search.report`: writes the report of a sweep."""
 
 from __future__ import annotations
 

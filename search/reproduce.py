@@ -1,4 +1,4 @@
-"""`python -m search.reproduce`: reproduce the tables and figures of the papers."""
+"""`python -m search.reproduce`: reproduces the tables and figures of the papers."""
 
 from __future__ import annotations
 

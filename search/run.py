@@ -1,4 +1,4 @@
-"""`python -m search.run`: a hyper-parameter search from the command line."""
+"""`python -m search.run`: runs a hyper-parameter search from the command line."""
 
 from __future__ import annotations
 

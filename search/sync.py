@@ -1,4 +1,4 @@
-"""`python -m search.sync`: bring MLflow up to date with a sweep's folder."""
+"""`python -m search.sync`: brings MLflow up to date with a sweep's folder."""
 
 from __future__ import annotations
 
