@@ -1,4 +1,4 @@
-"""`python -m search.completion`: prints a script that lets bash, zsh or fish complete the commands."""
+"""`python -m search.completion`: prints a script for completion in bash, zsh or fish."""
 
 from __future__ import annotations
 
