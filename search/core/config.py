@@ -130,8 +130,8 @@ class SweepConfig:
     gpus_per_trial: float | None = None
     """GPUs per trial; 0.25 puts four trials on one card (default: 1 if there is a GPU)."""
     max_concurrent: int | None = None
-    """Maximum number of concurrent trials; on a cluster that grows, as many as fit at its full
-    size (default: as many as fit now)."""
+    """Maximum number of concurrent trials; on a growing cluster, its full size (default: as many as
+    fit)."""
     checkpoint_seconds: float = 5.0
     """Minimum interval between two checkpoints of a trial, in seconds."""
     keep_artifacts: str = "auto"
