@@ -301,6 +301,13 @@ def adopt(plan: Plan, sweep: SweepFolder) -> Plan:
     """The plan for the sweep in this folder, which begins with it if there is none yet. For the
     owner of the folder; raises `UsageError`, as `preflight`, and `StorageError`."""
     if not _compare(plan, sweep):
+        if sweep.has_trials:  # of which task, is not known
+            raise UsageError(
+                [
+                    f"A sweep with trials has a record, and '{sweep.files.location}' has no "
+                    "sweep.json. Restore it from a copy, or start another sweep with --name."
+                ]
+            )
         sweep.write_record(plan.record())
         return plan
     config = plan.config.public()

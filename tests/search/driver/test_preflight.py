@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from search.core.config import SweepConfig
+from search.core.problems import UsageError
 from search.core.sweep_folder import SweepFolder
 from search.driver.preflight import adopt, offline, preflight
 from search.options import configure
@@ -33,6 +34,11 @@ def test_a_sweep_is_resumed_with_the_settings_asked_for_last(tmp_path: Path) -> 
     after = json.loads(sweep.read("sweep.json"))
     assert SweepConfig.from_dict(after["config"]) == more.public()
     assert after | {"config": None} == before | {"config": None}
+
+    sweep.write("trials/000000/result.json", b"{}")
+    sweep.delete("sweep.json")
+    with pytest.raises(UsageError, match=r"has no sweep\.json. Restore it"):
+        adopt(plan, SweepFolder(sweep))
 
 
 def test_an_unreachable_hub_is_asked_again_by_the_next_sweep(
