@@ -220,6 +220,7 @@ def test_ctrl_c_stops_cleanly_and_another_driver_is_refused(sweep: Sweep) -> Non
 
 def test_a_time_budget_leaves_unfinished_trials_to_be_continued(sweep: Sweep) -> None:
     options = ("--space", "taskres", "--trials", "500", "--eval-seeds", "1", *QUIET)
+    options += ("--shots", "2", "--seeds", "1", "--set", "epochs=10")
     for seconds in (5, 20, 60, 200):  # until a machine has ended a trial, however busy it is
         done = sweep.run(*options, "--time-budget", f"{seconds}s")
         if sweep.results():
