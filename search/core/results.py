@@ -172,7 +172,12 @@ def counted(results: Iterable[Result], trials: int) -> int:
     """Number of ended trials that count against `--trials`: untrained ones do not, but fewer than
     `trials` of them, so that a sweep ends if its space has no others, and `--trials 1` is one."""
     trained = [result.trained for result in results]
-    return len(trained) - min(trained.count(False), max(0, trials - 1))
+    return counting(len(trained), trained.count(False), trials)
+
+
+def counting(ended: int, untrained: int, trials: int) -> int:
+    """As `counted`, of numbers of results."""
+    return ended - min(untrained, max(0, trials - 1))
 
 
 def untrained_note(results: Iterable[Result]) -> str:

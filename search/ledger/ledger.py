@@ -27,7 +27,7 @@ from search.core.results import (
     Row,
     State,
     commit,
-    counted,
+    counting,
     exact,
     read_trials,
     trial_folder,
@@ -150,6 +150,7 @@ class Ledger:
             issued |= {result.number: self._reopen(result) for result in failed}
         self._study = SweepStudy(space, sampler, pruner, seed, self._second, self.results, issued)
         self._best = best_of(self.results.values())
+        self._untrained = sum(not result.trained for result in self.results.values())
         self._interrupted: dict[int, IssuedTrial | None] = dict.fromkeys(self._study.missing)
         self._interrupted |= issued
         for trial in self._study.trials:
@@ -166,7 +167,11 @@ class Ledger:
     def issued(self, trials: int) -> int:
         """Number of trials that count in a sweep of so many (see `counted`) and have ended, run, or
         wait to be issued again."""
-        return counted(self.results.values(), trials) + len(self.live) + len(self._interrupted)
+        return self.ended(trials) + len(self.live) + len(self._interrupted)
+
+    def ended(self, trials: int) -> int:
+        """Number of trials that count in a sweep of so many and have ended."""
+        return counting(len(self.results), self._untrained, trials)
 
     @property
     def waiting(self) -> int:
@@ -278,6 +283,7 @@ class Ledger:
         self._guard()
         commit(self.sweep, result, [live.rows[epoch] for epoch in sorted(live.rows)])
         self.results[number] = result
+        self._untrained += not result.trained
         self._best = best_of([result, *([self._best] if self._best else [])])
         del self.live[number]
         self._study.finish(result)

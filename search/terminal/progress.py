@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from search.core.results import Result, counted
+from search.core.results import Result
 from search.core.shown import shown_parameters
 from search.terminal.sweep_status import duration
 from search.terminal.trial_table import TrialRow, VaryingParameters, trial_table
@@ -141,7 +141,7 @@ class Progress:
 
     @property
     def _ended(self) -> int:
-        return counted(self._ledger.results.values(), self._trials)
+        return self._ledger.ended(self._trials)
 
     def _say(self, line: str, style: str = "") -> None:
         text = Text(printable(line), style)
