@@ -40,6 +40,7 @@ MOST_ARTIFACTS = 200
 """Number of (best) trials whose artifacts are read for the trade-off."""
 _LEAST = 4  # trials; with fewer, importances are meaningless
 _MOST_TREES, _TREE_TRIALS, _SEED = 32, 4_000, 0  # fewer trees for many trials, to bound the time
+_MOST_TRIALS = 1_000  # of which importances are computed
 _QUICK = 200  # trials; the importances of more take more than a second
 _SPREAD, _MARGIN = 0.2, 0.4  # of discrete values, whose distance is 1
 _LAST = "Pruned trials are included with the last value that they reported."
@@ -79,16 +80,25 @@ def parameters_section(source: Source, quick: bool = False) -> Section | None:
 def importances(trials: Sequence[Result]) -> dict[str, float]:
     """Return the share of the value's variance that each parameter explains, largest first.
 
-    Computed with fANOVA (Hutter et al. 2014) over the parameters that all these trials have; empty
-    if it cannot be computed.
+    Computed with fANOVA (Hutter et al. 2014) over the parameters that all these trials have, on at
+    most `_MOST_TRIALS` of them, evenly spaced; empty if it cannot be computed.
     """
     if _why(trials):
         return {}
     shared = _shared(trials)
+    trials = _spaced(trials)
     evaluator = FanovaImportanceEvaluator(n_trees=_trees(len(trials)), seed=_SEED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return get_param_importances(_study(trials), evaluator=evaluator, params=shared)
+
+
+def _spaced(trials: Sequence[Result]) -> Sequence[Result]:
+    return trials[:: math.ceil(len(trials) / _MOST_TRIALS)]
+
+
+def _part(trials: int) -> str:
+    return f", on at most {_MOST_TRIALS:,} of them" if trials > _MOST_TRIALS else ""
 
 
 def _why(trials: Sequence[Result]) -> str:
@@ -150,8 +160,9 @@ def _importance_figure(found: Mapping[str, Mapping[str, float]], trials: int) ->
         "barmode": "group",
     }
     caption = (
-        f"fANOVA with {_trees(trials)} trees, limited to parameters that all {trials} trials have. "
-        f"{_LAST} With few trials this is only a rough estimate."
+        f"fANOVA with {_trees(min(trials, _MOST_TRIALS))} trees, limited to parameters that all "
+        f"{trials} trials have{_part(trials)}. {_LAST} With few trials this is only a rough "
+        "estimate."
     )
     return Figure("importances", "Hyper-parameter importances", caption, data, layout)
 
