@@ -275,7 +275,7 @@ def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         f"ViT-L-14-CLIPA:{tmp_path}/w.safetensors",
         "roberta-ViT-B-32:laion2b_s12b_b32k",
     ):
-        with pytest.raises(BackboneError, match=r"pip install 'fewshot-clip-search\[hf\]'"):
+        with pytest.raises(BackboneError, match=r"pip install -e '\.\[hf\]'"):
             load_backbone(spec)
 
 
