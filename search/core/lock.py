@@ -164,7 +164,7 @@ class SweepLock:
                 # Suspended before the write: that may have renewed a claim that another driver had
                 # outwaited and deleted. It holds the sweep, or is about to.
                 others = self._others().values()
-                self._taken = any(not other.is_dead(self._claim.machine) for other in others)
+                self._taken |= any(not other.is_dead(self._claim.machine) for other in others)
         except StorageError:
             return  # not known now: `check` asks again before anything is committed
         self._verified = asked

@@ -11,9 +11,8 @@ from trainables.core.storage import StorageError
 
 Failures = Mapping[type[Exception], tuple[int, str]]
 """Error -> exit code and message, in which `{}` is the error."""
-_KNOWN: Failures = dict.fromkeys((TrackingError, StorageError, StoppedError), (2, "{}")) | {
-    PermissionError: (2, "{}. Change the permissions, or name another place.")
-}
+_KNOWN: Failures = dict.fromkeys((TrackingError, StorageError, StoppedError), (2, "{}"))
+_NO_PERMISSION = (2, "{}. Change the permissions, or name another place.")
 
 
 def exit_code(
@@ -31,6 +30,8 @@ def exit_code(
     except Exception as error:
         known: Mapping[type, tuple[int, str]] = {**_KNOWN, **failures}
         found = next((known[kind] for kind in type(error).__mro__ if kind in known), None)
+        if found is None and isinstance(error, PermissionError):
+            found = _NO_PERMISSION
         if found is None:
             raise
         print_errors([found[1].format(error)])

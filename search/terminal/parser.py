@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
         fields: Callable[[], Iterable[str]] = tuple,
         **settings: Any,
     ) -> None:
-        """`fields`: what `--set` takes; for an unknown option that is one, the error says so."""
+        """`fields`: names that `--set` takes; an unknown option of such a name is pointed to it."""
         self._fields = fields
         super().__init__(
             prog=f"python -m {command}",

@@ -129,7 +129,7 @@ def test_a_class_of_one_training_image_cannot_be_folded(tmp_path: Path) -> None:
 
 
 def test_texts_of_a_table_are_part_of_its_identity(tmp_path: Path) -> None:
-    """A sweep does not go on with other texts, and no training with them is reused."""
+    """A sweep is not resumed with other texts, and no training with them is reused."""
     table = tmp_path / "birds.csv"
     for label in range(2):
         for place in range(8):

@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from search.terminal.exit_code import exit_code
+
 INTERRUPTED = """
 import signal, sys
 from search.terminal.exit_code import exit_code
@@ -25,3 +29,16 @@ def test_ctrl_c_gives_its_code_wherever_it_falls(tmp_path: Path) -> None:
         command, env={"PYTHONPATH": paths}, capture_output=True, text=True, check=False
     )
     assert (ended.returncode, ended.stderr, ended.stdout) == (130, "Go on.\n", "")
+
+
+def denied() -> int:
+    raise PermissionError(13, "Permission denied", "/locked")
+
+
+def test_a_command_s_own_words_come_before_the_general_ones(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert exit_code(denied) == 2
+    assert "'/locked'. Change the permissions" in capsys.readouterr().err
+    assert exit_code(denied, failures={OSError: (1, "It could not be written: {}.")}) == 1
+    assert capsys.readouterr().err.startswith("error: It could not be written")
