@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import socket
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from trainables.report import Report
@@ -34,11 +34,11 @@ class Assignment:
     checkpoint_seconds: float
     """Least time between two checkpoints, in seconds."""
     report_seconds: float = 0.0
-    """Steps are reported together until they have taken so long; 0 reports every step, as a pruner
-    needs."""
+    """Steps are reported together until they have taken so long; 0 reports every step."""
+    decision_steps: tuple[int, ...] = ()
+    """Steps after which the trial may be stopped; each is reported before the next one starts."""
     keep_stopped: bool = False
-    """Whether the artifact is written before each report, so that a trial that is stopped there has
-    one."""
+    """Whether the artifact is written before such a report, so that a stopped trial has one."""
     weights: str = ""
     """Location of the shared backbone files, see `shared_weights`; empty if unused."""
     stages: str = ""
@@ -81,7 +81,8 @@ class Message:
 
     def encode(self) -> str:
         """Return one JSON string, which Tune passes on unchanged."""
-        return json.dumps(asdict(self))
+        report = None if self.report is None else vars(self.report)
+        return json.dumps(vars(self) | {"report": report})
 
     @classmethod
     def decode(cls, text: str) -> Self:

@@ -90,7 +90,7 @@ class Pipeline(Training, TrainedModel):
 
     @property
     def epochs(self) -> int:
-        return _epochs(self.config.stages)
+        return self.config.total_epochs
 
     def advancing(self) -> Sequence[Trainer]:
         return [self._present()]

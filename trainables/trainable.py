@@ -91,7 +91,7 @@ class FewShotTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Train one step of the trial, or in a sweep without a pruner as many as are short.
+        """Train one step of the trial, or in a sweep as many short ones as the pruner ignores.
 
         In a sweep, an ordinary error fails the trial and keeps the process. Lack of memory and
         errors of the GPU end the process; the trial is issued again.
@@ -215,7 +215,9 @@ class FewShotTrainable(tune.Trainable):
                 )
         run = self._open_run()
         report, together = run.advance(), self._job.report_seconds if self._job else 0.0
-        while not report.finished and time.monotonic() - start < together:
+        while not (report.finished or self._is_decided_on(run)):
+            if time.monotonic() - start >= together:
+                break
             later = run.advance()
             report = replace(later, rows=report.rows + later.rows)
         seconds = time.monotonic() - start
@@ -247,9 +249,13 @@ class FewShotTrainable(tune.Trainable):
     def _keep_stopped(self, run: TrialRun) -> None:
         """Write what the trial would have learned if the driver stops it after this report, which
         commits its end at once."""
-        if self._job and self._job.keep_stopped:
+        if self._job and self._job.keep_stopped and self._is_decided_on(run):
             self._check_sweep_folder()
             run.save_artifacts(self._folder)
+
+    def _is_decided_on(self, run: TrialRun) -> bool:
+        """Whether the driver may stop the trial after its latest step."""
+        return self._job is not None and run.step in self._job.decision_steps
 
     def _check_sweep_folder(self) -> None:
         """Raise `StorageError` if the sweep's folder was moved or deleted: writing would create a

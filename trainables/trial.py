@@ -365,6 +365,11 @@ class TrialConfig:
         return (*(self.before.stages if self.before else ()), self)
 
     @property
+    def total_epochs(self) -> int:
+        """Epochs of all stages that are trained."""
+        return sum(stage.epochs for stage in self.stages if not stage.fixed)
+
+    @property
     def methods(self) -> str:
         """The stages' methods, named like a space of them, e.g. `rmt+taskres`."""
         return "+".join(stage.method for stage in self.stages)

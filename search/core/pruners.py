@@ -7,6 +7,7 @@ only read a sweep do without it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -17,19 +18,21 @@ if TYPE_CHECKING:
 
 WARMUP_PARTS = 2
 """Parts that every trial may train before it can be stopped."""
+_REDUCTION = 3  # one trial in three passes a rung
+_HALVING = frozenset({"asha", "hyperband"})
 
 
 def _asha() -> BasePruner:
     from optuna.pruners import SuccessiveHalvingPruner
 
-    return SuccessiveHalvingPruner(min_resource=WARMUP_PARTS, reduction_factor=3)
+    return SuccessiveHalvingPruner(min_resource=WARMUP_PARTS, reduction_factor=_REDUCTION)
 
 
 def _hyperband() -> BasePruner:
     from optuna.pruners import HyperbandPruner
 
     return HyperbandPruner(
-        min_resource=WARMUP_PARTS, max_resource=REPORTS_PER_TRIAL, reduction_factor=3
+        min_resource=WARMUP_PARTS, max_resource=REPORTS_PER_TRIAL, reduction_factor=_REDUCTION
     )
 
 
@@ -58,6 +61,21 @@ PRUNERS: dict[str, Callable[[], BasePruner]] = {
     "wilcoxon": _wilcoxon,
     "none": _none,
 }
+
+
+def decision_steps(pruner: str, steps: int) -> tuple[int, ...]:
+    """Return the report steps, of at most `steps`, after which a pruner can stop a trial or stores
+    something with it. After the others it need not be asked."""
+    if pruner == "none":
+        return ()
+    if pruner in _HALVING:
+        rungs = itertools.takewhile(
+            lambda step: step <= steps,
+            (WARMUP_PARTS * _REDUCTION**rung for rung in itertools.count()),
+        )
+        return tuple(rungs)
+    return tuple(range(WARMUP_PARTS, steps + 1))
+
 
 IN_SEQUENCE = frozenset({"wilcoxon"})
 """Pruners that compare whole cells (seeds) pairwise: with them a trial trains seed after seed."""

@@ -25,7 +25,7 @@ from search.core.objectives import (
 )
 from search.core.placement import Placement, place
 from search.core.problems import StoppedError, UsageError
-from search.core.pruners import IN_SEQUENCE
+from search.core.pruners import IN_SEQUENCE, decision_steps
 from search.core.results import Result, counted, trial_folder, untrained_note
 from search.core.shown import described
 from search.core.sweep_folder import SWEEP_FILE, SweepFolder
@@ -56,10 +56,11 @@ from trainables.core.credentials import shown
 from trainables.core.plugins import plugin_sources
 from trainables.core.storage import Storage, open_storage, split
 from trainables.core.text import amount
+from trainables.report import REPORTS_PER_TRIAL
 
 _DELIVERY_SECONDS = 60.0  # for the last tracking events
 _PATIENCE_SECONDS = 10.0  # without any delivery
-_REPORT_SECONDS = 0.5  # of short steps that no pruner decides on, per report
+_REPORT_SECONDS = 0.5  # of short steps without a decision, per report
 
 logger = logging.getLogger(__name__)
 
@@ -311,6 +312,8 @@ def assign_by(plan: Plan, placement: Placement, sweep: Storage) -> Assign:
     stages = share_start(config, plan.source, plan.fingerprints["backbone"], sweep)
     plugins = plugin_sources()
     zero_shot = general_zero_shot(_facts(plan)).to_dict()
+    steps = max(REPORTS_PER_TRIAL, len(config.task.episodes))
+    decisions = decision_steps(config.pruner, steps)
 
     def assign(live: RunningTrial) -> Assignment:
         return Assignment(
@@ -325,7 +328,8 @@ def assign_by(plan: Plan, placement: Placement, sweep: Storage) -> Assign:
             threads=max(1, math.floor(placement.cpus)),
             in_sequence=config.pruner in IN_SEQUENCE,
             checkpoint_seconds=config.checkpoint_seconds,
-            report_seconds=_REPORT_SECONDS if config.pruner == "none" else 0.0,
+            report_seconds=_REPORT_SECONDS,
+            decision_steps=decisions,
             keep_stopped=keeps_stopped(config, sweep),
             zero_shot=zero_shot if live.number == 0 else {},
             plugins=plugins,

@@ -94,8 +94,7 @@ class Progress:
 
     def started(self, live: RunningTrial) -> None:
         """Show a trial that has started."""
-        epochs = sum(stage.epochs for stage in live.config.stages if not stage.fixed)
-        self._running[live.number] = _Running(epochs * self._rounds)
+        self._running[live.number] = _Running(live.config.total_epochs * self._rounds)
 
     def heard(self, message: Message) -> None:
         """Show a worker's report, forecast and warnings."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,11 +12,13 @@ from search.core.config import SweepConfig
 from search.core.results import Result, learned_files, read_rows, trial_folder
 from search.evaluation.record import EVALUATION
 from trainables.core.storage import Storage
+from trainables.report import METRICS
 from trainables.trial import TrialConfig
 
 REPORT = "report"
 """The only folder among artifacts; all other files are at the top."""
 _CONFIG = "config.json"
+_POINTS = 32  # of a training curve; each costs the driver about 0.2 ms
 _DIGEST_LENGTH = 36  # characters of a data set's digest that MLflow keeps
 
 
@@ -70,7 +73,7 @@ class RunContent:
     tags: Mapping[str, str]
     """Tags by name."""
     rows: Sequence[Row] = ()
-    """Metrics of every step so far."""
+    """Metrics of the steps so far."""
     inputs: Sequence[DataInput] = ()
     """Data sets that the run is trained on."""
     end: End | None = None
@@ -87,9 +90,12 @@ def trial_content(
     inputs: Sequence[DataInput],
     tags: Mapping[str, str],
 ) -> RunContent:
-    """The run of a trial."""
+    """The run of a trial, with all rows that have validation metrics, and of the others so many
+    that a curve has at most 32 points of them."""
     own = {"preset": config.preset, "method": config.methods}
-    return RunContent(begun, config.flat(), own | dict(tags), rows, inputs, end)
+    stride = math.ceil(max(1, config.total_epochs) / _POINTS)
+    sent = [row for row in rows if row.step % stride == 0 or _is_validated(row)]
+    return RunContent(begun, config.flat(), own | dict(tags), sent, inputs, end)
 
 
 def result_content(
@@ -116,6 +122,10 @@ def metric_row(row: Mapping[str, float]) -> Row:
     """A row of a trial's metrics, as workers report it and as the folder holds it."""
     metrics = {name: value for name, value in row.items() if name not in ("epoch", "time")}
     return Row(int(row["epoch"]), row["time"], metrics)
+
+
+def _is_validated(row: Row) -> bool:
+    return METRICS["accuracy"] in row.metrics
 
 
 def _artifacts(sweep: Storage, result: Result) -> list[str]:

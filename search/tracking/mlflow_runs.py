@@ -18,6 +18,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -305,13 +306,33 @@ class MlflowRuns:
         created = self.client.create_run(
             self._experiment_id,
             start_time=milliseconds(content.begun),
-            tags=_context() | tags,
+            tags=self._context | tags,
         )
         run = MlflowRun(self.client, created.info.run_id, "RUNNING", is_new=True, tags=dict(tags))
         self._runs[number] = run.id
         self._open_runs.add(number)
         self._known[run.id] = run
         return run
+
+    @cached_property
+    def _context(self) -> dict[str, str]:
+        """MLflow's own tags: user, source and git commit, for which git is started once. The source
+        is `search.run`, also if a run is created later by `search.sync`."""
+        from mlflow.tracking.context.registry import resolve_tags
+        from mlflow.utils.git_utils import get_git_commit
+        from mlflow.utils.mlflow_tags import (
+            MLFLOW_GIT_COMMIT,
+            MLFLOW_SOURCE_NAME,
+            MLFLOW_SOURCE_TYPE,
+        )
+
+        tags: dict[str, str] = resolve_tags()
+        if tags.get(MLFLOW_SOURCE_TYPE, "LOCAL") == "LOCAL":
+            source = Path(__file__).parents[1] / "run.py"
+            tags[MLFLOW_SOURCE_NAME] = str(source)
+            if commit := get_git_commit(str(source)):
+                tags[MLFLOW_GIT_COMMIT] = commit
+        return tags
 
     def _send_artifacts(self, number: int | None, run: MlflowRun, names: Sequence[str]) -> bool:
         """A trial's artifacts never change; the sweep's own do when it is resumed."""
@@ -382,22 +403,6 @@ class MlflowRuns:
     def _views(self, parameters: str, time: int) -> dict[str, str]:
         names, ranked_by = json.loads(parameters), self._ranked_by
         return saved_views(self._identity, self._sweep, IDENTITY, STATE, names, time, ranked_by)
-
-
-def _context() -> dict[str, str]:
-    """MLflow's own tags: user, source and git commit. The source is `search.run`, also if a run is
-    created later by `search.sync`."""
-    from mlflow.tracking.context.registry import resolve_tags
-    from mlflow.utils.git_utils import get_git_commit
-    from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE
-
-    tags: dict[str, str] = resolve_tags()
-    if tags.get(MLFLOW_SOURCE_TYPE, "LOCAL") == "LOCAL":
-        source = Path(__file__).parents[1] / "run.py"
-        tags[MLFLOW_SOURCE_NAME] = str(source)
-        if commit := get_git_commit(str(source)):
-            tags[MLFLOW_GIT_COMMIT] = commit
-    return tags
 
 
 @contextmanager

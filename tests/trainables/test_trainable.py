@@ -404,12 +404,14 @@ def test_threads_are_set_as_told(job: Job) -> None:
         torch.set_num_threads(1)
 
 
-def test_a_trial_that_may_be_stopped_has_an_artifact_before_each_report(
+def test_a_trial_that_may_be_stopped_has_an_artifact_before_that_report(
     job: Job, tmp_path: Path
 ) -> None:
     path = tmp_path / "000000" / "artifact.safetensors"
-    worker = FewShotTrainable(job(residual_trial(3), keep_stopped=True))
-    seen = []
+    worker = FewShotTrainable(job(residual_trial(4), keep_stopped=True, decision_steps=(2, 3)))
+    seen: list[bytes] = []
+    worker.train()
+    assert not path.exists()
     for _ in range(3):
         worker.train()
         seen.append(path.read_bytes())
@@ -418,7 +420,8 @@ def test_a_trial_that_may_be_stopped_has_an_artifact_before_each_report(
     worker.train()
     worker.train()
     assert not (tmp_path / "000001" / "artifact.safetensors").exists()
-    in_sequence = job(residual_trial(2), 2, TWO_SEEDS, in_sequence=True, keep_stopped=True)
+    stoppable = {"keep_stopped": True, "decision_steps": (1,)}
+    in_sequence = job(residual_trial(2), 2, TWO_SEEDS, in_sequence=True, **stoppable)
     worker.reset_config(in_sequence)
     worker.train()
     names = [file.name for file in (tmp_path / "000002").glob("artifact*")]
@@ -501,3 +504,11 @@ def test_short_steps_are_reported_together(job: Job) -> None:
     reports = [without_times(message).report for message in single]
     rows = [row for report in reports if report for row in report.rows]
     assert found == replace(last, rows=tuple(rows))
+
+
+def test_a_step_that_is_decided_on_ends_a_report(job: Job) -> None:
+    trial = residual_trial(8)
+    sent = listen(FewShotTrainable(job(trial, report_seconds=600.0, decision_steps=(2, 6))))
+    assert [message.report.step for message in sent if message.report] == [2, 6, 8]
+    rows = [row["epoch"] for message in sent if message.report for row in message.report.rows]
+    assert rows == list(range(1, 9))
