@@ -99,6 +99,7 @@ class StudyScheduler(FIFOScheduler):
         super().__init__()
         self._ledger, self._listener, self._memory, self._stop = ledger, listener, memory, stop
         self._dead_workers: set[str] = set()
+        self._over: list[Trial] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """Empty: see `StudySearcher.__getstate__`."""
@@ -112,6 +113,18 @@ class StudyScheduler(FIFOScheduler):
         start: neither in place of one that died nor on a machine that was added.
         """
         return
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Free what Tune keeps of earlier trials to the end of the sweep and nobody reads: their
+        assignments, and statistics of every metric."""
+        for over in [earlier for earlier in self._over if earlier.is_finished()]:
+            self._over.remove(over)
+            over.run_metadata.metric_analysis.clear()
+            over.run_metadata.metric_n_steps.clear()
+            over.last_result.clear()
+            over.evaluated_params.clear()
+            over.config.clear()
+        self._over.append(trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Handle a message of a trial that continues."""

@@ -14,6 +14,8 @@ INTERRUPTED = """
 import signal, sys
 from search.terminal.exit_code import exit_code
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
+
 def command():
     exec("import signal; signal.raise_signal(signal.SIGINT)")  # as the code of a dataclass
 
