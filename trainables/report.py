@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from trainables.core.protocols import Objective
+
+if TYPE_CHECKING:
+    from trainables.trial import TrialConfig
 
 REPORTS_PER_TRIAL = 8
 """Limit of reports per trial when its episodes are trained in parallel."""
@@ -36,3 +41,16 @@ class Report:
     """The latest row, without `epoch` and `time`."""
     trained: bool = True
     """False if training provably changes nothing, so that none took place."""
+
+
+def step_ends(config: TrialConfig) -> list[int]:
+    """Return the last epoch of each report step of a trial whose episodes are trained in parallel,
+    counted over all stages."""
+    trained = [stage.epochs for stage in config.stages if not stage.fixed]
+    trained = [epochs for epochs in trained if epochs]
+    ends: list[int] = []
+    for number, epochs in enumerate(trained):
+        begun = sum(trained[:number])
+        stride = math.ceil(epochs / max(1, REPORTS_PER_TRIAL // len(trained)))
+        ends += [begun + min(end, epochs) for end in range(stride, epochs + stride, stride)]
+    return ends or [0]

@@ -30,7 +30,7 @@ from trainables.encoded_task import EncodedTask
 from trainables.folds import FoldedTraining
 from trainables.predictions import write_predictions
 from trainables.repeated_training import share_repeated
-from trainables.report import CHECKPOINT, METRICS, REPORTS_PER_TRIAL, Report
+from trainables.report import CHECKPOINT, METRICS, Report, step_ends
 from trainables.stack import Lockstep
 from trainables.stages import open_training
 from trainables.trainer import check_finite
@@ -42,19 +42,6 @@ _FORMAT = {"format": "few-shot-checkpoint", "format_version": "2"}
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be continued. The message gives the rule, the value and the fix."""
-
-
-def step_ends(config: TrialConfig) -> list[int]:
-    """Return the last epoch of each report step of a trial whose episodes are trained in parallel,
-    counted over all stages."""
-    trained = [stage.epochs for stage in config.stages if not stage.fixed]
-    trained = [epochs for epochs in trained if epochs]
-    ends: list[int] = []
-    for number, epochs in enumerate(trained):
-        begun = sum(trained[:number])
-        stride = math.ceil(epochs / max(1, REPORTS_PER_TRIAL // len(trained)))
-        ends += [begun + min(end, epochs) for end in range(stride, epochs + stride, stride)]
-    return ends or [0]
 
 
 class TrialRun:

@@ -18,8 +18,8 @@ from search.evaluation.examples import Example, read_examples
 from search.evaluation.predictions import DamagedFileError, PredictionTable, read_predictions
 from search.evaluation.record import EVALUATION, Evaluation, Read, list_reads, read_evaluation
 from trainables.core.storage import Storage, StorageError
+from trainables.report import step_ends
 from trainables.trial import TrialConfig
-from trainables.trial_run import step_ends
 
 T = TypeVar("T")
 

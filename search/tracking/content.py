@@ -12,7 +12,7 @@ from search.core.config import SweepConfig
 from search.core.results import Result, learned_files, read_rows, trial_folder
 from search.evaluation.record import EVALUATION
 from trainables.core.storage import Storage
-from trainables.report import METRICS
+from trainables.report import step_ends
 from trainables.trial import TrialConfig
 
 REPORT = "report"
@@ -90,11 +90,12 @@ def trial_content(
     inputs: Sequence[DataInput],
     tags: Mapping[str, str],
 ) -> RunContent:
-    """The run of a trial, with all rows that have validation metrics, and of the others so many
-    that a curve has at most 32 points of them."""
+    """The run of a trial, with the rows of all its reports, and between them so many that a curve
+    has at most 32 more points."""
     own = {"preset": config.preset, "method": config.methods}
     stride = math.ceil(max(1, config.total_epochs) / _POINTS)
-    sent = [row for row in rows if row.step % stride == 0 or _is_validated(row)]
+    reports = {*step_ends(config)}
+    sent = [row for row in rows if row.step % stride == 0 or row.step in reports]
     return RunContent(begun, config.flat(), own | dict(tags), sent, inputs, end)
 
 
@@ -122,10 +123,6 @@ def metric_row(row: Mapping[str, float]) -> Row:
     """A row of a trial's metrics, as workers report it and as the folder holds it."""
     metrics = {name: value for name, value in row.items() if name not in ("epoch", "time")}
     return Row(int(row["epoch"]), row["time"], metrics)
-
-
-def _is_validated(row: Row) -> bool:
-    return METRICS["accuracy"] in row.metrics
 
 
 def _artifacts(sweep: Storage, result: Result) -> list[str]:

@@ -9,40 +9,37 @@ import pytest
 from search.tracking.content import Row, trial_content
 from spaces.registry import SPACES
 from trainables.methods.base import TaskFacts
+from trainables.report import step_ends
 from trainables.trial import TrialConfig
 
-PAPER = SPACES["taskres"].build(TaskFacts("digits", 4, 40, "vit")).first
+PAPER = SPACES["taskres"].build(TaskFacts("digits", 4, 40, "vit")).paper
 
 
 def config(epochs: int) -> TrialConfig:
     return dataclasses.replace(PAPER, optim=dataclasses.replace(PAPER.optim, epochs=epochs))
 
 
-def rows(epochs: int, validated: set[int]) -> list[Row]:
-    return [
-        Row(e, float(e), {"train/loss": 1 / e} | ({"val/accuracy": 0.5} if e in validated else {}))
-        for e in range(1, epochs + 1)
-    ]
+def rows(epochs: int) -> list[Row]:
+    return [Row(e, float(e), {"train/loss": 1 / e}) for e in range(1, epochs + 1)]
+
+
+def sent(epochs: int, until: int | None = None) -> list[Row]:
+    return [*trial_content(config(epochs), 0.0, rows(epochs)[:until], None, [], {}).rows]
 
 
 @pytest.mark.parametrize("epochs", [1, 8, 31, 32])
 def test_short_curves_are_sent_whole(epochs: int) -> None:
-    measured = rows(epochs, {epochs})
-    assert trial_content(config(epochs), 0.0, measured, None, [], {}).rows == measured
+    assert sent(epochs) == rows(epochs)
 
 
 @pytest.mark.parametrize("epochs", [33, 100, 200, 1000])
-def test_long_curves_keep_every_validation_and_at_most_32_other_points(epochs: int) -> None:
-    validated = {*range(7, epochs, 31), epochs}
-    sent = trial_content(config(epochs), 0.0, rows(epochs, validated), None, [], {}).rows
-    steps = [row.step for row in sent]
-    assert steps == sorted({*steps} | validated)
-    assert 16 <= len({*steps} - validated) <= 32
+def test_long_curves_keep_every_report_and_at_most_32_other_points(epochs: int) -> None:
+    steps, reports = [row.step for row in sent(epochs)], step_ends(config(epochs))
+    assert steps == sorted({*steps, *reports})
+    assert 12 <= len({*steps} - {*reports}) <= 32
 
 
 def test_a_curve_sent_in_parts_is_the_curve_sent_at_once() -> None:
-    measured = rows(100, {13, 26, 100})
-    whole = trial_content(config(100), 0.0, measured, None, [], {}).rows
-    parts = [trial_content(config(100), 0.0, measured[:n], None, [], {}).rows for n in (13, 26)]
-    for part in parts:
-        assert part == whole[: len(part)]
+    for until in (1, 13, 50, 99):
+        part = sent(100, until)
+        assert part == sent(100)[: len(part)]

@@ -26,7 +26,9 @@ from search.tracking.content import sweep_artifacts
 from search.tracking.marks import SWEEP_RUN, open_marks
 from search.tracking.mlflow_reporter import MlflowReporter
 from search.tracking.uri import TrackingError, check_tracking_uri
+from spaces.adjust import adjust
 from spaces.registry import SPACES
+from spaces.settings import Settings
 from tests.search.mlflow_server import TIMEOUT, Server, content, history, runs_of, wait_until
 from tests.servers import s3_server
 from trainables.assignment import Message
@@ -39,7 +41,9 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning",
 )
 
-SPACE = SPACES["taskres"].build(TaskFacts("digits", 4, 40, "vit"))
+SPACE = adjust(
+    SPACES["taskres"].build(TaskFacts("digits", 4, 40, "vit")), Settings(set={"epochs": 8})
+)
 T0 = 1_700_000_000.0
 PRINTS = {"backbone": "abc", "train": "f" * 64}
 ALL: tuple[State, ...] = ("COMPLETE", "PRUNED", "FAIL")
