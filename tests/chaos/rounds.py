@@ -398,6 +398,8 @@ def _mirrored(client: MlflowClient, run: Run, result: dict[str, Any]) -> Iterato
     part = math.ceil(optim["epochs"] / 8)  # epochs
     trained = min(optim["epochs"], part * len(result["values"]))
     steps = range(1, len(result["values"]) + 1)
+    reports = [min(part * n, trained) for n in steps]
+    stride = math.ceil(optim["epochs"] / 32)  # MLflow gets at most 32 points between reports
     history = {
         name: sorted(point.step for point in client.get_metric_history(run.info.run_id, name))
         for name in ("train/loss", "val/accuracy")
@@ -408,8 +410,8 @@ def _mirrored(client: MlflowClient, run: Run, result: dict[str, Any]) -> Iterato
         ("state", run.data.tags.get("search.state"), result["state"]),
         ("objective", run.data.metrics.get("objective"), result["value"]),
         ("learning rate", float(run.data.params.get("lr", "nan")), optim["lr"]),
-        ("epochs", history["train/loss"], list(range(1, trained + 1))),
-        ("validations", history["val/accuracy"], [min(part * n, trained) for n in steps]),
+        ("epochs", history["train/loss"], sorted({*range(stride, trained + 1, stride), *reports})),
+        ("validations", history["val/accuracy"], reports),
         ("files", files, {"config.json", *(f"artifact-seed{n}.safetensors" for n in seeds)}),
     ):
         if found != expected:

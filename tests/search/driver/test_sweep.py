@@ -101,7 +101,10 @@ def test_mlflow_mirrors_the_ledger(finished: tuple[Sweep, str]) -> None:
         if result["state"] == "COMPLETE":
             losses = client.get_metric_history(run.info.run_id, "train/loss")
             epochs = result["config"]["optim"]["epochs"]
-            assert sorted(m.step for m in losses) == list(range(1, epochs + 1))
+            steps = [m.step for m in sorted(losses, key=lambda m: m.step)]
+            # All epochs of a short training; of a longer one the reports and 32 points between.
+            assert steps == list(range(1, epochs + 1)) if epochs <= 32 else steps[-1] == epochs
+            assert len(steps) <= 32 + 8
             history = client.get_metric_history(run.info.run_id, "val/likelihood")
             values = [m.value for m in sorted(history, key=lambda m: m.step)]
             assert values == pytest.approx(result["values"])  # at each of at most eight reports
