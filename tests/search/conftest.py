@@ -146,9 +146,9 @@ def held(process: int) -> Iterator[None]:
 
 
 def kill_everything(process: subprocess.Popen[str]) -> None:
-    """Send SIGKILL to the driver and to everything that Ray has started for it."""
-    members = session_members(process.pid)
-    for pid in [process.pid, *members]:
+    """Send SIGKILL to the driver, at once, and to everything that Ray has started for it."""
+    os.kill(process.pid, signal.SIGKILL)
+    for pid in session_members(process.pid):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()

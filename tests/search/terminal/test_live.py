@@ -27,7 +27,7 @@ from tests.search.conftest import Sweep, environment, held
 
 TRIALS = 5
 OPTIONS = (
-    *("--space", "rmt", "--shots", "2", "--trials", f"{TRIALS}"),
+    *("--space", "rmt", "--shots", "2", "--trials", f"{TRIALS}", "--set", "epochs=12"),
     *("--eval-seeds", "1", "--tracking-uri", "none"),
 )
 
