@@ -40,7 +40,7 @@ TASKRES = (
 ONE_BY_ONE = ("--max-concurrent", "1", "--sampler", "tpe", "--pruner", "asha")
 MASKS = (
     *("--space", "rmt", "--shots", "4", "--trials", "3", "--eval-seeds", "1"),
-    *("--set", "epochs=8", "--range", "lr=1e-3:6e-3:log"),
+    *("--set", "epochs=12", "--range", "lr=1e-3:6e-3:log"),
 )
 
 
@@ -167,14 +167,10 @@ def test_killed_and_continued_gives_the_same_trials(sweep: Sweep, tmp_path: Path
     undisturbed = comparable(calm.results())
     options = (*MASKS, *ONE_BY_ONE, *QUIET, "--checkpoint-seconds", "0")
     process = sweep.start(*options)
-
-    def trained(trial: int) -> bool:
-        return (sweep.folder / f"trials/{trial:06d}/checkpoint.safetensors").exists()
-
-    sweep.wait_until(lambda: trained(2))
+    sweep.wait_until(lambda: any(sweep.folder.glob("trials/*/checkpoint.safetensors")))
     kill_everything(process)
     committed = comparable(sweep.results())
-    assert committed.keys() >= {0, 1}
+    assert 0 in committed  # it is not trained, and has no checkpoint
     done = sweep.run(*options)
     assert done.returncode == 0, done.stdout + done.stderr
     results = comparable(sweep.results())
