@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 from trainables.core.files import expanded
 from trainables.core.plugins import Registry
 from trainables.core.text import did_you_mean, unprintable
-from trainables.data.base import DataError, Dataset, Shift, Split
+from trainables.data.base import DataError, Dataset, Split
 from trainables.data.benchmarks.coop import open_coop
 from trainables.data.benchmarks.imagenet import open_imagenet, open_imagenet_shift
 from trainables.data.benchmarks.layouts import ALL11, IMAGENET_SHIFTS, LAYOUTS
@@ -78,14 +77,6 @@ def _open(spec: str, root: str, generate_split: bool) -> Dataset:
             f"'{LAYOUTS[spec].folders[0]}', and none was given. Add it."
         )
     return DATASETS[spec](spec, expanded(root), generate_split)
-
-
-def open_shift(name: str, root: str = "") -> Shift:
-    """Open the shift of that name (see `SHIFTS`); raises `DataError`."""
-    known = [shift for shifts in SHIFTS.values() for shift in shifts]
-    if name not in known:
-        raise DataError(did_you_mean("shift", name, known))
-    return cast(Shift, open_dataset(name, root))
 
 
 @dataclass(frozen=True)

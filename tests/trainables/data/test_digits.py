@@ -137,3 +137,9 @@ def test_a_caller_cannot_change_the_data_of_the_next() -> None:
     first.labels.zero_()
     assert tensor(split("digits", "val").images).any()
     assert split("digits", "val").labels.any()
+
+
+def test_rotated_digits_have_the_labels_of_upright_ones() -> None:
+    rotated = open_dataset("digits-rotated")
+    assert isinstance(rotated, Digits)
+    assert rotated.source_classes == tuple(range(10))

@@ -27,7 +27,7 @@ from trainables.data.benchmarks.imagenet import ImageNet, ImageNetShift
 from trainables.data.benchmarks.layouts import IMAGENET_SHIFTS
 from trainables.data.few_shot import FewShot, draw_few_shot
 from trainables.data.lists import Counts
-from trainables.data.registry import open_dataset, open_shift
+from trainables.data.registry import open_dataset
 from trainables.data.sealed import TestPermit, check_test_split, read_test_split
 
 
@@ -238,7 +238,7 @@ def test_shifts(name: str, beside: bool, tmp_path: Path) -> None:
         imagenet(tmp_path)
     tree = TREES[name](tmp_path)
     before = snapshot(tmp_path)
-    shift = open_shift(name, str(tmp_path))
+    shift = open_dataset(name, str(tmp_path))
     assert isinstance(shift, ImageNetShift)
     assert shift.wnids == OWN[name]
     assert shift.class_names == tree.class_names
@@ -266,7 +266,8 @@ def test_shifts_are_for_evaluation_only(name: str, tmp_path: Path) -> None:
 def test_two_classes_of_one_name_stay_apart(tmp_path: Path) -> None:
     """By name, `missile` would be found twice: n04008634 is the second."""
     TREES["imagenet_r"](tmp_path)
-    shift = open_shift("imagenet_r", str(tmp_path))
+    shift = open_dataset("imagenet_r", str(tmp_path))
+    assert isinstance(shift, ImageNetShift)
     assert shift.class_names[1] == "missile"
     assert shift.source_classes[1] == 8
 
@@ -277,7 +278,8 @@ def test_a_shift_of_classes_that_imagenet_lacks(tmp_path: Path) -> None:
     names = tmp_path / "imagenet" / "classnames.txt"
     lines = names.read_text().splitlines(keepends=True)
     names.write_text("".join(line for line in lines if not line.startswith("n01443537")))
-    shift = open_shift("imagenet_a", str(tmp_path))
+    shift = open_dataset("imagenet_a", str(tmp_path))
+    assert isinstance(shift, ImageNetShift)
     with pytest.raises(DataError, match="'n01443537' is none of its 11"):
         _ = shift.source_classes
 
@@ -303,11 +305,3 @@ def test_a_class_folder_without_test_images(name: str, tmp_path: Path) -> None:
     dataset = open_dataset(name, str(tmp_path))
     with pytest.raises(DataError, match=f"class folder must contain images: '{empty}' has none"):
         check_test_split(dataset)
-
-
-def test_what_is_no_shift() -> None:
-    assert open_shift("digits-rotated").source_classes == tuple(range(10))
-    with pytest.raises(DataError, match=r"no shift 'imagenet_s'.*Did you mean 'imagenet_"):
-        open_shift("imagenet_s")
-    with pytest.raises(DataError, match="no shift 'dtd'"):
-        open_shift("dtd")
