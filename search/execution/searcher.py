@@ -160,6 +160,8 @@ class StudyScheduler(FIFOScheduler):
         checkpoint. Tune may report one death for several trials, if the worker was being handed
         from one to the next: it is a crash of the first one only.
         """
+        if not trial.config:  # it ended long ago, and its worker went on to another one
+            return
         number = trial.config["assignment"]["number"]
         live = self._ledger.live.get(number)
         if live is None:

@@ -140,3 +140,33 @@ def test_a_trial_that_fills_the_memory_alone_fails(world: World) -> None:
         world.error(SHORTAGE.format(attempt, 1.5))
     assert world.ledger.failed[7].startswith("it does not fit into memory, even alone: 1.9 GiB of")
     assert world.ledger.crashes == 0
+
+
+def tune_trial(number: int) -> Trial:
+    assignment = {"assignment": {"number": number}}
+    trial = Trial("anything", config=assignment, evaluated_params=dict(assignment), stub=True)
+    trial.run_metadata.update_metric("val/accuracy", 0.5)
+    return trial
+
+
+def test_tune_forgets_ended_trials_only(tmp_path: Path) -> None:
+    """It would keep 30 KB of each to the end of the sweep. A late error of one is ignored."""
+    world = World(tmp_path)
+    ended, running, new = map(tune_trial, range(3))
+    world.scheduler.on_trial_add(None, ended)
+    world.scheduler.on_trial_add(None, running)
+    ended.set_status(Trial.TERMINATED)
+    running.set_status(Trial.RUNNING)
+    world.scheduler.on_trial_add(None, new)
+    for freed in (
+        ended.config,
+        ended.evaluated_params,
+        ended.metric_analysis,
+        ended.metric_n_steps,
+    ):
+        assert freed == {}
+    for kept in (running, new):
+        assert kept.config == {"assignment": {"number": kept.config["assignment"]["number"]}}
+        assert kept.metric_analysis
+    world.scheduler.on_trial_error(None, ended)
+    assert world.ledger.crashes == 0
