@@ -1,5 +1,5 @@
-"""What a sweep's driver and its workers exchange as JSON: a trial's assignment, and a message per
-step."""
+"""What a sweep's driver and its workers exchange as JSON: a trial's assignment, and messages about
+its steps."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ Outcome = Literal["running", "finished", "failed", "stuck"]
 
 @dataclass(frozen=True)
 class Message:
-    """A worker's message after each step."""
+    """A worker's message after one or several steps."""
 
     number: int
     """The trial's number in the ledger."""
@@ -63,9 +63,9 @@ class Message:
     """`finished`: the whole budget was trained; `failed`: see `reason`; `stuck`: the storage does
     not work, which is not the trial's fault, see `reason`."""
     report: Report | None
-    """The report; None if the trial failed or has not trained yet."""
+    """The report of the steps that were done; None if none was."""
     seconds: float = 0.0
-    """Time spent in training and validation in this step, in seconds."""
+    """Time spent in training and validation in these steps, in seconds."""
     reason: str = ""
     """One line for a failed or stuck trial, else empty."""
     details: str = ""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trainables.core.protocols import Objective
 
 if TYPE_CHECKING:
-    from trainables.trial import TrialConfig
+    from trainables.trial import Episode, TrialConfig
 
 REPORTS_PER_TRIAL = 8
 """Limit of reports per trial when its episodes are trained in parallel."""
@@ -43,9 +44,12 @@ class Report:
     """False if training provably changes nothing, so that none took place."""
 
 
-def step_ends(config: TrialConfig) -> list[int]:
-    """Return the last epoch of each report step of a trial whose episodes are trained in parallel,
-    counted over all stages."""
+def step_ends(config: TrialConfig, in_sequence: Sequence[Episode] = ()) -> list[int]:
+    """Return the last epoch of each report step of a trial, counted over all stages. Its episodes
+    are trained in parallel, or one after the other if they are given."""
+    if in_sequence:
+        owns = (config.for_episode(episode).total_epochs for episode in in_sequence)
+        return list(itertools.accumulate(max(1, own) for own in owns))
     trained = [stage.epochs for stage in config.stages if not stage.fixed]
     trained = [epochs for epochs in trained if epochs]
     ends: list[int] = []

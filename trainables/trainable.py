@@ -46,7 +46,7 @@ from trainables.core.storage import (
 from trainables.data.sealed import seal_process
 from trainables.encoded_task import EncodedTask
 from trainables.parameters import read_parameters
-from trainables.report import METRICS, ZERO_SHOT
+from trainables.report import METRICS, ZERO_SHOT, Report
 from trainables.trial import TaskSpec, TrialConfig
 from trainables.trial_run import TrialRun
 
@@ -81,6 +81,7 @@ class FewShotTrainable(tune.Trainable):
         self._task: EncodedTask | None = None
         self._run: TrialRun | None = None
         self._job: Assignment | None = None
+        self._unsent: Report | None = None  # of steps that were done before one that fails
         self._folder: Storage
         self._accept(config)
 
@@ -97,6 +98,7 @@ class FewShotTrainable(tune.Trainable):
         errors of the GPU end the process; the trial is issued again.
         """
         number = self._job.number if self._job else -1
+        self._unsent = None
         try:
             message = self._advance(number)
         except Exception as error:
@@ -112,7 +114,7 @@ class FewShotTrainable(tune.Trainable):
             else:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 details = traceback.format_exc()
-                message = Message(number, "failed", None, reason=reason, details=details)
+                message = Message(number, "failed", self._unsent, reason=reason, details=details)
         return self._result(message)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -214,12 +216,13 @@ class FewShotTrainable(tune.Trainable):
                     warnings=warnings,
                 )
         run = self._open_run()
-        report, together = run.advance(), self._job.report_seconds if self._job else 0.0
+        report = self._unsent = run.advance()
+        together = self._job.report_seconds if self._job else 0.0
         while not (report.finished or self._is_decided_on(run)):
             if time.monotonic() - start >= together:
                 break
             later = run.advance()
-            report = replace(later, rows=report.rows + later.rows)
+            report = self._unsent = replace(later, rows=report.rows + later.rows)
         seconds = time.monotonic() - start
         if report.finished:
             self._check_sweep_folder()

@@ -1,9 +1,8 @@
 """One trial without Ray: the training of every episode of its task, in report steps.
 
-A trial has at most eight report steps. After each it reports once, and can be stopped, saved and
-continued. Trials with different numbers of epochs are compared at the same step, so at the same
-share of their budget. Consecutive stages have equally many steps, so trials are compared in the
-same stage.
+A trial has at most eight report steps. After each it can report, be stopped, saved and continued.
+Trials with different numbers of epochs are compared at the same step, so at the same share of their
+budget. Consecutive stages have equally many steps, so trials are compared in the same stage.
 """
 
 from __future__ import annotations

@@ -121,7 +121,8 @@ class StudyScheduler(FIFOScheduler):
             self._over.remove(over)
             over.run_metadata.metric_analysis.clear()
             over.run_metadata.metric_n_steps.clear()
-            over.last_result.clear()
+            over.run_metadata.last_result = {"trial_id": over.trial_id, "done": True}
+            over._default_result_or_future = None  # a first result, which has the assignment, too
             over.evaluated_params.clear()
             over.config.clear()
         self._over.append(trial)

@@ -13,7 +13,7 @@ from search.core.results import Result, learned_files, read_rows, trial_folder
 from search.evaluation.record import EVALUATION
 from trainables.core.storage import Storage
 from trainables.report import step_ends
-from trainables.trial import TrialConfig
+from trainables.trial import Episode, TrialConfig
 
 REPORT = "report"
 """The only folder among artifacts; all other files are at the top."""
@@ -89,18 +89,23 @@ def trial_content(
     end: End | None,
     inputs: Sequence[DataInput],
     tags: Mapping[str, str],
+    in_sequence: Sequence[Episode] = (),
 ) -> RunContent:
-    """The run of a trial, with the rows of all its reports, and between them so many that a curve
-    has at most 32 more points."""
+    """The run of a trial, with the rows at the ends of its steps, and between them so many that a
+    curve has at most 32 more points. `in_sequence` as in `step_ends`."""
     own = {"preset": config.preset, "method": config.methods}
-    stride = math.ceil(max(1, config.total_epochs) / _POINTS)
-    reports = {*step_ends(config)}
-    sent = [row for row in rows if row.step % stride == 0 or row.step in reports]
+    ends = step_ends(config, in_sequence)
+    stride = math.ceil(max(1, ends[-1]) / _POINTS)
+    sent = [row for row in rows if row.step % stride == 0 or row.step in ends]
     return RunContent(begun, config.flat(), own | dict(tags), sent, inputs, end)
 
 
 def result_content(
-    sweep: Storage, result: Result, inputs: Sequence[DataInput], tags: Mapping[str, str]
+    sweep: Storage,
+    result: Result,
+    inputs: Sequence[DataInput],
+    tags: Mapping[str, str],
+    in_sequence: Sequence[Episode] = (),
 ) -> RunContent:
     """The run of a trial that has ended, from the sweep's folder; raises `StorageError`."""
     measured = read_rows(sweep, result.number)
@@ -116,7 +121,7 @@ def result_content(
         own["search.warning"] = " ".join(result.warnings)
     end = End(result.state, result.ended, metrics, _artifacts(sweep, result))
     config = TrialConfig.from_dict(result.config)
-    return trial_content(config, result.begun, rows, end, inputs, own | dict(tags))
+    return trial_content(config, result.begun, rows, end, inputs, own | dict(tags), in_sequence)
 
 
 def metric_row(row: Mapping[str, float]) -> Row:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from search.core.annotations import read_annotations
 from search.core.config import SweepConfig
+from search.core.pruners import IN_SEQUENCE
 from search.core.results import Result
 from search.evaluation.record import Evaluation
 from search.tracking.content import (
@@ -99,6 +100,7 @@ class MlflowReporter:
         self._config, self._storage, self._patience = config, storage, patience
         self._tags = {f"fingerprint.{key}": value for key, value in fingerprints.items()}
         self._inputs = data_inputs(config, fingerprints)
+        self._in_sequence = config.task.episodes if config.pruner in IN_SEQUENCE else ()
         self._live: dict[int, _Live] = {}
         self._results: dict[int, Result] = {}  # not delivered yet
         self._sweep: RunContent | None = None
@@ -348,11 +350,14 @@ class MlflowReporter:
         with self._condition:
             if live := self._live.get(number):
                 rows, end = tuple(live.rows.values()), live.end
-                return trial_content(live.config, live.begun, rows, end, self._inputs, self._tags)
+                return trial_content(
+                    *(live.config, live.begun, rows, end, self._inputs, self._tags),
+                    self._in_sequence,
+                )
             result = self._results.get(number)
         if result is None:
             return None
-        return result_content(self._storage, result, self._inputs, self._tags)
+        return result_content(self._storage, result, self._inputs, self._tags, self._in_sequence)
 
     def _annotated(self) -> RunContent | None:
         """The sweep's own run with the note and the tags that it has now."""

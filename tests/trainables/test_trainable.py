@@ -506,6 +506,24 @@ def test_short_steps_are_reported_together(job: Job) -> None:
     assert found == replace(last, rows=tuple(rows))
 
 
+def test_steps_before_one_that_fails_are_reported(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance = TrialRun.advance
+
+    def breaks(run: TrialRun) -> Report:
+        if run.step == 3:
+            raise RuntimeError("a step")
+        return advance(run)
+
+    monkeypatch.setattr(TrialRun, "advance", breaks)
+    (failed,) = listen(FewShotTrainable(job(residual_trial(8), report_seconds=600.0)))
+    assert failed.outcome == "failed"
+    assert failed.report is not None
+    assert [row["epoch"] for row in failed.report.rows] == [1, 2, 3]
+    assert len(failed.report.values) == 3
+
+
 def test_a_step_that_is_decided_on_ends_a_report(job: Job) -> None:
     trial = residual_trial(8)
     sent = listen(FewShotTrainable(job(trial, report_seconds=600.0, decision_steps=(2, 6))))
