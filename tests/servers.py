@@ -66,6 +66,7 @@ class Program:
         log: Path,
         environment: Mapping[str, str] | None = None,
         user: str | None = None,
+        folder: str | Path | None = None,
     ) -> None:
         self.log = log
         with log.open("ab") as output:
@@ -80,7 +81,7 @@ class Program:
                 user=user,
                 group=user,
                 extra_groups=None if user is None else [],
-                cwd=None if user is None else "/",  # the other user may not enter our folder
+                cwd=folder,
             )
         self.pid = self._popen.pid
 
@@ -131,13 +132,14 @@ class Server(ABC):
 
     environment: Mapping[str, str] = {}
     user: str | None = None
+    folder: str | Path | None = None
 
     def members(self) -> list[Process]:
         """Processes of the server; empty while it is down."""
         return self._program.members() if self._program else []
 
     def start(self) -> None:
-        self._program = Program(self.command(), self._log, self.environment, self.user)
+        self._program = Program(self.command(), self._log, self.environment, self.user, self.folder)
 
     def kill(self, down: float = 0.0) -> None:
         """Send SIGKILL to all processes; the server restarts after this many seconds."""
@@ -151,8 +153,8 @@ class Server(ABC):
         if self._program is None and time.monotonic() >= self._back:
             self.start()
 
-    def wait(self, seconds: float = 120) -> None:
-        """Wait until the server answers."""
+    def wait(self, seconds: float = 300) -> None:
+        """Start the server if it is due, and wait until it answers."""
         deadline = time.monotonic() + seconds
         while not self.answers():
             self.tend()
@@ -162,22 +164,22 @@ class Server(ABC):
 
 
 class Mlflow(Server):
-    """`mlflow server` on a sqlite file."""
+    """`mlflow server` on a sqlite file, unless the options say otherwise."""
 
-    environment: Mapping[str, str] = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir()
+    def __init__(self, folder: Path, *options: str, **environment: str) -> None:
+        folder.mkdir(exist_ok=True)
         super().__init__(folder / "log")
-        self._folder = folder
+        self.folder, self.options = folder, options
+        self.environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | environment
         self.uri = f"http://127.0.0.1:{self.port}"
 
     def command(self) -> list[str | Path]:
         return [
             *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
             *("--host", "127.0.0.1", "--port", str(self.port)),
-            *("--backend-store-uri", f"sqlite:///{self._folder / 'mlflow.db'}"),
-            *("--artifacts-destination", self._folder / "artifacts"),
+            *("--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"),
+            *("--artifacts-destination", f"{self.folder}/artifacts"),
+            *self.options,
         ]
 
     def answers(self) -> bool:
@@ -205,6 +207,7 @@ class Postgresql(Server):
         assert programs is not None, "PostgreSQL is not installed"
         self._programs = programs
         self.user = "postgres" if os.geteuid() == 0 else None
+        self.folder = "/" if self.user else None  # the other user may not enter ours
         self.uri = f"postgresql://search@127.0.0.1:{self.port}/postgres"
         # Not below the round's folder, which the other user may not enter.
         self._folder = Path(tempfile.mkdtemp(prefix="chaos-postgresql-"))

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sy
 from search.core.config import SweepConfig
 from search.tracking.mlflow_reporter import open_runs
 from tests.search.conftest import Sweep
-from tests.search.mlflow_server import Server
+from tests.servers import Mlflow
 from trainables.core.storage import LocalStorage
 
 WIDTH, HEIGHT = 1400, 900
@@ -117,7 +117,7 @@ class Finished:
     """A sweep in an MLflow server, with its winner registered."""
 
     sweep: Sweep
-    server: Server
+    server: Mlflow
 
     @property
     def view(self) -> str:
@@ -141,8 +141,8 @@ def finished(
     """The README's sweep if pictures are taken, otherwise a shorter one."""
     del browser  # without a browser, the sweep is not run
     folder = tmp_path_factory.mktemp("finished")
-    server = Server(folder)
-    server.start()
+    server = Mlflow(folder)
+    server.wait()
     try:
         sweep = Sweep(folder, NAME, report=True)
         options = () if request.config.getoption("screenshots") else QUICK

@@ -17,7 +17,8 @@ from search.tracking.mlflow_reporter import open_runs
 from search.tracking.mlflow_runs import STATE
 from tests.browser.conftest import SETTLED, Photograph, Window, open_window
 from tests.browser.test_pages import ACCURACY, cells, wait_for_order
-from tests.search.mlflow_server import Server, runs_of
+from tests.search.in_mlflow import runs_of
+from tests.servers import Mlflow
 from trainables.core.optim import OptimConfig
 from trainables.core.storage import LocalStorage
 from trainables.methods.taskres import TaskResConfig
@@ -69,8 +70,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, l
     values = write_sweep(LocalStorage(folder / "many"))
     database = f"sqlite:///{folder}/mlflow.db"
     assert sync.main(["many", "--storage", str(folder), "--tracking-uri", database]) == 0
-    server = Server(folder)
-    server.start()
+    server = Mlflow(folder)
+    server.wait()
     try:
         config = SweepConfig(name="many")
         runs = open_runs(server.uri, config, "many", LocalStorage(folder / "many"))

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.browser.conftest import MODEL, NAME, Finished, Photograph, Window, open_window
-from tests.search.mlflow_server import runs_of
+from tests.search.in_mlflow import runs_of
 
 pytestmark = pytest.mark.timeout(1500)
 

@@ -17,8 +17,7 @@ import pytest
 from mlflow import MlflowClient
 from optuna.storages import RDBStorage
 
-from tests.search.mlflow_server import Server
-from tests.servers import Postgresql, postgresql_programs
+from tests.servers import Mlflow, Postgresql, postgresql_programs
 
 
 @contextmanager
@@ -44,8 +43,8 @@ def database(folder: Path) -> Iterator[str]:
 def test_a_sweep_with_both(tmp_path: Path) -> None:
     with database(tmp_path) as uri:
         backend = uri.replace("postgresql:", "postgresql+psycopg:") + "mlflow"
-        mlflow = Server(tmp_path, "--backend-store-uri", backend)
-        mlflow.start()
+        mlflow = Mlflow(tmp_path, "--backend-store-uri", backend)
+        mlflow.wait()
         try:
             ours = {"MLFLOW_TRACKING_URI": mlflow.uri, "MLFLOW_EXPERIMENT_NAME": "parts"}
             options = "--space taskres --trials 2 --shots 2 --seeds 1 --eval-seeds 1 --no-report"

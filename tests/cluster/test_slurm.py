@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.search.mlflow_server import free_port
+from tests.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "cluster" / "slurm.sh"

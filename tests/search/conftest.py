@@ -57,8 +57,10 @@ class Sweep:
         return ["--storage", storage, "--name", self.name, *report, *options]
 
     def run(self, *options: str) -> subprocess.CompletedProcess[str]:
-        """Run in the process of the tests and on their Ray: no imports, no start of Ray."""
-        return run_here(main, *self._arguments(*options))
+        """Run in the process of the tests and on their Ray: no imports, no start of Ray. One trial
+        at a time unless told otherwise, as each worker imports torch."""
+        serial = () if "--max-concurrent" in options else ("--max-concurrent", "1")
+        return run_here(main, *self._arguments(*options, *serial))
 
     def run_alone(self, *options: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
         """Run in a separate process with a private Ray, as a user does."""

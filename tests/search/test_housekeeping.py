@@ -26,8 +26,8 @@ from search.delete import readable_size
 from search.reporting.provenance import provenance_section
 from search.reporting.source import read_source
 from search.tracking.mlflow_page import DESCRIPTION
+from tests.search.in_mlflow import runs_of
 from tests.search.made import made
-from tests.search.mlflow_server import runs_of
 from tests.servers import S3, s3_server
 from tests.trainables.trials import residual_trial
 from trainables.core.storage import LocalStorage, StorageError, open_storage

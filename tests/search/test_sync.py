@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from search.core.lock import SweepLock
 from search.core.sweep_folder import FORMAT
 from search.sync import main
 from tests.search.conftest import Sweep, kill_everything
+from tests.search.in_mlflow import content, runs_of
 from tests.search.made import made
-from tests.search.mlflow_server import Server, content, runs_of
 from tests.search.test_status import judge
+from tests.servers import Mlflow
 from trainables.core.optim import OptimConfig
 from trainables.core.storage import LocalStorage
 from trainables.methods.taskres import TaskResConfig
@@ -33,10 +35,10 @@ SPACE = ("--space", "taskres", "--shots", "4", "--seeds", "1", "--eval-seeds", "
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Mlflow]]:
     """Two real servers; neither runs."""
     folders = {name: tmp_path_factory.mktemp(name) for name in ("first", "second")}
-    found = {name: Server(folder) for name, folder in folders.items()}
+    found = {name: Mlflow(folder) for name, folder in folders.items()}
     yield found
     for server in found.values():
         server.kill()
@@ -62,18 +64,18 @@ def sync(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
 
 @pytest.mark.slow
 def test_a_server_down_at_the_start_and_in_the_middle_and_killed_at_the_end(
-    sweep: Sweep, servers: dict[str, Server], tmp_path: Path, sync: Callable[..., Answer]
+    sweep: Sweep, servers: dict[str, Mlflow], tmp_path: Path, sync: Callable[..., Answer]
 ) -> None:
     server, second = servers["first"], servers["second"]
     driver = sweep.start(*SPACE, "--trials", "8", "--tracking-uri", server.uri)
     try:
         sweep.wait_until(lambda: len(sweep.results()) >= 2)
         assert "is unreachable" in (sweep.storage / f"{sweep.name}.log").read_text()
-        server.start()
+        server.wait()
         time.sleep(1.0)
         server.kill()
         sweep.wait_until(lambda: len(sweep.results()) >= 5)
-        server.start()
+        server.wait()
         sweep.wait_until(lambda: len(sweep.results()) == 8)
         server.kill()
         # The driver waits a minute for the delivery, and need not be waited for.
@@ -85,7 +87,7 @@ def test_a_server_down_at_the_start_and_in_the_middle_and_killed_at_the_end(
     waiting = sync(sweep, "--timeout", "1")
     assert waiting.code == 1
     assert "are left: MLflow at http" in waiting.err
-    server.start()
+    server.wait()
     done = sync(sweep)
     assert done.code == 0, done.err
     assert "runs brought up to date, MLflow holds 8 trials of sweep test" in done.out
@@ -95,7 +97,9 @@ def test_a_server_down_at_the_start_and_in_the_middle_and_killed_at_the_end(
         run = told[str(number)]
         rows = (sweep.folder / f"trials/{number:06d}/metrics.jsonl").read_text().splitlines()
         assert run["status"] == {"COMPLETE": "FINISHED", "PRUNED": "KILLED"}[result["state"]]
-        assert len(run["metrics"]["val/accuracy"]) == len(rows)  # type: ignore[index]
+        steps = {step for step, *_ in run["metrics"]["val/accuracy"]}  # type: ignore[index]
+        assert steps <= {json.loads(row)["epoch"] for row in rows}
+        assert max(steps) == json.loads(rows[-1])["epoch"]
         learned = {"artifact.safetensors"} if result["state"] == "COMPLETE" else set()
         assert set(run["artifacts"]) == {"config.json"} | learned  # type: ignore[call-overload]
 
@@ -105,7 +109,7 @@ def test_a_server_down_at_the_start_and_in_the_middle_and_killed_at_the_end(
 
     shutil.rmtree(sweep.folder / "tracking")
     server.kill()
-    second.start()
+    second.wait()
     rebuilt = sync(sweep, "--rebuild", "--tracking-uri", second.uri)
     assert rebuilt.code == 0, rebuilt.err
     assert content(second.uri, "test", tmp_path / "rebuilt") == told
@@ -114,11 +118,10 @@ def test_a_server_down_at_the_start_and_in_the_middle_and_killed_at_the_end(
 
 @pytest.mark.slow
 def test_nothing_stays_running_after_a_killed_driver(
-    sweep: Sweep, servers: dict[str, Server], sync: Callable[..., Answer]
+    sweep: Sweep, servers: dict[str, Mlflow], sync: Callable[..., Answer]
 ) -> None:
     server = servers["second"]
-    if server.process is None:
-        server.start()
+    server.wait()
     sweep.name = "killed"
     driver = sweep.start(*SPACE, "--trials", "50", "--tracking-uri", server.uri)
     sweep.wait_until(lambda: len(sweep.results()) >= 2 and len(runs_of(server.uri, "killed")) > 3)
@@ -173,22 +176,20 @@ def test_mistakes_are_told_in_one_line(
 
 
 def test_a_sweep_without_trials_has_nothing_but_itself_to_tell(
-    tmp_path: Path, servers: dict[str, Server], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, servers: dict[str, Mlflow], capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = servers["second"]
-    if server.process is None:
-        server.start()
+    server.wait()
     folder(tmp_path / "empty", server.uri)
     assert main(["test", "--storage", str(tmp_path / "empty")]) == 0
     assert f"MLflow holds 0 trials of sweep test: {server.uri}" in capsys.readouterr().out
 
 
 def test_the_figures_of_a_former_winner_are_not_told(
-    tmp_path: Path, servers: dict[str, Server], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, servers: dict[str, Mlflow], capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = servers["second"]
-    if server.process is None:
-        server.start()
+    server.wait()
     trial = TrialConfig(
         "taskres", "search", TaskResConfig(), OptimConfig(lr=2e-3, epochs=2, batch_size=8)
     )

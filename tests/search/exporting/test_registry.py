@@ -28,8 +28,9 @@ from search.exporting.model import Model, find_artifact, open_model
 from search.exporting.registry import ALIAS, Registry, RegistryError
 from search.tracking.mlflow_page import columns, description
 from search.tracking.mlflow_reporter import open_runs
+from tests.search.in_mlflow import runs_of
 from tests.search.made import made
-from tests.search.mlflow_server import Server, runs_of
+from tests.servers import Mlflow
 from trainables.core.optim import OptimConfig
 from trainables.core.storage import LocalStorage
 from trainables.methods.taskres import TaskResConfig
@@ -58,7 +59,7 @@ class World:
     """A sweep that a server knows, and its registered model."""
 
     storage: Path
-    server: Server
+    server: Mlflow
     output: Path
     """The export that was registered."""
 
@@ -108,14 +109,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     patch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     patch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
     made(folder, "s1", TASKRES, TaskSpec(("digits",), "tiny", (4,), (1,)))
-    server = Server(
+    server = Mlflow(
         folder,
         *("--app-name", "basic-auth"),
         MLFLOW_FLASK_SERVER_SECRET_KEY="x",
         MLFLOW_AUTH_ADMIN_USERNAME="admin",
         MLFLOW_AUTH_ADMIN_PASSWORD=SECRET,
     )
-    server.start()
+    server.wait()
     try:
         where = ["s1", "--storage", str(folder), "--tracking-uri", server.uri]
         world = World(folder, server, folder / "export")

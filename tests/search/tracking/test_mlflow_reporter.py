@@ -29,8 +29,8 @@ from search.tracking.uri import TrackingError, check_tracking_uri
 from spaces.adjust import adjust
 from spaces.registry import SPACES
 from spaces.settings import Settings
-from tests.search.mlflow_server import TIMEOUT, Server, content, history, runs_of, wait_until
-from tests.servers import s3_server
+from tests.search.in_mlflow import TIMEOUT, content, history, runs_of, wait_until
+from tests.servers import Mlflow, s3_server
 from trainables.assignment import Message
 from trainables.core.storage import LocalStorage, Storage, open_storage
 from trainables.methods.base import TaskFacts
@@ -534,23 +534,23 @@ def test_a_killed_driver_leaves_nothing_undone_and_nothing_twice(
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Mlflow]:
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(empty_database, folder / "mlflow.db")
-    server = Server(folder)
+    server = Mlflow(folder)
     yield server
     server.kill()
 
 
 def test_a_server_that_is_down_then_killed_then_back(
-    server: Server, world: World, caplog: pytest.LogCaptureFixture
+    server: Mlflow, world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     driver = Driver(world.sweep, server.uri)
     driver.run()
     assert driver.reporter.flush(0.5) == 4
     assert "is unreachable" in check_tracking_uri(server.uri, timeout=1)
 
-    server.start(wait=False)
+    server.start()
     wait_until(lambda: driver.reporter.flush(0) < 4)  # it has begun
     server.kill()
     driver.run()
@@ -558,7 +558,7 @@ def test_a_server_that_is_down_then_killed_then_back(
     driver.train(live, 1, 3)
     assert driver.reporter.flush(0.5) > 0
 
-    server.start(wait=False)
+    server.start()
     driver.train(live, 4, 6)
     driver.end(live, "COMPLETE")
     assert driver.close() == 0
@@ -592,8 +592,8 @@ def test_a_run_that_always_fails_holds_up_the_others_for_a_while_only(
     folder.mkdir()
     (folder / "artifacts").write_text("a file where a folder should be")
     shutil.copy(empty_database, folder / "mlflow.db")
-    server = Server(folder)
-    server.start()
+    server = Mlflow(folder)
+    server.wait()
     try:
         driver = Driver(world.sweep, server.uri, patience=2.0)
         live, other = driver.start(), driver.start()
@@ -619,14 +619,14 @@ def test_a_server_with_a_log_in(
     secret = "correct-horse-battery"
     folder = tmp_path / "server"
     folder.mkdir()
-    server = Server(
+    server = Mlflow(
         folder,
         *("--app-name", "basic-auth"),
         MLFLOW_FLASK_SERVER_SECRET_KEY="x",
         MLFLOW_AUTH_ADMIN_USERNAME="admin",
         MLFLOW_AUTH_ADMIN_PASSWORD=secret,
     )
-    server.start()
+    server.wait()
     try:
         with pytest.raises(TrackingError, match=r"401.*credentials MLFLOW_TRACKING_USERNAME"):
             check_tracking_uri(server.uri)

@@ -21,7 +21,7 @@ from search.tracking.content import DataInput, End, Row, RunContent
 from search.tracking.mlflow_client import RefusedError
 from search.tracking.mlflow_page import saved_views
 from search.tracking.mlflow_runs import MlflowRuns
-from tests.search.mlflow_server import history, runs_of
+from tests.search.in_mlflow import history, runs_of
 from trainables.core.storage import LocalStorage
 
 pytestmark = pytest.mark.filterwarnings(

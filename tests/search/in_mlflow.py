@@ -1,14 +1,8 @@
-"""What tests of tracking share: a real MLflow server that can be killed, and what MLflow holds."""
+"""What MLflow holds of a sweep."""
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +12,6 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 TIMEOUT = 60.0
-STARTUP = 300.0  # with a new database, whose tables are made first
 
 
 def wait_until(true: Callable[[], bool], timeout: float = TIMEOUT) -> None:
@@ -26,57 +19,6 @@ def wait_until(true: Callable[[], bool], timeout: float = TIMEOUT) -> None:
     while not true():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
-
-
-class Server:
-    """A real `mlflow server` on its own port, which can be killed and restarted."""
-
-    def __init__(self, folder: Path, *options: str, **environment: str) -> None:
-        self.port = free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.folder, self.options, self.environment = folder, options, environment
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self, wait: bool = True) -> None:
-        command = f"""-m mlflow server --host 127.0.0.1 --port {self.port} --workers 1
-            --backend-store-uri sqlite:///{self.folder}/mlflow.db
-            --artifacts-destination {self.folder}/artifacts""".split()
-        lean = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, *command, *self.options],
-                stdout=log,
-                stderr=log,
-                cwd=self.folder,
-                env=os.environ | lean | self.environment,
-                start_new_session=True,
-            )
-        if wait:
-            try:
-                wait_until(self.answers, STARTUP)
-            except AssertionError:
-                self.kill()
-                raise
-
-    def answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
-                return True
-        except OSError:
-            return False
-
-    def kill(self) -> None:
-        """SIGKILL to the server and its worker."""
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
 
 
 def runs_of(uri: str, sweep: str = "s1") -> dict[str, Run]:
