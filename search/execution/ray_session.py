@@ -65,9 +65,8 @@ def ray_session(address: str, console: Console, warm_workers: int = 0) -> Iterat
                 else:
                     stack.enter_context(_private_settings(warm_workers))
                     stack.callback(ray.shutdown)
+                    stack.enter_context(_watch_ray())
                     _start(folder)
-            if not address:
-                stack.enter_context(_watch_ray())
             yield folder
 
 
@@ -179,17 +178,19 @@ def _reread_settings() -> None:
 
 @contextlib.contextmanager
 def _watch_ray() -> Iterator[None]:
-    """While open, end the process if an essential part of its private Ray dies.
+    """While open, end the process if an essential part of its private Ray dies, also while it
+    starts.
 
     Nothing restarts these parts. Without a raylet, Tune waits forever; without a GCS, Ray aborts
     the process after a minute. All results are on disk.
     """
     over = threading.Event()
-    node = ray._private.worker._global_node
 
     def watch() -> None:
         while not over.wait(1):
-            dead = [kind for kind, _ in node.dead_processes() if kind in ("gcs_server", "raylet")]
+            node = ray._private.worker._global_node
+            parts = node.dead_processes() if node else ()
+            dead = [kind for kind, _ in parts if kind in ("gcs_server", "raylet")]
             if dead and not over.is_set():
                 sys.stderr.write(
                     f"error: Ray's {dead[0]} died. Finished trials are kept; run the same command "

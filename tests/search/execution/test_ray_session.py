@@ -202,6 +202,30 @@ with ray_session("", Console()) as folder:
         assert not folder.exists()
 
 
+def test_a_death_of_ray_while_it_starts_is_one_line(tmp_path: Path) -> None:
+    """Ray would try for a minute, and end the process with its own log."""
+    process = start(
+        """
+from ray._private import worker
+connect = worker.connect
+
+def without_gcs(*args, **options):
+    (gcs,) = worker._global_node.all_processes["gcs_server"]
+    gcs.process.kill()
+    return connect(*args, **options)
+
+worker.connect = without_gcs
+with ray_session("", Console()):
+    report()
+""",
+        tmp_path,
+    )
+    out, err = process.communicate(timeout=50)
+    assert (process.returncode, out) == (1, "")
+    assert "error: Ray's gcs_server died. Finished trials are kept" in err
+    assert "Traceback" not in err
+
+
 def test_an_address_that_ray_refuses() -> None:
     end_shared_ray()
     with (
