@@ -7,7 +7,6 @@ only read a sweep do without it.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -68,13 +67,11 @@ def decision_steps(pruner: str, steps: int) -> tuple[int, ...]:
     something with it. After the others it need not be asked."""
     if pruner == "none":
         return ()
+    later = range(WARMUP_PARTS, steps + 1)
     if pruner in _HALVING:
-        rungs = itertools.takewhile(
-            lambda step: step <= steps,
-            (WARMUP_PARTS * _REDUCTION**rung for rung in itertools.count()),
-        )
-        return tuple(rungs)
-    return tuple(range(WARMUP_PARTS, steps + 1))
+        rungs = {WARMUP_PARTS * _REDUCTION**rung for rung in range(len(later))}
+        return tuple(step for step in later if step in rungs)
+    return tuple(later)
 
 
 IN_SEQUENCE = frozenset({"wilcoxon"})

@@ -115,8 +115,8 @@ class StudyScheduler(FIFOScheduler):
         return
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """Free what Tune keeps of earlier trials to the end of the sweep and nobody reads: their
-        assignments, and statistics of every metric."""
+        """Free what Tune keeps of earlier trials to the end of the sweep, and the driver never
+        reads: their assignments, and statistics of every metric."""
         for over in [earlier for earlier in self._over if earlier.is_finished()]:
             self._over.remove(over)
             over.run_metadata.metric_analysis.clear()
