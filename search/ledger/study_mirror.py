@@ -37,6 +37,11 @@ _CONNECT_SECONDS = 5
 _LONGEST_WAIT = 5.0  # seconds between two attempts during an outage
 
 
+class _ForeignTrialError(Exception):
+    """The study has a trial that this mirror did not write, e.g. the last one of a driver that was
+    killed while the database hung."""
+
+
 class StudyMirror:
     """Keeps one study of a database like the sweep's study."""
 
@@ -86,6 +91,8 @@ class StudyMirror:
             try:
                 self._write_stale()
                 wait, warned = 0.1, False
+            except _ForeignTrialError:
+                self._disconnect()  # the next connection finds the trial, and writes the study anew
             except Exception as error:  # whatever a driver raises: the sweep does not depend on it
                 self._disconnect()
                 if not warned:
@@ -163,6 +170,8 @@ class StudyMirror:
         theirs = self._known.get(number)
         if theirs is None:
             self._ids[number] = storage.create_new_trial(self._study, template_trial=ours)
+            if storage.get_trial_number_from_id(self._ids[number]) != number:
+                raise _ForeignTrialError
         elif not theirs.state.is_finished():
             trial = self._ids[number]
             for name, distribution in ours.distributions.items():

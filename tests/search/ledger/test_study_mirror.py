@@ -182,6 +182,19 @@ def test_a_mirror_that_contradicts_the_folder_is_written_anew(
     assert facts(stored(url, str(tmp_path))) == facts(ledger.frozen())
 
 
+def test_a_trial_that_another_process_adds_does_not_stay(url: str, tmp_path: Path) -> None:
+    """A driver that was killed while its database hung may have sent one trial more."""
+    with mirrored(url, tmp_path) as ledger:
+        end_some(ledger, 2)
+        wait_until(lambda: facts(stored(url, str(tmp_path))) == facts(ledger.frozen()))
+        storage = RDBStorage(sqlalchemy_url(url))
+        storage.create_new_trial(storage.get_study_id_from_name(str(tmp_path)))
+        storage.remove_session()
+        storage.engine.dispose()
+        end_some(ledger, 2)
+    assert facts(stored(url, str(tmp_path))) == facts(ledger.frozen())
+
+
 @needs_postgresql
 def test_an_outage_delays_no_trial_and_is_caught_up(postgresql: Postgresql, tmp_path: Path) -> None:
     warnings: list[str] = []
@@ -218,6 +231,7 @@ def test_a_server_that_hangs_holds_nobody_up(postgresql: Postgresql, tmp_path: P
         end_some(ledger, 10)
         assert mirror.close(1.0) >= 10
         assert time.monotonic() - start < 40
+    mirror.close(60)  # another driver would have ended it with its process
     with mirrored(postgresql.uri, tmp_path) as ledger:
         pass
     assert facts(stored(postgresql.uri, str(tmp_path))) == facts(ledger.frozen())
