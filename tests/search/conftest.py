@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -61,6 +62,27 @@ class Sweep:
         at a time unless told otherwise, as each worker imports torch."""
         serial = () if "--max-concurrent" in options else ("--max-concurrent", "1")
         return run_here(main, *self._arguments(*options, *serial))
+
+    def run_until(
+        self, condition: Callable[[], bool], *options: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Like `run`, with a Ctrl-C as soon as the condition holds."""
+        ended = threading.Event()
+
+        def press() -> None:
+            while not ended.wait(0.02):
+                if condition():
+                    return os.kill(os.getpid(), signal.SIGINT)
+
+        waiting = threading.Thread(target=press)
+        waiting.start()
+        try:
+            done = self.run(*options)
+        finally:
+            ended.set()
+            waiting.join()
+        assert done.returncode == 130, done.stdout + done.stderr
+        return done
 
     def run_alone(self, *options: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
         """Run in a separate process with a private Ray, as a user does."""

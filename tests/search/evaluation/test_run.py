@@ -7,16 +7,18 @@ import os
 import re
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from mlflow import MlflowClient
 
 from search.evaluation.workers import FOLDER
-from tests.search.conftest import Sweep, kill_everything, session_members
-from tests.shared_ray import end_shared_ray, travelling
+from tests.search.conftest import Sweep, kill_everything
+from tests.shared_ray import share_ray, travelling
 from tests.trainables.data.trees import paint
 from trainables.data.sealed import EVALUATION_PROCESS, TRAINING_PROCESS, seal_process
 
@@ -56,27 +58,23 @@ def a_process(sealed: bool) -> tuple[str, str]:
 
 
 def test_no_process_does_both(tmp_path: Path) -> None:
-    """One CPU, so that Ray would reuse every process that it may: tasks of either kind in turn, and
-    those of neither kind, such as trials, in between."""
-    end_shared_ray()
-    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        processes: dict[str, set[str]] = {}
-        kinds = {
-            "training": (TRAINING_PROCESS, True),
-            "evaluation": (EVALUATION_PROCESS, False),
-            "trial": (None, True),
-        }
-        with travelling(sys.modules[__name__]):
-            for name, (environment, sealed) in [*kinds.items()] * 2:
-                options = {"runtime_env": {"env_vars": environment}} if environment else {}
-                task = ray.remote(num_cpus=1, **options)(a_process)
-                process, kind = ray.get(task.remote(sealed))
-                assert kind == ("evaluation" if name == "evaluation" else "training")
-                processes.setdefault(name, set()).add(process)
-        assert not processes["evaluation"] & (processes["training"] | processes["trial"])
-    finally:
-        ray.shutdown()
+    """One at a time, so that Ray would reuse every process that it may: tasks of either kind in
+    turn, and those of neither kind, such as trials, in between."""
+    share_ray()
+    processes: dict[str, set[str]] = {}
+    kinds = {
+        "training": (TRAINING_PROCESS, True),
+        "evaluation": (EVALUATION_PROCESS, False),
+        "trial": (None, True),
+    }
+    with travelling(sys.modules[__name__]):
+        for name, (environment, sealed) in [*kinds.items()] * 2:
+            options = {"runtime_env": {"env_vars": environment}} if environment else {}
+            task = ray.remote(num_cpus=2, **options)(a_process)  # all that there are
+            process, kind = ray.get(task.remote(sealed))
+            assert kind == ("evaluation" if name == "evaluation" else "training")
+            processes.setdefault(name, set()).add(process)
+    assert not processes["evaluation"] & (processes["training"] | processes["trial"])
 
 
 @pytest.mark.slow
@@ -94,8 +92,8 @@ def test_images_are_prepared_and_read_by_different_processes(tmp_path: Path) -> 
 
 
 def test_a_killed_evaluation_continues(sweep: Sweep, tmp_path: Path) -> None:
-    """Kill the evaluation after a training and after a read: nothing stored is recomputed, and the
-    result equals that of an undisturbed evaluation."""
+    """Kill the evaluation after trainings, and stop it after a read: nothing stored is recomputed,
+    and the result equals that of an undisturbed evaluation."""
     draws = 4  # so that a kill after the first read comes before the last
     options = (*RESIDUALS, "--eval-seeds", f"{draws}", *QUIET)
     calm = Sweep(tmp_path, "calm")
@@ -104,14 +102,12 @@ def test_a_killed_evaluation_continues(sweep: Sweep, tmp_path: Path) -> None:
     assert stored(calm, "model") == stored(calm, "predictions") == {}
     assert len(reads(calm)) == draws
 
-    kept: dict[str, int] = {}
-    for kind, count in (("model", 2), ("predictions", 1)):
-        process = sweep.start(*options)
-        sweep.wait_until(lambda k=kind, n=count: len(stored(sweep, k)) >= n)
-        kill_everything(process)
-        now = stored(sweep, "model") | stored(sweep, "predictions")
-        assert kept.items() <= now.items()
-        kept = now
+    process = sweep.start(*options)
+    sweep.wait_until(lambda: len(stored(sweep, "model")) >= 2)
+    kill_everything(process)
+    models = stored(sweep, "model")
+    sweep.run_until(lambda: bool(stored(sweep, "predictions")), *options)
+    assert models.items() <= stored(sweep, "model").items()
     assert not (sweep.folder / "evaluation.json").exists()
     done = sweep.run(*options)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -127,9 +123,14 @@ def test_a_killed_evaluation_continues(sweep: Sweep, tmp_path: Path) -> None:
     assert reads(sweep) == found
 
 
-def trial_workers(session: int) -> set[int]:
-    """Processes that train trials."""
-    return {p for p, args in session_members(session).items() if re.match("ray::.*Trainable", args)}
+def trial_workers() -> set[int]:
+    """Processes of this process's Ray that train trials."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if re.match("ray::.*Trainable", " ".join(process.cmdline())):
+                found.add(process.pid)
+    return found
 
 
 def test_a_free_slot_trains_the_paper_s_setting(sweep: Sweep, tmp_path: Path) -> None:
@@ -137,18 +138,25 @@ def test_a_free_slot_trains_the_paper_s_setting(sweep: Sweep, tmp_path: Path) ->
     trial's worker dies, another continues the trial."""
     short, long = {"epochs": 2}, {"epochs": 100_000}
     (tmp_path / "first.json").write_text(json.dumps([short, long]))
-    process = sweep.start(
+    killed: set[int] = set()
+
+    def another_continues() -> bool:
+        if not stored(sweep, "model"):
+            return False
+        if not killed:
+            killed.update(trial_workers())
+            for worker in killed:
+                os.kill(worker, signal.SIGKILL)
+        return bool(trial_workers() - killed)
+
+    sweep.run_until(
+        another_continues,
         *(*RESIDUALS, "--eval-seeds", "1", "--choice", "epochs=2,100000"),
         *("--enqueue", str(tmp_path / "first.json"), "--tracking-uri", "none"),
         *("--max-concurrent", "2"),
     )
-    sweep.wait_until(lambda: len(stored(sweep, "model")) == 1)
-    before = trial_workers(process.pid)
-    for worker in before:
-        os.kill(worker, signal.SIGKILL)
-    sweep.wait_until(lambda: bool(trial_workers(process.pid) - before))
-    kill_everything(process)
-    assert len(list(sweep.folder.glob("trials/*/result.json"))) == 1
+    assert len(stored(sweep, "model")) == 1
+    assert len(sweep.results()) == 1
 
 
 def first_values(sweep: Sweep) -> dict[str, float]:
@@ -156,12 +164,10 @@ def first_values(sweep: Sweep) -> dict[str, float]:
 
 
 def test_parts_are_used_for_what_they_are(sweep: Sweep) -> None:
-    """Killed after the read for draw 2 of two; then one draw is wanted, then two again. That read
+    """Stopped after the read for draw 2 of three; then one draw is wanted, then two. That read
     serves both, what is damaged is trained again, and nothing of draw 3 gets into the first."""
     options = (*RESIDUALS, *QUIET)
-    process = sweep.start(*options, "--eval-seeds", "2")
-    sweep.wait_until(lambda: len(stored(sweep, "predictions")) >= 1)
-    kill_everything(process)
+    sweep.run_until(lambda: bool(stored(sweep, "predictions")), *options, "--eval-seeds", "3")
     before = len(reads(sweep))
     for path in (sweep.folder / FOLDER).glob("model-*"):
         path.write_bytes(path.read_bytes()[:-1] + b"?")
@@ -170,7 +176,7 @@ def test_parts_are_used_for_what_they_are(sweep: Sweep) -> None:
     assert sweep.evaluation()["seeds"] == [2]
     assert "one draw of training images (seed 2)" in done.stdout
     assert stored(sweep, "predictions") == {}
-    assert len(reads(sweep)) in (before, before + 1)  # the kill may have come after the end
+    assert len(reads(sweep)) == before
     one = first_values(sweep)
     done = sweep.run(*options, "--eval-seeds", "2")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -180,11 +186,10 @@ def test_parts_are_used_for_what_they_are(sweep: Sweep) -> None:
 
 def test_a_winner_that_is_the_papers_setting_is_trained_once(sweep: Sweep) -> None:
     options = ("--space", "taskres", "--shots", "2", "--seeds", "1", "--select", "0")
-    process = sweep.start(*options, "--trials", "2", "--eval-seeds", "1", *QUIET)
-    sweep.wait_until(lambda: len(stored(sweep, "model")) >= 2)  # all are trained before any read
-    kill_everything(process)
-    assert len(stored(sweep, "model")) == 2  # zero-shot, and one for paper and winner
-    done = sweep.run(*options, "--trials", "2", "--eval-seeds", "1", *QUIET)
+    options += ("--trials", "2", "--eval-seeds", "3", *QUIET)
+    sweep.run_until(lambda: bool(stored(sweep, "predictions")), *options)  # when all are trained
+    assert len(stored(sweep, "model")) == 1 + 3  # zero-shot, and per draw one for paper and winner
+    done = sweep.run(*options)
     assert done.returncode == 0, done.stderr
     values = {s["label"]: s["values"] for s in sweep.evaluation()["scores"]}
     assert values["paper"] == values["winner"]
