@@ -61,6 +61,7 @@ class Sweep:
         """Run in the process of the tests and on their Ray: no imports, no start of Ray. One trial
         at a time unless told otherwise, as each worker imports torch."""
         serial = () if "--max-concurrent" in options else ("--max-concurrent", "1")
+        share_ray()
         return run_here(main, *self._arguments(*options, *serial))
 
     def run_until(
@@ -125,7 +126,6 @@ def run_here(
     out, err = io.StringIO(), io.StringIO()
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")  # Ray's own
-        share_ray()
         patch.setattr(preflight, "BackboneProbeProcess", lambda s: nullcontext(BackboneProbe(s)))
         with redirect_stdout(out), redirect_stderr(err):
             code = command([*arguments])

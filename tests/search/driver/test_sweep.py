@@ -16,6 +16,7 @@ from mlflow.entities import Run
 from search.driver import sweep as driver
 from search.run import main
 from tests.search.conftest import Sweep, held, kill_everything, run_here, session_members
+from tests.shared_ray import share_ray
 
 pytestmark = [
     pytest.mark.filterwarnings(
@@ -145,6 +146,7 @@ def test_the_same_command_again_starts_at_once_and_repeats_nothing(
 def test_trials_are_added_to_a_finished_sweep(finished: tuple[Sweep, str]) -> None:
     sweep, _ = finished
     before = sweep.results()
+    share_ray()
     options = ("--storage", str(sweep.storage), "--resume", sweep.name, "--trials", "14")
     done = run_here(main, *options, "--no-report")
     assert done.returncode == 0, done.stderr

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from search.reproduce import main
 from tests.search.conftest import environment, kill_everything, run_here
+from tests.shared_ray import share_ray
 from tests.trainables.data.trees import dtd, eurosat
 
 SMALL = ("taskres/table-2", "--embedded", "--shots", "1")
@@ -31,6 +32,7 @@ def command(folder: Path, *options: str) -> list[str]:
 
 
 def reproduce(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    share_ray()
     return run_here(main, *options, "--storage", str(folder))
 
 
@@ -140,8 +142,11 @@ def test_a_killed_run_ends_with_the_same_table(calm: Path, tmp_path: Path) -> No
         assert time.monotonic() < deadline
         time.sleep(0.05)
     kill_everything(process)
-    kill_at_random(tmp_path, 1, 5, SMALL)
+    committed = {f"model-{line['training']}.safetensors" for line in lines(tmp_path)}
+    before = stored(tmp_path, "model")
     same_as(tmp_path, calm, "taskres-table-2", SMALL)
+    after = stored(tmp_path, "model")
+    assert {after[name] for name in committed} == {before[name] for name in committed}
 
 
 @pytest.mark.slow

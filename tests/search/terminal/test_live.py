@@ -11,7 +11,6 @@ import re
 import signal
 import struct
 import subprocess
-import sys
 import termios
 import threading
 import time
@@ -23,12 +22,15 @@ from typing import Any
 import pyte
 import pytest
 
-from tests.search.conftest import Sweep, environment, held
+from search import list as list_sweeps
+from search import status
+from tests.search.conftest import Sweep, environment, held, run_here
 
-TRIALS = 5
+TRIALS = 4
 OPTIONS = (
-    *("--space", "rmt", "--shots", "2", "--trials", f"{TRIALS}", "--set", "epochs=12"),
-    *("--eval-seeds", "1", "--tracking-uri", "none"),
+    *("--space", "rmt", "--shots", "2", "--trials", f"{TRIALS}", "--seeds", "1"),
+    *("--set", "epochs=8", "--eval-seeds", "1", "--tracking-uri", "none"),
+    *("--max-concurrent", "1"),
 )
 
 
@@ -111,17 +113,6 @@ class Seen:
     beside: dict[str, Any]
 
 
-def beside(sweep: Sweep, module: str, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", module, *options, "--storage", str(sweep.storage)],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=120,
-        check=False,
-    )
-
-
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     sweep = Sweep(tmp_path_factory.mktemp("live"), "live")
@@ -132,12 +123,12 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
         time.sleep(1.0)  # four frames
         narrow = terminal.text()
         with held(terminal.process.pid):
-            told = beside(sweep, "search.status", "live", "--json")
+            told = run_here(status.main, "live", "--json", "--storage", str(sweep.storage))
         assert told.returncode == 0, told.stderr
         code = terminal.process.wait(400)
         time.sleep(0.5)
-        status = json.loads(told.stdout)
-        yield Seen(sweep, wide, narrow, terminal.text(), terminal.raw.decode(), code, status)
+        beside = json.loads(told.stdout)
+        yield Seen(sweep, wide, narrow, terminal.text(), terminal.raw.decode(), code, beside)
     finally:
         terminal.close()
 
@@ -177,13 +168,13 @@ def test_its_status_was_told_meanwhile(seen: Seen) -> None:
 
 
 def test_its_status_afterwards(seen: Seen) -> None:
-    told = beside(seen.sweep, "search.status", "live")
+    told = run_here(status.main, "live", "--storage", str(seen.sweep.storage))
     assert told.returncode == 0, told.stderr
     assert re.search(r"state +finished", told.stdout)
     assert f"{TRIALS} of {TRIALS} ended" in told.stdout
     assert re.search(r"test +winner \d+\.\d %, paper", told.stdout)
     assert "-m search.report live" in told.stdout
-    listed = beside(seen.sweep, "search.list", "--json")
+    listed = run_here(list_sweeps.main, "--json", "--storage", str(seen.sweep.storage))
     (row,) = json.loads(listed.stdout)["sweeps"]
     best = max(r["value"] for r in seen.sweep.results().values() if r["state"] == "COMPLETE")
     assert row["best"]["value"] == best
