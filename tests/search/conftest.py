@@ -65,15 +65,16 @@ class Sweep:
         return run_here(main, *self._arguments(*options, *serial))
 
     def run_until(
-        self, condition: Callable[[], bool], *options: str
+        self, condition: Callable[[], bool], *options: str, by: signal.Signals = signal.SIGINT
     ) -> subprocess.CompletedProcess[str]:
-        """Like `run`, with a Ctrl-C as soon as the condition holds."""
+        """Like `run`, stopped by a signal (Ctrl-C) as soon as the condition holds."""
         ended = threading.Event()
 
         def press() -> None:
-            while not ended.wait(0.02):
-                if condition():
-                    return os.kill(os.getpid(), signal.SIGINT)
+            while not condition():
+                if ended.wait(0.02):
+                    return
+            os.kill(os.getpid(), by)
 
         waiting = threading.Thread(target=press)
         waiting.start()
