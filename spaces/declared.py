@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from spaces.base import searched
@@ -148,7 +149,7 @@ class DeclaredSpace:
         """The method's preset `paper`."""
         return preset_trial(self.method, "paper", self.facts)
 
-    @property
+    @cached_property
     def first(self) -> TrialConfig:
         """The preset with what is fixed, with the nearest value within every exact range."""
         preset = preset_trial(self.method, self.preset, self.facts)
@@ -162,13 +163,13 @@ class DeclaredSpace:
     def first_values(self) -> dict[str, Value]:
         """The value of every row in trial 0, also of those that are not suggested in it: the
         general setting for several data sets or numbers of shots."""
-        values = self.values(self.first)
+        values = self._values
         return {name: row.inside(values[name]) for name, row in self._rows}
 
     @property
     def first_parameters(self) -> dict[str, Value]:
         """Those of `first_values` that are suggested in trial 0."""
-        values = self.values(self.first)
+        values = self._values
         return {name: values[name] for name, _ in self._rows if self.condition(name).holds(values)}
 
     @property
@@ -183,8 +184,7 @@ class DeclaredSpace:
 
     def suggest(self, trial: BaseTrial) -> TrialConfig:
         """One value per row whose condition holds."""
-        first = self.first
-        values = self.values(first)
+        first, values = self.first, self._values
         chosen: dict[str, Any] = {}
         for name, row in self._rows:
             if self.condition(name).holds(values | chosen):
@@ -197,7 +197,7 @@ class DeclaredSpace:
         if row is None or not row.apart:
             found = self.conditions.get(name, always)
             return found if self.fields.keys() >= {*found.names} else always
-        first = self.values(self.first)
+        first = self._values
         names = tuple(other for other, its in self.ranges.items() if not its.apart)
         return Condition(
             "except in trial 0", names, lambda chosen: any(chosen[n] != first[n] for n in names)
@@ -216,6 +216,11 @@ class DeclaredSpace:
         values, rows = self.values(found), self._rows
         moved = {n: near for n, row in rows if (near := row.nearest(values[n])) != values[n]}
         return self.with_values(found, moved) if moved else found
+
+    @cached_property
+    def _values(self) -> dict[str, Any]:
+        """Those of `first`, asked for by every row of every trial."""
+        return self.values(self.first)
 
     @property
     def _rows(self) -> list[tuple[str, Range]]:

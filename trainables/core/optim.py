@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Annotated, Literal
 
 import torch
@@ -85,8 +86,10 @@ class OptimConfig:
     def learning_rates(self, images: int) -> tuple[float, ...]:
         """One learning rate per optimiser step of a training on `images` images."""
         steps = self.steps_per_epoch(images)
-        places = [step / steps if self.decay == "step" else 0.0 for step in range(steps)]
-        return tuple(self.lr_at(e + place) for e in range(self.epochs) for place in places)
+        if self.decay == "step":
+            places = [step / steps for step in range(steps)]
+            return tuple(self.lr_at(e + place) for e in range(self.epochs) for place in places)
+        return tuple(chain.from_iterable(repeat(self.lr_at(e), steps) for e in range(self.epochs)))
 
 
 def make_optimiser(
