@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
@@ -59,7 +59,7 @@ class Module:
     def package(self) -> str:
         return self.path.split("/")[0]
 
-    @property
+    @cached_property
     def imports(self) -> list[Import]:
         """All imports at any depth, including those inside functions."""
         for_types = {

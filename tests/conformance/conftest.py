@@ -1,9 +1,11 @@
-"""Deselects methods with a backbone that they do not support."""
+"""Deselects methods with a backbone that they do not support or, on features, never run."""
 
 from typing import Any
 
 import pytest
 from method_cases import ONLY
+
+from trainables.methods.registry import METHODS
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -15,4 +17,5 @@ def _fits(spec: Any) -> bool:
         return True
     case = spec.params.get("case")
     name = case[0] if case else spec.params.get("name", "")
-    return ONLY.get(name, spec.params["world"]) == spec.params["world"]
+    world = "vit" if case and METHODS[name].input_kind == "features" else spec.params["world"]
+    return ONLY.get(name, world) == spec.params["world"]

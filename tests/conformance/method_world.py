@@ -22,6 +22,7 @@ CLASSES = ("red_square", "blue_cross", "green_star", "black_cross")
 class World:
     """Backbone and task for a method."""
 
+    kind: str
     backbone: Backbone
     images: Tensor
     labels: Tensor
@@ -71,4 +72,4 @@ def open_world(kind: str) -> World:
     patterns = torch.randn(len(CLASSES), 3, 32, 32, generator=rng)
     labels = torch.arange(len(CLASSES)).repeat(4)
     images = patterns[labels] + 0.3 * torch.randn(16, 3, 32, 32, generator=rng)
-    return World(backbone, images, labels, backbone.encode_image(images))
+    return World(kind, backbone, images, labels, backbone.encode_image(images))

@@ -162,7 +162,7 @@ def test_parameters_are_fields(name: str, tower: Any, pixels: bool) -> None:
     """A parameter has the name, type and value of a field of its stage's configuration."""
     space = SPACES[name].build(dataclasses.replace(FACTS, tower=tower, pixels=pixels))
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=2))
-    points = [FixedTrial(dict(space.first_parameters)), *(study.ask() for _ in range(60))]
+    points = [FixedTrial(dict(space.first_parameters)), *(study.ask() for _ in range(20))]
     for trial in points:
         stages = space.suggest(trial).stages
         assert trial.params
@@ -248,7 +248,7 @@ def per_episode(space: Any) -> set[str]:
 def test_every_point_is_valid(name: str, tower: Any) -> None:
     space = SPACES[name].build(dataclasses.replace(FACTS, tower=tower))
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
-    for _ in range(100):
+    for _ in range(40):
         trial = study.ask()
         config = space.suggest(trial)
         assert config.problems() == []
@@ -269,8 +269,9 @@ def test_parameter_reaches_training(
     changed = base | {parameter: other(distributions(name)[parameter], base[parameter])}
     first, second = (space.suggest(FixedTrial(chosen)) for chosen in (base, changed))
     assert first != second
-    before = trainings.setdefault(first, Training(first, bench))
-    after = Training(second, bench)
+    if first not in trainings:
+        trainings[first] = Training(first, bench)
+    before, after = trainings[first], Training(second, bench)
     for epochs in count(1):
         one, two = before.after(epochs), after.after(epochs)
         assert one or two, f"{name} learns the same with another {parameter}"
@@ -292,7 +293,7 @@ def test_every_trial_but_the_papers_can_flip_bits(name: str, images: int) -> Non
     """With so many steps that they flip one after the other."""
     space = SPACES[name].build(dataclasses.replace(FACTS, images=images))
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    for _ in range(12):
+    for _ in range(6):
         config = space.suggest(study.ask())
         method: Any = config.method_config
         rates = config.optim.learning_rates(images)
