@@ -1,4 +1,4 @@
-"""A real Chromium without a network, and a real MLflow server with a finished sweep."""
+"""A real Chromium that reaches this machine alone, and a real MLflow server with a sweep."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from search.core.config import SweepConfig
 from search.tracking.mlflow_reporter import open_runs
@@ -49,6 +49,7 @@ def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         # Root has no sandbox; a small /dev/shm is common in containers.
         options = ["--no-sandbox", "--disable-dev-shm-usage"]
+        options.append("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
         found = playwright.chromium.launch(executable_path=program, args=options)
         yield found
         found.close()
@@ -56,37 +57,30 @@ def browser() -> Iterator[Browser]:
 
 @dataclass
 class Window:
-    """A page that can reach only one address, and the errors it reported."""
+    """A page, what it requested elsewhere, and the errors it reported."""
 
     page: Page
     outside: list[str]
-    """Blocked requests to other addresses."""
+    """Requests to other addresses; those to other machines fail."""
     errors: list[str]
     """Console errors and uncaught exceptions."""
 
 
 def open_window(context: BrowserContext, address: str) -> Window:
-    """Open a page that may reach only `address`, a server or a file."""
+    """Open a page of `address`, a server or a file. Requests are noted as they are sent: a page
+    whose requests pass through the tests has no cache."""
     window = Window(context.new_page(), [], [])
-
-    def pass_on(route: Route) -> None:
-        if route.request.url.startswith((address, "data:", "blob:")):
-            route.continue_()
-        else:
-            window.outside.append(route.request.url)
-            route.abort()
-
-    context.route("**/*", pass_on)
-    page = window.page
+    page, own = window.page, (address, "data:", "blob:", "about:")
+    page.on("request", lambda r: None if r.url.startswith(own) else window.outside.append(r.url))
     page.on("console", lambda m: window.errors.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: window.errors.append(str(error)))
     page.set_default_timeout(_PATIENCE)
     return window
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def context(browser: Browser) -> Iterator[BrowserContext]:
-    """A browser profile of a new user, with all pop-ups closed."""
+    """A browser profile with all pop-ups closed. The tests share its cache."""
     found = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}, locale="en-GB")
     found.add_init_script(f"({SETTLED})(false)")
     yield found

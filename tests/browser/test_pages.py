@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -20,8 +21,12 @@ RANKED = "val/likelihood"
 
 
 @pytest.fixture
-def window(context: BrowserContext, finished: Finished) -> Window:
-    return open_window(context, finished.server.uri)
+def window(context: BrowserContext, finished: Finished) -> Iterator[Window]:
+    """A window of a user who has not changed MLflow's tables yet."""
+    found = open_window(context, finished.server.uri)
+    yield found
+    found.page.evaluate("localStorage.clear()")
+    found.page.close()
 
 
 def cells(page: Page, column: str) -> list[str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,33 +45,48 @@ def write_sweep(files: LocalStorage, trials: int) -> None:
         commit(files, type(found)(**(vars(found) | changed)), rows)
 
 
+def written(folder: Path, trials: int) -> Path:
+    """The report of a sweep in `folder`."""
+    write_sweep(LocalStorage(folder), trials)
+    write_report(source_of(LocalStorage(folder)))
+    return folder / "report" / "report.html"
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("many") / "many"
-    write_sweep(LocalStorage(folder), TRIALS)
     begun = time.process_time()
-    write_report(source_of(LocalStorage(folder)))
+    page = written(tmp_path_factory.mktemp("many") / "many", TRIALS)
     assert time.process_time() - begun < 15
-    page = folder / "report" / "report.html"
     assert page.stat().st_size < 6e6
     return page.as_uri()
 
 
-SCREENS = [(1400, "light"), (1400, "dark"), (390, "light"), (390, "dark")]
+WIDE, PHONE = (1400, "light"), (390, "dark")
+OTHERS = [pytest.param(other, marks=pytest.mark.slow) for other in ((1400, "dark"), (390, "light"))]
 
 
-@pytest.fixture(params=SCREENS)
-def window(
-    request: pytest.FixtureRequest, browser: Browser, address: str
-) -> Iterator[tuple[Window, str]]:
-    width, scheme = request.param
+@contextmanager
+def opened(
+    browser: Browser, screen: tuple[int, Any], address: str, path: str = ""
+) -> Iterator[Window]:
+    """A page on a screen of this width and scheme."""
+    width, scheme = screen
     context = browser.new_context(
         viewport={"width": width, "height": 900 if width > 1000 else 800}, color_scheme=scheme
     )
     found = open_window(context, address)
-    found.page.goto(address)
-    yield found, f"{width}-{scheme}"
+    found.page.goto(address + path)
+    yield found
     context.close()
+
+
+@pytest.fixture(scope="module", params=[WIDE, PHONE, *OTHERS], ids="{0[0]}-{0[1]}".format)
+def window(
+    request: pytest.FixtureRequest, browser: Browser, address: str
+) -> Iterator[tuple[Window, str]]:
+    """The report on one screen: it is loaded once for all tests."""
+    with opened(browser, request.param, address) as found:
+        yield found, "{}-{}".format(*request.param)
 
 
 def scroll(page: Page) -> None:
@@ -108,7 +125,7 @@ def cells(page: Page, column: int) -> list[str]:
     )
 
 
-@pytest.mark.parametrize("window", [(1400, "light")], indirect=True)
+@pytest.mark.parametrize("window", [WIDE], indirect=True)
 def test_the_table_is_sorted_and_filtered(window: tuple[Window, str]) -> None:
     page = window[0].page
     assert len(cells(page, 0)) == TRIALS
@@ -128,7 +145,7 @@ def test_the_table_is_sorted_and_filtered(window: tuple[Window, str]) -> None:
     assert page.locator("#table-trials img").count() == 0
 
 
-@pytest.mark.parametrize("window", [(1400, "light")], indirect=True)
+@pytest.mark.parametrize("window", [WIDE], indirect=True)
 def test_the_command_is_copied(window: tuple[Window, str]) -> None:
     page = window[0].page
     page.get_by_role("button", name="Copy").click()
@@ -139,22 +156,21 @@ def test_the_command_is_copied(window: tuple[Window, str]) -> None:
     assert "python -m search.run --space taskres" in page.locator("textarea").input_value()
 
 
-@pytest.mark.parametrize("window", [(1400, "dark")], indirect=True)
-def test_it_is_printed_on_white_with_every_figure(
-    window: tuple[Window, str], tmp_path: Path
-) -> None:
-    page = window[0].page
-    page.locator(".js-plotly-plot").first.wait_for()
-    page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    assert page.locator(".plot:not(.js-plotly-plot)").count() == 0
-    assert page.evaluate("getComputedStyle(document.querySelector('.xtick text')).fill") == (
-        "rgb(26, 26, 26)"
-    )
-    page.evaluate("dispatchEvent(new Event('afterprint'))")
-    page.pdf(path=tmp_path / "report.pdf", format="A4")
-    content = (tmp_path / "report.pdf").read_bytes()
-    assert content.startswith(b"%PDF")
-    assert len(content) > 100_000
+def test_it_is_printed_on_white_with_every_figure(browser: Browser, tmp_path: Path) -> None:
+    with opened(browser, (1400, "dark"), written(tmp_path / "few", 40).as_uri()) as found:
+        page = found.page
+        page.locator(".js-plotly-plot").first.wait_for()
+        assert page.locator(".plot:not(.js-plotly-plot)").count() > 0
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert page.locator(".plot:not(.js-plotly-plot)").count() == 0
+        assert page.evaluate("getComputedStyle(document.querySelector('.xtick text')).fill") == (
+            "rgb(26, 26, 26)"
+        )
+        page.evaluate("dispatchEvent(new Event('afterprint'))")
+        page.pdf(path=tmp_path / "report.pdf", format="A4")
+        content = (tmp_path / "report.pdf").read_bytes()
+        assert content.startswith(b"%PDF")
+        assert len(content) > 100_000
 
 
 def test_the_live_page_follows_the_sweep(browser: Browser, tmp_path: Path) -> None:
@@ -186,23 +202,18 @@ def test_the_live_page_follows_the_sweep(browser: Browser, tmp_path: Path) -> No
         server.shutdown()
 
 
-@pytest.mark.parametrize(("width", "scheme"), SCREENS)
+@pytest.mark.parametrize("screen", [WIDE, PHONE, *OTHERS], ids="{0[0]}-{0[1]}".format)
 def test_the_live_page_fits_every_screen(
-    browser: Browser, tmp_path: Path, photograph: Photograph, width: int, scheme: str
+    browser: Browser, tmp_path: Path, photograph: Photograph, screen: tuple[int, str]
 ) -> None:
     write_sweep(LocalStorage(tmp_path / "many"), 40)
     with LiveServer(LivePages(str(tmp_path)), "127.0.0.1", 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        context = browser.new_context(
-            viewport={"width": width, "height": 900 if width > 1000 else 800},
-            color_scheme="dark" if scheme == "dark" else "light",
-        )
         address = f"http://127.0.0.1:{server.server_port}"
-        window = open_window(context, address)
-        window.page.goto(f"{address}/many")
-        expect(window.page.locator(".first .js-plotly-plot .main-svg").first).to_be_visible()
-        photograph(window.page, f"dashboard-{width}-{scheme}")
-        assert window.page.evaluate("document.documentElement.scrollWidth") <= width
-        assert (window.outside, window.errors) == ([], [])
-        context.close()
+        with opened(browser, screen, address, "/many") as found:
+            page = found.page
+            expect(page.locator(".first .js-plotly-plot .main-svg").first).to_be_visible()
+            photograph(page, "dashboard-{}-{}".format(*screen))
+            assert page.evaluate("document.documentElement.scrollWidth") <= screen[0]
+            assert (found.outside, found.errors) == ([], [])
         server.shutdown()

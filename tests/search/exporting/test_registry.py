@@ -30,6 +30,7 @@ from search.tracking.mlflow_page import columns, description
 from search.tracking.mlflow_reporter import open_runs
 from tests.search.in_mlflow import runs_of
 from tests.search.made import made
+from tests.search.tracking.test_mlflow_reporter import SECRET, server_with_a_log_in
 from tests.servers import Mlflow
 from trainables.core.optim import OptimConfig
 from trainables.core.storage import LocalStorage
@@ -50,7 +51,6 @@ TASKRES = TrialConfig(
     TaskResConfig(residual="image"),
     OptimConfig(lr=2e-3, epochs=4, batch_size=64),
 )
-SECRET = "correct-horse-battery"
 MODEL = "it's digits"
 
 
@@ -109,13 +109,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     patch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     patch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
     made(folder, "s1", TASKRES, TaskSpec(("digits",), "tiny", (4,), (1,)))
-    server = Mlflow(
-        folder,
-        *("--app-name", "basic-auth"),
-        MLFLOW_FLASK_SERVER_SECRET_KEY="x",
-        MLFLOW_AUTH_ADMIN_USERNAME="admin",
-        MLFLOW_AUTH_ADMIN_PASSWORD=SECRET,
-    )
+    server = server_with_a_log_in(folder)
     server.wait()
     try:
         where = ["s1", "--storage", str(folder), "--tracking-uri", server.uri]

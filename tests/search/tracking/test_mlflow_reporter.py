@@ -509,7 +509,12 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("moment", [0.0, 1.5])
+_slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "moment", [pytest.param(0.0, marks=_slow), 0.5, pytest.param(1.5, marks=_slow)]
+)
 def test_a_killed_driver_leaves_nothing_undone_and_nothing_twice(
     world: World, moment: float
 ) -> None:
@@ -533,18 +538,50 @@ def test_a_killed_driver_leaves_nothing_undone_and_nothing_twice(
     assert {told[number]["status"] for number in running} <= {"KILLED"}
 
 
+SECRET = "correct-horse-battery"
+
+
+def server_with_a_log_in(folder: Path) -> Mlflow:
+    """A server, not started, that admits `admin` with the password `SECRET`."""
+    settings = {
+        "default_permission": "READ",
+        "database_uri": f"sqlite:///{folder}/users.db",
+        "admin_username": "admin",
+        "admin_password": SECRET,
+        "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
+        "auth_cache_ttl_seconds": "600",  # a password's hash takes 0.1 s, for every request
+    }
+    folder.mkdir(exist_ok=True)
+    lines = (f"{name} = {value}\n" for name, value in settings.items())
+    (folder / "auth.ini").write_text("[mlflow]\n" + "".join(lines))
+    return Mlflow(
+        folder,
+        *("--app-name", "basic-auth"),
+        MLFLOW_FLASK_SERVER_SECRET_KEY="x",
+        MLFLOW_AUTH_CONFIG_PATH=str(folder / "auth.ini"),
+    )
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Mlflow]:
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(empty_database, folder / "mlflow.db")
-    server = Mlflow(folder)
+    server = server_with_a_log_in(folder)
     yield server
     server.kill()
 
 
+@pytest.fixture
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
+
+
+@pytest.mark.usefixtures("credentials")
 def test_a_server_that_is_down_then_killed_then_back(
     server: Mlflow, world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
+    server.kill()
     driver = Driver(world.sweep, server.uri)
     driver.run()
     assert driver.reporter.flush(0.5) == 4
@@ -574,9 +611,8 @@ def test_a_killed_first_start_leaves_a_usable_database(world: World) -> None:
     """MLflow creates its tables one by one; killed in the middle, it never starts again."""
     path = world.folder / "new" / "mlflow.db"
     path.parent.mkdir()
-    folder = world.folder / "sweeps" / "s1"
-    command = [sys.executable, "-c", CHILD, f"sqlite:///{path}", str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+    code = "import sys; from search.tracking import mlflow_client as m; m.open_client(sys.argv[1])"
+    with subprocess.Popen([sys.executable, "-c", code, f"sqlite:///{path}"]) as child:
         wait_until(lambda: bool(list(path.parent.glob(".mlflow.db.*.new"))))  # tables are created
         time.sleep(0.3)
         child.kill()
@@ -584,24 +620,23 @@ def test_a_killed_first_start_leaves_a_usable_database(world: World) -> None:
     assert driver.close() == 0
 
 
+@pytest.mark.usefixtures("credentials")
 def test_a_run_that_always_fails_holds_up_the_others_for_a_while_only(
-    tmp_path: Path, empty_database: Path, world: World, caplog: pytest.LogCaptureFixture
+    server: Mlflow, world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A server that cannot store artifacts answers 500 to each, and everything else well."""
-    folder = tmp_path / "server"
-    folder.mkdir()
-    (folder / "artifacts").write_text("a file where a folder should be")
-    shutil.copy(empty_database, folder / "mlflow.db")
-    server = Mlflow(folder)
     server.wait()
+    artifacts = Path(server.folder or "") / "artifacts"
+    shutil.rmtree(artifacts, ignore_errors=True)
+    artifacts.write_text("a file where a folder should be")
     try:
-        driver = Driver(world.sweep, server.uri, patience=2.0)
+        driver = Driver(world.sweep, server.uri, "s2", patience=2.0)
         live, other = driver.start(), driver.start()
         driver.train(live, 1, 3)
         driver.end(live, "COMPLETE")
         driver.reporter.interrupted(other.number)  # no artifacts
         assert driver.close() == 0
-        runs = runs_of(server.uri)
+        runs = runs_of(server.uri, "s2")
         assert runs["1"].info.status == "KILLED"
         assert runs["0"].data.metrics["objective"] == pytest.approx(0.03)
         marks = open_marks(server.uri, driver.config, driver.id, world.sweep)
@@ -609,45 +644,32 @@ def test_a_run_that_always_fails_holds_up_the_others_for_a_while_only(
         assert "500" in marks.read()[0].refused
         assert "MLflow refused trial 0" in caplog.text
     finally:
-        server.kill()
+        artifacts.unlink()
 
 
 def test_a_server_with_a_log_in(
-    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: Mlflow, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    secret = "correct-horse-battery"
-    folder = tmp_path / "server"
-    folder.mkdir()
-    server = Mlflow(
-        folder,
-        *("--app-name", "basic-auth"),
-        MLFLOW_FLASK_SERVER_SECRET_KEY="x",
-        MLFLOW_AUTH_ADMIN_USERNAME="admin",
-        MLFLOW_AUTH_ADMIN_PASSWORD=secret,
-    )
+    monkeypatch.setenv("HOME", str(world.folder))
     server.wait()
-    try:
-        with pytest.raises(TrackingError, match=r"401.*credentials MLFLOW_TRACKING_USERNAME"):
-            check_tracking_uri(server.uri)
-        driver = Driver(world.sweep, server.uri, patience=0.0)
-        live = driver.start()
-        wait_until(lambda: "401" in caplog.text or "UNAUTHENTICATED" in caplog.text.upper())
-        assert driver.reporter.flush(0.0) == 2  # kept: the credentials may follow
+    with pytest.raises(TrackingError, match=r"401.*credentials MLFLOW_TRACKING_USERNAME"):
+        check_tracking_uri(server.uri)
+    driver = Driver(world.sweep, server.uri, "s3", patience=0.0)
+    live = driver.start()
+    wait_until(lambda: "401" in caplog.text or "UNAUTHENTICATED" in caplog.text.upper())
+    assert driver.reporter.flush(0.0) == 2  # kept: the credentials may follow
 
-        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
-        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", secret)
-        assert check_tracking_uri(server.uri) == ""
-        driver.train(live, 1, 2)
-        driver.end(live, "COMPLETE")
-        assert driver.close() == 0
-        assert runs_of(server.uri)["0"].info.status == "FINISHED"
-        assert secret not in caplog.text
-        stored = [path for path in world.folder.rglob("*") if path.is_file()]
-        ours = [path for path in stored if folder not in path.parents]
-        assert not [path for path in ours if secret.encode() in path.read_bytes()]
-    finally:
-        server.kill()
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
+    assert check_tracking_uri(server.uri) == ""
+    driver.train(live, 1, 2)
+    driver.end(live, "COMPLETE")
+    assert driver.close() == 0
+    assert runs_of(server.uri, "s3")["0"].info.status == "FINISHED"
+    assert SECRET not in caplog.text
+    stored = [path for path in world.folder.rglob("*") if path.is_file()]
+    assert stored
+    assert not [path for path in stored if SECRET.encode() in path.read_bytes()]
 
 
 class Healthy(BaseHTTPRequestHandler):
@@ -681,14 +703,13 @@ def test_secrets_of_the_address_are_stored_and_logged_nowhere(
 ) -> None:
     """Also in the errors of libraries, which quote the address."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    secret = "correct-horse-battery"
-    driver = Driver(world.sweep, f"http://ada:{secret}@127.0.0.1:{deaf}")
+    driver = Driver(world.sweep, f"http://ada:{SECRET}@127.0.0.1:{deaf}")
     driver.run()
     wait_until(lambda: "is unreachable" in caplog.text)
     driver.die()
-    assert secret not in caplog.text + driver.reporter.last_error
+    assert SECRET not in caplog.text + driver.reporter.last_error
     assert not [
         path
         for path in world.folder.rglob("*")
-        if path.is_file() and secret.encode() in path.read_bytes()
+        if path.is_file() and SECRET.encode() in path.read_bytes()
     ]
