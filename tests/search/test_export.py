@@ -19,10 +19,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from search import predict
 from search.core.sweep_folder import SweepFolder
 from search.export import main
 from search.exporting.formats import FORMATS, Format
 from search.exporting.model import Model, find_artifact, open_model
+from search.exporting.open_classifier import open_classifier
 from search.exporting.verify import VerificationError, compare
 from tests.search.conftest import Sweep
 from tests.search.made import made
@@ -37,13 +39,14 @@ from trainables.trial import TaskSpec, TrialConfig
 
 pytestmark = pytest.mark.timeout(900)
 
-OURS = ("search", "spaces", "trainables")
 TASKRES = TrialConfig(
     "taskres",
     "search",
-    TaskResConfig(residual="image"),
+    TaskResConfig(residual="both"),
     OptimConfig(lr=2e-3, epochs=8, batch_size=64),
 )
+NETWORKS = {"torch": "rmt", "onnx": "taskres", "mlflow": "rmt", "merged": "rmt"}
+"""Sweeps by the format that they are exported in, in the order of the process that loads them."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +64,41 @@ class Sweeps:
         return to / name
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Sweeps:
-    """`rmt`, with a learning rate that flips bits, on two draws, and `taskres`."""
+    """`rmt`, a sweep with a learning rate that flips bits, evaluated on two draws, and `taskres`, a
+    trial that has not been evaluated, with a residual on the images too."""
     storage = tmp_path_factory.mktemp("sweeps")
-    one = ("--seeds", "1", "--trials", "1", "--max-concurrent", "1", "--tracking-uri", "none")
+    options = ("--space", "rmt", "--shots", "4", "--seeds", "1", "--trials", "1")
     masks = ("--eval-seeds", "2", "--set", "lr=0.004", "--set", "epochs=3")
-    for space, settings in (("rmt", masks), ("taskres", ("--eval-seeds", "1"))):
-        options = ("--space", space, "--shots", "4", *settings, *one)
-        done = Sweep(storage, space).run(*options)
-        assert done.returncode == 0, done.stderr
+    done = Sweep(storage, "rmt").run(*options, *masks, "--tracking-uri", "none")
+    assert done.returncode == 0, done.stderr
+    made(storage, "taskres", TASKRES, TaskSpec(("digits",), "tiny", (4,), (1,)))
     return Sweeps(storage)
+
+
+@pytest.fixture(scope="module")
+def exports(sweeps: Sweeps, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The networks by their formats."""
+    folder = tmp_path_factory.mktemp("exports")
+    for kind, name in NETWORKS.items():
+        options = ["--trial", "0", "--format", kind, "--output", str(folder / kind)]
+        assert main([name, *options, "--storage", str(sweeps.storage)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def given(sweeps: Sweeps, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The validation images as PNG files, and preprocessed."""
+    folder = tmp_path_factory.mktemp("given")
+    model = sweeps.model("rmt", "0")
+    for row in range(len(model.val_images)):
+        pixels = model.val_images.read(row).permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / f"{row:02}.png")
+    images = model.trained.val.images(torch.arange(len(model.val_images)))
+    preprocessed = model.trained.backbone.preprocess.normalise(images)
+    save_file({"images": preprocessed}, folder / "images")
+    return folder
 
 
 @dataclass(frozen=True)
@@ -95,28 +122,83 @@ def export(sweeps: Sweeps, capsys: pytest.CaptureFixture[str]) -> Export:
     return call
 
 
-def elsewhere(tmp_path: Path, code: str, *arguments: str) -> dict[str, Tensor]:
-    """What `code` saves as `found`, in a process that has nothing of ours."""
-    script = (
-        "import sys, torch\nfrom safetensors.torch import load_file, save_file\n"
-        f"from torch.nn.functional import linear, normalize\nfolder, given, out = sys.argv[1:]\n"
-        f"{code}\n"
-        f"assert not {{m.split('.')[0] for m in sys.modules}} & set({OURS!r})\n"
-        "save_file({k: torch.as_tensor(v).contiguous() for k, v in found.items()}, out)\n"
-    )
-    out = str(tmp_path / "found.safetensors")
-    command = [sys.executable, "-I", "-c", script, *arguments, out]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+ELSEWHERE = """
+import sys, torch
+from safetensors.torch import load_file, save_file
+folder, given, out = sys.argv[1:]
+images, found = load_file(f'{given}/images')['images'], {}
+
+network = torch.export.load(f'{folder}/torch/model.pt2').module()
+found['torch'], found['torch-one'] = network(images), network(images[:1])
+assert not {'open_clip', 'mlflow', 'onnxruntime'} & set(sys.modules)
+
+import json, onnxruntime
+session = onnxruntime.InferenceSession(f'{folder}/onnx/model.onnx')
+run = lambda x: torch.from_numpy(session.run(['logits'], {'images': x.numpy()})[0])
+found['onnx'], found['onnx-one'] = run(images), run(images[:1])
+card = session.get_modelmeta().custom_metadata_map['card']
+assert json.loads(card)['method'] == 'taskres'
+
+import mlflow, numpy as np, pandas as pd
+from pathlib import Path
+from PIL import Image
+model = mlflow.pyfunc.load_model(f'{folder}/mlflow')
+paths = [f'{given}/{row:02}.png' for row in range(3)]
+content = [open(path, 'rb').read() for path in paths]
+pixels = [np.asarray(Image.open(path)) for path in paths]
+answers = [model.predict(images) for images in (
+    pd.DataFrame({'image': paths}), paths, pd.DataFrame({'x': content}), content,
+    pd.DataFrame({'image': pixels}), pixels, np.stack(pixels),
+    pd.DataFrame({'image': [p.tolist() for p in pixels]}))]
+for alone in (paths[0], Path(paths[0]), content[0], pixels[0]):
+    assert model.predict(alone)['class'].to_list() == [answers[0]['class'][0]]
+for nothing in ([], pd.DataFrame({'image': []})):
+    nothing = model.predict(nothing)
+    assert list(nothing.columns) == ['class', 'probability', 'probabilities']
+    assert len(nothing) == 0
+for answer in answers:
+    assert answer['class'].to_list() == answers[0]['class'].to_list()
+    assert answer['probability'].to_list() == [max(p) for p in answer['probabilities']]
+for number, answer in enumerate(answers):
+    found[f'mlflow-{number}'] = torch.tensor(np.stack(answer['probabilities']))
+print('\\n'.join(answers[0]['class']))
+assert 'open_clip' not in sys.modules
+
+# Where torch and torchvision are not of one build, the latter cannot be imported as it is.
+import types
+if not hasattr(torch.ops.torchvision, 'nms'):
+    name = 'torchvision._meta_registrations'
+    sys.modules[name] = types.ModuleType(name)
+import open_clip
+from torch.nn.functional import linear, normalize
+model = open_clip.create_model(f'local-dir:{folder}/merged').eval()
+head = load_file(f'{folder}/merged/classifier.safetensors')
+with torch.no_grad():
+    z = normalize(model.encode_image(images), dim=-1)
+found['merged'] = linear(z, head['weight'], head.get('bias'))
+
+assert not {m.split('.')[0] for m in sys.modules} & {'search', 'spaces', 'trainables'}
+save_file({name: tensor.detach().contiguous() for name, tensor in found.items()}, out)
+"""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the exports answer in a process that has nothing of ours."""
+
+    answers: dict[str, Tensor]
+    classes: list[str]
+    """Of the first images, named by the MLflow model."""
+
+
+@pytest.fixture(scope="module")
+def elsewhere(exports: Path, given: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """One process loads all: each import takes seconds."""
+    out = tmp_path_factory.mktemp("elsewhere") / "found.safetensors"
+    command = [sys.executable, "-I", "-c", ELSEWHERE, str(exports), str(given), str(out)]
+    done = subprocess.run(command, cwd=out.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return load_file(out)
-
-
-def probe(model: Model, path: Path) -> Tensor:
-    """Writes the preprocessed validation images; returns the trial's logits [n, c]."""
-    count = len(model.trained.val)
-    images = model.trained.val.images(torch.arange(count))
-    save_file({"images": model.trained.backbone.preprocess.normalise(images)}, path)
-    return model.logits
+    return Found(load_file(out), done.stdout.splitlines()[-3:])
 
 
 # --- what is written -----------------------------------------------------------------------------
@@ -151,30 +233,10 @@ def test_masks_with_a_card(export: Export, sweeps: Sweeps, tmp_path: Path) -> No
     assert inside == {key: value for key, value in card.items() if key != "verified"}
 
 
-@pytest.mark.parametrize("name", ["rmt", "taskres"])
-def test_a_merged_model_is_a_plain_clip(
-    export: Export, sweeps: Sweeps, tmp_path: Path, name: str
-) -> None:
-    out = tmp_path / "merged"
-    said = export(name, "--format", "merged", "--trial", "0", "--output", str(out))
-    assert said.code == 0, said.err
-    expected = probe(sweeps.model(name, "0"), tmp_path / "images")
-    code = (
-        # Where torch and torchvision are not of one build, the latter cannot be imported as it is.
-        "import types\n"
-        "if not hasattr(torch.ops.torchvision, 'nms'):\n"
-        "    name = 'torchvision._meta_registrations'\n"
-        "    sys.modules[name] = types.ModuleType(name)\n"
-        "import open_clip\n"
-        "model = open_clip.create_model(f'local-dir:{folder}').eval()\n"
-        "head = load_file(f'{folder}/classifier.safetensors')\n"
-        "with torch.no_grad():\n"
-        "    z = normalize(model.encode_image(load_file(given)['images']), dim=-1)\n"
-        "found = {'logits': linear(z, head['weight'], head.get('bias'))}\n"
-    )
-    found = elsewhere(tmp_path, code, str(out), str(tmp_path / "images"))
-    torch.testing.assert_close(found["logits"], expected, atol=1e-3, rtol=0)
-    plain, merged = load_backbone("tiny"), load_backbone(f"local-dir:{out}")
+def test_a_merged_model_is_a_plain_clip(elsewhere: Found, exports: Path, sweeps: Sweeps) -> None:
+    expected = sweeps.model("rmt", "0").logits
+    torch.testing.assert_close(elsewhere.answers["merged"], expected, atol=1e-3, rtol=0)
+    plain, merged = load_backbone("tiny"), load_backbone(f"local-dir:{exports / 'merged'}")
     shapes = [
         {key: tensor.shape for key, tensor in b.model.state_dict().items()} for b in (plain, merged)
     ]
@@ -184,89 +246,28 @@ def test_a_merged_model_is_a_plain_clip(
         for key, tensor in merged.model.state_dict().items()
         if not torch.equal(tensor, plain.model.state_dict()[key])
     ]
+    assert changed
     assert all("attn" in key and key.startswith("visual.") for key in changed)
-    assert bool(changed) == (name == "rmt")
     assert torch.equal(merged.encode_text(["a seven"]), plain.encode_text(["a seven"]))
 
 
-def test_a_torch_program_needs_torch_alone(export: Export, sweeps: Sweeps, tmp_path: Path) -> None:
-    out = tmp_path / "program"
-    said = export("rmt", "--format", "torch", "--output", str(out))
-    assert said.code == 0, said.err
-    expected = probe(sweeps.model("rmt"), tmp_path / "images")
-    code = (
-        "network = torch.export.load(f'{folder}/model.pt2').module()\n"
-        "images = load_file(given)['images']\n"
-        "found = {'logits': network(images), 'one': network(images[:1])}\n"
-        "assert 'open_clip' not in sys.modules\n"
-    )
-    found = elsewhere(tmp_path, code, str(out), str(tmp_path / "images"))
-    torch.testing.assert_close(found["logits"], expected, atol=1e-3, rtol=0)
-    torch.testing.assert_close(found["one"], expected[:1], atol=1e-3, rtol=0)
-
-
-def test_an_onnx_graph_needs_its_runtime_alone(
-    export: Export, sweeps: Sweeps, tmp_path: Path
-) -> None:
-    out = tmp_path / "graph"
-    said = export("taskres", "--format", "onnx", "--output", str(out))
-    assert said.code == 0, said.err
-    expected = probe(sweeps.model("taskres"), tmp_path / "images")
-    code = (
-        "import json, onnxruntime\n"
-        "session = onnxruntime.InferenceSession(f'{folder}/model.onnx')\n"
-        "images = load_file(given)['images'].numpy()\n"
-        "run = lambda x: session.run(['logits'], {'images': x})[0]\n"
-        "found = {'logits': run(images), 'one': run(images[:1])}\n"
-        "card = session.get_modelmeta().custom_metadata_map['card']\n"
-        "assert json.loads(card)['method'] == 'taskres'\n"
-    )
-    found = elsewhere(tmp_path, code, str(out), str(tmp_path / "images"))
-    torch.testing.assert_close(found["logits"], expected, atol=1e-3, rtol=0)
-    torch.testing.assert_close(found["one"], expected[:1], atol=1e-3, rtol=0)
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_a_graph_needs_its_runtime_alone(kind: str, elsewhere: Found, sweeps: Sweeps) -> None:
+    expected = sweeps.model(NETWORKS[kind], "0").logits
+    torch.testing.assert_close(elsewhere.answers[kind], expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(elsewhere.answers[f"{kind}-one"], expected[:1], atol=1e-3, rtol=0)
 
 
 def test_an_mlflow_model_reads_images_and_names_classes(
-    export: Export, sweeps: Sweeps, tmp_path: Path
+    elsewhere: Found, exports: Path, sweeps: Sweeps
 ) -> None:
-    out = tmp_path / "model"
-    said = export("rmt", "--format", "mlflow", "--output", str(out))
-    assert said.code == 0, said.err
-    model = sweeps.model("rmt")
-    for row in range(3):
-        pixels = model.val_images.read(row).permute(1, 2, 0).numpy()
-        Image.fromarray(pixels).save(tmp_path / f"{row}.png")
-    code = (
-        "import mlflow, numpy as np, pandas as pd\nfrom pathlib import Path\n"
-        "from PIL import Image\n"
-        "model = mlflow.pyfunc.load_model(folder)\n"
-        "paths = [f'{given}/{row}.png' for row in range(3)]\n"
-        "content = [open(path, 'rb').read() for path in paths]\n"
-        "pixels = [np.asarray(Image.open(path)) for path in paths]\n"
-        "answers = [model.predict(images) for images in (\n"
-        "    pd.DataFrame({'image': paths}), paths, pd.DataFrame({'x': content}), content,\n"
-        "    pd.DataFrame({'image': pixels}), pixels, np.stack(pixels),\n"
-        "    pd.DataFrame({'image': [p.tolist() for p in pixels]}))]\n"
-        "for alone in (paths[0], Path(paths[0]), content[0], pixels[0]):\n"
-        "    assert model.predict(alone)['class'].to_list() == [answers[0]['class'][0]]\n"
-        "for nothing in ([], pd.DataFrame({'image': []})):\n"
-        "    nothing = model.predict(nothing)\n"
-        "    assert list(nothing.columns) == ['class', 'probability', 'probabilities']\n"
-        "    assert len(nothing) == 0\n"
-        "for answer in answers:\n"
-        "    assert answer['class'].to_list() == answers[0]['class'].to_list()\n"
-        "    assert answer['probability'].to_list() == [max(p) for p in answer['probabilities']]\n"
-        "found = {f'{i}': np.stack(a['probabilities']) for i, a in enumerate(answers)}\n"
-        "classes = answers[0]['class'].to_list()\n"
-        "open(f'{given}/classes', 'w').write('\\n'.join(classes))\n"
-    )
-    found = elsewhere(tmp_path, code, str(out), str(tmp_path))
-    expected = model.logits[:3].double().softmax(dim=1)
-    for answer in found.values():
+    out = exports / "mlflow"
+    expected = sweeps.model("rmt", "0").logits[:3].double().softmax(dim=1)
+    for number in range(8):
+        answer = elsewhere.answers[f"mlflow-{number}"]
         torch.testing.assert_close(answer, expected, atol=5e-2, rtol=0)
     card = json.loads((out / "card.json").read_text())
-    named = [card["classes"][row] for row in expected.argmax(1).tolist()]
-    assert (tmp_path / "classes").read_text().splitlines() == named
+    assert elsewhere.classes == [card["classes"][row] for row in expected.argmax(1).tolist()]
     described = (out / "MLmodel").read_text()
     assert "signature:" in described
     assert (out / "input_example.json").exists()
@@ -274,6 +275,26 @@ def test_an_mlflow_model_reads_images_and_names_classes(
         line.partition("==")[0] for line in (out / "requirements.txt").read_text().splitlines()
     }
     assert not list(out.rglob("*.pkl"))
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_an_export_classifies_files_like_its_trial(
+    kind: str, exports: Path, given: Path, sweeps: Sweeps
+) -> None:
+    classifier = open_classifier(str(exports / kind), "sweeps")
+    labels, probabilities = classifier.predict(sorted(given.glob("*.png")))
+    wanted = sweeps.model(NETWORKS[kind], "0").logits.softmax(-1)
+    np.testing.assert_allclose(probabilities, wanted.numpy(), atol=1e-4)
+    assert labels == [classifier.classes[place] for place in wanted.argmax(1).tolist()]
+
+
+def test_a_damaged_export_is_not_opened(
+    exports: Path, given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(exports / "torch", tmp_path / "copy")
+    (folder / "model.pt2").write_bytes(b"")
+    assert predict.main([str(folder), str(given / "00.png")]) == 2
+    assert "An export must be complete" in capsys.readouterr().err
 
 
 # MLflow's own, about itself, when it is imported.
@@ -319,30 +340,22 @@ def test_the_travelling_code_resizes_as_we_do(
         assert (difference != 0).double().mean() < 0.03  # in another order of the axes: 0.2
 
 
-def test_a_residual_on_the_images_is_merged(export: Export, tmp_path: Path) -> None:
-    """TaskRes with a residual on the images: a constant in a bias of the image tower."""
-    task = TaskSpec(("digits",), "tiny", (4,), (1, 2))
-    made(tmp_path, "images", TASKRES, task)
+def test_one_of_several_draws_is_exported(export: Export, tmp_path: Path) -> None:
+    made(tmp_path, "draws", TASKRES, TaskSpec(("digits",), "tiny", (4,), (1, 2)))
     out = tmp_path / "out"
-    options = ("--trial", "0", "--format", "merged", "--output", str(out), "--episode", "seed2")
-    said = export("images", *options, storage=tmp_path)
+    options = ("--trial", "0", "--episode", "seed2", "--output", str(out))
+    said = export("draws", *options, storage=tmp_path)
     assert said.code == 0, said.err
-    expected = probe(Sweeps(tmp_path).model("images", "0", "seed2"), tmp_path / "given")
-    plain, merged = load_backbone("tiny"), load_backbone(f"local-dir:{out}")
-    states = [b.model.state_dict() for b in (plain, merged)]
-    changed = {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
-    assert changed == {"visual.ln_post.bias"}
-    head = load_file(out / "classifier.safetensors")
-    images = load_file(tmp_path / "given")["images"]
-    unit = torch.nn.functional.normalize(merged.encode_image(images), dim=-1)
-    torch.testing.assert_close(unit @ head["weight"].T, expected, atol=1e-3, rtol=0)
-    winner = export("images", storage=tmp_path)
-    assert winner.code == 2
-    assert "has not been evaluated" in winner.err
-    assert "--trial 0" in winner.err
+    learned = load_file(tmp_path / "draws/trials/000000/artifact-seed2.safetensors")
+    written = load_file(out / "artifact.safetensors")
+    assert learned.keys() == written.keys()
+    assert all(torch.equal(learned[name], tensor) for name, tensor in written.items())
 
 
-def test_features_without_a_tower(export: Export, tmp_path: Path) -> None:
+def test_features_without_a_tower_in_the_default_folder(
+    export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exports go to a separate folder, which git ignores."""
     spec = f"bundle:{write_bundle(tmp_path / 'small.safetensors', tensors())}"
     config = replace(TASKRES, method_config=TaskResConfig())
     made(tmp_path, "bundle", config, TaskSpec((spec,), spec, (2,), (1,)))
@@ -351,10 +364,16 @@ def test_features_without_a_tower(export: Export, tmp_path: Path) -> None:
         assert said.code == 2
         assert "holds features and has no image tower" in said.err
         assert "Formats that do: artifact." in said.err
-    out = tmp_path / "out"
-    said = export("bundle", "--trial", "0", "--output", str(out), storage=tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    said = export("bundle", "--trial", "0", storage=tmp_path)
     assert said.code == 0, said.err
-    assert set(load_file(out / "artifact.safetensors")) == {"residual", "alpha"}
+    folder = Path("exports/bundle-trial0-artifact")
+    assert str(folder.absolute()) in said.out
+    assert sorted(path.name for path in folder.iterdir()) == ["artifact.safetensors", "card.json"]
+    assert [path.name for path in Path().iterdir()] == ["exports"]
+    assert "/exports/" in Path(__file__).parents[2].joinpath(".gitignore").read_text().splitlines()
+    assert set(load_file(folder / "artifact.safetensors")) == {"residual", "alpha"}
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -369,10 +388,12 @@ def test_features_without_a_tower(export: Export, tmp_path: Path) -> None:
         (("rmt", "--episode", "seed9"), "There is no episode 'seed9'. Known: seed2, seed3."),
         (("rmt", "--format", "onx"), "Did you mean 'onnx'?"),
         (
-            ("taskres", "--format", "mask"),
+            ("taskres", "--trial", "0", "--format", "mask"),
             "Formats that do: artifact, merged, torch, onnx, mlflow.",
         ),
         (("rmt", "--frmat", "onnx"), "--frmat"),
+        (("taskres",), "has not been evaluated. Resume it: "),
+        (("taskres",), "Or export the best trial so far: --trial 0."),
     ],
 )
 def test_mistakes(
@@ -388,20 +409,6 @@ def test_mistakes(
     assert expected in said.err
     assert len(said.err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
-
-
-def test_the_default_folder(
-    export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Exports go to a separate folder, which git ignores."""
-    monkeypatch.chdir(tmp_path)
-    said = export("taskres", "--trial", "0")
-    assert said.code == 0, said.err
-    folder = Path("exports/taskres-trial0-artifact")
-    assert str(folder.absolute()) in said.out
-    assert sorted(path.name for path in folder.iterdir()) == ["artifact.safetensors", "card.json"]
-    assert [path.name for path in tmp_path.iterdir()] == ["exports"]
-    assert "/exports/" in Path(__file__).parents[2].joinpath(".gitignore").read_text().splitlines()
 
 
 def test_what_is_there_is_not_touched(export: Export, tmp_path: Path) -> None:
@@ -436,7 +443,7 @@ def reverse(path: Path) -> None:
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     found = load_file(path)
-    save_file({"residual": 50 * found["residual"].flip(0), "alpha": found["alpha"]}, path, metadata)
+    save_file(found | {"residual": 50 * found["residual"].flip(0)}, path, metadata)
 
 
 @pytest.mark.parametrize(
@@ -471,7 +478,7 @@ def test_other_data_than_the_sweep_s(export: Export, sweeps: Sweeps, tmp_path: P
     record = json.loads((folder / "sweep.json").read_text())
     record["fingerprints"]["val"] = "0" * 64
     (folder / "sweep.json").write_text(json.dumps(record))
-    said = export("taskres", storage=tmp_path)
+    said = export("taskres", "--trial", "0", storage=tmp_path)
     assert said.code == 2
     assert "val: the sweep has" in said.err
 
@@ -491,7 +498,8 @@ def test_a_wrong_export_is_not_kept(
         save_file({"weight": load_file(path)["weight"].flip(0)}, path)
 
     monkeypatch.setitem(FORMATS, "merged", Format("wrong", forgetful, right.refusal))
-    said = export("taskres", "--format", "merged", "--output", str(tmp_path / "out"))
+    options = ("--trial", "0", "--format", "merged", "--output", str(tmp_path / "out"))
+    said = export("taskres", *options)
     assert said.code == 1
     assert "its logits differ by" in said.err
     assert not list(tmp_path.iterdir())

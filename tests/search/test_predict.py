@@ -1,4 +1,4 @@
-"""Classifying image files with sweeps and exports."""
+"""Classifying image files with sweeps and exports; see `test_export.py` for their networks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Add type hints to the `predict` method:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
 ]
-FORMATS = ("artifact", "merged", "torch", "onnx", "mlflow")
 
 
 @pytest.fixture(scope="module")
@@ -80,21 +79,6 @@ def test_a_sweep_s_model_classifies_files_like_the_sweep(
     for place in range(3):
         found = [float(row[f"probability_{place + 1}"]) for row in rows]
         assert found == pytest.approx(best.values[:, place].tolist(), abs=1e-4)
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-def test_an_export_classifies_like_its_trial(
-    kind: str, storage: Path, photos: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / kind
-    given = ["masks", "--trial", "0", "--format", kind, "--output", str(folder)]
-    assert export.main([*given, "--storage", str(storage)]) == 0
-    classifier = open_classifier(str(folder), "sweeps")
-    files = sorted(photos.rglob("*.png"))
-    labels, probabilities = classifier.predict(files)
-    wanted = expected(storage, "masks")
-    np.testing.assert_allclose(probabilities, wanted.numpy(), atol=1e-4)
-    assert labels == [classifier.classes[place] for place in wanted.argmax(1).tolist()]
 
 
 def test_an_artifact_classifies_with_the_texts_of_its_trial(photos: Path, tmp_path: Path) -> None:
@@ -202,13 +186,6 @@ def test_models_that_cannot_be_opened(
     assert "has not been evaluated" in capsys.readouterr().err
     assert main(["residual", image, "--storage", str(storage), "--device", "tpu"]) == 2
     assert "--device must be auto, cpu or cuda, got 'tpu'" in capsys.readouterr().err
-    folder = tmp_path / "export"
-    given = ["residual", "--trial", "0", "--format", "torch", "--output", str(folder)]
-    assert export.main([*given, "--storage", str(storage)]) == 0
-    (folder / "model.pt2").write_bytes(b"")
-    capsys.readouterr()
-    assert main([str(folder), image]) == 2
-    assert "An export must be complete" in capsys.readouterr().err
     write_bundle(tmp_path / "b.safetensors", tensors())
     spec = f"bundle:{tmp_path / 'b.safetensors'}"
     made(tmp_path, "features", residual_trial(1), TaskSpec((spec,), spec, (1,), (1,)))
