@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any, get_args
 
 from search.core.config import SweepConfig, differences, option
@@ -374,11 +375,17 @@ def _help(name: str, doc: str) -> str:
     if name in _BY_SPACE:
         words += f" (default: {_by_space(name)})"
     elif "(default:" not in words and name not in _NOT_FIELDS:
-        plain = SweepConfig().to_dict()
-        default = (plain | plain["task"] | plain["settings"]).get(name)
+        default = _defaults().get(name)
         if default not in (None, "", {}, []) and default is not False:
             words += f" (default: {_words(default)})"
     return words.replace("%", "%%")
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    """The default of every option."""
+    plain = SweepConfig().to_dict()
+    return {**plain, **plain["task"], **plain["settings"]}
 
 
 def _by_space(name: str) -> str:

@@ -14,6 +14,7 @@ import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -311,7 +312,8 @@ def find_tokenizer(
             return (*_hf_tokenizer(text, length, name, folder), None)
         else:
             options = text.get("tokenizer_kwargs") or {}
-            tokenizer = open_clip.SimpleTokenizer(context_length=length, **options)
+            own = open_clip.SimpleTokenizer if options else _clip_tokenizer
+            tokenizer = own(context_length=length, **options)
             identity = "clip"
     except BackboneError:
         raise
@@ -326,6 +328,12 @@ def find_tokenizer(
             f"{tokenizer.vocab_size} for {name!r}: put the model's {MERGES_FILE} into its folder"
         )
     return tokenizer, identity, merges
+
+
+@cache  # it takes as long as reading a small model
+def _clip_tokenizer(context_length: int) -> Any:
+    """CLIP's own tokenizer."""
+    return open_clip.SimpleTokenizer(context_length=context_length)
 
 
 def _hf_tokenizer(
