@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from search.core.problems import UsageError
 from search.core.sweep_file import sweep_text
 from search.core.task_options import per_fold, per_task
 from search.driver import preflight as preflight_module
-from search.driver.backbone_probe import BackboneProbe
+from search.driver.backbone_probe import BackboneProbe, Facts
 from search.driver.preflight import preflight_each
 from search.options import build_parser, configure, read_request
 from search.terminal.option_values import names
@@ -201,6 +202,10 @@ class SharedProbe(BackboneProbe):
 
     def __enter__(self) -> BackboneProbe:
         return self.loaded.setdefault(self._spec, self)
+
+    @cache  # noqa: B019 - as long as `loaded`
+    def facts(self) -> Facts:
+        return super().facts()
 
     def __exit__(self, *_: object) -> None:
         pass

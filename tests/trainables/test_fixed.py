@@ -181,21 +181,27 @@ def test_names_differ_with_all_that_matters() -> None:
     assert stage_name(same, CELL, source, backbone) == name
 
 
-def test_processes_of_a_machine_train_it_once(cache: Path, tmp_path: Path) -> None:
+def test_processes_of_a_machine_train_it_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "import torch; torch.set_num_threads(1);"
         "from tests.trainables.test_fixed import CELL, CHAIN, fresh, run;"
         "from trainables import fixed; from trainables.stages import Pipeline;"
         "train, told = fixed._train, [];"
         "fixed._train = lambda *a: told.append(1) or train(*a);"
-        "rows = run(Pipeline(CHAIN, fresh(), CELL));"
+        "task = fresh(); print('ready', flush=True);"
+        "rows = run(Pipeline(CHAIN, task, CELL));"
         "print(len(told), rows[-1]['val/loss'])"
     )
+    told, train, task = [], fixed._train, fresh()
+    monkeypatch.setattr(fixed, "_train", lambda *a: told.append(1) or train(*a))
     command = [sys.executable, "-c", code]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=120)[0].split() for process in processes]
-    assert sorted(count for count, _ in said) == ["0", "1"]
-    assert len({loss for _, loss in said}) == 1
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        rows = run(Pipeline(CHAIN, task, CELL))
+        count, loss = process.communicate(timeout=120)[0].split()
+    assert int(count) + len(told) == 1
+    assert float(loss) == rows[-1]["val/loss"]
 
 
 def test_the_lock_goes_with_its_owner(cache: Path) -> None:

@@ -23,15 +23,8 @@ print("ok")
 """
 
 
-def _output(code: str) -> list[str]:
+def test_the_embedded_model_needs_none_of_them_and_they_can_be_used_afterwards() -> None:
+    code = _LIGHT + _LATER
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
-def test_the_embedded_model_needs_none_of_them() -> None:
-    assert _output(_LIGHT) == [""]
-
-
-def test_they_can_be_used_afterwards() -> None:
-    assert _output(_LIGHT + _LATER) == ["", "ok"]
+    assert done.stdout.splitlines() == ["", "ok"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trainables.backbones import open_clip as library
 from trainables.backbones import specs
-from trainables.backbones.base import Backbone, BackboneError, check_features
+from trainables.backbones.base import BackboneError, Preprocess, check_features
 from trainables.backbones.layout import split_path
 from trainables.backbones.open_clip import open_clip
 from trainables.backbones.registry import BACKBONES, absolute_spec
@@ -31,6 +31,11 @@ EVERY = [
     for arch in open_clip.list_models()
     for tag in open_clip.list_pretrained_tags_by_model(arch)
 ]
+
+
+READ_WEIGHTS = cache(specs.read_weights)
+SHA256 = cache(library.sha256)
+"""No file is changed after it was read."""
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +59,23 @@ def _every_architecture_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
     monkeypatch.setattr(library, "architecture", small)
-    monkeypatch.setattr(open_clip, "SimpleTokenizer", cache(open_clip.SimpleTokenizer))
-    monkeypatch.setattr(specs, "read_weights", cache(specs.read_weights))
-    monkeypatch.setattr(library, "sha256", cache(library.sha256))
+    monkeypatch.setattr(specs, "read_weights", READ_WEIGHTS)
+    monkeypatch.setattr(library, "sha256", SHA256)
+
+
+class Loaded(NamedTuple):
+    """What a backbone says of itself, without its weights."""
+
+    preprocess: Preprocess
+    activation: str
+    notices: tuple[str, ...]
+
+
+@cache
+def load(spec: str) -> Loaded:
+    """Several tests follow the same advice."""
+    backbone = load_backbone(spec)
+    return Loaded(backbone.preprocess, backbone.activation, backbone.notices)
 
 
 def published(arch: str, tag: str) -> tuple[Any, ...]:
@@ -64,7 +83,7 @@ def published(arch: str, tag: str) -> tuple[Any, ...]:
     return tuple(tuple(entry[key]) if key in ("mean", "std") else entry[key] for key in FIELDS)
 
 
-def used(backbone: Backbone) -> tuple[Any, ...]:
+def used(backbone: Loaded) -> tuple[Any, ...]:
     return tuple(getattr(backbone.preprocess, key) for key in FIELDS)
 
 
@@ -73,7 +92,7 @@ def test_a_tag_gives_its_preprocessing_to_a_file(file: Path) -> None:
     """All published pairs, 40 of them with other preprocessing than CLIP's."""
     assert len(EVERY) > 150
     for arch, tag in EVERY:
-        backbone = load_backbone(f"{arch}:{tag}@{file}")
+        backbone = load(f"{arch}:{tag}@{file}")
         assert used(backbone) == published(arch, tag), (arch, tag)
         quick = library.get_pretrained_cfg(arch, tag).get("quick_gelu", False)
         if "quick_gelu" in open_clip.get_model_config(arch) or quick:
@@ -88,17 +107,17 @@ def test_a_file_without_a_tag_has_that_of_all_published_weights_or_none(file: Pa
     for arch in dict(EVERY):
         known = {published(a, tag) for a, tag in EVERY if a == arch}
         try:
-            backbone = load_backbone(f"{arch}:{file}")
+            backbone = load(f"{arch}:{file}")
         except BackboneError as error:
             assert len(known) > 1
             refused.add(arch)
             advised = re.findall(r"'([^']+@[^']+)'", str(error))
-            assert [used(load_backbone(spec)) for spec in advised]
+            assert [used(load(spec)) for spec in advised]
         else:
             assert {used(backbone)} == known
             assert "as all published weights" in backbone.notices[0]
     assert {"ViT-L-14", "ViT-H-14"} <= refused
-    backbone = load_backbone(f"ViT-S-16:{file}")
+    backbone = load(f"ViT-S-16:{file}")
     assert used(backbone)[2:] == ("bicubic", "shortest")
     assert "no weights of ViT-S-16 are published" in backbone.notices[0]
 
@@ -117,13 +136,13 @@ def test_preprocessing_is_part_of_the_fingerprint(file: Path) -> None:
 def test_every_advice_can_be_followed(arch: str, file: Path) -> None:
     """Advised names exist, and lead to the other activation."""
     try:
-        backbone = load_backbone(f"{arch}:{file}")
+        backbone = load(f"{arch}:{file}")
     except BackboneError:
         return  # told apart above
     advised = re.findall(r"'([\w.-]+:[^' ]+)'", backbone.notices[0])
     assert bool(advised) == library.has_both_activations(arch)
     for spec in advised:
-        other = load_backbone(spec)
+        other = load(spec)
         assert other.activation != backbone.activation
         assert {backbone.activation, other.activation} == {"gelu", "quick_gelu"}
     assert ("QuickGELU" if backbone.activation == "quick_gelu" else "plain GELU") in (
@@ -145,7 +164,7 @@ def test_half_precision_is_doubted_only_if_there_is_an_alternative(tmp_path: Pat
         except BackboneError as error:
             for spec in re.findall(r"'([^' ]+:[^']+)'", str(error)):
                 if spec != f"{arch}:{path}":
-                    load_backbone(spec)
+                    load(spec)
     load_backbone(f"ViT-S-16-alt:{path}")
 
 
