@@ -26,9 +26,9 @@ from search.exporting.formats import FORMATS, Format
 from search.exporting.model import Model, find_artifact, open_model
 from search.exporting.open_classifier import open_classifier
 from search.exporting.verify import VerificationError, compare
-from tests.search.conftest import Sweep
 from tests.search.made import made
 from tests.trainables.data.bundles import tensors, write_bundle
+from tests.trainables.trials import mask_trial
 from trainables.backbones.base import Preprocess
 from trainables.core.optim import OptimConfig
 from trainables.core.storage import LocalStorage
@@ -66,14 +66,12 @@ class Sweeps:
 
 @pytest.fixture(scope="module")
 def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Sweeps:
-    """`rmt`, a sweep with a learning rate that flips bits, evaluated on two draws, and `taskres`, a
-    trial that has not been evaluated, with a residual on the images too."""
+    """`rmt` with masks that flip, and `taskres` with a residual on the images too. Neither has been
+    evaluated; `test_report.py` exports a winner."""
     storage = tmp_path_factory.mktemp("sweeps")
-    options = ("--space", "rmt", "--shots", "4", "--seeds", "1", "--trials", "1")
-    masks = ("--eval-seeds", "2", "--set", "lr=0.004", "--set", "epochs=3")
-    done = Sweep(storage, "rmt").run(*options, *masks, "--tracking-uri", "none")
-    assert done.returncode == 0, done.stderr
-    made(storage, "taskres", TASKRES, TaskSpec(("digits",), "tiny", (4,), (1,)))
+    task = TaskSpec(("digits",), "tiny", (4,), (1,))
+    made(storage, "rmt", mask_trial(), task)
+    made(storage, "taskres", TASKRES, task)
     return Sweeps(storage)
 
 
@@ -204,24 +202,14 @@ def elsewhere(exports: Path, given: Path, tmp_path_factory: pytest.TempPathFacto
 # --- what is written -----------------------------------------------------------------------------
 
 
-def test_masks_with_a_card(export: Export, sweeps: Sweeps, tmp_path: Path) -> None:
+def test_masks_with_a_card(export: Export, tmp_path: Path) -> None:
     out = tmp_path / "masks"
-    said = export("rmt", "--format", "mask", "--output", str(out), "--episode", "seed3")
+    said = export("rmt", "--trial", "0", "--format", "mask", "--output", str(out))
     assert said.code == 0, said.err
-    assert "rmt, digits, 4 shots, seed 3" in said.out
+    assert "rmt, digits, 4 shots, seed 1" in said.out
     assert sorted(p.name for p in out.iterdir()) == ["artifact.safetensors", "card.json"]
     card = json.loads((out / "card.json").read_text())
-    evaluation = Sweep(sweeps.storage, "rmt").evaluation()
-    (judged,) = (s for s in evaluation["scores"] if s["label"] == "winner")
-    assert card["test"] == [
-        {
-            "dataset": "digits",
-            "part": "test",
-            "accuracy": judged["values"][1],
-            "images": judged["images"],
-        }
-    ]
-    assert (card["method"], card["shots"], card["seed"], card["trial"]) == ("rmt", 4, 3, 0)
+    assert (card["method"], card["shots"], card["seed"], card["trial"]) == ("rmt", 4, 1, 0)
     assert len(card["classes"]) == len(card["prompts"]) == 10
     assert card["backbone"]["fingerprint"] == load_backbone("tiny").fingerprint
     assert card["validation"]["images"] == card["verified"]["images"] == 40
@@ -385,7 +373,10 @@ def test_features_without_a_tower_in_the_default_folder(
         (("none",), "There is no sweep 'none'"),
         (("rmt", "--trial", "7"), "There is no finished trial 7 in 'rmt'. Complete trials: 0."),
         (("rmt", "--trial", "first"), "--trial must be best or a trial's number, got 'first'"),
-        (("rmt", "--episode", "seed9"), "There is no episode 'seed9'. Known: seed2, seed3."),
+        (
+            ("rmt", "--trial", "0", "--episode", "seed9"),
+            "There is no episode 'seed9'. Known: seed1.",
+        ),
         (("rmt", "--format", "onx"), "Did you mean 'onnx'?"),
         (
             ("taskres", "--trial", "0", "--format", "mask"),

@@ -24,7 +24,9 @@ import pytest
 from mlflow import MlflowClient
 from pyarrow import parquet
 from safetensors import safe_open
+from safetensors.torch import load_file
 
+from search import export
 from search.core.lock import SweepLock
 from search.core.problems import UsageError
 from search.driver.sweep import report_at_end
@@ -306,6 +308,35 @@ def test_pictures_are_images_that_the_two_models_differ_on(finished: Sweep) -> N
         assert (one["truth"] == one["before"]) != (one["truth"] == one["after"])
         assert (one["shots"], one["seed"]) == (2, seed)
         assert b64encode(one["png"]).decode() in text
+
+
+def test_the_winner_is_exported_with_its_test_accuracy(
+    finished: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seed, trial = finished.evaluation()["seeds"][1], finished.evaluation()["winner"]
+    out = tmp_path / "out"
+    call = ["done", "--storage", str(finished.storage), "--output", str(out), "--episode"]
+    assert export.main([*call, "seed9"]) == 2
+    assert f"2shot-seed{seed}" in capsys.readouterr().err
+    assert export.main([*call, f"2shot-seed{seed}"]) == 0
+    assert f"(taskres, digits, 2 shots, seed {seed})" in capsys.readouterr().out
+    card = json.loads((out / "card.json").read_text())
+    assert (card["shots"], card["seed"], card["trial"]) == (2, seed, trial)
+    assert card["validation"]["images"] == card["verified"]["images"]
+    scores = finished.evaluation()["scores"]
+    (judged,) = (s for s in scores if (s["label"], s["shots"]) == ("winner", 2))
+    assert card["test"] == [
+        {
+            "dataset": "digits",
+            "part": "test",
+            "accuracy": judged["values"][1],
+            "images": judged["images"],
+        }
+    ]
+    learned = finished.folder / f"winner/artifact-2shot-seed{seed}.safetensors"
+    found = [load_file(path) for path in (learned, out / "artifact.safetensors")]
+    assert found[0].keys() == found[1].keys()
+    assert all(found[0][name].equal(tensor) for name, tensor in found[1].items())
 
 
 WHY = {"gone": "is missing", "cut": "is damaged", "flipped": "is damaged"}
