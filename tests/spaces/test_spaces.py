@@ -34,7 +34,7 @@ ACTIVE: dict[str, dict[str, Any]] = {
     "clip-adapter": {"lr": 1e-3, "epochs": 25},
     "tip-adapter": {},
     "tip-adapter-f": {"epochs": 10},
-    "cross-modal": {"epochs": 25},
+    "cross-modal": {"epochs": 25, "batch_size": 4},
     "lp-plus-plus": {},
     "clap": {"epochs": 50},
     "gda": {},
@@ -48,7 +48,7 @@ ACTIVE: dict[str, dict[str, Any]] = {
     "plot": {"epochs": 10, "batch_size": 16, "lr": 2e-2},
     "coop": {"epochs": 5, "weight_decay": 5e-4},
     "cocoop": {"epochs": 2},
-    "prograd": {"epochs": 5, "weight_decay": 5e-4, "lr": 2e-2},
+    "prograd": {"epochs": 20, "weight_decay": 5e-4, "lr": 2e-2},
     "kgcoop": {"epochs": 5, "weight_decay": 5e-4, "lr": 2e-2},
     "rmt-variants": {"leak": 0.7, "epochs": 5, "batch_size": 2, "flip_budget": 6.0},
     "rmt-text": {"leak": 0.7, "epochs": 5, "batch_size": 2, "flip_budget": 6.0},
@@ -113,10 +113,10 @@ def other(distribution: Any, value: Any) -> Any:
 
 
 class Training:
-    """A training that is run as far as it is needed."""
+    """A training on half of the classes that is run as far as it is needed."""
 
     def __init__(self, config: TrialConfig, bench: EncodedTask) -> None:
-        self._trainer = Trainer(config, bench, Episode("digits", SHOTS, 1))
+        self._trainer = Trainer(config, bench, Episode("digits", SHOTS, 1, "base"))
         self._learned: list[dict[str, torch.Tensor]] = []
 
     def after(self, epochs: int) -> dict[str, torch.Tensor]:
