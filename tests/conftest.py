@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import shutil
 import sys
@@ -23,8 +25,15 @@ def pytest_configure(config: pytest.Config) -> None:
     """Use one thread, so that results do not depend on the machine and busy cores do not spin, and
     a separate cache, which child processes inherit."""
     torch.set_num_threads(1)
+    gc.set_threshold(50_000)  # half of the time in which tests are collected
+    atexit.register(gc.freeze)
     if not hasattr(config, "workerinput"):  # xdist workers inherit it too
         os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="few-shot-cache-")
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests stay: later garbage collections need not look at them."""
+    gc.freeze()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
