@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain, repeat
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -25,6 +26,8 @@ Decay = Literal["epoch", "step", "none"]
 MAX_EPOCHS = 100_000
 """Most epochs: the learning rate of every step is computed before the first."""
 Epochs = Annotated[int, Limit(f"in [1, {MAX_EPOCHS}]", lambda n: 1 <= n <= MAX_EPOCHS)]
+
+_Kind = TypeVar("_Kind", bound=torch.optim.Optimizer)
 
 
 @dataclass(frozen=True)
@@ -92,20 +95,34 @@ class OptimConfig:
         return tuple(chain.from_iterable(repeat(self.lr_at(e), steps) for e in range(self.epochs)))
 
 
+def _uncompiled(kind: type[_Kind]) -> type[_Kind]:
+    """The same optimiser without the decorators that keep `torch.compile` away from it: they import
+    the compiler, which takes a second of every process, although nothing is compiled."""
+    names = ("add_param_group", "load_state_dict", "state_dict", "zero_grad", "step")
+    plain = {name: torch.no_grad()(inspect.unwrap(getattr(kind, name))) for name in names}
+    return type(kind.__name__, (kind,), plain)
+
+
+SGD = _uncompiled(torch.optim.SGD)
+Adam = _uncompiled(torch.optim.Adam)
+AdamW = _uncompiled(torch.optim.AdamW)
+LBFGS = _uncompiled(torch.optim.LBFGS)
+
+
 def make_optimiser(
     parameters: Iterable[nn.Parameter], config: OptimConfig
 ) -> torch.optim.Optimizer:
     """A fused optimiser; the trainer sets its learning rate before every step."""
     tensors = list(parameters)
     if config.optimiser == "sgd":
-        return torch.optim.SGD(
+        return SGD(
             tensors,
             lr=config.lr,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             fused=True,
         )
-    kind = torch.optim.Adam if config.optimiser == "adam" else torch.optim.AdamW
+    kind = Adam if config.optimiser == "adam" else AdamW
     return kind(
         tensors,
         lr=config.lr,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainables.core.limits import PositiveFloat, PositiveInt
-from trainables.core.optim import OptimConfig
+from trainables.core.optim import LBFGS, OptimConfig
 from trainables.methods.base import MethodConfig, Preset, Recipe, Support, TaskFacts
 from trainables.methods.classifiers import FittedClassifier, all_views
 from trainables.methods.tensor_method import fill_gradients
@@ -54,7 +54,7 @@ class LinearProbe(FittedClassifier):
         weight = nn.Parameter(torch.zeros_like(self.weight))
         bias = nn.Parameter(torch.zeros_like(self.bias))
         penalty = 1 / (2 * self.config.inverse_penalty * len(support.labels))
-        solver = torch.optim.LBFGS(
+        solver = LBFGS(
             [weight, bias],
             max_iter=self.config.iterations,
             max_eval=2 * self.config.iterations,

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from trainables.core import optim
 from trainables.core.optim import OptimConfig, make_optimiser
 
 configs = st.builds(
@@ -117,3 +118,34 @@ def test_every_optimiser_and_its_fields(name: Any, kind: str) -> None:
     assert group["weight_decay"] == 0.5
     assert group.get("momentum") == (0.3 if name == "sgd" else None)
     assert group.get("eps") == (None if name == "sgd" else 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (optim.SGD, {"momentum": 0.9, "fused": True}),
+        (optim.Adam, {"fused": True}),
+        (optim.AdamW, {"weight_decay": 0.1}),
+        (optim.LBFGS, {"line_search_fn": "strong_wolfe"}),
+    ],
+)
+def test_an_optimiser_is_torch_s(
+    kind: type[torch.optim.Optimizer], options: dict[str, Any]
+) -> None:
+    def trained(kind: type[torch.optim.Optimizer]) -> torch.Tensor:
+        weight = torch.linspace(-1, 1, 6).requires_grad_()
+        optimiser = kind([weight], lr=0.1, **options)  # type: ignore[call-arg]
+
+        def loss() -> torch.Tensor:
+            optimiser.zero_grad()
+            value = (weight**4 - weight).sum()
+            value.backward()
+            return value
+
+        for _ in range(3):
+            optimiser.step(loss)  # type: ignore[arg-type]
+            optimiser.load_state_dict(optimiser.state_dict())
+        assert weight.grad is not None
+        return weight.detach()
+
+    assert torch.equal(trained(kind), trained(getattr(torch.optim, kind.__name__)))
