@@ -56,7 +56,7 @@ def _wants_postgresql(kills: tuple[Kill, ...]) -> bool:
 
 
 def test_nothing_is_lost_in_a_short_round(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    report = run_round(0, tmp_path / "round", undisturbed, SHORT, postgresql=False)
+    report = run_round(0, tmp_path / "round", undisturbed, SHORT, postgresql=False, agents=False)
     assert not report.breaches, "\n".join(report.breaches)
     assert report.kills == SHORT
     assert report.lost == report.repeated == 0

@@ -69,7 +69,7 @@ def test_asha_stops_trials_by_plain_metrics(tmp_path: Path) -> None:
     # Stopped trials, too, and each in its own folder.
     assert all(artifacts(result) == ["artifact.safetensors"] for result in grid)
     assert len({result.path for result in grid}) == 6
-    assert len({result.metrics["pid"] for result in grid}) == 2  # warm workers
+    assert len({result.metrics["pid"] for result in grid}) <= 2  # warm workers
 
 
 def test_population_based_training_changes_rate_and_leak_in_mid_training(tmp_path: Path) -> None:
