@@ -11,6 +11,7 @@ import ray
 from search.core.placement import Placement
 
 _ATTEMPTS = 4  # per task, if its worker dies
+_SETTLED = 0.5  # seconds after which a task is submitted, and one that was ending has ended
 
 
 def nothing() -> Sequence[Task]:
@@ -42,9 +43,15 @@ def run_tasks(tasks: Iterable[Task], window: int) -> None:
 
 def cancel(references: Iterable[Any]) -> None:
     """End tasks that still wait or run: a Ray that is not the sweep's own would finish them, and
-    they would write into the folder of a sweep that has ended."""
-    for reference in references:
-        ray.cancel(reference, force=True)
+    they would write into the folder of a sweep that has ended.
+
+    Ray aborts this process if it cancels a task that is just being submitted or just ending (a
+    check of its task manager fails), so they get time to be one or the other.
+    """
+    if tasks := list(references):
+        _, unfinished = ray.wait(tasks, num_returns=len(tasks), timeout=_SETTLED)
+        for reference in unfinished:
+            ray.cancel(reference, force=True)
 
 
 def _run_tasks(tasks: Iterable[Task], window: int, running: dict[Any, tuple[Task, int]]) -> None:

@@ -76,6 +76,11 @@ class Sweep:
                     return
             os.kill(os.getpid(), by)
 
+        def interrupt(*_: object) -> None:
+            if not ended.is_set():  # else it came too late, and would end the tests
+                raise KeyboardInterrupt
+
+        before = signal.signal(by, interrupt)
         waiting = threading.Thread(target=press)
         waiting.start()
         try:
@@ -83,6 +88,7 @@ class Sweep:
         finally:
             ended.set()
             waiting.join()
+            signal.signal(by, before)
         assert done.returncode == 130, done.stdout + done.stderr
         return done
 
