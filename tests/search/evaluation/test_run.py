@@ -16,11 +16,14 @@ import pytest
 import ray
 from mlflow import MlflowClient
 
-from search.evaluation.workers import FOLDER
+from search.core.task import EvaluationSet
+from search.evaluation.workers import FOLDER, EncodedTaskSpec, SplitJob, classify
 from tests.search.conftest import Sweep, kill_everything
 from tests.shared_ray import share_ray, travelling
 from tests.trainables.data.trees import paint
+from trainables.data.base import SealedError
 from trainables.data.sealed import EVALUATION_PROCESS, TRAINING_PROCESS, seal_process
+from trainables.trial import TaskSpec
 
 QUIET = ("--tracking-uri", "none", "--max-concurrent", "1")
 RESIDUALS = ("--space", "taskres", "--shots", "2", "--seeds", "1", "--trials", "2")
@@ -75,6 +78,16 @@ def test_no_process_does_both(tmp_path: Path) -> None:
             assert kind == ("evaluation" if name == "evaluation" else "training")
             processes.setdefault(name, set()).add(process)
     assert not processes["evaluation"] & (processes["training"] | processes["trial"])
+
+
+def test_a_read_that_is_not_on_record_is_refused(tmp_path: Path) -> None:
+    """By the process that would read, whatever the driver does."""
+    share_ray()
+    options = {"runtime_env": {"env_vars": EVALUATION_PROCESS}}
+    job = SplitJob(EvaluationSet("digits", ("digits",)), (), 0, None)
+    spec = EncodedTaskSpec(TaskSpec(("digits",), "tiny", (1,), (1,)), "", "cpu", 1, "")
+    with pytest.raises(SealedError, match="must be recorded first"):
+        ray.get(ray.remote(**options)(classify).remote(job, spec, str(tmp_path), 1.0))
 
 
 @pytest.mark.slow
