@@ -1,4 +1,4 @@
-"""Methods, data, backbones and trainers; `images` and `core` underneath need neither."""
+"""Methods, data, backbones and trainers."""
 
 import gc
 import sys
