@@ -46,11 +46,14 @@ def cancel(references: Iterable[Any]) -> None:
     they would write into the folder of a sweep that has ended.
 
     Ray aborts this process if it cancels a task that is just being submitted or just ending (a
-    check of its task manager fails), so they get time to be one or the other.
+    check of its task manager fails). This makes it unlikely: they get time to be one or the other.
     """
-    if tasks := list(references):
-        _, unfinished = ray.wait(tasks, num_returns=len(tasks), timeout=_SETTLED)
-        for reference in unfinished:
+    tasks = list(references)
+    try:
+        if tasks:
+            _, tasks = ray.wait(tasks, num_returns=len(tasks), timeout=_SETTLED)
+    finally:  # also after a second Ctrl-C
+        for reference in tasks:
             ray.cancel(reference, force=True)
 
 

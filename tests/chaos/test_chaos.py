@@ -22,7 +22,7 @@ pytestmark = [
 SHORT = (
     Kill("tracking", "trial 1", 0.2, down=3.0),
     Kill("worker", "trial 2", 0.2, down=0.0),
-    Kill("gcs", "evaluation", 0.5, down=0.0),  # ends the driver, too
+    Kill("gcs", "commit 4", 0.0, down=0.0),  # ends the driver, too
 )
 PLANS: dict[int, tuple[Kill, ...]] = {
     337: plan(337),

@@ -180,8 +180,8 @@ def test_training_changes_what_is_trainable_and_nothing_else(
 def test_loss_falls(case: tuple[str, MethodConfig], world: World) -> None:
     run = Run(case, world)  # the random ResNet has nothing to teach; the golden runs cover it
     losses: list[float] = []
-    for first in range(0, 24 if run.method.trainable() else 0, 4):
-        losses += run.train(first, first + 4)
+    for first in (0, 12) if run.method.trainable() else ():
+        losses += run.train(first, first + 12)
         if sum(losses[-2:]) < 0.9 * sum(losses[:2]):
             return
     assert not losses

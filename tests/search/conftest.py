@@ -65,22 +65,22 @@ class Sweep:
         return run_here(main, *self._arguments(*options, *serial))
 
     def run_until(
-        self, condition: Callable[[], bool], *options: str, by: signal.Signals = signal.SIGINT
+        self, condition: Callable[[], bool], *options: str
     ) -> subprocess.CompletedProcess[str]:
-        """Like `run`, stopped by a signal (Ctrl-C) as soon as the condition holds."""
+        """Like `run`, with a Ctrl-C as soon as the condition holds."""
         ended = threading.Event()
 
         def press() -> None:
             while not condition():
                 if ended.wait(0.02):
                     return
-            os.kill(os.getpid(), by)
+            os.kill(os.getpid(), signal.SIGINT)
 
         def interrupt(*_: object) -> None:
             if not ended.is_set():  # else it came too late, and would end the tests
                 raise KeyboardInterrupt
 
-        before = signal.signal(by, interrupt)
+        before = signal.signal(signal.SIGINT, interrupt)
         waiting = threading.Thread(target=press)
         waiting.start()
         try:
@@ -88,7 +88,7 @@ class Sweep:
         finally:
             ended.set()
             waiting.join()
-            signal.signal(by, before)
+            signal.signal(signal.SIGINT, before)
         assert done.returncode == 130, done.stdout + done.stderr
         return done
 
