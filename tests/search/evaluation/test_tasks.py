@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -87,4 +89,29 @@ def test_after_a_failure_no_other_task_goes_on(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no"):
         run_tasks([Task(refused), Task(partial(waits, log, "a"))], 2)
     run_tasks([Task(partial(after, log, "b"))], 1)
+    assert Path(log).read_text() == "b"
+
+
+def test_after_two_interrupts_no_task_goes_on(tmp_path: Path) -> None:
+    """The second one comes while the first is being handled."""
+    log = str(tmp_path / "log")
+    waits, after = (remote(f).remote for f in (note_late, note))  # type: ignore[attr-defined]
+    again = iter((0.1,))
+
+    def press(delay: float) -> None:
+        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    def interrupt(*_: object) -> None:
+        for wait in again:
+            press(wait)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        press(2)
+        with pytest.raises(KeyboardInterrupt):
+            run_tasks([Task(partial(waits, log, "a"))], 1)
+        run_tasks([Task(partial(after, log, "b"))], 1)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert Path(log).read_text() == "b"
